@@ -1,0 +1,188 @@
+"""Vector quantisation (van den Oord et al. 2017) with an optional start from data and revival of unused codes.
+
+Legend: B batch, C code width, H W space, N = B*H*W vectors, n_embed codes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.util import ConfigError
+
+
+class VectorQuantizer2(nn.Module):
+    """Replace each vector by the nearest code; gradients pass straight through.
+
+    The training loss is mean((sg[z_q] - z)²) + mean((z_q - sg[z])²) with weight ``beta`` on one of the terms.
+
+    Args:
+        n_e: number of codes.
+        e_dim: width of a code.
+        beta: weight of one of the two loss terms, see ``legacy``.
+        remap: path of a ``.npy`` with the used codes; indices then count among those.
+        unknown_index: what an index outside ``remap`` becomes: "random", "extra" (one more index) or an int.
+        sane_index_shape: return indices as (B, H, W) instead of flat.
+        legacy: beta weighs the codebook term (as the family's checkpoints were trained) and not the commitment.
+        init_from_data: the first training batch's vectors become the codes, unless a checkpoint brought its own.
+        revive_every: every so many training steps a code that was not used since the last time is replaced by
+            a random vector of the batch; 0 never.
+
+    The state of the last two options lies in persistent buffers, so that a resumed run goes on exactly. A
+    checkpoint without them loads: its codebook counts as initialised.
+
+    Example:
+        >>> quantize = VectorQuantizer2(n_e=16, e_dim=3, beta=0.25)
+        >>> z_q, loss, (_, _, indices) = quantize(torch.randn(2, 3, 4, 4))
+        >>> z_q.shape, indices.shape
+        (torch.Size([2, 3, 4, 4]), torch.Size([32]))
+    """
+
+    def __init__(
+        self,
+        n_e: int,
+        e_dim: int,
+        beta: float = 0.25,
+        remap: str | None = None,
+        unknown_index: str | int = "random",
+        sane_index_shape: bool = False,
+        legacy: bool = True,
+        init_from_data: bool = False,
+        revive_every: int = 0,
+    ) -> None:
+        super().__init__()
+        self.n_e = n_e
+        self.e_dim = e_dim
+        self.beta = beta
+        self.legacy = legacy
+        self.sane_index_shape = sane_index_shape
+        self.revive_every = revive_every
+        self.embedding = nn.Embedding(n_e, e_dim)
+        nn.init.uniform_(self.embedding.weight, -1.0 / n_e, 1.0 / n_e)
+        self.remap = IndexRemap(remap, unknown_index) if remap is not None else None
+        if self.remap is not None:
+            self.register_buffer("used", self.remap.used)
+        self.renews_codes = init_from_data or revive_every > 0
+        if self.renews_codes:
+            self.register_buffer("is_initialised", torch.tensor(not init_from_data))
+            self.register_buffer("num_training_steps", torch.tensor(0))
+            self.register_buffer("use_counts", torch.zeros(n_e, dtype=torch.long))
+            self.register_load_state_dict_pre_hook(_fill_missing_buffers)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+        """Quantise.
+
+        Args:
+            z: (B, C, H, W).
+
+        Returns:
+            z_q: (B, C, H, W), the codes; its gradient is handed to ``z``.
+            loss: scalar.
+            (None, None, indices): indices (B*H*W,), or (B, H, W) with ``sane_index_shape``.
+        """
+        if z.shape[1] != self.e_dim:
+            raise ConfigError(
+                f"the quantiser's codes are {self.e_dim} wide, but the latent has {z.shape[1]} channels: "
+                "give `embed_dim` the number of channels of `quant_conv`'s output."
+            )
+        z = z.movedim(1, -1).float()  # (B, H, W, C)
+        vectors = z.reshape(-1, self.e_dim)  # (N, C)
+        if self.training and self.renews_codes:
+            self._renew_codes(vectors.detach())
+        indices = self.nearest(vectors)  # (N,)
+        if self.training and self.renews_codes:
+            self.use_counts += torch.bincount(indices, minlength=self.n_e)
+        codes = self.embedding(indices).view(z.shape)
+        commitment = F.mse_loss(z, codes.detach())
+        codebook = F.mse_loss(codes, z.detach())
+        loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
+        z_q = z + (codes - z).detach()  # straight through
+        if self.remap is not None:
+            indices = self.remap.to_used(indices.view(z.shape[0], -1), self.used).flatten()
+        if self.sane_index_shape:
+            indices = indices.view(z.shape[:-1])
+        return z_q.movedim(-1, 1).contiguous(), loss, (None, None, indices)
+
+    @torch.no_grad()
+    def nearest(self, vectors: Tensor) -> Tensor:
+        """Index of the nearest code: vectors (N, C) -> (N,)."""
+        codes = self.embedding.weight
+        with torch.autocast(vectors.device.type, enabled=False):  # halves would confuse near codes
+            distances = (
+                vectors.square().sum(dim=1, keepdim=True) + codes.square().sum(dim=1) - 2 * vectors @ codes.T
+            )
+        return distances.argmin(dim=1)
+
+    def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
+        """Codes of ``indices``; with ``shape`` = (B, H, W, C) as a picture (B, C, H, W)."""
+        if self.remap is not None:
+            indices = self.remap.to_all(indices, self.used)
+        codes = self.embedding(indices)
+        return codes if shape is None else codes.view(shape).movedim(-1, 1).contiguous()
+
+    @torch.no_grad()
+    def _renew_codes(self, vectors: Tensor) -> None:
+        """Replace all codes before the first step, the unused ones at each revival; no value leaves the device."""
+        is_due = torch.zeros_like(self.is_initialised)
+        if self.revive_every:
+            is_due = (self.num_training_steps > 0) & (self.num_training_steps % self.revive_every == 0)
+        counts = self.use_counts
+        candidates = vectors[self._spread_indices(vectors)]  # (n_embed, C)
+        if dist.is_available() and dist.is_initialized():  # every process must keep the same codebook
+            counts = counts.clone()
+            dist.all_reduce(counts)
+            dist.broadcast(candidates, src=0)
+        is_replaced = ~self.is_initialised | (is_due & (counts == 0))  # (n_embed,)
+        self.embedding.weight.copy_(torch.where(is_replaced[:, None], candidates, self.embedding.weight))
+        self.use_counts.mul_(~is_due)
+        self.num_training_steps += 1
+        self.is_initialised.fill_(True)
+
+    def _spread_indices(self, vectors: Tensor) -> Tensor:
+        """(n_embed,) random rows of ``vectors``, no row twice while there are as many rows as codes."""
+        rows = vectors.shape[0]
+        order = torch.arange(self.n_e, device=vectors.device, dtype=torch.float64)
+        shift = torch.randint(self.n_e, (), device=vectors.device)
+        within = torch.rand(self.n_e, device=vectors.device)
+        strata = (order + shift) % self.n_e + within  # one draw from each of n_embed equal parts of the batch
+        return (strata * (rows / self.n_e)).long().clamp(max=rows - 1)
+
+
+class IndexRemap:
+    """Counts indices among the codes in use only, as a transformer trained on them expects."""
+
+    def __init__(self, path: str, unknown_index: str | int) -> None:
+        import numpy as np
+
+        self.used = torch.as_tensor(np.load(path)).long()
+        self.num_used = self.used.numel()
+        if not (unknown_index in ("random", "extra") or isinstance(unknown_index, int)):
+            raise ConfigError(f"unknown_index is {unknown_index!r}; expected 'random', 'extra' or an integer.")
+        self.unknown_index = self.num_used if unknown_index == "extra" else unknown_index
+
+    def to_used(self, indices: Tensor, used: Tensor) -> Tensor:
+        """Codebook indices -> positions in ``used``."""
+        match = indices[..., None] == used
+        position = match.long().argmax(-1)
+        if self.unknown_index == "random":
+            unknown = torch.randint_like(position, self.num_used)
+        else:
+            unknown = torch.full_like(position, int(self.unknown_index))
+        return torch.where(match.any(-1), position, unknown)
+
+    def to_all(self, indices: Tensor, used: Tensor) -> Tensor:
+        """Positions in ``used`` -> codebook indices; the extra index falls on the first code."""
+        return used[torch.where(indices >= self.num_used, 0, indices)]
+
+
+def _fill_missing_buffers(module: VectorQuantizer2, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A codebook from a checkpoint without our counters is a trained one: it starts with empty counters."""
+    if f"{prefix}embedding.weight" not in state_dict:
+        return
+    state_dict.setdefault(f"{prefix}is_initialised", torch.tensor(True))
+    state_dict.setdefault(f"{prefix}num_training_steps", torch.tensor(0))
+    state_dict.setdefault(f"{prefix}use_counts", torch.zeros(module.n_e, dtype=torch.long))
