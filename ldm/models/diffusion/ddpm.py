@@ -1,0 +1,426 @@
+"""Denoising diffusion on pixels (DDPM) and on the latents of a first stage (LatentDiffusion, Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from ldm.diffusion.samplers import Denoiser, Inpainting, StepCallback, ddim_sample, ddpm_sample
+from ldm.diffusion.schedule import extract, make_beta_schedule, schedule_buffers, vlb_weights
+from ldm.models.checkpoints import load_into, strip_prefix
+from ldm.models.diffusion.pictures import latent_diffusion_pictures
+from ldm.models.inputs import batch_value, images_from_batch
+from ldm.models.pictures import CaptionedGrid
+from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
+from ldm.modules.ema import LitEma
+from ldm.util import ConfigError, UserError, instantiate_from_config
+
+
+class DDPM(pl.LightningModule):
+    """A denoising network trained to predict the noise (or the clean image) at a random noise level."""
+
+    def __init__(
+        self,
+        unet_config: Mapping[str, Any],
+        timesteps: int = 1000,
+        beta_schedule: str = "linear",
+        loss_type: str = "l2",
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        load_only_unet: bool = False,
+        monitor: str | None = "val/loss",
+        use_ema: bool = True,
+        ema_decay: float = 0.9999,
+        first_stage_key: str = "image",
+        image_size: int = 256,
+        channels: int = 3,
+        log_every_t: int = 100,
+        clip_denoised: bool = True,
+        linear_start: float = 1e-4,
+        linear_end: float = 2e-2,
+        cosine_s: float = 8e-3,
+        given_betas: Sequence[float] | None = None,
+        original_elbo_weight: float = 0.0,
+        v_posterior: float = 0.0,
+        l_simple_weight: float = 1.0,
+        conditioning_key: str | None = None,
+        parameterization: str = "eps",
+        scheduler_config: Mapping[str, Any] | None = None,
+        learn_logvar: bool = False,
+        logvar_init: float = 0.0,
+    ) -> None:
+        """Build network, schedule and moving average. Names and defaults are LDM's.
+
+        Args:
+            unet_config: ``{target, params}`` of the network.
+            timesteps: T.
+            beta_schedule: see ``make_beta_schedule``, with linear_start, linear_end, cosine_s; or ``given_betas``.
+            loss_type: ``l1`` or ``l2``.
+            ckpt_path: weights to start from, without the keys that start with one of ``ignore_keys``.
+            load_only_unet: take only the network from ``ckpt_path``.
+            monitor: logged metric by which checkpoints are kept.
+            use_ema: keep a moving average of the network, of decay ``ema_decay``.
+            first_stage_key: entry of the batch that holds the images.
+            image_size: height and width of what is denoised.
+            channels: channels of what is denoised.
+            log_every_t: distance of the time steps in pictures of the process.
+            clip_denoised: clamp x0 estimates to [-1, 1] while sampling (pixels only).
+            original_elbo_weight: weight of the variational bound.
+            v_posterior: see ``schedule_buffers``.
+            l_simple_weight: weight of the simple loss.
+            conditioning_key: see ``DiffusionWrapper``.
+            parameterization: the network predicts ``eps`` or ``x0``.
+            scheduler_config: learning-rate multiplier, called with the number of optimizer steps.
+            learn_logvar: learn one log variance per time step, starting at ``logvar_init``.
+        """
+        super().__init__()
+        if loss_type not in ("l1", "l2"):
+            raise ConfigError(f"model.params.loss_type '{loss_type}' is unknown; choose 'l1' or 'l2'")
+        self.learning_rate = 1e-4
+        self.parameterization, self.loss_type = parameterization, loss_type
+        self.first_stage_key, self.image_size, self.channels = first_stage_key, image_size, channels
+        self.log_every_t, self.clip_denoised = log_every_t, clip_denoised
+        self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
+        self.scheduler_config = scheduler_config
+        self.model = DiffusionWrapper(unet_config, conditioning_key)
+        self.use_ema = use_ema
+        if use_ema:
+            self.model_ema = LitEma(self.model, decay=ema_decay)
+        if monitor is not None:
+            self.monitor = monitor
+        betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
+        betas = betas if given_betas is None else np.asarray(given_betas, dtype=np.float64)
+        self.num_timesteps = len(betas)
+        buffers = schedule_buffers(betas, v_posterior)
+        self.schedule_names = tuple(buffers)
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+        self.register_buffer("lvlb_weights", vlb_weights(buffers, parameterization), persistent=False)
+        logvar = torch.full((self.num_timesteps,), float(logvar_init))
+        self.learn_logvar = learn_logvar
+        if learn_logvar:
+            self.logvar = nn.Parameter(logvar)
+        else:
+            self.register_buffer("logvar", logvar, persistent=False)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
+
+    def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> None:
+        """Load weights from ``path``; see ``load_into`` for what is reported and refused."""
+        if only_unet:
+            load_into(self.model, path, ignore_keys, transform=lambda state: strip_prefix(state, "model."))
+        else:
+            load_into(self, path, ignore_keys)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is denoised."""
+        return self.channels, self.image_size, self.image_size
+
+    @contextlib.contextmanager
+    def ema_scope(self) -> Iterator[None]:
+        """Within it, the averaged weights are in place of the trained ones; without an average it does nothing."""
+        if not self.use_ema:
+            yield
+            return
+        self.model_ema.store(self.model.parameters())
+        self.model_ema.copy_to(self.model)
+        try:
+            yield
+        finally:
+            self.model_ema.restore(self.model.parameters())
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps."""
+        signal = extract(self.sqrt_alphas_cumprod, t, x_start) * x_start
+        return signal + extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
+
+    def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_0 = sqrt(1 / abar_t) x_t - sqrt(1 / abar_t - 1) eps."""
+        scaled = extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t
+        return scaled - extract(self.sqrt_recipm1_alphas_cumprod, t, x_t) * noise
+
+    def predict_noise_from_start(self, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
+        """eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t)."""
+        residual = x_t - extract(self.sqrt_alphas_cumprod, t, x_t) * x_start
+        return residual / extract(self.sqrt_one_minus_alphas_cumprod, t, x_t)
+
+    def start_from_prediction(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
+        """The estimate of x_0 that a network output stands for."""
+        return self.predict_start_from_noise(x_t, t, prediction) if self.parameterization == "eps" else prediction
+
+    def get_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Per-sample mean of |target - prediction| (l1) or its square (l2), (B,)."""
+        difference = target - prediction
+        return (difference.abs() if self.loss_type == "l1" else difference.square()).flatten(1).mean(1)
+
+    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any) -> Tensor:
+        """The network's output for a condition as ``get_condition`` gives it, (B, C, H, W)."""
+        if cond is None:
+            return self.model(x_noisy, t)
+        key = "c_concat" if self.model.conditioning_key == "concat" else "c_crossattn"
+        return self.model(x_noisy, t, **(cond if isinstance(cond, dict) else {key: [cond]}))
+
+    def p_losses(self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None) -> tuple[Tensor, dict]:
+        """Loss at time steps t (B,) for clean x_start (B, C, H, W); see ``weigh_losses`` for the result."""
+        noise = torch.randn_like(x_start) if noise is None else noise
+        prediction = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
+        return self.weigh_losses(prediction, noise if self.parameterization == "eps" else x_start, t)
+
+    def weigh_losses(
+        self, prediction: Tensor, target: Tensor, t: Tensor, added: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Simple loss, variational bound and a method's own term into one number (LDM, get_loss and p_losses).
+
+        Args:
+            prediction: (B, C, H, W).
+            target: (B, C, H, W).
+            t: (B,) time steps.
+            added: (B,) loss of the method, its weight included.
+
+        Returns:
+            the loss (), and the terms by name.
+        """
+        simple = self.get_loss(prediction, target)
+        logvar = self.logvar[t]
+        loss = self.l_simple_weight * (simple / torch.exp(logvar) + logvar).mean()
+        bound = (self.lvlb_weights[t] * simple).mean()
+        terms = {"loss_simple": simple.mean(), "loss_vlb": bound}
+        if self.learn_logvar:
+            terms |= {"loss_gamma": (simple / torch.exp(logvar) + logvar).mean(), "logvar": self.logvar.mean()}
+        if added is not None:
+            terms["loss_dis"] = added.mean()
+            loss = loss + added.mean()
+        loss = loss + self.original_elbo_weight * bound
+        return loss, terms | {"loss": loss}
+
+    def get_input(self, batch: Mapping[str, Any]) -> Tensor:
+        """What is denoised, (B, C, H, W)."""
+        return images_from_batch(batch, self.first_stage_key)
+
+    def get_condition(self, batch: Mapping[str, Any]) -> Any:
+        """The condition of a batch, None if there is none."""
+        return None
+
+    def shared_step(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
+        """Loss at uniformly drawn time steps, its terms, and the batch size."""
+        x = self.get_input(batch)
+        t = torch.randint(0, self.num_timesteps, (len(x),), device=self.device)
+        loss, terms = self.p_losses(x, self.get_condition(batch), t)
+        return loss, terms, len(x)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """One step; logs ``train/*``."""
+        loss, terms, size = self.shared_step(batch)
+        self.log_dict({f"train/{k}": v.detach() for k, v in terms.items() if k != "loss"}, batch_size=size)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.log("train/epoch_num", float(self.current_epoch), batch_size=size)
+        self.log("train/step_num", float(self.global_step), batch_size=size)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Logs ``val/*`` of the trained weights and ``val/*_ema`` of the averaged ones."""
+        _, terms, size = self.shared_step(batch)
+        self.log_dict({f"val/{k}": v for k, v in terms.items()}, batch_size=size)
+        if self.use_ema:
+            with self.ema_scope():
+                _, terms, _ = self.shared_step(batch)
+            self.log_dict({f"val/{k}_ema": v for k, v in terms.items()}, batch_size=size)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Move the averaged weights along."""
+        if self.use_ema:
+            self.model_ema(self.model)
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """What the optimizer gets; frozen weights are not among it."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        return [*parameters, self.logvar] if self.learn_logvar else parameters
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with torch's defaults (weight decay 0.01), and the learning-rate multiplier if one is configured."""
+        optimizer = torch.optim.AdamW(self.trained_parameters(), lr=self.learning_rate)
+        if self.scheduler_config is None:
+            return optimizer
+        factor = instantiate_from_config(self.scheduler_config)
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+
+    def denoiser(self, cond: Any) -> Denoiser:
+        """The function samplers call: noise in x_t under a condition."""
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            prediction = self.apply_model(x, t, cond)
+            if self.parameterization == "eps":
+                return prediction
+            return self.predict_noise_from_start(x, t, prediction)
+
+        return denoise
+
+    def sample(
+        self,
+        x_T: Tensor,
+        cond: Any = None,
+        num_steps: int | None = None,
+        eta: float = 1.0,
+        quantize_denoised: bool = False,
+        inpainting: Inpainting | None = None,
+        callback: StepCallback | None = None,
+    ) -> Tensor:
+        """From noise (B, C, H, W) to a sample, by DDIM with ``num_steps`` steps or, if None, by DDPM with all T."""
+        common = {
+            "quantize_x0": self.quantize_latent if quantize_denoised else None,
+            "inpainting": inpainting,
+            "callback": callback,
+        }
+        if num_steps is not None:
+            return ddim_sample(self.denoiser(cond), x_T, self.alphas_cumprod, num_steps, eta, **common)
+        buffers = {name: getattr(self, name) for name in self.schedule_names}
+        return ddpm_sample(self.denoiser(cond), x_T, buffers, clip_denoised=self.clip_denoised, **common)
+
+    def quantize_latent(self, z: Tensor) -> Tensor:
+        """z on the codebook of the first stage; here there is none."""
+        return z
+
+    def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
+        """What is denoised, as images; here the same."""
+        return z
+
+    @torch.no_grad()
+    def log_images(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor | CaptionedGrid]:
+        """Pictures by name; ``options`` are those of ``latent_diffusion_pictures``."""
+        with self.ema_scope():
+            return latent_diffusion_pictures(self, batch, **options)
+
+
+class LatentDiffusion(DDPM):
+    """DDPM on the latents of a frozen first stage, with or without a condition."""
+
+    def __init__(
+        self,
+        first_stage_config: Mapping[str, Any] | str,
+        cond_stage_config: Mapping[str, Any] | str,
+        num_timesteps_cond: int = 1,
+        cond_stage_key: str = "image",
+        cond_stage_trainable: bool = False,
+        concat_mode: bool = True,
+        cond_stage_forward: str | None = None,
+        conditioning_key: str | None = None,
+        scale_factor: float = 1.0,
+        scale_by_std: bool = False,
+        clip_denoised: bool = False,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
+        """Build first stage and condition stage beside the network.
+
+        Args:
+            first_stage_config: ``{target, params}`` of the autoencoder.
+            cond_stage_config: ``{target, params}``, ``__is_unconditional__`` or ``__is_first_stage__``.
+            num_timesteps_cond: accepted for LDM's configs, which all say 1.
+            cond_stage_key: entry of the batch the condition is made from.
+            cond_stage_trainable: train the condition stage along.
+            concat_mode: without ``conditioning_key``: concatenate (else cross-attention).
+            cond_stage_forward: name of the condition stage's method, if not ``encode`` or ``forward``.
+            scale_factor: the latent is multiplied by it.
+            scale_by_std: set it to 1 / std of the first training batch.
+            clip_denoised: latents are not clamped.
+            **kwargs: see ``DDPM``.
+        """
+        if num_timesteps_cond != 1:
+            raise ConfigError(f"model.params.num_timesteps_cond: found {num_timesteps_cond}, only 1 is supported")
+        if cond_stage_config == "__is_unconditional__":
+            conditioning_key = None
+        elif conditioning_key is None:
+            conditioning_key = "concat" if concat_mode else "crossattn"
+        super().__init__(conditioning_key=conditioning_key, clip_denoised=clip_denoised, **kwargs)
+        self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
+        self.cond_stage_forward, self.scale_by_std = cond_stage_forward, scale_by_std
+        self.restarted_from_ckpt = ckpt_path is not None
+        self.register_buffer("scale_factor", torch.tensor(float(scale_factor)), persistent=scale_by_std)
+        self.first_stage_model = freeze(instantiate_from_config(first_stage_config))
+        self.cond_stage_model = self.build_cond_stage(cond_stage_config)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys)
+
+    def build_cond_stage(self, config: Mapping[str, Any] | str) -> nn.Module | None:
+        """The module that turns ``batch[cond_stage_key]`` into a condition; None when there is none."""
+        if config in ("__is_unconditional__", "__is_first_stage__"):
+            return self.first_stage_model if config == "__is_first_stage__" else None
+        module = instantiate_from_config(config)
+        return module if self.cond_stage_trainable else freeze(module)
+
+    def train(self, mode: bool = True) -> LatentDiffusion:
+        """Frozen stages stay in evaluation mode whatever the rest does."""
+        super().train(mode)
+        self.first_stage_model.eval()
+        if self.cond_stage_model is not None and not self.cond_stage_trainable:
+            self.cond_stage_model.eval()
+        return self
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Network, log variances, and the condition stage where it is trained."""
+        parameters = super().trained_parameters()
+        return [*parameters, *self.cond_stage_model.parameters()] if self.cond_stage_trainable else parameters
+
+    @torch.no_grad()
+    def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Before the very first step, measure the latents' deviation; all processes take rank zero's."""
+        first = self.current_epoch == 0 and self.global_step == 0 and batch_idx == 0
+        if self.scale_by_std and first and not self.restarted_from_ckpt:
+            z = self.encode_first_stage(images_from_batch(batch, self.first_stage_key)) / self.scale_factor
+            self.scale_factor.copy_(self.trainer.strategy.broadcast(1.0 / z.flatten().std()))
+
+    @torch.no_grad()
+    def encode_first_stage(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> scaled latent (B, C, h, w)."""
+        encoded = self.first_stage_model.encode(x)
+        z = encoded if isinstance(encoded, Tensor) else encoded.sample()
+        if z.shape[1:] != self.latent_shape:
+            raise UserError(
+                f"images of {x.shape[-2]} x {x.shape[-1]} give latents of shape {tuple(z.shape[1:])}, but "
+                f"model.params says channels {self.channels}, image_size {self.image_size}: change either"
+            )
+        return self.scale_factor * z
+
+    def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
+        """Scaled latent (B, C, h, w) -> images (B, 3, H, W); gradients pass."""
+        options = {"force_not_quantize": True} if force_not_quantize and self.quantizes else {}
+        return self.first_stage_model.decode(z / self.scale_factor, **options)
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the first stage has a codebook."""
+        return isinstance(getattr(self.first_stage_model, "quantize", None), nn.Module)
+
+    def quantize_latent(self, z: Tensor) -> Tensor:
+        """Scaled latent -> its nearest scaled codebook vectors."""
+        return self.scale_factor * self.first_stage_model.quantize(z / self.scale_factor)[0] if self.quantizes else z
+
+    def get_input(self, batch: Mapping[str, Any]) -> Tensor:
+        """Scaled latents of the batch's images, (B, C, h, w)."""
+        return self.encode_first_stage(images_from_batch(batch, self.first_stage_key))
+
+    def get_condition(self, batch: Mapping[str, Any]) -> Any:
+        """Output of the condition stage, or None."""
+        if self.cond_stage_model is None:
+            return None
+        value = batch if self.cond_stage_key == "class_label" else batch_value(batch, self.cond_stage_key)
+        if isinstance(value, Tensor) and value.ndim == 4:
+            value = images_from_batch(batch, self.cond_stage_key)
+        stage = self.cond_stage_model
+        method = self.cond_stage_forward or ("encode" if hasattr(stage, "encode") else "forward")
+        cond = getattr(stage, method)(value)
+        return cond.mode() if hasattr(cond, "mode") else cond
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """``module`` in evaluation mode, without gradients."""
+    return module.eval().requires_grad_(False)

@@ -1,0 +1,64 @@
+"""From a batch as the data room delivers it to the tensors a model computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldm.util import UserError
+
+
+def batch_value(batch: Mapping[str, Any], key: str) -> Any:
+    """``batch[key]``.
+
+    Raises:
+        UserError: the data set does not deliver ``key``; says what it does deliver.
+    """
+    if key not in batch:
+        raise UserError(
+            f"the batch has no '{key}', only {', '.join(sorted(batch))}: choose a data set (data.params.train) that "
+            f"delivers '{key}', or name another key in the model's first_stage_key, cond_stage_key or image_key"
+        )
+    return batch[key]
+
+
+def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
+    """Images for a network.
+
+    Args:
+        batch: ``batch[key]`` is (B, H, W, C) or (B, H, W), uint8 in [0, 255] or float in [-1, 1].
+        key: which entry to take.
+
+    Returns:
+        (B, C, H, W) contiguous float in [-1, 1] on the batch's device.
+
+    Raises:
+        UserError: the key is missing or the shape is not one of an image batch.
+    """
+    images = batch_value(batch, key)
+    if not isinstance(images, Tensor) or images.ndim not in (3, 4):
+        found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise UserError(f"batch['{key}']: expected images of shape (B, H, W, C) or (B, H, W), found {found}")
+    if images.ndim == 3:
+        images = images.unsqueeze(-1)
+    images = images.permute(0, 3, 1, 2)
+    if images.dtype == torch.uint8:
+        images = images.float() / 127.5 - 1.0
+    return images.float().contiguous()
+
+
+def check_image_size(images: Tensor, expected: int, where: str) -> None:
+    """Compare the images' height and width with what the network was configured for.
+
+    Raises:
+        UserError: they differ.
+    """
+    height, width = images.shape[-2:]
+    if (height, width) != (expected, expected):
+        raise UserError(
+            f"images of {height} x {width} pixels, but {where} says {expected} x {expected}: set the data set's size "
+            f"(data.params.*.params.size) to {expected} or {where} to {height}"
+        )

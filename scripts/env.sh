@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Makes the environment, or finds the one that is there. Sourced by quickstart.sh and test.sh; afterwards $PY is its Python.
+#   VENV=path   where the environment lives (default: .venv in the repository)
+#   PYTHON=path the Python to make it with (default: the newest of python3.13 ... python3.11 on the PATH)
+# An active virtual or conda environment that already holds everything is used as it is.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${VENV:-$ROOT/.venv}"
+PACKAGES="torch torchvision pytorch_lightning omegaconf open_clip einops h5py scipy sklearn taming requests torchmetrics
+          safetensors tensorboard matplotlib PIL rich lmdb pytest"
+
+has_all() {  # is every package importable by Python $1?
+    "$1" - $PACKAGES <<'PY' 2>/dev/null
+import importlib.util, sys
+sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
+PY
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
+        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "No Python 3.11 or newer was found. Install one, or name it: PYTHON=/path/to/python bash $0" >&2
+    return 1
+}
+
+make_environment() {
+    local base stamp
+    stamp="$(cat "$ROOT/setup.py" "$ROOT/constraints.txt" | cksum)"
+    PY="$VENV/bin/python"
+    if [ -f "$VENV/.stamp" ] && [ "$(cat "$VENV/.stamp")" = "$stamp" ]; then
+        echo "Using the environment $VENV"
+        return
+    fi
+    if [ ! -d "$VENV" ] && [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && has_all python; then
+        PY="$(command -v python)"
+        echo "Using the active environment ($PY)"
+        return
+    fi
+    base="$(find_python)" || return 1
+    echo "Making the environment $VENV with $("$base" --version); this downloads PyTorch and takes some minutes"
+    [ -x "$PY" ] || "$base" -m venv "$VENV" || return 1
+    "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/constraints.txt" -e "$ROOT[dev,lmdb]" || {
+        echo "The installation failed. Mend what pip says above and run the same command again." >&2
+        return 1
+    }
+    echo "$stamp" > "$VENV/.stamp"
+}
+
+make_environment || exit 1
+cd "$ROOT" || exit 1
+# Idle threads should sleep, not spin: on few or shared cores spinning costs many times the work.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Makes the environment and runs the fast tests. Further arguments go to pytest: bash scripts/test.sh -m slow
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
+exec "$PY" -m pytest "$@"
