@@ -19,7 +19,7 @@ SCALES = np.linspace(0.55, 1.15, 8)
 ORIENTATIONS = np.linspace(-30.0, 30.0, 15)  # degrees the camera turns about the object, as in 3dshapes
 NUM_CONFIGURATIONS = 8 * 4 * 15
 
-GEOMETRY_VERSION = 1  # raise it whenever a change here changes a picture: cached maps are then made anew
+GEOMETRY_VERSION = 2  # raise it whenever a change here changes a picture: cached maps are then made anew
 SAMPLES_PER_SIDE = 4  # rays per pixel side; each of the 16 also sees its own point of the lamp (soft shadow)
 
 _WALL = 2.7
@@ -163,7 +163,8 @@ def _hit_scaled(solid: Solid, scale: float, o: np.ndarray, d: np.ndarray) -> np.
     along = _dot(to_centre, d)
     near = _dot(to_centre, to_centre) - along**2 <= solid.radius**2
     t = np.full(len(o), _FAR)
-    t[near] = solid.hit(o[near], d[near]) * scale
+    found = solid.hit(o[near], d[near])
+    t[near] = np.where(found < _FAR, found * scale, _FAR)
     return t
 
 
