@@ -77,6 +77,7 @@ class FactorDataset(Dataset):
 
     Attributes:
         rows: (n,) int64, the row in the whole set of each position of this split.
+        in_memory: whether images cost so little that loader processes would only cost more.
 
     Items and batches are dicts:
         image: (H, W, 3) or (B, H, W, 3) uint8.
@@ -88,6 +89,8 @@ class FactorDataset(Dataset):
     Raises:
         ConfigError: an option outside its choices.
     """
+
+    in_memory = False
 
     def __init__(
         self,

@@ -138,6 +138,8 @@ class World3D(FactorDataset):
         ['red floor', 'red wall', 'red object', 'tiny object', 'cube', 'seen from the far left']
     """
 
+    in_memory = True
+
     def __init__(
         self,
         size: int = 32,
