@@ -84,8 +84,7 @@ def schedule_buffers(betas: np.ndarray, v_posterior: float = 0.0) -> dict[str, T
         "posterior_mean_coef2": (1 - abar_prev) * np.sqrt(alphas) / (1 - abar),
     }
     buffers = {name: torch.tensor(value, dtype=torch.float32) for name, value in arrays.items()}
-    abar32 = buffers["alphas_cumprod"]
-    noise_level = torch.sqrt(1 - abar32)
+    noise_level = buffers["sqrt_one_minus_alphas_cumprod"]
     buffers["shift_coef"] = -torch.sqrt(1 - buffers["betas"]) * (1 - buffers["alphas_cumprod_prev"]) / noise_level
     buffers["ddim_coef"] = -noise_level
     return buffers

@@ -263,8 +263,10 @@ class CLIPDisDiff(LatentDiffusion):
         vocabulary = self.vocabulary or test_vocabulary(self.trainer)
         self._readout = None
         if vocabulary is not None:
-            embeddings = self.cond_stage_model["text_encoder"].vocabulary_embeddings(vocabulary)
-            self._readout = AttributeReadout(embeddings).to(self.device)
+            encoder = self.cond_stage_model["text_encoder"]
+            counts = [len(words) for words in vocabulary.words]
+            texts = [[vocabulary.phrases(k, w)[0] for w in range(count)] for k, count in enumerate(counts)]
+            self._readout = AttributeReadout(encoder.vocabulary_embeddings(texts), encoder.logit_scale)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The representation of the batch, for whoever writes it down."""

@@ -1,0 +1,31 @@
+import pytest
+
+from ldm.lr_scheduler import LambdaLinearScheduler, LambdaWarmUpCosineScheduler, LambdaWarmUpCosineScheduler2
+from ldm.util import ConfigError
+
+
+def test_ldm_default_warms_up_then_stays():
+    factor = LambdaLinearScheduler([10000], [1.0], [1.0], [1e-6], [10000000000000])
+    assert factor(0) == pytest.approx(1e-6)
+    assert factor(5000) == pytest.approx(0.5, abs=1e-4)
+    assert factor(10_000) == factor(2_000_000) == pytest.approx(1.0)
+
+
+def test_linear_decay_over_the_cycle():
+    factor = LambdaLinearScheduler([10], [0.1], [1.0], [0.0], [100])
+    assert factor(50) == pytest.approx(0.55)
+    assert factor(100) == factor(500) == pytest.approx(0.1)
+
+
+def test_cosines_start_and_end_where_told():
+    once = LambdaWarmUpCosineScheduler(10, 0.1, 1.0, 0.0, 110)
+    cycles = LambdaWarmUpCosineScheduler2([10, 10], [0.1, 0.1], [1.0, 0.5], [0.0, 0.0], [110, 110])
+    assert once(5) == cycles(5) == pytest.approx(0.5)
+    assert once(60) == cycles(60) == pytest.approx(0.55)
+    assert once(110) == cycles(110) == pytest.approx(0.1)
+    assert cycles(120) == pytest.approx(0.5)
+
+
+def test_lists_of_different_lengths_are_refused():
+    with pytest.raises(ConfigError, match="one length"):
+        LambdaLinearScheduler([10], [1.0, 1.0], [1.0], [0.0], [100])
