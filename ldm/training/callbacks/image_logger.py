@@ -1,0 +1,146 @@
+"""Pictures of what the model does, written now and then while it trains."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from torch import Tensor
+
+from ldm.evaluation.pictures import draw_grid, draw_images
+from ldm.models.pictures import CaptionedGrid
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+
+class ImageLogger(pl.Callback):
+    """Calls the model's ``log_images`` on the LDM schedule and writes what it hands out.
+
+    Pictures go to ``<run>/images/<split>/<key>_gs-%06d_e-%06d_b-%06d.png`` and to TensorBoard and W&B.
+
+    Args:
+        batch_frequency: steps between two pictures.
+        max_images: images of a tensor drawn at most.
+        clamp: cut values to [-1, 1].
+        increase_log_steps: also log at steps 1, 2, 4, ... up to ``batch_frequency``.
+        rescale: images are in [-1, 1]; False when they are in [0, 1] already.
+        disabled: log nothing.
+        log_on_batch_idx: count batches of the epoch instead of steps of the run.
+        log_first_step: also log at step 0.
+        log_images_kwargs: handed to ``log_images``.
+        log_config: accepted for EncDiff's configs; its plots of single items are not drawn.
+    """
+
+    def __init__(
+        self,
+        batch_frequency: int,
+        max_images: int,
+        clamp: bool = True,
+        increase_log_steps: bool = True,
+        rescale: bool = True,
+        disabled: bool = False,
+        log_on_batch_idx: bool = False,
+        log_first_step: bool = False,
+        log_images_kwargs: Mapping[str, Any] | None = None,
+        log_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.batch_frequency = batch_frequency
+        self.max_images = max_images
+        self.clamp = clamp
+        self.rescale = rescale
+        self.disabled = disabled
+        self.log_on_batch_idx = log_on_batch_idx
+        self.log_first_step = log_first_step
+        self.log_images_kwargs = dict(log_images_kwargs or {})
+        powers = int(np.log2(batch_frequency)) + 1 if increase_log_steps else 0
+        self._early = {split: [2**power for power in range(powers)] for split in ("train", "val")}
+        if log_config:
+            logger.warning("ImageLogger: log_config is accepted but draws nothing; results.json has the figures")
+
+    def is_due(self, index: int, split: str = "train") -> bool:
+        """Whether the schedule names this step; each early step is used up by one hit."""
+        if index == 0 and not self.log_first_step:
+            return False
+        if index % self.batch_frequency == 0:
+            return True
+        if index in self._early[split]:
+            self._early[split].remove(index)
+            return True
+        return False
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log training images on schedule."""
+        self._log(trainer, pl_module, batch, batch_idx, "train")
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Log the first validation batch on schedule."""
+        if batch_idx == 0 and not trainer.sanity_checking:
+            self._log(trainer, pl_module, batch, batch_idx, "val")
+
+    def _log(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, split: str
+    ) -> None:
+        # Not global_step: with two optimizers Lightning counts each of them.
+        step = (trainer.fit_loop.total_batch_idx + 1) // trainer.accumulate_grad_batches
+        index = batch_idx if self.log_on_batch_idx else step
+        if self.disabled or not hasattr(pl_module, "log_images") or not self.is_due(index, split):
+            return
+        if not trainer.is_global_zero:
+            return
+        images = self._draw(pl_module, batch, split)
+        stamp = f"gs-{step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}"
+        for key, picture in images.items():
+            path = Path(trainer.default_root_dir) / "images" / split / f"{key}_{stamp}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            for run_logger in trainer.loggers:
+                _send(run_logger, f"{split}/{key}", picture, step)
+
+    def _draw(self, pl_module: pl.LightningModule, batch: Any, split: str) -> dict[str, Image.Image]:
+        """Ask the model for images in evaluation mode, without gradients and without touching its noise."""
+        was_training = pl_module.training
+        pl_module.eval()
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            options = {"split": split, "N": self.max_images, **self.log_images_kwargs}
+            images = pl_module.log_images(batch, **options)
+        pl_module.train(was_training)
+        return {key: self._picture(key, value) for key, value in images.items()}
+
+    def _picture(self, key: str, value: Tensor | CaptionedGrid) -> Image.Image:
+        if isinstance(value, CaptionedGrid):
+            return draw_grid(value._replace(images=self._shown(value.images)))
+        return draw_images(self._shown(value[: self.max_images]), title=key)
+
+    def _shown(self, images: Tensor) -> Tensor:
+        images = images.detach().float().cpu()
+        if not self.rescale:
+            images = images * 2 - 1
+        return images.clamp(-1, 1) if self.clamp else images
+
+
+def _send(run_logger: Logger, tag: str, picture: Image.Image, step: int) -> None:
+    """Hand one picture to a logger that shows pictures."""
+    if isinstance(run_logger, TensorBoardLogger):
+        run_logger.experiment.add_image(tag, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
+    elif hasattr(run_logger, "log_image"):
+        run_logger.log_image(tag, [picture], step=step)

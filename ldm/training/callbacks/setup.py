@@ -1,0 +1,70 @@
+"""The run's own record: ``run.json`` kept up to date, and a copy of it in every checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from ldm.training.loggers import MetricsCSVLogger
+from ldm.training.run_folder import update_run, utc_now
+
+logger = logging.getLogger(__name__)
+
+
+class SetupCallback(pl.Callback):
+    """Writes ``run.json`` when training starts and at each checkpoint; puts the record into checkpoints.
+
+    Args:
+        run_dir: the run's folder.
+        record: plain entries known before training: name, seed, versions, command, fingerprint, ...
+        config: the whole resolved config as plain containers.
+        earlier_seconds: how long earlier parts of a resumed run took.
+    """
+
+    def __init__(
+        self, run_dir: str, record: Mapping[str, Any], config: Mapping[str, Any], earlier_seconds: float = 0.0
+    ) -> None:
+        self.run_dir = Path(run_dir)
+        self.record = copy.deepcopy(dict(record))
+        self.config = copy.deepcopy(dict(config))
+        self._earlier = earlier_seconds
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """How long the run took so far, earlier parts included."""
+        return round(self._earlier + time.monotonic() - self._started, 1)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write the record once the processes know their ranks."""
+        if trainer.is_global_zero and stage == "fit":
+            update_run(self.run_dir, **self.record, status="running", finished=None, seconds=self.seconds)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """After resuming, say where, and let the CSV file go on from there."""
+        steps = trainer.global_step
+        if not pl_module.automatic_optimization:  # Lightning counts each optimizer then, its loggers do not
+            steps = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        for run_logger in trainer.loggers:
+            if isinstance(run_logger, MetricsCSVLogger):
+                run_logger.continue_from(steps)
+        if trainer.ckpt_path:
+            logger.info("resumed at step %d, epoch %d, from %s", steps, trainer.current_epoch, trainer.ckpt_path)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the record and the config, so that a checkpoint explains itself."""
+        checkpoint["run"] = {**self.record, "config": self.config}
+        if trainer.is_global_zero:
+            update_run(self.run_dir, seconds=self.seconds, global_step=trainer.global_step)
+
+    def close(self, status: str) -> None:
+        """Write how the run ended: finished, failed or interrupted."""
+        update_run(self.run_dir, status=status, finished=utc_now(), seconds=self.seconds)

@@ -1,0 +1,171 @@
+"""From config files and overrides to one plain, resolved config that remembers where each key came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.training.cli import find_config_file
+from ldm.training.run_folder import find_run, last_checkpoint
+from ldm.util import ConfigError, UserError
+
+COMMAND_LINE = "command line"
+
+
+@dataclass
+class Config:
+    """One merged and resolved config.
+
+    Attributes:
+        content: plain dicts, lists and scalars.
+        origins: dotted key -> the file (or "command line") that set it last.
+        files: the files merged, in order.
+        pending: texts of references to runs that do not exist yet (only when they are allowed).
+    """
+
+    content: dict[str, Any]
+    origins: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    pending: list[str] = field(default_factory=list)
+
+    def origin(self, key: str) -> str:
+        """Return where a dotted key was set; a key nobody set answers for the nearest mapping above it."""
+        while key:
+            if key in self.origins:
+                return self.origins[key]
+            below = [origin for known, origin in self.origins.items() if known.startswith(key + ".")]
+            if below:
+                return below[-1]
+            key = key.rpartition(".")[0]
+        return self.files[-1] if self.files else COMMAND_LINE
+
+    def section(self, name: str) -> dict[str, Any]:
+        """Return a top-level mapping; empty when it is absent."""
+        return self.content.get(name) or {}
+
+    def fingerprint(self, seed: int) -> str:
+        """Return 16 hex digits that change whenever anything that shapes the run changes."""
+        text = json.dumps({"seed": seed, **self.content}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_config(
+    files: Sequence[str | os.PathLike],
+    overrides: Sequence[str] = (),
+    roots: Sequence[str | os.PathLike] = ("logs",),
+    allow_pending: bool = False,
+) -> Config:
+    """Merge files from left to right, then ``a.b=c`` overrides, and resolve every ``${...}``.
+
+    Args:
+        files: YAML files; ``-`` and ``_`` in a name may stand for each other.
+        overrides: dotted assignments.
+        roots: folders searched by ``${last_run:NAME}`` and ``${last_ckpt:NAME}``, the first one first.
+        allow_pending: keep references to runs that do not exist yet as text instead of raising.
+
+    Raises:
+        UserError: a file or a run that is needed does not exist.
+        ConfigError: a file is no YAML mapping, or a reference cannot be resolved.
+    """
+    config = Config({})
+    merged = OmegaConf.create({})
+    for given in files:
+        path = find_config_file(str(given))
+        layer = _read_yaml(path)
+        config.origins.update({key: str(path) for key in _dotted_keys(layer)})
+        config.files += (str(path),)
+        merged = OmegaConf.merge(merged, layer)
+    layer = parse_overrides(overrides)
+    config.origins.update({key: COMMAND_LINE for key in _dotted_keys(layer)})
+    merged = OmegaConf.merge(merged, layer)
+    _register_resolvers([str(root) for root in roots], config.pending if allow_pending else None)
+    config.content = _resolve(merged, config)
+    return config
+
+
+def parse_overrides(overrides: Sequence[str]) -> DictConfig:
+    """Read ``a.b=c`` words; values are YAML, so ``1e-4``, ``true``, ``[1, 2]`` mean what they look like."""
+    for word in overrides:
+        if "=" not in word:
+            raise ConfigError(f"command line: {word!r} is no override; expected key=value, as in model.params.x=1")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except Exception as error:  # YAML and grammar errors come from two libraries
+        raise ConfigError(f"command line: the overrides {' '.join(overrides)} cannot be read: {error}") from error
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        layer = OmegaConf.load(path)
+    except Exception as error:  # YAML scanner errors and OmegaConf's own, both name line and column
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(layer, DictConfig):
+        raise ConfigError(f"{path}: expected a mapping with `model` and `data`, found a list or an empty file")
+    return layer
+
+
+def _dotted_keys(layer: DictConfig) -> Iterator[str]:
+    """Yield the dotted key of every entry, mappings before what they hold; lists are one entry."""
+
+    def walk(content: Any, prefix: str) -> Iterator[str]:
+        for key, value in content.items():
+            dotted = f"{prefix}{key}"
+            if isinstance(value, dict):
+                yield from walk(value, dotted + ".")
+            if not isinstance(value, dict) or not value:
+                yield dotted
+
+    yield from walk(OmegaConf.to_container(layer, resolve=False), "")
+
+
+def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
+    """Teach OmegaConf ``env``, ``last_run`` and ``last_ckpt`` as seen from these folders."""
+
+    def environment(name: str, default: Any = KeyError) -> Any:
+        value = os.environ.get(name, default)
+        if value is KeyError:
+            raise ConfigError(
+                f"the environment variable {name} is not set: export it, or write ${{env:{name},default}}"
+            )
+        return value
+
+    def run_reference(kind: str, name: str) -> str:
+        try:
+            run = find_run(str(name), roots)
+            return str(run if kind == "last_run" else last_checkpoint(run))
+        except UserError as error:
+            if pending is None:
+                raise
+            pending.append(str(error).splitlines()[0])
+            return f"<{kind} {name}>"
+
+    OmegaConf.register_new_resolver("env", environment, replace=True)
+    for kind in ("last_run", "last_ckpt"):
+        OmegaConf.register_new_resolver(kind, lambda name, kind=kind: run_reference(kind, name), replace=True)
+
+
+def _resolve(merged: DictConfig, config: Config) -> dict[str, Any]:
+    try:
+        return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", "") or "?")
+        cause = error.__cause__
+        if isinstance(cause, (ConfigError, UserError)):
+            raise type(cause)(f"{config.origin(key)}: {key}: {cause}") from error
+        first_line = str(error).splitlines()[0]
+        raise ConfigError(f"{config.origin(key)}: {key}: {first_line}") from error
+
+
+def save_config(path: Path, content: dict[str, Any], comment: str = "") -> None:
+    """Write plain content as YAML with an optional comment above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    path.write_text(head + OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")

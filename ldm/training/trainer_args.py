@@ -1,0 +1,156 @@
+"""Names of Trainer arguments, those of Lightning 1.4 included, and their translation to Lightning 2.
+
+Kept as plain lists so that a command line or a config is checked without importing Lightning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+# Arguments of pytorch_lightning.Trainer 2.6 that a config may set.
+TRAINER_ARGS = frozenset(
+    """accelerator strategy devices num_nodes precision logger fast_dev_run max_epochs min_epochs max_steps
+    min_steps max_time limit_train_batches limit_val_batches limit_test_batches limit_predict_batches
+    overfit_batches val_check_interval check_val_every_n_epoch num_sanity_val_steps log_every_n_steps
+    enable_checkpointing enable_progress_bar enable_model_summary accumulate_grad_batches gradient_clip_val
+    gradient_clip_algorithm deterministic benchmark inference_mode use_distributed_sampler profiler
+    detect_anomaly barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir""".split()
+)
+
+# Arguments of Lightning 1.4 that have a successor.
+RENAMED_ARGS = frozenset(
+    """gpus num_processes tpu_cores checkpoint_callback progress_bar_refresh_rate weights_summary terminate_on_nan
+    replace_sampler_ddp resume_from_checkpoint reload_dataloaders_every_epoch distributed_backend
+    flush_logs_every_n_steps""".split()
+)
+
+# Arguments of Lightning 1.4 without a successor: accepted, then named in one warning.
+DROPPED_ARGS = frozenset(
+    """amp_backend amp_level auto_lr_find auto_scale_batch_size auto_select_gpus ipus log_gpu_memory
+    move_metrics_to_cpu multiple_trainloader_mode prepare_data_per_node process_position stochastic_weight_avg
+    track_grad_norm truncated_bptt_steps weights_save_path""".split()
+)
+
+KNOWN_ARGS = TRAINER_ARGS | RENAMED_ARGS | DROPPED_ARGS
+
+_SIMPLE_RENAMES = {
+    "checkpoint_callback": "enable_checkpointing",
+    "terminate_on_nan": "detect_anomaly",
+    "replace_sampler_ddp": "use_distributed_sampler",
+}
+_OLD_STRATEGIES = {
+    "ddp": "ddp",
+    "ddp_spawn": "ddp_spawn",
+    "ddp_cpu": "ddp",
+    "ddp2": "ddp",
+    "dp": "ddp",
+    "ddp_sharded": "fsdp",
+}
+_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+
+
+@dataclass
+class TrainerSettings:
+    """Trainer arguments of today plus what became of arguments that are no Trainer arguments any more.
+
+    Attributes:
+        arguments: keyword arguments of ``pytorch_lightning.Trainer``.
+        resume_from_checkpoint: checkpoint to continue from, if one was given.
+        refresh_rate: old ``progress_bar_refresh_rate``, if one was given.
+        flush_every: old ``flush_logs_every_n_steps``, if one was given.
+        dropped: names that no longer mean anything.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    resume_from_checkpoint: str | None = None
+    refresh_rate: int | None = None
+    flush_every: int | None = None
+    dropped: list[str] = field(default_factory=list)
+
+
+def translate_trainer_args(given: Mapping[str, Any]) -> TrainerSettings:
+    """Map Trainer arguments of Lightning 1.4 or 2 onto those of Lightning 2.
+
+    Args:
+        given: argument name -> value; every name is in ``KNOWN_ARGS``.
+
+    Returns:
+        The settings; today's spelling wins where old and new are given together.
+    """
+    settings = TrainerSettings()
+    today = settings.arguments
+    for name, value in given.items():
+        if name in _SIMPLE_RENAMES:
+            today[_SIMPLE_RENAMES[name]] = bool(value)
+        elif name in DROPPED_ARGS:
+            settings.dropped.append(name)
+        elif name not in RENAMED_ARGS:
+            today[name] = value
+    _translate_devices(given, today)
+    _translate_rest(given, settings)
+    return settings
+
+
+def _translate_rest(given: Mapping[str, Any], settings: TrainerSettings) -> None:
+    """Translate the arguments that became callbacks, loggers or arguments of ``fit``."""
+    today = settings.arguments
+    settings.resume_from_checkpoint = given.get("resume_from_checkpoint")
+    settings.flush_every = given.get("flush_logs_every_n_steps")
+    if "weights_summary" in given:
+        today.setdefault("enable_model_summary", given["weights_summary"] not in (None, "None", False))
+    if given.get("reload_dataloaders_every_epoch"):
+        today.setdefault("reload_dataloaders_every_n_epochs", 1)
+    rate = given.get("progress_bar_refresh_rate")
+    if rate == 0:
+        today.setdefault("enable_progress_bar", False)
+    else:
+        settings.refresh_rate = rate
+    if "precision" in today:
+        today["precision"] = _PRECISIONS.get(str(today["precision"]), today["precision"])
+    if today.get("max_steps", 0) is None:
+        today["max_steps"] = -1
+
+
+def _translate_devices(given: Mapping[str, Any], today: dict[str, Any]) -> None:
+    """Translate ``gpus``, ``num_processes``, ``tpu_cores`` and the strategy names once given as accelerator."""
+    old_strategy = given.get("distributed_backend") or given.get("accelerator")
+    if str(old_strategy) in _OLD_STRATEGIES:
+        today.pop("accelerator", None)
+        today.setdefault("strategy", _OLD_STRATEGIES[str(old_strategy)])
+    if given.get("tpu_cores"):
+        today.setdefault("accelerator", "tpu")
+        today.setdefault("devices", given["tpu_cores"])
+    if "gpus" in given:
+        devices = parse_gpus(given["gpus"])
+        today.setdefault("accelerator", "gpu" if devices else "cpu")
+        if devices:
+            today.setdefault("devices", devices)
+    if (given.get("num_processes") or 1) > 1 and "devices" not in today:
+        today.setdefault("accelerator", "cpu")
+        today["devices"] = given["num_processes"]
+    if isinstance(today.get("devices"), str) and today["devices"] not in ("auto", "-1"):
+        today["devices"] = parse_gpus(today["devices"]) or "auto"
+
+
+def parse_gpus(value: Any) -> list[int] | int | None:
+    """Read Lightning 1.4's ``gpus``: ``"0,"`` and ``"0,1"`` list indices, a number counts devices.
+
+    Args:
+        value: what the config or command line says.
+
+    Returns:
+        Device indices, a device count (-1: all), or ``None`` for the CPU.
+
+    Raises:
+        ValueError: the text is neither a number nor a list of numbers.
+    """
+    if value is None or value is False:
+        return None
+    if isinstance(value, (list, tuple)):
+        return [int(index) for index in value] or None
+    text = str(value).strip()
+    if "," in text:
+        return [int(index) for index in text.split(",") if index.strip()] or None
+    return int(text) or None if text else None

@@ -1,0 +1,70 @@
+"""Train, check, resume or test a model from config files, or run a whole recipe: ``python main.py --help``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from ldm.training.cli import Options, parse_arguments
+from ldm.util import ConfigError, Interrupted, UserError
+
+EXIT_OK, EXIT_USER_ERROR, EXIT_CTRL_C = 0, 1, 130
+
+
+def configure_logging(debug: bool) -> None:
+    """Show our messages as plain lines, other packages' only from warnings on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("ldm").setLevel(logging.DEBUG if debug else logging.INFO)
+    if not debug:
+        os.environ.setdefault("POSSIBLE_USER_WARNINGS", "off")  # Lightning's advice on numbers of workers
+        for name in ("pytorch_lightning", "lightning_fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def dispatch(options: Options) -> None:
+    """Run what the options ask for; heavy packages are imported only when training starts."""
+    if options.recipe:
+        from ldm.training.recipe import run_recipe
+
+        run_recipe(options)
+        return
+    from ldm.training.plan import make_plan, print_config, report_config
+
+    plan = make_plan(options)
+    if options.print_config:
+        print_config(plan)
+    elif not options.train and plan.resume is None:
+        report_config(plan)
+    else:
+        from ldm.training.run import run
+
+        run(plan)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 1 (message printed), 130 (Ctrl-C)."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    debug = any(word in ("-d", "--debug") for word in words)
+    configure_logging(debug)
+    try:
+        dispatch(parse_arguments(words))
+    except (ConfigError, UserError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_CTRL_C
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return stop.exit_code
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
