@@ -1,0 +1,67 @@
+"""The moving average: its rate, its keys, what it follows, and that it gives the weights back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.modules.ema import LitEma
+from ldm.util import ConfigError
+
+
+def make_model():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    model[0].bias.requires_grad_(False)
+    return model
+
+
+def test_keys_lose_their_dots_and_frozen_weights_are_left_out():
+    state = LitEma(make_model()).state_dict()
+    assert set(state) == {"decay", "num_updates", "0weight", "1weight", "1bias"}
+    assert state["num_updates"].dtype == torch.int
+    assert state["decay"].dtype == torch.float32
+
+
+def test_rate_warms_up():
+    model = make_model()
+    ema = LitEma(model)
+    expected = model[1].weight.detach().clone()
+    for update in range(1, 4):
+        with torch.no_grad():
+            model[1].weight.add_(1.0)
+        ema(model)
+        rate = (1 + update) / (10 + update)
+        expected -= (1 - rate) * (expected - model[1].weight.detach())
+        torch.testing.assert_close(ema.get_buffer("1weight"), expected)
+    assert ema.num_updates.item() == 3
+
+
+def test_fixed_rate():
+    model = make_model()
+    ema = LitEma(model, decay=0.5, use_num_updates=False)
+    before = model[1].bias.detach().clone()
+    with torch.no_grad():
+        model[1].bias.add_(2.0)
+    ema(model)
+    torch.testing.assert_close(ema.get_buffer("1bias"), before + 1)
+    assert ema.num_updates.item() == -1
+
+
+def test_store_copy_restore():
+    model = make_model()
+    ema = LitEma(model)
+    average = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    ema.store(model.parameters())
+    ema.copy_to(model)
+    assert torch.equal(model[0].weight, average)
+    ema.restore(model.parameters())
+    assert torch.equal(model[0].weight, average + 1)
+    assert model[0].weight.requires_grad
+
+
+def test_bad_decay():
+    with pytest.raises(ConfigError, match="1.5"):
+        LitEma(make_model(), decay=1.5)
