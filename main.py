@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ldm.training.cli import Options, parse_arguments
 from ldm.util import ConfigError, Interrupted, UserError
 
+_SHOWN = ("ldm", "pytorch_lightning.callbacks.model_summary")
 EXIT_OK, EXIT_USER_ERROR, EXIT_CTRL_C = 0, 1, 130
 
 
 def configure_logging(debug: bool) -> None:
     """Show our messages as plain lines, other packages' only from warnings on."""
     handler = logging.StreamHandler()
+    if not debug:
+        handler.addFilter(lambda record: record.name.startswith(_SHOWN) or record.levelno >= logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ldm").setLevel(logging.DEBUG if debug else logging.INFO)
     if not debug:
         os.environ.setdefault("POSSIBLE_USER_WARNINGS", "off")  # Lightning's advice on numbers of workers
-        for name in ("pytorch_lightning", "lightning_fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.15
 
 
 def dispatch(options: Options) -> None:

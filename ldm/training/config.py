@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -147,9 +148,11 @@ def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
             pending.append(str(error).splitlines()[0])
             return f"<{kind} {name}>"
 
-    OmegaConf.register_new_resolver("env", environment, replace=True)
+    # OmegaConf 2.4 renamed the function and warns about the old name; 2.3 has only the old one.
+    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
+    register("env", environment, replace=True)
     for kind in ("last_run", "last_ckpt"):
-        OmegaConf.register_new_resolver(kind, lambda name, kind=kind: run_reference(kind, name), replace=True)
+        register(kind, functools.partial(run_reference, kind), replace=True)
 
 
 def _resolve(merged: DictConfig, config: Config) -> dict[str, Any]:

@@ -40,6 +40,11 @@ class Plan:
         return (self.options.name or Path(self.config.files[0]).stem) + self.options.postfix
 
     @property
+    def fingerprint(self) -> str:
+        """Changes whenever the run would compute something else."""
+        return self.config.fingerprint(self.seed)
+
+    @property
     def trains_on(self) -> Mapping[str, Any]:
         """Arguments of the data module."""
         return self.config.section("data").get("params") or {}

@@ -128,7 +128,7 @@ def _record(plan: Plan, formula: str) -> dict[str, Any]:
         "git": git_state(),
         "command": list(plan.options.command),
         "learning_rate": formula,
-        "fingerprint": plan.config.fingerprint(plan.seed),
+        "fingerprint": plan.fingerprint,
         "started": (plan.resume.record.get("started") if plan.resume else None) or utc_now(),
     }
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelSummary
 from pytorch_lightning.strategies import DDPStrategy
 
 from ldm.training.callbacks.last_checkpoint import LastCheckpoint
@@ -106,15 +105,14 @@ def build_trainer(
     callbacks += build_callbacks(lightning.get("callbacks") or {}, folder)
     if arguments.get("enable_progress_bar", True):
         callbacks.append(SpeedBar(refresh_rate=settings.refresh_rate or 1))
-    if arguments.pop("enable_model_summary", True):
-        callbacks.append(ModelSummary(max_depth=1))
+    arguments.setdefault("enable_model_summary", False)
     arguments.setdefault("use_distributed_sampler", False)
     arguments["default_root_dir"] = str(folder.path)
     arguments["callbacks"] = callbacks
     arguments["logger"] = build_loggers(lightning.get("logger"), folder, settings.flush_every, **wandb)
     arguments["plugins"] = [*_as_list(arguments.get("plugins")), AtomicCheckpointIO()]
     try:
-        return pl.Trainer(enable_model_summary=False, **arguments)
+        return pl.Trainer(**arguments)
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise ConfigError(f"lightning.trainer: Lightning refuses these arguments: {error}") from error
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 
 class TinyDataset(Dataset):
@@ -29,12 +29,13 @@ class TinyModel(pl.LightningModule):
 
     monitor = "val/loss"
 
-    def __init__(self, width: int = 3, broken_step: int = -1, killed_step: int = -1) -> None:
+    def __init__(self, width: int = 3, broken_step: int = -1, signal_step: int = -1, signal_number: int = 2) -> None:
         super().__init__()
         self.layer = nn.Linear(width, 1)
         self.register_buffer("average", torch.zeros(1, width))
         self.broken_step = broken_step
-        self.killed_step = killed_step
+        self.signal_step = signal_step
+        self.signal_number = signal_number
         self.learning_rate = 0.0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -43,8 +44,8 @@ class TinyModel(pl.LightningModule):
         loss = self.layer(x).square().mean() + self.average.square().mean()
         if self.global_step == self.broken_step:
             loss = loss * float("nan")
-        if self.global_step == self.killed_step:
-            os.kill(os.getpid(), 9)
+        if self.global_step == self.signal_step:
+            os.kill(os.getpid(), self.signal_number)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -47,7 +47,10 @@ class SetupCallback(pl.Callback):
             update_run(self.run_dir, **self.record, status="running", finished=None, seconds=self.seconds)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After resuming, say where, and let the CSV file go on from there."""
+        """Say how large the model is and, after resuming, where; let the CSV file go on from there."""
+        sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
+        trained, total = sum(n for n, needed in sizes if needed), sum(n for n, _ in sizes)
+        logger.info("%s: %s parameters, %s of them trained", type(pl_module).__name__, f"{total:,}", f"{trained:,}")
         steps = trainer.global_step
         if not pl_module.automatic_optimization:  # Lightning counts each optimizer then, its loggers do not
             steps = trainer.fit_loop.epoch_loop.batch_progress.total.completed
