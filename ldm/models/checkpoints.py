@@ -1,62 +1,17 @@
-"""Reading weights: only tensors and plain containers are unpickled, and what did not fit is said."""
+"""Weights from a file into a model: what did not fit is said."""
 
 from __future__ import annotations
 
 import logging
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
+from ldm.modules.weights import read_state_dict
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
-
-
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a Lightning checkpoint, a bare state dict or a safetensors file, on the CPU.
-
-    Raises:
-        UserError: the file is missing, damaged, or wants to run code when it is opened.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}: train that stage first, or set the right ckpt_path")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as err:
-        raise UserError(
-            f"{path} cannot be read as weights. It is damaged, or holds objects that would run code when opened, which "
-            f"is refused. Save it again as a state dict of tensors, or use another checkpoint. Detail: {_first(err)}"
-        ) from err
-    except (RuntimeError, EOFError, ValueError, zipfile.BadZipFile, OSError) as err:
-        siblings = ", ".join(sorted(p.name for p in path.parent.glob("*.ckpt") if p != path)) or "none"
-        raise UserError(
-            f"{path} is damaged or cut short ({_first(err)}). Other checkpoints beside it: {siblings}"
-        ) from err
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict: expected a Lightning checkpoint or a mapping of names to tensors")
-    return dict(state)
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as err:
-        raise UserError(f"{path} is damaged or cut short ({_first(err)})") from err
-
-
-def _first(err: BaseException) -> str:
-    return (str(err).splitlines() or [type(err).__name__])[0]
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

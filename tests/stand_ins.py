@@ -1,0 +1,67 @@
+"""Small parts that stand where CLIP stands, so that models can be tested without weights."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TINY_DDCONFIG = {
+    "double_z": False, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1],
+    "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0, "patch_size": 4,
+}  # fmt: skip
+TINY_UNET = {
+    "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
+    "attention_resolutions": [2], "channel_mult": [1, 2], "num_heads": 4, "use_scale_shift_norm": True,
+    "resblock_updown": True,
+}  # fmt: skip
+
+
+class HashedText(nn.Module):
+    """A text encoder: every string has its own fixed random direction."""
+
+    logit_scale = 20.0
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.width = width
+        self.anchor = nn.Parameter(torch.zeros(1))
+
+    def encode(self, texts: list[list[str]]) -> Tensor:
+        """(B, U, width), zeros for an empty string."""
+        return torch.stack([torch.stack([self._embed(text) for text in strings]) for strings in texts])
+
+    def vocabulary_embeddings(self, vocabulary: list[list[str]]) -> list[Tensor]:
+        """One (W_k, width) per attribute."""
+        return [torch.stack([self._embed(text) for text in words]) for words in vocabulary]
+
+    def _embed(self, text: str) -> Tensor:
+        generator = torch.Generator().manual_seed(zlib.crc32(text.encode()))
+        direction = F.normalize(torch.randn(self.width, generator=generator), dim=0)
+        return direction if text else torch.zeros(self.width)
+
+
+class LinearImage(nn.Module):
+    """An image encoder: a fixed random projection of the pixels."""
+
+    def __init__(self, width: int = 16, size: int = 32) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3 * size * size, width, generator=generator) / size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, size, size) -> (B, width)."""
+        return images.flatten(1) @ self.weight
+
+
+def vq_config(**params: object) -> dict:
+    """A first stage of 32 px -> 4 x 8 x 8."""
+    return {
+        "target": "ldm.models.autoencoder.VQModelInterface",
+        "params": {
+            "embed_dim": 4, "n_embed": 64, "ddconfig": TINY_DDCONFIG, "lossconfig": {"target": "torch.nn.Identity"},
+            **params,
+        },
+    }  # fmt: skip
