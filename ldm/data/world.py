@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from ldm.data import world_geometry
+from ldm.data.cache import cache_folder
 from ldm.data.dataset import FactorDataset
 from ldm.data.factors import factor_space
 from ldm.data.vocabulary import world_vocabulary
@@ -44,19 +43,6 @@ PALETTE = np.array(
 )
 
 _CHUNK = 64  # images composed at once: their maps stay in the processor's cache
-
-
-def cache_folder() -> Path:
-    """Where this user's caches belong on this platform; ``XDG_CACHE_HOME`` overrides it everywhere."""
-    if os.environ.get("XDG_CACHE_HOME"):
-        base = Path(os.environ["XDG_CACHE_HOME"])
-    elif sys.platform == "win32" and os.environ.get("LOCALAPPDATA"):
-        base = Path(os.environ["LOCALAPPDATA"])
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path.home() / ".cache"
-    return base / "clip-disdiff"
 
 
 @functools.cache
