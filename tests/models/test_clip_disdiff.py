@@ -27,7 +27,9 @@ def build(**params):
         monitor=None,
         **params,
     )
-    torch.nn.init.normal_(model.model.diffusion_model.shift_out[-1].weight, std=0.1)
+    for parameter in model.model.diffusion_model.trainable_parameters():
+        if parameter.ndim > 1 and not parameter.any():  # layers that start at zero would hide what is behind them
+            torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
