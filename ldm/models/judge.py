@@ -9,6 +9,7 @@ Dims: B batch, H W space, F factors, V_k values of factor k.
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -208,16 +209,16 @@ def load_judge(path: str | Path) -> FactorJudge:
         path: A checkpoint file, or a run folder, whose ``checkpoints/last.ckpt`` is taken.
 
     Raises:
-        UserError: No such file, or not a judge's checkpoint.
+        UserError: No such file, a damaged one, or not a judge's checkpoint.
     """
     path = Path(path)
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"No factor judge at {path}. Train one: python main.py --base configs/quickstart/judge.yaml -t")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         judge = FactorJudge(**checkpoint["hyper_parameters"])
         judge.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, RuntimeError) as err:
+    except (KeyError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as err:
         raise UserError(f"{path} is not a checkpoint of a FactorJudge: {err}") from err
     return judge.eval().requires_grad_(False)

@@ -79,6 +79,9 @@ def test_the_cosine_needs_an_end(tmp_path):
 def test_what_is_not_a_judge_is_refused_with_its_path(tmp_path):
     with pytest.raises(UserError, match="judge.yaml"):
         load_judge(tmp_path)
+    (tmp_path / "damaged.ckpt").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match="damaged.ckpt"):
+        load_judge(tmp_path / "damaged.ckpt")
     torch.save({"hyper_parameters": {"space": "shapes3d"}, "state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(UserError, match="other.ckpt"):
         load_judge(tmp_path / "other.ckpt")
