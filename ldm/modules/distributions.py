@@ -1,0 +1,37 @@
+"""Distributions an encoder can return."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class DiagonalGaussian:
+    """Independent normal distributions.
+
+    Args:
+        parameters: (B, 2C, ...) means, then log-variances, which are clipped to [-30, 20].
+    """
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.mean, logvar = parameters.chunk(2, dim=1)
+        self.logvar = logvar.clamp(*_LOGVAR_RANGE)
+        self.std = (0.5 * self.logvar).exp()
+        self.var = self.logvar.exp()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A reparameterised draw, (B, C, ...)."""
+        noise = torch.randn(
+            self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype
+        )
+        return self.mean + self.std * noise
+
+    def mode(self) -> Tensor:
+        """The means, (B, C, ...)."""
+        return self.mean
+
+    def kl(self) -> Tensor:
+        """Divergence from the standard normal distribution, (B,), in nats."""
+        return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).flatten(1).sum(dim=1)
