@@ -1,0 +1,6 @@
+"""Losses that hold networks of their own."""
+
+from ldm.modules.losses.contperceptual import LPIPSWithDiscriminator
+from ldm.modules.losses.vqperceptual import VQLPIPSWithDiscriminator
+
+__all__ = ["LPIPSWithDiscriminator", "VQLPIPSWithDiscriminator"]

@@ -1,0 +1,75 @@
+"""Loss of the KL-regularised autoencoder (Rombach et al. 2022, appendix G)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.modules.distributions import DiagonalGaussian
+from ldm.modules.losses.adversarial import AdversarialReconstruction, Log
+
+
+class LPIPSWithDiscriminator(AdversarialReconstruction):
+    """Negative log-likelihood with one learned variance, KL divergence and adversarial loss.
+
+    Args:
+        disc_start: training step from which the discriminator counts.
+        logvar_init: first log-variance of the reconstruction.
+        kl_weight: weight of the divergence.
+        options: keywords of :class:`AdversarialReconstruction`.
+    """
+
+    def __init__(
+        self, disc_start: int, logvar_init: float = 0.0, kl_weight: float = 1.0, **options: Any
+    ) -> None:
+        super().__init__(disc_start, **options)
+        self.kl_weight = kl_weight
+        self.logvar = nn.Parameter(torch.tensor(float(logvar_init)))
+
+    def forward(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        posteriors: DiagonalGaussian,
+        optimizer_idx: int,
+        global_step: int,
+        last_layer: Tensor | None = None,
+        cond: Tensor | None = None,
+        split: str = "train",
+    ) -> tuple[Tensor, Log]:
+        """Loss of one of the two optimisers.
+
+        Args:
+            inputs: (B, C, H, W) in [-1, 1].
+            reconstructions: (B, C, H, W).
+            posteriors: the encoder's distribution of the latent.
+            optimizer_idx: 0 for the autoencoder, 1 for the discriminator.
+            global_step: training step, for ``disc_start``.
+            last_layer: the decoder's last weight, needed in training with a discriminator.
+            cond: (B, C', H, W), only with ``disc_conditional``.
+            split: prefix of the log's keys.
+
+        Returns:
+            scalar loss, summed over the values of an image; name -> scalar to log, detached.
+        """
+        if optimizer_idx == 1:
+            return self.discriminator_loss(inputs, reconstructions, global_step, cond, split)
+        error, _ = self.reconstruction_error(inputs, reconstructions)
+        nll = (error / self.logvar.exp() + self.logvar).sum() / len(inputs)
+        kl = posteriors.kl().mean()
+        adversarial, log = self.generator_loss(nll, reconstructions, last_layer, global_step, cond, split)
+        loss = nll + self.kl_weight * kl + adversarial
+        log |= {
+            f"{split}/total_loss": loss.detach(),
+            f"{split}/logvar": self.logvar.detach(),
+            f"{split}/kl_loss": kl.detach(),
+            f"{split}/nll_loss": nll.detach(),
+            f"{split}/rec_loss": error.detach().mean(),
+        }
+        return loss, log
+
+
+class DummyLoss(nn.Module):
+    """Nothing; some configs of frozen first stages name it."""
