@@ -19,9 +19,12 @@ _MAIN = {
     "LearningRateMonitor": f"{_PL}.callbacks.LearningRateMonitor",
 }
 
+# Modules of the references that hold nothing but the names above; any other name in them is a slip.
+OLD_MODULES = ("main", "main_val")
+
 # Old dotted path -> today's dotted path.
 ALIASES: dict[str, str] = {
-    **{f"{module}.{name}": today for module in ("main", "main_val") for name, today in _MAIN.items()},
+    **{f"{module}.{name}": today for module in OLD_MODULES for name, today in _MAIN.items()},
     "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": _LPIPS_LOSS,
     "ldm.modules.losses.VQLPIPSWithDiscriminator": _LPIPS_LOSS,
     f"{_PL}.loggers.TestTubeLogger": "ldm.training.loggers.MetricsCSVLogger",

@@ -145,7 +145,8 @@ def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
         except UserError as error:
             if pending is None:
                 raise
-            pending.append(str(error).splitlines()[0])
+            if str(error).splitlines()[0] not in pending:
+                pending.append(str(error).splitlines()[0])
             return f"<{kind} {name}>"
 
     # OmegaConf 2.4 renamed the function and warns about the old name; 2.3 has only the old one.
@@ -160,8 +161,10 @@ def _resolve(merged: DictConfig, config: Config) -> dict[str, Any]:
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", "") or "?")
-        cause = error.__cause__
-        if isinstance(cause, (ConfigError, UserError)):
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, (ConfigError, UserError)):
+            cause = cause.__cause__ or cause.__context__
+        if cause is not None:
             raise type(cause)(f"{config.origin(key)}: {key}: {cause}") from error
         first_line = str(error).splitlines()[0]
         raise ConfigError(f"{config.origin(key)}: {key}: {first_line}") from error

@@ -121,15 +121,17 @@ def _save_configs(plan: Plan, folder: RunFolder, stamp: str, formula: str) -> No
 
 def _record(plan: Plan, formula: str) -> dict[str, Any]:
     """Return what ``run.json`` and every checkpoint say about the run."""
+    earlier = plan.resume.record if plan.resume else {}
     return {
         "name": plan.name,
+        "configs": earlier.get("configs") or list(plan.config.files),
         "seed": plan.seed,
         "versions": collect_versions(),
         "git": git_state(),
         "command": list(plan.options.command),
         "learning_rate": formula,
         "fingerprint": plan.fingerprint,
-        "started": (plan.resume.record.get("started") if plan.resume else None) or utc_now(),
+        "started": earlier.get("started") or utc_now(),
     }
 
 

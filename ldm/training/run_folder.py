@@ -176,11 +176,24 @@ def list_runs(roots: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict[s
         yield from sorted(found, key=lambda run: (str(run[1].get("started", "")), run[0].name), reverse=True)
 
 
+def is_named(record: dict[str, Any], name: str) -> bool:
+    """Whether a run goes by that name: its own, or ``folder/stem`` of a config where stems alone are ambiguous."""
+    if "/" not in name:
+        return record.get("name") == name
+    wanted = _config_parts(name)
+    return any(_config_parts(file)[-len(wanted) :] == wanted for file in record.get("configs", ()))
+
+
+def _config_parts(file: str) -> list[str]:
+    """Split a config's path for comparing, regardless of ``-`` and ``_``."""
+    return file.removesuffix(".yaml").replace("-", "_").split("/")
+
+
 def find_run(name: str, roots: Iterable[str | os.PathLike]) -> Path:
     """Return the newest finished run with that name; earlier roots win.
 
     Args:
-        name: the run's name (``-n``, or the stem of its config), without the time.
+        name: the run's name (``-n``, or the stem of its config), without the time; or ``folder/stem`` of its config.
         roots: folders searched with all their subfolders.
 
     Raises:
@@ -189,16 +202,17 @@ def find_run(name: str, roots: Iterable[str | os.PathLike]) -> Path:
     places = [str(root) for root in roots]
     others = []
     for path, record in list_runs(places):
-        if record.get("name") == name:
-            if record.get("status") == "finished":
-                return path
-            others.append(f"{path} ({record.get('status')}; continue it with: python main.py -r {path} -t)")
-        else:
-            others.append(f"{path} ({record.get('name')}, {record.get('status')})")
+        status = record.get("status")
+        if is_named(record, name) and status == "finished":
+            return path
+        advice = f"; continue it with: python main.py -r {path} -t" if is_named(record, name) else ""
+        others.append(f"{path} ({record.get('name')}, {status}{advice})")
     listing = "".join(f"\n  {line}" for line in others[:10]) or " none"
+    config = next((str(path) for path in sorted(Path("configs").rglob(f"{name}.yaml"))), "CONFIG.yaml")
+    naming = "" if "/" in name or Path(config).stem == name else f" -n {name}"
     raise UserError(
         f"no finished run named {name!r} in {' or '.join(dict.fromkeys(places))}. Train it first: "
-        f"python main.py --base CONFIG.yaml -t -n {name} -l {places[0]}\nRuns there:{listing}"
+        f"python main.py --base {config} -t{naming} -l {places[0]}\nRuns there:{listing}"
     )
 
 

@@ -134,6 +134,9 @@ def _class_signature(node: ast.ClassDef, module: str, imports: dict[str, str], h
     decorators = {ast.unparse(item).split("(")[0].rpartition(".")[2] for item in node.decorator_list}
     if "__init__" in methods:
         own = _function_signature(methods["__init__"], skip_first=True)
+        described = _described_by(methods["__init__"], module)
+        if described is not None:
+            return Signature({**described.required, **own.required})
         if not own.is_open:
             return own
     elif "dataclass" in decorators:
@@ -146,10 +149,35 @@ def _class_signature(node: ast.ClassDef, module: str, imports: dict[str, str], h
     merged: dict[str, bool] = {}
     for base in reversed(inherited):
         merged.update(base.required)
-    # A base's required argument may be supplied by the subclass itself, so only inherited __init__s demand it.
-    inherits_init = "__init__" not in methods
-    required = {**{name: inherits_init and need for name, need in merged.items()}, **own.required}
-    return Signature(required, is_open=any(base.is_open for base in inherited))
+    for name in _passed_on(methods.get("__init__"), list(merged)):
+        merged.pop(name, None)
+    return Signature({**merged, **own.required}, is_open=any(base.is_open for base in inherited))
+
+
+def _passed_on(init: ast.FunctionDef | None, names: list[str]) -> list[str]:
+    """Return the base arguments that ``super().__init__(...)`` is given by name or place, so that configs need not."""
+    for call in ast.walk(init) if init else ():
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
+            plain = [item for item in call.args if not isinstance(item, ast.Starred)]
+            return [*names[: len(plain)], *(item.arg for item in call.keywords if item.arg)]
+    return []
+
+
+def _described_by(init: ast.FunctionDef, module: str) -> Signature | None:
+    """Return the fields of the dataclass that ``__init__(self, **params)`` checks its params with.
+
+    Recognised by the call ``SomeDataclass.from_params(params)`` of a dataclass in the same module.
+    """
+    path = find_source(module)
+    if init.args.kwarg is None or path is None:
+        return None
+    nodes, _ = _definitions(path, module)
+    for call in ast.walk(init):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "from_params":
+            node = nodes.get(ast.unparse(call.func.value))
+            if isinstance(node, ast.ClassDef) and [ast.unparse(arg) for arg in call.args] == [init.args.kwarg.arg]:
+                return _field_signature(node)
+    return None
 
 
 def _base_signature(base: ast.expr, module: str, imports: dict[str, str], hops: int) -> Signature | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.legacy import ALIASES, resolve_target
+from ldm.legacy import ALIASES, OLD_MODULES, resolve_target
 from ldm.training.config import Config
 from ldm.training.signatures import Signature, UnknownNameError, read_signature
 from ldm.training.trainer_args import KNOWN_ARGS
@@ -17,6 +17,10 @@ LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 MODEL_KEYS = ("base_learning_rate", "target", "params")
 CHECKPOINT_KEY = "ckpt_path"
+_EXAMPLES = {
+    "model": ", e.g. ldm.models.diffusion.clip_disdiff.CLIPDisDiff",
+    "data": ", e.g. ldm.data.module.DataModuleFromConfig",
+}
 
 
 def validate(config: Config, check_files: bool = True) -> None:
@@ -114,9 +118,8 @@ def _check_object(
     if not isinstance(target, str):
         if is_certain or target is not None:
             raise ConfigError(
-                f"{_where(config, key)}: `target` is missing (package.module.Class), e.g. "
-                "target: ldm.models.diffusion.clip_disdiff.CLIPDisDiff; found "
-                f"{', '.join(map(str, described)) or 'nothing'}"
+                f"{_where(config, key)}: `target` is missing (package.module.Class{_EXAMPLES.get(key, '')}); found "
+                f"only {', '.join(map(str, described)) or 'nothing'}. Add it, or merge the file that has it with -b"
             )
         return
     params = described.get("params") or {}
@@ -128,8 +131,11 @@ def _check_object(
 
 
 def _look_up(config: Config, key: str, target: str) -> Signature | None:
+    today = resolve_target(target)
     try:
-        return read_signature(resolve_target(target))
+        if today.rpartition(".")[0] in OLD_MODULES:
+            raise UnknownNameError(f"the old {today.rpartition('.')[0]}.py had no such name", list(ALIASES))
+        return read_signature(today)
     except UnknownNameError as error:
         hint = did_you_mean(target, [*error.known, *ALIASES])
         raise ConfigError(f"{_where(config, key + '.target')}: {target!r}: {error}.{hint}") from error
