@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 
 EXAMPLES = """examples:
@@ -45,6 +46,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the command; returns its exit status."""
     arguments = parse_arguments()
+    for name in ("SIGTERM", "SIGHUP"):  # a batch system or a closed terminal ends it as cleanly as Ctrl-C
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     from ldm.evaluation.score_command import run_scoring  # late, so that --help answers at once
     from ldm.util import ConfigError, UserError
 

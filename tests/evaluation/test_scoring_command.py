@@ -77,6 +77,22 @@ def test_damaged_file_sets_the_exit_status(tmp_path):
     assert f"not scored: {path} is damaged" in found.stderr
 
 
+def test_termination_ends_as_cleanly_as_ctrl_c(tmp_path):
+    write_slow_run(tmp_path / "run")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    command = subprocess.Popen([*COMMAND, "-l", str(tmp_path), "-p", "1"], stderr=subprocess.PIPE, text=True,
+                               start_new_session=True, env=os.environ | {"TMPDIR": str(scratch)})
+    deadline = time.monotonic() + 60
+    while not list(scratch.glob("scores-*/0.npy")) and command.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    command.send_signal(signal.SIGTERM)
+    assert "the same command continues" in command.communicate(timeout=30)[1]
+    assert command.returncode == 130
+    assert list(scratch.glob("scores-*")) == []
+    assert_nothing_left_running(command.pid)
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_everything_cleanly(tmp_path):
     write_slow_run(tmp_path / "run")
