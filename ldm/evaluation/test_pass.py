@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
@@ -41,6 +42,10 @@ class TestPassCallback(pl.Callback):
 
     def progress(self, trainer: pl.Trainer) -> Progress:
         """Progress of the weights under test; agrees with the name of the checkpoint they are saved in."""
+        if self._loaded is None and trainer.global_step == 0 and trainer.ckpt_path:
+            # Lightning does not show callbacks a checkpoint saved with ``save_weights_only``
+            checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+            self._loaded = Progress(int(checkpoint["epoch"]), int(checkpoint["global_step"]))
         return self._loaded or Progress(max(0, trainer.current_epoch - 1), trainer.global_step)
 
     @staticmethod

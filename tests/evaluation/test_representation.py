@@ -74,11 +74,16 @@ def test_step_and_epoch_are_those_of_the_weights(tmp_path):
     with np.load(tmp_path / "dis_repre" / "epoch=000001.npz") as file:
         assert int(file["num_samples"]) == 6
 
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint() | {"epoch": 1}  # as saved at an epoch's end
-    torch.save(checkpoint, tmp_path / "kept.ckpt")
-    names = run_test(tmp_path / "again", ckpt_path=tmp_path / "kept.ckpt")
-    assert names == ["epoch=000001.npz"]
-    with np.load(tmp_path / "again" / "dis_repre" / names[0]) as file:
+
+@pytest.mark.parametrize("save_weights_only", [False, True])
+def test_step_and_epoch_are_those_of_a_loaded_checkpoint(tmp_path, save_weights_only):
+    keeper = pl.callbacks.ModelCheckpoint(
+        tmp_path, "{epoch:06}", save_top_k=-1, save_weights_only=save_weights_only, auto_insert_metric_name=True
+    )
+    options = QUIET | {"enable_checkpointing": True}
+    pl.Trainer(max_epochs=2, callbacks=[keeper], **options).fit(Reader(), DataLoader(Numbers(), batch_size=4))
+    assert run_test(tmp_path, ckpt_path=tmp_path / "epoch=000001.ckpt") == ["epoch=000001.npz"]
+    with np.load(tmp_path / "dis_repre" / "epoch=000001.npz") as file:
         assert int(file["num_samples"]) == 6
 
 

@@ -1,0 +1,89 @@
+"""``scripts/edit_score.py`` takes the score of a run folder again, with the run's settings unless told otherwise."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from ldm.models.judge import FactorJudge
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "edit_score.py"
+MODEL = '''
+import pytorch_lightning as pl
+import torch
+
+
+class Flat(pl.LightningModule):
+    latent_shape = (1, 2, 2)
+
+    def __init__(self):
+        super().__init__()
+        self.level = torch.nn.Parameter(torch.tensor(0.0))
+
+    def test_step(self, batch, batch_idx):
+        return None
+
+    def sample_edit(self, texts, x_T, num_steps, eta, guidance_scale):
+        return self.level.expand(len(texts), 3, 32, 32)
+'''
+
+
+@pytest.fixture
+def script():
+    spec = importlib.util.spec_from_file_location("edit_score_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    (tmp_path / "flat_model.py").write_text(MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    from flat_model import Flat
+
+    run = tmp_path / "logs" / "2024-01-01T00-00-00_flat"
+    judge = FactorJudge(channels=4, hidden=8)
+    for folder, model in ((tmp_path / "judge", judge), (run, Flat())):
+        (folder / "checkpoints").mkdir(parents=True)
+        checkpoint = {
+            "epoch": 4,
+            "global_step": 700,
+            "pytorch-lightning_version": pl.__version__,
+            "state_dict": model.state_dict(),
+            "hyper_parameters": dict(model.hparams),
+        }
+        torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
+    world = {"target": "ldm.data.world.World3D", "params": {"limit": 20}}
+    callback = {
+        "target": "ldm.evaluation.edit.EditScore",
+        "params": {"judge": str(tmp_path / "judge"), "num_samples": 3, "num_steps": 2},
+    }
+    config = {
+        "model": {"target": "flat_model.Flat"},
+        "data": {"target": "ldm.data.module.DataModuleFromConfig", "params": {"batch_size": 5, "test": world}},
+        "lightning": {"callbacks": {"edit_score": callback}, "trainer": {"accelerator": "cpu"}},
+    }
+    (run / "configs").mkdir()
+    (run / "configs" / "2024-01-01T00-00-00-project.yaml").write_text(yaml.safe_dump(config))
+    return run
+
+
+def test_scores_a_run_again_and_touches_nothing_else(run, script):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert script.main(["-r", str(run), "--num-samples", "5"]) == 0
+    report = json.loads((run / "edit_score" / "700.json").read_text())
+    assert report["num_samples"] == 5 and report["sampler"]["num_steps"] == 2
+    assert report["step"] == 700 and report["epoch"] == 4
+    assert report["edit_leakage"] == 0  # a flat model shows the same whatever it is asked for
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_errors_are_told_in_one_message(run, script, capsys):
+    assert script.main(["-r", str(run), "--judge", str(run / "nothing")]) == 1
+    assert "No factor judge" in capsys.readouterr().err
+    assert script.main(["-r", str(run / "nothing")]) == 1
