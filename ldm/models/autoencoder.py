@@ -68,6 +68,7 @@ class VQModel(pl.LightningModule):
         self.automatic_optimization = False
         self.learning_rate = 4.5e-6
         self.accumulate_grad_batches = 1
+        self.gradient_clip_val: float | None = None
         self.image_key, self.lr_g_factor, self.scheduler_config = image_key, lr_g_factor, scheduler_config
         self.resolution = ddconfig["resolution"]
         self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
@@ -150,6 +151,7 @@ class VQModel(pl.LightningModule):
             )
             self.manual_backward(loss / self.accumulate_grad_batches)
             if update:
+                self.clip_gradients(optimizer, self.gradient_clip_val)
                 optimizer.step()
                 optimizer.zero_grad()
             self.untoggle_optimizer(optimizer)

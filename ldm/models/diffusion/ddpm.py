@@ -418,7 +418,7 @@ class LatentDiffusion(DDPM):
         stage = self.cond_stage_model
         method = self.cond_stage_forward or ("encode" if hasattr(stage, "encode") else "forward")
         cond = getattr(stage, method)(value)
-        return cond.mode() if hasattr(cond, "mode") else cond
+        return cond.mode() if hasattr(cond, "mode") and not isinstance(cond, Tensor) else cond
 
 
 def freeze(module: nn.Module) -> nn.Module:

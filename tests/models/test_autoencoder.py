@@ -1,0 +1,115 @@
+import pytest
+import pytorch_lightning as pl
+import torch
+from stand_ins import TINY_DDCONFIG
+from torch.utils.data import DataLoader
+
+from ldm.models.autoencoder import VQModel, VQModelInterface, psnr
+from ldm.util import UserError
+
+LOSS = "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+
+
+def build(disc_weight=0.0, **params):
+    torch.manual_seed(0)
+    factor = 1.0 if disc_weight else 0.0
+    loss = {"disc_start": 0, "disc_weight": disc_weight, "disc_factor": factor, "perceptual_weight": 0.0, "disc_ndf": 8,
+            "disc_num_layers": 1}  # fmt: skip
+    lossconfig = {"target": LOSS, "params": loss}
+    return VQModel(ddconfig=TINY_DDCONFIG, lossconfig=lossconfig, n_embed=32, embed_dim=4, **params)
+
+
+def images(count=8):
+    generator = torch.Generator().manual_seed(1)
+    return [{"image": torch.randint(0, 256, (32, 32, 3), generator=generator, dtype=torch.uint8)} for _ in range(count)]
+
+
+def train(model, steps=4, **options):
+    trainer = pl.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **options,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(images(), batch_size=2))
+    return trainer
+
+
+@pytest.mark.parametrize("disc_weight", [0.0, 0.75])
+def test_training_changes_what_it_should(disc_weight):
+    model = build(disc_weight)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = train(model, steps=4)
+    after = model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any(name.startswith("encoder") for name in moved)
+    assert any(name.startswith("quantize.embedding") for name in moved)
+    assert any(name.startswith("loss.discriminator") for name in moved) == (disc_weight > 0)
+    assert {"train/loss", "train/psnr"} <= set(trainer.callback_metrics)
+
+
+def test_the_discriminator_does_not_train_the_autoencoder():
+    model = build(0.75)
+    x = model.get_input({"image": torch.stack([item["image"] for item in images(2)])})
+    reconstruction, codebook_loss, indices = model(x)
+    loss, _ = model.loss(
+        codebook_loss, x, reconstruction, 1, 0, last_layer=model.get_last_layer(), split="train",
+        predicted_indices=indices,
+    )  # fmt: skip
+    loss.backward()
+    assert all(p.grad is None for p in model.encoder.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in model.loss.discriminator.parameters())
+
+
+def test_two_half_batches_accumulated_move_the_weights_once():
+    model = build()
+    model.accumulate_grad_batches = 2
+    assert train(model, steps=2).global_step == 2  # four batches
+
+
+def test_interface_skips_the_codebook_only_when_told():
+    lossconfig = {"target": "torch.nn.Identity"}
+    model = VQModelInterface(embed_dim=4, ddconfig=TINY_DDCONFIG, lossconfig=lossconfig, n_embed=8).eval()
+    h = model.encode(torch.rand(2, 3, 32, 32) * 2 - 1)
+    assert h.shape == (2, 4, 8, 8)
+    assert not torch.equal(model.decode(h), model.decode(h, force_not_quantize=True))
+    torch.testing.assert_close(model.decode(h), model.decode(model.quantize(h)[0], force_not_quantize=True))
+
+
+def test_wrong_image_size_names_both_sizes():
+    with pytest.raises(UserError, match="64 x 64 pixels.*32 x 32"):
+        build()(torch.zeros(1, 3, 64, 64))
+
+
+def test_weights_of_a_latent_diffusion_checkpoint_are_found(tmp_path):
+    source = build()
+    state = {f"first_stage_model.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": {**state, "betas": torch.zeros(3)}}, tmp_path / "ldm.ckpt")
+    target = build(ckpt_path=str(tmp_path / "ldm.ckpt"))
+    assert torch.equal(source.encoder.conv_in.weight, target.encoder.conv_in.weight)
+
+
+def test_weights_of_another_shape_name_found_and_wanted(tmp_path):
+    state = build().state_dict()
+    state["quant_conv.weight"] = torch.zeros(3, 4, 1, 1)
+    torch.save({"state_dict": state}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match=r"quant_conv.weight: found \(3, 4, 1, 1\), wanted \(4, 4, 1, 1\)"):
+        build(ckpt_path=str(tmp_path / "other.ckpt"))
+
+
+def test_a_checkpoint_of_something_else_is_told(tmp_path):
+    torch.save({"state_dict": {"fc.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
+    with pytest.raises(UserError, match="another model"):
+        build(ckpt_path=str(tmp_path / "other.ckpt"))
+
+
+def test_psnr_of_a_known_error():
+    x = torch.zeros(1, 3, 4, 4)
+    assert psnr(x + 0.2, x).item() == pytest.approx(20.0, abs=1e-4)  # 0.1 on [0, 1]
+
+
+def test_ema_is_used_and_left(tmp_path):
+    model = build(use_ema=True)
+    raw = model.quant_conv.weight.clone()
+    model.model_ema.quant_convweight.zero_()
+    with model.ema_scope():
+        assert not model.quant_conv.weight.any()
+    assert torch.equal(model.quant_conv.weight, raw)

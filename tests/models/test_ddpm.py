@@ -1,0 +1,128 @@
+import pytest
+import pytorch_lightning as pl
+import torch
+from stand_ins import TINY_UNET, vq_config
+from torch.utils.data import DataLoader
+
+from ldm.models.diffusion.ddpm import DDPM, LatentDiffusion
+from ldm.util import ConfigError, UserError
+
+UNET = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET}
+
+
+def build(**params):
+    torch.manual_seed(0)
+    defaults = {"image_size": 8, "channels": 4, "timesteps": 20, "monitor": None}
+    return LatentDiffusion(
+        first_stage_config=vq_config(), cond_stage_config="__is_unconditional__", unet_config=UNET,
+        **{**defaults, **params},
+    )  # fmt: skip
+
+
+def images(count=8, size=32):
+    generator = torch.Generator().manual_seed(1)
+    shape = (size, size, 3)
+    return [{"image": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)} for _ in range(count)]
+
+
+def batch(count=2, size=32):
+    return {"image": torch.stack([item["image"] for item in images(count, size)])}
+
+
+def train(model, **options):
+    trainer = pl.Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, **options,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(images(), batch_size=2))
+    return trainer
+
+
+def test_training_reaches_the_network_and_not_the_first_stage():
+    model = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = train(model)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert any(name.startswith("model.diffusion_model") for name in moved)
+    assert any(name.startswith("model_ema.diffusion_model") for name in moved)
+    assert not any(name.startswith("first_stage_model") for name in moved)
+    assert {"train/loss", "train/loss_simple", "train/loss_vlb"} <= set(trainer.callback_metrics)
+    assert model.first_stage_model.training is False
+
+
+def test_scale_by_std_gives_latents_of_unit_deviation():
+    model = build(scale_by_std=True)
+    train(model)
+    z = model.get_input(batch())  # the very batch it was measured on comes first
+    assert z.std().item() == pytest.approx(1.0, abs=1e-4)
+    assert "scale_factor" in model.state_dict()
+    assert "scale_factor" not in build().state_dict()
+
+
+@pytest.mark.parametrize("parameterization", ["eps", "x0"])
+def test_noise_and_start_are_two_views_of_one_prediction(parameterization):
+    model = build(parameterization=parameterization).eval()
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 17])
+    eps = model.denoiser(None)(x, t)
+    x0 = model.start_from_prediction(x, t, model.apply_model(x, t, None))
+    torch.testing.assert_close(model.predict_start_from_noise(x, t, eps), x0, atol=1e-4, rtol=1e-4)
+
+
+def test_loss_is_the_sum_of_its_terms():
+    model = build(original_elbo_weight=0.5, l_simple_weight=2.0, loss_type="l1")
+    prediction, target, t = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([3, 17])
+    loss, terms = model.weigh_losses(prediction, target, t, added=torch.tensor([1.0, 3.0]))
+    simple = (prediction - target).abs().mean(dim=(1, 2, 3))
+    expected = 2 * simple.mean() + 2.0 + 0.5 * (model.lvlb_weights[t] * simple).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(terms["loss_dis"], torch.tensor(2.0))
+
+
+def test_quantising_respects_the_scale():
+    model = build(scale_factor=0.25).eval()
+    codes = model.quantize_latent(torch.randn(1, 4, 8, 8)) / 0.25
+    torch.testing.assert_close(codes, model.first_stage_model.quantize(codes)[0])
+
+
+@pytest.mark.parametrize("steps", [5, None])
+def test_samples_and_pictures(steps):
+    model = build().eval()
+    pictures = model.log_images(batch(3), N=2, n_row=2, ddim_steps=steps, plot_denoise_rows=True)
+    assert {"inputs", "reconstruction", "samples", "samples_inpainting", "samples_outpainting", "mask"} <= set(pictures)
+    assert pictures["samples"].shape == (2, 3, 32, 32)
+    row = pictures["diffusion_row"]
+    assert len(row.images) == len(row.rows) * len(row.columns)
+
+
+def test_pixels_without_a_first_stage():
+    model = DDPM(unet_config=UNET, image_size=8, channels=4, timesteps=10, monitor=None)
+    loss, _ = model.p_losses(torch.randn(2, 4, 8, 8), None, torch.tensor([1, 9]))
+    loss.backward()
+    assert model.sample(torch.randn(1, 4, 8, 8), num_steps=2).shape == (1, 4, 8, 8)
+
+
+def test_class_condition_through_cross_attention():
+    unet = {**TINY_UNET, "use_spatial_transformer": True, "context_dim": 5}
+    model = LatentDiffusion(
+        first_stage_config=vq_config(),
+        cond_stage_config={"target": "stand_ins.HashedText", "params": {"width": 5}},
+        cond_stage_key="text", conditioning_key="crossattn", image_size=8, channels=4, timesteps=10, monitor=None,
+        unet_config={"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": unet},
+    )  # fmt: skip
+    loss, _, _ = model.shared_step({**batch(2), "text": [["a", "b"], ["c", "d"]]})
+    assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [({}, "no 'image'"), (batch(1, 64), "64 x 64"), ({"image": torch.zeros(3, 3)}, "found")]
+)
+def test_bad_batches_are_explained(given, words):
+    with pytest.raises(UserError, match=words):
+        build().shared_step(given)
+
+
+def test_unknown_options_list_the_known_ones():
+    with pytest.raises(ConfigError, match="'l1' or 'l2'"):
+        build(loss_type="l3")
+    with pytest.raises(ConfigError, match="crossattn"):
+        DDPM(unet_config=UNET, conditioning_key="cross")
