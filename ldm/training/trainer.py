@@ -200,6 +200,8 @@ def default_callbacks() -> dict[str, dict[str, Any]]:
             "params": {"logging_interval": "step"},
         },
         "cuda_callback": {"target": "ldm.training.callbacks.cuda.CUDACallback", "params": {}},
+        "results_writer": {"target": "ldm.training.callbacks.results.ResultsWriter", "params": {}},
+        "representation_writer": {"target": "ldm.evaluation.representation.RepresentationWriter", "params": {}},
     }
 
 

@@ -262,3 +262,12 @@ def test_starts_from_safetensors(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged"):
         UNetModel(**TINY, ckpt_path=str(path))
+
+
+def test_shift_decoder_may_start_from_the_frozen_one():
+    twins = "shift_output_blocks.0.0.in_layers.2.weight", "output_blocks.0.0.in_layers.2.weight"
+    weights = UNetModel(**TINY, init_shift_from_base=True).state_dict()
+    assert torch.equal(weights[twins[0]], weights[twins[1]])
+    assert not weights["shift_out.2.weight"].any()
+    scratch = UNetModel(**TINY).state_dict()
+    assert not torch.equal(scratch[twins[0]], scratch[twins[1]])
