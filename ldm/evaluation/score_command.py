@@ -41,7 +41,7 @@ def run_scoring(
         UserError: no such folder.
     """
     messages = Console(stderr=True)  # the bar and the messages; the table alone goes to standard output
-    logging.basicConfig(level=logging.INFO, handlers=[_LineHandler(messages)])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LineHandler(messages)])
     failed: frozenset[tuple[Path, int]] = frozenset()
     first = True
     while True:
