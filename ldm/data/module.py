@@ -75,10 +75,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     Args:
         batch_size: images per batch and device.
-        train: data set config; None where there is none. Likewise
-        validation: ...
-        test: ...
-        predict: ...
+        train: config of the training images; None where there are none.
+        validation: likewise; without it Lightning does not validate.
+        test: likewise; what representations and scores are computed from.
+        predict: likewise.
         wrap: put each data set into a plain ``WrappedDataset``.
         num_workers: loader processes. None: none for data sets made in memory, else the processors that are
             left, at most 4.

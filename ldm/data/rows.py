@@ -64,7 +64,7 @@ def read_h5_rows(images: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     """
     unique, inverse = np.unique(rows, return_inverse=True)
     try:
-        return images[unique][inverse]
+        return np.stack([images[row] for row in unique.tolist()])[inverse]  # h5py's own list indexing is slower
     except OSError as err:
         raise UserError(f"{images.file.filename}: images {unique[0]} to {unique[-1]} of '{images.name}' cannot be "
                         f"read ({err}); the file is damaged, download or export it again") from err

@@ -174,8 +174,8 @@ def write_shapes3d(
 ) -> int:
     """Write the embedded world in the layout of ``3dshapes.h5``.
 
-    The file appears under its name only when it is whole. Images are chunked by eight, so that single ones read
-    quickly.
+    The file appears under its name only when it is whole. Each image is a chunk of its own, so that
+    random ones read quickly.
 
     Args:
         path: of the file.
@@ -208,7 +208,7 @@ def _fill_h5(path: Path, count: int, on_progress: Callable[[int], None], block: 
     world = World3D(size=64)
     with h5py.File(path, "w") as file:
         images = file.create_dataset("images", (count, *IMAGE_SHAPE), np.uint8, compression="gzip",
-                                     chunks=(min(8, count), *IMAGE_SHAPE), compression_opts=1)
+                                     chunks=(1, *IMAGE_SHAPE), compression_opts=1)
         file.create_dataset("labels", data=labels_of(np.arange(count)))
         for start in range(0, count, block):
             rows = np.arange(start, min(start + block, count))
