@@ -75,6 +75,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     Args:
         batch_size: images per batch and device.
+        eval_batch_size: the same for validation, test and prediction; None takes ``batch_size``.
         train: config of the training images; None where there are none.
         validation: likewise; without it Lightning does not validate.
         test: likewise; what representations and scores are computed from.
@@ -106,17 +107,20 @@ class DataModuleFromConfig(pl.LightningDataModule):
         shuffle_val_dataloader: bool = False,
         shuffle_train_loader: bool = True,
         seed: int | None = None,
+        eval_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"data.params.batch_size must be a whole number, at least 1; found {batch_size!r}")
+        eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if not isinstance(size, int) or size < 1:
+                raise ConfigError(f"data.params.{name} must be a whole number, at least 1; found {size!r}")
         if num_workers is not None and (not isinstance(num_workers, int) or num_workers < 0):
             raise ConfigError("data.params.num_workers must be a whole number, at least 0, or null; "
                               f"found {num_workers!r}")
         sections = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.dataset_configs = {name: config for name, config in sections.items() if config is not None}
         self.datasets: dict[str, Any] = {}
-        self.batch_size = batch_size
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.wrap = wrap
         self.num_workers = num_workers
         self.use_worker_init_fn = use_worker_init_fn
@@ -149,9 +153,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
         if workers is None:
             in_memory = getattr(dataset, "in_memory", False)
             workers = 0 if in_memory else max(0, min(_MOST_WORKERS, usable_cpus() - 1))
+        options.setdefault("batch_size", self.eval_batch_size)
         return loader(
             dataset,
-            batch_size=self.batch_size,
             num_workers=workers,
             collate_fn=collate,
             worker_init_fn=seed_worker if self.use_worker_init_fn else None,
@@ -182,7 +186,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=world_size,
         )
-        return self._loader(dataset, _PlaceKeepingLoader, sampler=sampler)
+        return self._loader(dataset, _PlaceKeepingLoader, sampler=sampler, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """Validation batches in order."""
