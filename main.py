@@ -22,10 +22,12 @@ def configure_logging(debug: bool) -> None:
         handler.addFilter(lambda record: record.name.startswith(_SHOWN) or record.levelno >= logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("ldm").setLevel(logging.DEBUG if debug else logging.INFO)
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"  # processes of further devices only warn
+    logging.getLogger("ldm").setLevel(logging.DEBUG if debug else logging.INFO if is_first else logging.WARNING)
     if not debug:
         os.environ.setdefault("POSSIBLE_USER_WARNINGS", "off")  # Lightning's advice on numbers of workers
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.15
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # so it is when resuming
 
 
 def dispatch(options: Options) -> None:

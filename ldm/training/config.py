@@ -109,7 +109,7 @@ def _read_yaml(path: Path) -> DictConfig:
     except Exception as error:  # YAML scanner errors and OmegaConf's own, both name line and column
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(layer, DictConfig):
-        raise ConfigError(f"{path}: expected a mapping with `model` and `data`, found a list or an empty file")
+        raise ConfigError(f"{path}: expected a mapping with `model` and `data`, found a list")
     return layer
 
 

@@ -17,6 +17,7 @@ gives all its memory back before the next one starts.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import subprocess
@@ -126,6 +127,8 @@ def run_recipe(options: Options) -> Path:
     """
     recipe = load_recipe(options)
     again = " ".join(["python", *options.command])
+    for stage in recipe.stages:
+        make_plan(dataclasses.replace(_stage_options(recipe, stage, options), train=False))
     runs = {stage.name: _run_stage(recipe, stage, options, again) for stage in recipe.stages}
     seconds = {name: float(_run_record(run).get("seconds") or 0.0) for name, run in runs.items()}
     if recipe.score is not None:
@@ -137,9 +140,9 @@ def run_recipe(options: Options) -> Path:
     return gather(recipe, runs, seconds)
 
 
-def _run_stage(recipe: Recipe, stage: Stage, options: Options, again: str) -> Path:
-    """Train, continue or skip one stage; return its run folder."""
-    run_options = Options(
+def _stage_options(recipe: Recipe, stage: Stage, options: Options) -> Options:
+    """Return what ``main.py`` would be told to train this stage."""
+    return Options(
         base=stage.base,
         overrides=stage.overrides,
         name=stage.name,
@@ -148,7 +151,11 @@ def _run_stage(recipe: Recipe, stage: Stage, options: Options, again: str) -> Pa
         train=True,
         trainer=options.trainer,
     )
-    fingerprint = make_plan(run_options).fingerprint
+
+
+def _run_stage(recipe: Recipe, stage: Stage, options: Options, again: str) -> Path:
+    """Train, continue or skip one stage; return its run folder."""
+    fingerprint = make_plan(_stage_options(recipe, stage, options)).fingerprint
     newest = next((run for run in list_runs([recipe.logdir]) if run[1].get("name") == stage.name), None)
     command = [sys.executable, str(_ROOT / "main.py")]
     if newest is not None and newest[1].get("fingerprint") == fingerprint:

@@ -17,7 +17,14 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from ldm.training.callbacks.setup import SetupCallback
 from ldm.training.config import Config, save_config
 from ldm.training.plan import Plan, scale_learning_rate
-from ldm.training.run_folder import RunFolder, collect_versions, git_state, new_run_folder, now_text, utc_now
+from ldm.training.run_folder import (
+    RunFolder,
+    collect_versions,
+    git_state,
+    new_run_folder,
+    now_text,
+    utc_now,
+)
 from ldm.training.trainer import build_trainer, choose_devices
 from ldm.util import BuildError, ConfigError, Interrupted, UserError, instantiate_from_config
 
@@ -38,6 +45,8 @@ def build(config: Config, section: str) -> Any:
     except BuildError as error:
         key = _find_target(config.content[section], error.target, section)
         raise ConfigError(f"{config.origin(key)}: {key}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{config.origin(section)}: {section}: {error}") from error
 
 
 def _find_target(content: Any, target: str, key: str) -> str:
@@ -95,11 +104,15 @@ def run(plan: Plan) -> RunFolder:
     return folder
 
 
+def _is_child() -> bool:
+    """Whether this process serves a further device; such a one writes no files."""
+    return int(os.environ.get("LOCAL_RANK", 0)) > 0
+
+
 def _open_folder(plan: Plan) -> tuple[RunFolder, str]:
     """Return the run's folder and the time in the names of its configs."""
     stamp = now_text()
-    is_child = int(os.environ.get("LOCAL_RANK", 0)) > 0 and _RUN_DIR_VARIABLE in os.environ
-    if is_child:
+    if _is_child() and _RUN_DIR_VARIABLE in os.environ:
         folder = RunFolder(Path(os.environ[_RUN_DIR_VARIABLE]))
     elif plan.resume is not None:
         folder = plan.resume.folder
@@ -111,7 +124,7 @@ def _open_folder(plan: Plan) -> tuple[RunFolder, str]:
 
 def _save_configs(plan: Plan, folder: RunFolder, stamp: str, formula: str) -> None:
     """Write the resolved config as LDM does: model and data in one file, lightning in the other."""
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    if _is_child() or not plan.options.train:
         return
     content = dict(plan.config.content)
     lightning = content.pop("lightning", None) or {}
@@ -138,6 +151,9 @@ def _record(plan: Plan, formula: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _log_file(folder: RunFolder) -> Iterator[None]:
     """Also write our log messages to the run's ``log.txt``."""
+    if _is_child():
+        yield
+        return
     handler = logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("ldm")
@@ -160,7 +176,8 @@ def _fit_and_test(
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         if not plan.options.no_test and plan.trains_on.get("test") and is_overridden("test_step", model):
             loaded = None if plan.options.train else checkpoint
-            trainer.test(model, datamodule=data, ckpt_path=loaded, weights_only=True)
+            trainer.test(model, datamodule=data, ckpt_path=loaded, weights_only=True, verbose=False)
+            _log_figures(trainer)
         elif not plan.options.train:
             raise UserError("nothing to do: no -t, and the config has no data.params.test or the model no test_step")
         status = "finished"
@@ -177,6 +194,13 @@ def _fit_and_test(
     finally:
         if trainer.is_global_zero and plan.options.train:
             setup.close(status)
+
+
+def _log_figures(trainer: pl.Trainer) -> None:
+    """Say what a test pass measured."""
+    metrics = trainer.callback_metrics.items()
+    figures = "  ".join(f"{name.removeprefix('figure/')} {value:.4g}" for name, value in metrics)
+    logger.info("test: %s", figures or "no figures")
 
 
 def _memory_advice(plan: Plan, error: Exception) -> str:

@@ -29,7 +29,14 @@ class TinyModel(pl.LightningModule):
 
     monitor = "val/loss"
 
-    def __init__(self, width: int = 3, broken_step: int = -1, signal_step: int = -1, signal_number: int = 2) -> None:
+    def __init__(
+        self,
+        width: int = 3,
+        broken_step: int = -1,
+        signal_step: int = -1,
+        signal_number: int = 2,
+        ckpt_path: str | None = None,
+    ) -> None:
         super().__init__()
         self.layer = nn.Linear(width, 1)
         self.register_buffer("average", torch.zeros(1, width))

@@ -1,0 +1,164 @@
+"""Seeds, pictures, guards and metrics while training."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import main as front_door
+from ldm.training.callbacks.image_logger import ImageLogger
+from ldm.training.callbacks.step_seed import StepSeed
+from ldm.training.loggers import MetricsCSVLogger, build_loggers
+from ldm.training.run_folder import RunFolder
+from ldm.util import UserError
+
+CONFIG = """
+model: {base_learning_rate: 0.05, target: tiny_training.TinyModel}
+data:
+  target: main.DataModuleFromConfig
+  params:
+    batch_size: 4
+    num_workers: 0
+    train: {target: tiny_training.TinyDataset}
+    validation: {target: tiny_training.TinyDataset, params: {size: 8}}
+    test: {target: tiny_training.TinyDataset, params: {size: 8}}
+lightning:
+  trainer: {max_epochs: 2, log_every_n_steps: 2, accelerator: cpu}
+  callbacks: {image_logger: {params: {batch_frequency: 4}}, representation_writer: null}
+"""
+
+
+@pytest.fixture
+def train(tmp_path: Path):
+    (tmp_path / "tiny.yaml").write_text(CONFIG)
+
+    def run(*words: str) -> tuple[int, Path]:
+        code = front_door.main(["-b", str(tmp_path / "tiny.yaml"), "-t", "-l", str(tmp_path / "logs"), *words])
+        return code, max((tmp_path / "logs").iterdir())
+
+    return run
+
+
+def test_a_run_has_the_layout_of_the_family(train) -> None:
+    code, run = train("-n", "name", "-f", "_x")
+    assert code == 0
+    assert run.name.endswith("_name_x")
+    found = {str(path.relative_to(run)) for path in run.rglob("*")}
+    stamp = run.name.split("_")[0]
+    assert {
+        "run.json",
+        "log.txt",
+        f"configs/{stamp}-project.yaml",
+        f"configs/{stamp}-lightning.yaml",
+        "checkpoints/last.ckpt",
+        "checkpoints/epoch=000000.ckpt",
+        "checkpoints/epoch=000001.ckpt",
+        "testtube/version_0/metrics.csv",
+        "images/train/squares_gs-000001_e-000000_b-000000.png",
+        "images/train/squares_gs-000008_e-000001_b-000001.png",
+        "images/val/squares_gs-000012_e-000001_b-000000.png",
+    } <= found
+    picture = Image.open(run / "images/train/squares_gs-000001_e-000000_b-000000.png")
+    assert picture.mode == "RGB"
+
+
+def test_nan_stops_with_advice_and_spares_the_checkpoint(train, capsys: pytest.CaptureFixture[str]) -> None:
+    code, run = train("model.params.broken_step=8")
+    assert code == 1
+    message = capsys.readouterr().err
+    assert "NaN or infinity at step 8 (epoch 1)" in message
+    assert "train/loss=nan" in message
+    assert f"python main.py -r {run} -t" in message
+    last = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 6
+    assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
+
+
+def test_nan_before_the_first_checkpoint(train, capsys: pytest.CaptureFixture[str]) -> None:
+    code, run = train("model.params.broken_step=1")
+    assert code == 1
+    assert "There is no checkpoint yet" in capsys.readouterr().err
+    assert not (run / "checkpoints" / "last.ckpt").exists()
+
+
+def test_test_only(train, caplog: pytest.LogCaptureFixture) -> None:
+    _, run = train("--no-test")
+    configs = list((run / "configs").iterdir())
+    with caplog.at_level("INFO"):
+        assert front_door.main(["-r", str(run)]) == 0
+    assert "test/loss" in caplog.text
+    assert list((run / "configs").iterdir()) == configs
+
+
+def test_image_schedule() -> None:
+    logger = ImageLogger(batch_frequency=8, max_images=1)
+    assert [step for step in range(30) if logger.is_due(step)] == [1, 2, 4, 8, 16, 24]
+    assert not logger.is_due(1)
+    assert logger.is_due(1, "val")
+    assert not ImageLogger(batch_frequency=8, max_images=1).is_due(0)
+    assert ImageLogger(batch_frequency=8, max_images=1, log_first_step=True).is_due(0)
+    plain = ImageLogger(batch_frequency=8, max_images=1, increase_log_steps=False)
+    assert [step for step in range(20) if plain.is_due(step)] == [8, 16]
+
+
+def test_noise_depends_on_seed_step_stage_and_rank() -> None:
+    class FakeTrainer:
+        global_rank = 0
+
+    def draw(seed: int, stage: int, counter: int, rank: int = 0) -> tuple[float, float]:
+        FakeTrainer.global_rank = rank
+        StepSeed(seed)._reseed(stage, FakeTrainer(), counter)
+        return float(torch.rand(())), float(np.random.rand())
+
+    assert draw(1, 0, 5) == draw(1, 0, 5)
+    others = {draw(1, 0, 6), draw(2, 0, 5), draw(1, 1, 5), draw(1, 0, 5, rank=1)}
+    assert len(others | {draw(1, 0, 5)}) == 5
+
+
+def rows(logger: MetricsCSVLogger) -> list[dict[str, str]]:
+    with logger.path.open(newline="") as stream:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(stream)]
+
+
+def test_metrics_survive_resuming(tmp_path: Path) -> None:
+    first = MetricsCSVLogger(str(tmp_path), flush_logs_every_n_steps=1)
+    for step in range(4):
+        first.log_metrics({"train/loss": step / 2}, step)
+    first.log_metrics({"val/loss": 9.0}, 3)
+    first.save()
+    with first.path.open("a") as stream:
+        stream.write("0.5")  # a line cut short
+    second = MetricsCSVLogger(str(tmp_path), flush_logs_every_n_steps=1)
+    second.continue_from(3)
+    assert [row["step"] for row in rows(second)] == ["0", "1", "2"]
+    second.log_metrics({"train/loss": 1.0}, 2)  # the earlier part has this one
+    second.log_metrics({"train/loss": 1.5}, 3)
+    second.log_metrics({"new": 1.0}, 3)
+    second.finalize("success")
+    assert [(row["step"], row.get("train/loss"), row.get("new")) for row in rows(second)] == [
+        ("0", "0.0", None),
+        ("1", "0.5", None),
+        ("2", "1.0", None),
+        ("3", "1.5", None),
+        ("3", None, "1.0"),
+    ]
+
+
+def test_wandb_is_asked_for_by_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ldm.training.loggers.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        build_loggers("wandb", RunFolder(tmp_path))
+
+
+def test_old_logger_names(tmp_path: Path) -> None:
+    choice = {"target": "pytorch_lightning.loggers.TestTubeLogger", "params": {"name": "testtube"}}
+    (logger,) = build_loggers(choice, RunFolder(tmp_path))
+    assert isinstance(logger, MetricsCSVLogger)
+    assert logger.log_dir == str(tmp_path / "testtube" / "version_0")
+
+
