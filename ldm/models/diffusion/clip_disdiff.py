@@ -273,7 +273,9 @@ class CLIPDisDiff(LatentDiffusion):
         return self.encode_representation(batch)
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor | CaptionedGrid]:
+    def log_images(
+        self, batch: Mapping[str, Any], split: str = "train", **options: Any
+    ) -> dict[str, Tensor | CaptionedGrid]:
         """Pictures by name; ``options`` are those of ``clip_disdiff_pictures``."""
         with self.ema_scope():
             return clip_disdiff_pictures(self, batch, **options)

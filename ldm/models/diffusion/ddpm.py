@@ -293,7 +293,9 @@ class DDPM(pl.LightningModule):
         return z
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor | CaptionedGrid]:
+    def log_images(
+        self, batch: Mapping[str, Any], split: str = "train", **options: Any
+    ) -> dict[str, Tensor | CaptionedGrid]:
         """Pictures by name; ``options`` are those of ``latent_diffusion_pictures``."""
         with self.ema_scope():
             return latent_diffusion_pictures(self, batch, **options)

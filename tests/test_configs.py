@@ -1,0 +1,103 @@
+"""Every config that ships trains, and a run that was cut off goes on as if it had not been."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.models.clip import WorldCLIP
+from ldm.training.cli import Options
+from ldm.training.plan import make_plan
+from ldm.training.run import run
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "configs" / "quickstart"
+SHORT = [
+    "lightning.trainer.max_steps=2",
+    "lightning.trainer.limit_val_batches=1",
+    "lightning.trainer.limit_test_batches=1",
+    "lightning.trainer.log_every_n_steps=1",
+    "lightning.callbacks.image_logger=null",
+    "data.params.batch_size=2",
+    "data.params.eval_batch_size=2",
+    "data.params.num_workers=0",
+]
+NO_FIRST_STAGE = "model.params.first_stage_config.params.ckpt_path=null"
+NO_BASE = "model.params.unet_config.params.ckpt_path=null"
+CONFIGS = {
+    "quickstart/clip": [],
+    "quickstart/judge": [],
+    "quickstart/vq": ["lightning.trainer.val_check_interval=1"],
+    "quickstart/ldm": [NO_FIRST_STAGE, "lightning.trainer.val_check_interval=1"],
+    "quickstart/clip_disdiff": [NO_FIRST_STAGE, NO_BASE, "CLIP", "lightning.callbacks.edit_score=null"],
+    "autoencoder/example_vq_4_16": ["lightning.trainer.accumulate_grad_batches=1"],
+    "latent-diffusion/example_vq_4_16": [NO_FIRST_STAGE],
+    "latent-diffusion/example_vq_4_16_clip-dis": [NO_FIRST_STAGE, NO_BASE, "CLIP"],
+}
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """An untrained CLIP of the size the quickstart trains."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip") / "clip"
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+    WorldCLIP(embed_dim=64, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder(folder)
+    return folder
+
+
+def options_of(name, clip_folder, logdir, extra=(), **changes):
+    """A ``main.py`` command on a shipped config, shortened."""
+    overrides = [*SHORT, *CONFIGS[name], *extra]
+    if "CLIP" in overrides:
+        at = overrides.index("CLIP")
+        stage = "model.params.cond_stage_config"
+        overrides[at : at + 1] = [
+            f"{stage}.text_encoder.params.version={clip_folder}",
+            f"{stage}.image_encoder.params.model={clip_folder}",
+        ]
+    base = [str(ROOT / "configs" / f"{name}.yaml")]
+    if name.startswith("quickstart"):
+        base.insert(0, str(QUICKSTART / "world.yaml"))
+    return Options(base=tuple(base), overrides=tuple(overrides), name="x", logdir=str(logdir), train=True, **changes)
+
+
+def test_every_shipped_config_is_listed():
+    shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/*.yaml")}
+    assert shipped - {"quickstart/world", "quickstart/recipe", "quickstart/gpu"} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_steps(name, clip_folder, tmp_path):
+    folder = run(make_plan(options_of(name, clip_folder, tmp_path)))
+    state = torch.load(folder.last, weights_only=True)
+    assert state["global_step"] >= 2
+    assert not any(key.startswith("cond_stage_model") for key in state["state_dict"])
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values() if value.is_floating_point())
+
+
+def losses_of(folder):
+    with open(next(folder.path.glob("testtube/*/metrics.csv")), newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row.get("train/loss")]
+    return {int(row["step"]): row["train/loss"] for row in rows}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("quickstart")])
+def test_resumed_equals_uninterrupted(name, clip_folder, tmp_path):
+    """Six steps at once, and three steps and three more after a resume, in the midst of an epoch."""
+
+    def steps(count):
+        keep = ["lightning.trainer.limit_val_batches=0", "lightning.modelcheckpoint.params.every_n_train_steps=1"]
+        return [f"lightning.trainer.max_steps={count}", *keep]
+
+    whole = run(make_plan(options_of(name, clip_folder, tmp_path / "whole", steps(6), no_test=True)))
+    first = run(make_plan(options_of(name, clip_folder, tmp_path / "parts", steps(3), no_test=True)))
+    resumed = run(
+        make_plan(Options(resume=str(first.path), overrides=("lightning.trainer.max_steps=6",), train=True, no_test=True))
+    )
+    assert losses_of(resumed) == losses_of(whole)
+    assert len(losses_of(whole)) == 6
+    expected, found = (torch.load(folder.last, weights_only=True)["state_dict"] for folder in (whole, resumed))
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
