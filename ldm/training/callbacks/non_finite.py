@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from ldm.util import UserError
@@ -42,7 +43,7 @@ class NonFiniteGuard(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Refuse to save broken weights: the older checkpoint stays."""
-        if not trainer.training:
+        if trainer.state.fn != TrainerFn.FITTING:
             return
         self._look(trainer)
         trained = [parameter.detach() for parameter in pl_module.parameters() if parameter.requires_grad]
