@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.util import normalization, run_checkpointed, zero_module
+from ldm.modules.diffusionmodules.util import attend, normalization, run_checkpointed, zero_module
 
 GROUP_NORM_EPS = 1e-6
 
@@ -75,7 +75,7 @@ class CrossAttention(nn.Module):
             layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L or S, dim_head)
             for layer, tokens in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
         )
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v)
         return self.to_out(h.transpose(1, 2).flatten(2))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.util import (
+    attend,
     avg_pool_nd,
     conv_nd,
     group_norm32,
@@ -229,8 +230,8 @@ class AttentionBlock(nn.Module):
             split = qkv.unflatten(1, (3, self.num_heads, -1)).transpose(1, 2)
         else:
             split = qkv.unflatten(1, (self.num_heads, 3, -1))
-        q, k, v = split.transpose(-1, -2).unbind(2)  # each (B, heads, L, C/heads)
-        h = F.scaled_dot_product_attention(q, k, v)  # softmax in at least float32
+        q, k, v = split.transpose(-1, -2).contiguous().unbind(2)  # each (B, heads, L, C/heads)
+        h = attend(q, k, v)
         h = h.transpose(-1, -2).reshape(flat.shape)  # (B, C, L)
         return (flat + self.proj_out(h)).view(x.shape)
 

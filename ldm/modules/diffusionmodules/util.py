@@ -94,6 +94,25 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     return F.pad(embedding, (0, 1)) if dim % 2 else embedding
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Scaled dot-product attention, softmax in at least float32.
+
+    The fused kernels take a contiguous last axis only; for any other torch falls back to slow arithmetic without a
+    word. On a CPU half precision is slower than float32 here, so it is left.
+
+    Args:
+        q, k, v: (B, heads, L or S, width).
+
+    Returns:
+        (B, heads, L, width).
+    """
+    if q.device.type != "cpu":
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast("cpu", enabled=False):
+        wide = (at_least_float32(x) for x in (q, k, v))
+        return F.scaled_dot_product_attention(*wide).to(q.dtype)
+
+
 def run_checkpointed(function: Callable[..., Any], use_checkpoint: bool, *inputs: Any) -> Any:
     """Call ``function``; with ``use_checkpoint`` its activations are recomputed in the backward pass."""
     if use_checkpoint and torch.is_grad_enabled():
