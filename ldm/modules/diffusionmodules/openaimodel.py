@@ -211,6 +211,7 @@ class UNetModel(nn.Module):
         params: keywords of :class:`UNetConfig`.
 
     Example:
+        >>> import torch
         >>> unet = UNetModel(image_size=8, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1,
         ...                  attention_resolutions=[2], channel_mult=[1, 2], num_heads=4)
         >>> unet(torch.randn(2, 4, 8, 8), torch.tensor([3, 900])).shape
