@@ -53,5 +53,3 @@ make_environment() {
 
 make_environment || exit 1
 cd "$ROOT" || exit 1
-# Idle threads should sleep, not spin: on few or shared cores spinning costs many times the work.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"

@@ -58,6 +58,8 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
             f"{stage}.image_encoder.params.model={clip_folder}",
         ]
     base = [str(ROOT / "configs" / f"{name}.yaml")]
+    if name in ("quickstart/ldm", "quickstart/clip_disdiff"):
+        base.insert(0, str(QUICKSTART / "latents.yaml"))
     if name.startswith("quickstart"):
         base.insert(0, str(QUICKSTART / "world.yaml"))
     return Options(base=tuple(base), overrides=tuple(overrides), name="x", logdir=str(logdir), train=True, **changes)
@@ -65,7 +67,7 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
 
 def test_every_shipped_config_is_listed():
     shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/*.yaml")}
-    assert shipped - {"quickstart/world", "quickstart/recipe", "quickstart/gpu"} == set(CONFIGS)
+    assert shipped - {"quickstart/world", "quickstart/latents", "quickstart/recipe"} == set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

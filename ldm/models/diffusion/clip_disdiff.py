@@ -120,6 +120,10 @@ class CLIPDisDiff(LatentDiffusion):
             )
         return freeze(nn.ModuleDict({name: instantiate_from_config(part) for name, part in config.items()}))
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The sub-gradient decoder, in the order of the family's checkpoints."""
+        return list(self.model.diffusion_model.trainable_parameters())
+
     def encode_text(self, texts: Sequence[Sequence[str]]) -> UnitText:
         """Embed U strings per sample.
 
