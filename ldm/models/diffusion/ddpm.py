@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ldm.diffusion.process import DiffusionProcess
 from ldm.diffusion.samplers import Denoiser, Inpainting, StepCallback, ddim_sample, ddpm_sample
-from ldm.diffusion.schedule import extract, make_beta_schedule, schedule_buffers, vlb_weights
+from ldm.diffusion.schedule import make_beta_schedule
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.diffusion.pictures import latent_diffusion_pictures
 from ldm.models.inputs import batch_value, images_from_batch
@@ -23,7 +24,7 @@ from ldm.modules.ema import LitEma
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 
-class DDPM(pl.LightningModule):
+class DDPM(DiffusionProcess, pl.LightningModule):
     """A denoising network trained to predict the noise (or the clean image) at a random noise level."""
 
     def __init__(
@@ -84,7 +85,7 @@ class DDPM(pl.LightningModule):
         if loss_type not in ("l1", "l2"):
             raise ConfigError(f"model.params.loss_type '{loss_type}' is unknown; choose 'l1' or 'l2'")
         self.learning_rate = 1e-4
-        self.parameterization, self.loss_type = parameterization, loss_type
+        self.loss_type = loss_type
         self.first_stage_key, self.image_size, self.channels = first_stage_key, image_size, channels
         self.log_every_t, self.clip_denoised = log_every_t, clip_denoised
         self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
@@ -97,12 +98,7 @@ class DDPM(pl.LightningModule):
             self.monitor = monitor
         betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
         betas = betas if given_betas is None else np.asarray(given_betas, dtype=np.float64)
-        self.num_timesteps = len(betas)
-        buffers = schedule_buffers(betas, v_posterior)
-        self.schedule_names = tuple(buffers)
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
-        self.register_buffer("lvlb_weights", vlb_weights(buffers, parameterization), persistent=False)
+        self.register_schedule(betas, v_posterior, parameterization)
         logvar = torch.full((self.num_timesteps,), float(logvar_init))
         self.learn_logvar = learn_logvar
         if learn_logvar:
@@ -136,25 +132,6 @@ class DDPM(pl.LightningModule):
             yield
         finally:
             self.model_ema.restore(self.model.parameters())
-
-    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps."""
-        signal = extract(self.sqrt_alphas_cumprod, t, x_start) * x_start
-        return signal + extract(self.sqrt_one_minus_alphas_cumprod, t, x_start) * noise
-
-    def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """x_0 = sqrt(1 / abar_t) x_t - sqrt(1 / abar_t - 1) eps."""
-        scaled = extract(self.sqrt_recip_alphas_cumprod, t, x_t) * x_t
-        return scaled - extract(self.sqrt_recipm1_alphas_cumprod, t, x_t) * noise
-
-    def predict_noise_from_start(self, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
-        """eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t)."""
-        residual = x_t - extract(self.sqrt_alphas_cumprod, t, x_t) * x_start
-        return residual / extract(self.sqrt_one_minus_alphas_cumprod, t, x_t)
-
-    def start_from_prediction(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:
-        """The estimate of x_0 that a network output stands for."""
-        return self.predict_start_from_noise(x_t, t, prediction) if self.parameterization == "eps" else prediction
 
     def get_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Per-sample mean of |target - prediction| (l1) or its square (l2), (B,)."""
