@@ -71,6 +71,8 @@ class FactorDataset(Dataset):
         text: None (no text), "attributes" (U strings per image) or "caption" (one string per image, naming a
             random non-empty choice of the attributes in random order; one attribute half of the time).
         phrasing: "random" or "canonical" wording.
+        caption_weights: how readily a caption names each attribute, F positive numbers; None treats all alike. An
+            attribute that is hard to see is learned sooner when it is named more often.
         unset_prob: probability that an attribute text is left empty, unit by unit (only for "attributes").
         seed: of the wording. Texts depend on the seed and on the rows of the batch alone, so a resumed run
             reads the very texts it would have read.
@@ -102,6 +104,7 @@ class FactorDataset(Dataset):
         phrasing: str = "random",
         unset_prob: float = 0.0,
         seed: int = 0,
+        caption_weights: Sequence[float] | None = None,
     ) -> None:
         if text not in (None, "attributes", "caption"):
             raise ConfigError(f"unknown text {text!r}; expected attributes, caption or null (no text)")
@@ -115,8 +118,12 @@ class FactorDataset(Dataset):
         if unset_prob and text != "attributes":
             raise ConfigError(f"unset_prob: {unset_prob} empties attribute texts, but text is {text!r}; "
                               "set text: attributes or unset_prob: 0")
+        if caption_weights is not None and (len(caption_weights) != space.num_factors or min(caption_weights) <= 0):
+            raise ConfigError(f"caption_weights needs {space.num_factors} positive numbers, one for each of "
+                              f"{', '.join(space.factor_names)}; found {list(caption_weights)}")
         self.space = space
         self.vocabulary = vocabulary
+        self.caption_weights = np.ones(space.num_factors) if caption_weights is None else np.array(caption_weights)
         self.rows = split_rows(space.size, split, limit)
         self.text, self.phrasing, self.unset_prob, self.seed = text, phrasing, unset_prob, seed
 
@@ -161,7 +168,8 @@ class FactorDataset(Dataset):
 
     def _captions(self, texts: list[list[str]], rng: np.random.Generator) -> dict[str, Any]:
         num, units = len(texts), self.vocabulary.num_units
-        order = rng.random((num, units)).argsort(axis=1)
+        # Exponential arrival times: attribute k comes first with probability weight_k / sum of weights.
+        order = (rng.exponential(size=(num, units)) / self.caption_weights).argsort(axis=1)
         alone = rng.random(num) < 0.5
         count = np.where(alone, 1, rng.integers(min(2, units), units + 1, num))
         mask = np.zeros((num, units), dtype=bool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -136,11 +136,12 @@ class Shapes3D(FactorDataset):
         unset_prob: float = 0.0,
         seed: int = 0,
         limit: int | None = None,
+        caption_weights: Sequence[float] | None = None,
     ) -> None:
         if size not in (32, 64):
             raise ConfigError(f"Shapes3D: size must be 32 or 64 pixels, found {size!r}")
         super().__init__(factor_space("shapes3d"), world_vocabulary(), split=split, limit=limit, text=text,
-                         phrasing=phrasing, unset_prob=unset_prob, seed=seed)
+                         phrasing=phrasing, unset_prob=unset_prob, seed=seed, caption_weights=caption_weights)
         self.size = size
         self.path = find_shapes3d(path)
         self._halve = size == 32

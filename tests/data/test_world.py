@@ -172,3 +172,13 @@ def test_cache_that_cannot_be_written_only_warns(fresh_cache, caplog):
     folder.write_text("a file where the folder should be")
     assert (world_module.world_maps.__wrapped__(32) == 63).all()
     assert "could not be cached" in caplog.text
+
+
+def test_captions_name_weighted_attributes_more_often():
+    def share_of_last(weights):
+        world = World3D(size=32, text="caption", limit=2000, caption_weights=weights)
+        return world.__getitems__(np.arange(2000))["caption_mask"][:, -1].double().mean().item()
+
+    assert share_of_last([1, 1, 1, 1, 1, 5]) > share_of_last(None) + 0.1
+    with pytest.raises(ConfigError, match="6 positive numbers"):
+        share_of_last([1, 2])
