@@ -69,10 +69,11 @@ class FactorDataset(Dataset):
         split: see ``split_rows``.
         limit: see ``split_rows``.
         text: None (no text), "attributes" (U strings per image) or "caption" (one string per image, naming a
-            random non-empty choice of the attributes in random order; one attribute half of the time).
+            random non-empty choice of the attributes in random order).
         phrasing: "random" or "canonical" wording.
         caption_weights: how readily a caption names each attribute, F positive numbers; None treats all alike. An
             attribute that is hard to see is learned sooner when it is named more often.
+        single_caption_share: how many of the captions name one attribute alone, in [0, 1].
         unset_prob: probability that an attribute text is left empty, unit by unit (only for "attributes").
         seed: of the wording. Texts depend on the seed and on the rows of the batch alone, so a resumed run
             reads the very texts it would have read.
@@ -105,6 +106,7 @@ class FactorDataset(Dataset):
         unset_prob: float = 0.0,
         seed: int = 0,
         caption_weights: Sequence[float] | None = None,
+        single_caption_share: float = 0.5,
     ) -> None:
         if text not in (None, "attributes", "caption"):
             raise ConfigError(f"unknown text {text!r}; expected attributes, caption or null (no text)")
@@ -121,8 +123,11 @@ class FactorDataset(Dataset):
         if caption_weights is not None and (len(caption_weights) != space.num_factors or min(caption_weights) <= 0):
             raise ConfigError(f"caption_weights needs {space.num_factors} positive numbers, one for each of "
                               f"{', '.join(space.factor_names)}; found {list(caption_weights)}")
+        if not 0.0 <= single_caption_share <= 1.0:
+            raise ConfigError(f"single_caption_share is a share in [0, 1], found {single_caption_share}")
         self.space = space
         self.vocabulary = vocabulary
+        self.single_caption_share = single_caption_share
         self.caption_weights = np.ones(space.num_factors) if caption_weights is None else np.array(caption_weights)
         self.rows = split_rows(space.size, split, limit)
         self.text, self.phrasing, self.unset_prob, self.seed = text, phrasing, unset_prob, seed
@@ -170,7 +175,7 @@ class FactorDataset(Dataset):
         num, units = len(texts), self.vocabulary.num_units
         # Exponential arrival times: attribute k comes first with probability weight_k / sum of weights.
         order = (rng.exponential(size=(num, units)) / self.caption_weights).argsort(axis=1)
-        alone = rng.random(num) < 0.5
+        alone = rng.random(num) < self.single_caption_share
         count = np.where(alone, 1, rng.integers(min(2, units), units + 1, num))
         mask = np.zeros((num, units), dtype=bool)
         np.put_along_axis(mask, order, np.arange(units) < count[:, None], axis=1)

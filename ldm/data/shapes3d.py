@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -126,22 +127,10 @@ class Shapes3D(FactorDataset):
         UserError: file missing, damaged, or of another layout.
     """
 
-    def __init__(
-        self,
-        path: str | os.PathLike | None = None,
-        size: int = 64,
-        split: str | None = None,
-        text: str | None = None,
-        phrasing: str = "random",
-        unset_prob: float = 0.0,
-        seed: int = 0,
-        limit: int | None = None,
-        caption_weights: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, path: str | os.PathLike | None = None, size: int = 64, **options: Any) -> None:
         if size not in (32, 64):
             raise ConfigError(f"Shapes3D: size must be 32 or 64 pixels, found {size!r}")
-        super().__init__(factor_space("shapes3d"), world_vocabulary(), split=split, limit=limit, text=text,
-                         phrasing=phrasing, unset_prob=unset_prob, seed=seed, caption_weights=caption_weights)
+        super().__init__(factor_space("shapes3d"), world_vocabulary(), **options)
         self.size = size
         self.path = find_shapes3d(path)
         self._halve = size == 32

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -127,21 +127,10 @@ class World3D(FactorDataset):
 
     in_memory = True
 
-    def __init__(
-        self,
-        size: int = 32,
-        split: str | None = None,
-        text: str | None = None,
-        phrasing: str = "random",
-        unset_prob: float = 0.0,
-        seed: int = 0,
-        limit: int | None = None,
-        caption_weights: Sequence[float] | None = None,
-    ) -> None:
+    def __init__(self, size: int = 32, **options: Any) -> None:
         if size not in SIZES:
             raise ConfigError(f"World3D: size must be 32 or 64 pixels, found {size!r}")
-        super().__init__(factor_space("shapes3d"), world_vocabulary(), split=split, limit=limit, text=text,
-                         phrasing=phrasing, unset_prob=unset_prob, seed=seed, caption_weights=caption_weights)
+        super().__init__(factor_space("shapes3d"), world_vocabulary(), **options)
         self.size = size
         world_maps(size)  # made now, before worker processes would each make them
 
