@@ -71,7 +71,7 @@ class VectorQuantizer2(nn.Module):
             self.register_buffer("is_initialised", torch.tensor(not init_from_data))
             self.register_buffer("num_training_steps", torch.tensor(0))
             self.register_buffer("use_counts", torch.zeros(n_e, dtype=torch.long))
-            self.register_load_state_dict_pre_hook(_fill_missing_buffers)
+        self.register_load_state_dict_pre_hook(_match_buffers)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
         """Quantise.
@@ -179,10 +179,16 @@ class IndexRemap:
         return used[torch.where(indices >= self.num_used, 0, indices)]
 
 
-def _fill_missing_buffers(module: VectorQuantizer2, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """A codebook from a checkpoint without our counters is a trained one: it starts with empty counters."""
-    if f"{prefix}embedding.weight" not in state_dict:
-        return
-    state_dict.setdefault(f"{prefix}is_initialised", torch.tensor(True))
-    state_dict.setdefault(f"{prefix}num_training_steps", torch.tensor(0))
-    state_dict.setdefault(f"{prefix}use_counts", torch.zeros(module.n_e, dtype=torch.long))
+def _match_buffers(module: VectorQuantizer2, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Counters come and go with the options: a codebook that does not renew its codes drops a checkpoint's, one that
+    does takes a checkpoint without counters for a trained one and starts them empty."""
+    counters = {
+        "is_initialised": torch.tensor(True),
+        "num_training_steps": torch.tensor(0),
+        "use_counts": torch.zeros(module.n_e, dtype=torch.long),
+    }
+    for name, start in counters.items():
+        if not module.renews_codes:
+            state_dict.pop(f"{prefix}{name}", None)
+        elif f"{prefix}embedding.weight" in state_dict:
+            state_dict.setdefault(f"{prefix}{name}", start)

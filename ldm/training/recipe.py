@@ -229,13 +229,13 @@ def gather(recipe: Recipe, runs: Mapping[str, Path], seconds: dict[str, float]) 
 
 
 def newest_pictures(run: Path) -> list[Path]:
-    """Return a run's pictures; of those drawn again and again while training only the newest of each kind."""
+    """Return a run's pictures: of each kind the newest, and of images never trained on where there are such."""
     newest: dict[str, Path] = {}
     others = []
-    for path in sorted(run.rglob("*.png")):
+    for path in sorted(run.rglob("*.png")):  # train before val, so that the latter takes the place of the former
         kind, stamp, _ = path.name.partition("_gs-")
         if stamp:
-            newest[f"{path.parent}/{kind}"] = path
+            newest[kind] = path
         else:
             others.append(path)
     return [*others, *newest.values()]

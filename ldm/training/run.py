@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from ldm.training.callbacks.results import PREFIX
 from ldm.training.callbacks.setup import SetupCallback
 from ldm.training.config import Config, save_config
 from ldm.training.plan import Plan, scale_learning_rate
@@ -199,8 +200,9 @@ def _fit_and_test(
 def _log_figures(trainer: pl.Trainer) -> None:
     """Say what a test pass measured."""
     metrics = trainer.callback_metrics.items()
-    figures = "  ".join(f"{name.removeprefix('figure/')} {value:.4g}" for name, value in metrics)
-    logger.info("test: %s", figures or "no figures")
+    figures = [f"{name.removeprefix(PREFIX)} {value:.4g}" for name, value in metrics if name.startswith(PREFIX)]
+    if figures:
+        logger.info("test: %s", "  ".join(figures))
 
 
 def _memory_advice(plan: Plan, error: Exception) -> str:

@@ -144,3 +144,11 @@ def test_reference_codebook_loads_as_initialised():
     quantize.load_state_dict(reference.state_dict())
     quantize(torch.randn(1, 3, 4, 4))
     assert torch.equal(quantize.embedding.weight, reference.embedding.weight)
+
+
+def test_a_codebook_that_does_not_renew_its_codes_drops_the_counters_of_one_that_did():
+    renewing = VectorQuantizer2(8, 3, 0.25, init_from_data=True, revive_every=5)
+    plain = VectorQuantizer2(8, 3, 0.25)
+    assert plain.load_state_dict(renewing.state_dict(), strict=False).unexpected_keys == []
+    assert renewing.load_state_dict(plain.state_dict(), strict=False).missing_keys == []
+    assert renewing.is_initialised
