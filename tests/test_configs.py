@@ -9,7 +9,8 @@ import torch
 from ldm.models.clip import WorldCLIP
 from ldm.training.cli import Options
 from ldm.training.plan import make_plan
-from ldm.training.run import run
+from ldm.training.recipe import load_recipe
+from ldm.training.run import build, run
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "configs" / "quickstart"
@@ -47,16 +48,16 @@ def clip_folder(tmp_path_factory):
     return folder
 
 
+def overrides_of(name, clip_folder):
+    """What a config needs where no earlier stage was trained."""
+    stage = "model.params.cond_stage_config"
+    clip = [f"{stage}.text_encoder.params.version={clip_folder}", f"{stage}.image_encoder.params.model={clip_folder}"]
+    return [word for entry in CONFIGS[name] for word in (clip if entry == "CLIP" else [entry])]
+
+
 def options_of(name, clip_folder, logdir, extra=(), **changes):
     """A ``main.py`` command on a shipped config, shortened."""
-    overrides = [*SHORT, *CONFIGS[name], *extra]
-    if "CLIP" in overrides:
-        at = overrides.index("CLIP")
-        stage = "model.params.cond_stage_config"
-        overrides[at : at + 1] = [
-            f"{stage}.text_encoder.params.version={clip_folder}",
-            f"{stage}.image_encoder.params.model={clip_folder}",
-        ]
+    overrides = [*SHORT, *overrides_of(name, clip_folder), *extra]
     base = [str(ROOT / "configs" / f"{name}.yaml")]
     if name in ("quickstart/ldm", "quickstart/clip_disdiff"):
         base.insert(0, str(QUICKSTART / "latents.yaml"))
@@ -67,7 +68,20 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
 
 def test_every_shipped_config_is_listed():
     shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/*.yaml")}
-    assert shipped - {"quickstart/world", "quickstart/latents", "quickstart/recipe"} == set(CONFIGS)
+    parts = {"quickstart/world", "quickstart/latents", "quickstart/recipe", "quickstart/recipe_gpu"}
+    assert shipped - parts == set(CONFIGS)
+
+
+@pytest.mark.parametrize("recipe", ["recipe", "recipe_gpu"])
+def test_recipes_are_valid_and_their_models_can_be_built(recipe, clip_folder):
+    """Stages that need an earlier one get none; what their sizes say must still fit together."""
+    stages = load_recipe(Options(recipe=str(QUICKSTART / f"{recipe}.yaml"))).stages
+    assert [stage.name for stage in stages] == ["clip", "judge", "vq", "ldm", "clip_disdiff"]
+    for stage in stages:
+        base = tuple(str(ROOT / path) for path in stage.base)
+        missing = overrides_of(f"quickstart/{stage.name}", clip_folder)
+        plan = make_plan(Options(base=base, overrides=(*stage.overrides, *missing), name="x", train=True))
+        assert sum(p.numel() for p in build(plan.config, "model").parameters()) > 1000
 
 
 @pytest.mark.parametrize("name", CONFIGS)

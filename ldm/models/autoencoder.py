@@ -87,6 +87,8 @@ class VQModel(pl.LightningModule):
         if monitor is not None:
             self.monitor = monitor
         if ckpt_path is not None:
+            if isinstance(self.loss, nn.Identity):  # a frozen first stage has no use for a discriminator
+                ignore_keys = [*ignore_keys, "loss."]
             load_into(self, ckpt_path, ignore_keys, transform=first_stage_weights)
         self.use_ema = use_ema
         if use_ema:

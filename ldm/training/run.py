@@ -199,10 +199,11 @@ def _fit_and_test(
 
 def _log_figures(trainer: pl.Trainer) -> None:
     """Say what a test pass measured."""
-    metrics = trainer.callback_metrics.items()
-    figures = [f"{name.removeprefix(PREFIX)} {value:.4g}" for name, value in metrics if name.startswith(PREFIX)]
-    if figures:
-        logger.info("test: %s", "  ".join(figures))
+    metrics = trainer.callback_metrics
+    figures = {name.removeprefix(PREFIX): value for name, value in metrics.items() if name.startswith(PREFIX)}
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in (figures or metrics).items())
+    if shown:
+        logger.info("test: %s", shown)
 
 
 def _memory_advice(plan: Plan, error: Exception) -> str:
