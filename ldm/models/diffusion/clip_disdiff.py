@@ -262,6 +262,18 @@ class CLIPDisDiff(LatentDiffusion):
         images = images_from_batch(batch, self.first_stage_key)
         return self._readout(self.cond_stage_model["image_encoder"](images))
 
+    def on_fit_start(self) -> None:
+        """Embed the whole vocabulary now, where it is known: always the same strings in the same batches.
+
+        Embedded as they come, strings would differ in the last bit from a resumed run's, which meets others first.
+        """
+        datasets = getattr(self.trainer.datamodule, "datasets", {})
+        vocabulary = self.vocabulary or getattr(datasets.get("train"), "vocabulary", None)
+        if vocabulary is not None:
+            counts = [len(words) for words in vocabulary.words]
+            phrases = [vocabulary.phrases(k, w) for k, count in enumerate(counts) for w in range(count)]
+            self.cond_stage_model["text_encoder"].vocabulary_embeddings(phrases)
+
     def on_test_start(self) -> None:
         """Prepare the read-out from the vocabulary of the config or of the test data set."""
         vocabulary = self.vocabulary or test_vocabulary(self.trainer)
