@@ -110,9 +110,8 @@ def test_resumed_equals_uninterrupted(name, clip_folder, tmp_path):
 
     whole = run(make_plan(options_of(name, clip_folder, tmp_path / "whole", steps(6), no_test=True)))
     first = run(make_plan(options_of(name, clip_folder, tmp_path / "parts", steps(3), no_test=True)))
-    resumed = run(
-        make_plan(Options(resume=str(first.path), overrides=("lightning.trainer.max_steps=6",), train=True, no_test=True))
-    )
+    longer = ("lightning.trainer.max_steps=6",)
+    resumed = run(make_plan(Options(resume=str(first.path), overrides=longer, train=True, no_test=True)))
     assert losses_of(resumed) == losses_of(whole)
     assert len(losses_of(whole)) == 6
     expected, found = (torch.load(folder.last, weights_only=True)["state_dict"] for folder in (whole, resumed))
