@@ -110,14 +110,16 @@ def plan_edits(
 
 
 def sample_from(sampler: EditSampler, texts: list[list[str]], x_T: Tensor, seed: int) -> Tensor:
-    """Sample with torch's generators set to ``seed``, and leave them as they were.
+    """Sample with torch's generators set by ``seed``, and leave them as they were.
 
     Raises:
         UserError: An image holds NaN or infinity; judging it would give a number that means nothing.
     """
     devices = [x_T.device] if x_T.device.type == "cuda" else []
+    # Not the seed itself: x_T was drawn with it, and the sampler's own noise must not repeat x_T.
+    own_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(own_seed)
         images = sampler(texts, x_T)
     num_broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
     if num_broken:

@@ -187,15 +187,15 @@ class VQModel(pl.LightningModule):
                     codebook_loss, x, reconstruction, index, self._step, last_layer=self.get_last_layer(),
                     split="val", predicted_indices=indices,
                 )  # fmt: skip
-                self.log_dict(log, batch_size=len(x))
-        self.log("val/psnr", psnr(reconstruction, x).mean(), prog_bar=True, batch_size=len(x))
+                self.log_dict(log, batch_size=len(x), sync_dist=True)
+        self.log("val/psnr", psnr(reconstruction, x).mean(), prog_bar=True, batch_size=len(x), sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log ``figure/psnr``: mean over images of the peak signal-to-noise ratio, dB on [0, 1]."""
         x = self.get_input(batch)
         with self.ema_scope():
             reconstruction = self(x)[0]
-        self.log("figure/psnr", psnr(reconstruction, x).mean(), batch_size=len(x))
+        self.log("figure/psnr", psnr(reconstruction, x).mean(), batch_size=len(x), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Adam(0.5, 0.9) for the autoencoder and, if the loss has one, for the discriminator."""
@@ -225,9 +225,9 @@ class VQModel(pl.LightningModule):
             self.model_ema.restore(self.parameters())
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], **_: Any) -> dict[str, Tensor]:
-        """``inputs`` and ``reconstructions``, (B, 3, H, W) in [-1, 1]."""
-        x = self.get_input(batch).to(self.device)
+    def log_images(self, batch: Mapping[str, Any], N: int = 8, **_: Any) -> dict[str, Tensor]:
+        """``inputs`` and ``reconstructions``, (n, 3, H, W) in [-1, 1] with n at most ``N``."""
+        x = self.get_input(batch)[:N].to(self.device)
         with self.ema_scope():
             return {"inputs": x, "reconstructions": self(x)[0].clamp(-1, 1)}
 

@@ -24,7 +24,7 @@ def load_into(
     path: str | Path,
     ignore_keys: Sequence[str] = (),
     transform: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
-) -> None:
+) -> set[str]:
     """Load a checkpoint into ``module``; missing and unexpected keys are logged, wrong shapes are an error.
 
     Args:
@@ -32,6 +32,9 @@ def load_into(
         path: checkpoint file.
         ignore_keys: prefixes of keys not to load.
         transform: maps the file's state dict onto the module's names.
+
+    Returns:
+        the names of the weights that were loaded.
 
     Raises:
         UserError: the file cannot be read, shapes differ, or nothing in it fits.
@@ -57,3 +60,4 @@ def load_into(
     for name, keys in (("missing", missing), ("unexpected", unexpected)):
         if keys:
             logger.warning("%s: %d %s keys, such as %s", path, len(keys), name, ", ".join(keys[:5]))
+    return set(state) - set(unexpected)

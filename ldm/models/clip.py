@@ -117,7 +117,9 @@ class WorldCLIP(pl.LightningModule):
 
     def forward(self, x: Tensor, texts: list[str]) -> Tensor:
         """Scaled similarities of images (B, 3, H, W) in [-1, 1] and C texts, (B, C)."""
-        return self.clip.logit_scale.exp() * self.encode_image(x) @ self.encode_text(texts).T
+        images, words = self.encode_image(x), self.encode_text(texts)
+        with torch.autocast(x.device.type, enabled=False):  # logits of up to 100 need more than eight bits
+            return self.clip.logit_scale.exp() * images @ words.T
 
     def training_step(self, batch: Mapping[str, Any], _batch_index: int) -> Tensor:
         """Contrastive loss over all true pairs of the batch (of this process)."""
@@ -138,7 +140,7 @@ class WorldCLIP(pl.LightningModule):
         similarities then hardly differ and training crawls along a plateau: centred, the same number of steps
         reached .66 instead of .53 mean accuracy.
         """
-        if self.trainer.global_step > 0:
+        if self.trainer.fit_loop.total_batch_idx > 0:  # not global_step, which stands still while accumulating
             return
         images, texts = self.clip.encode_image(self.get_input(batch)), batch_value(batch, "text")
         words = self.clip.encode_text(self.tokenizer(texts).to(self.device))

@@ -170,7 +170,8 @@ class FactorJudge(pl.LightningModule):
         for k, name in enumerate(self.space.factor_names):
             figures[f"test/word_accuracy/{name}"] = (words[:, k] == asked[:, k]).mean()
             figures[f"test/value_accuracy/{name}"] = (values[:, k] == factors[:, k]).float().mean()
-        figures = {name: torch.as_tensor(value, dtype=torch.float32) for name, value in figures.items()}
+        options = {"dtype": torch.float32, "device": self.device}
+        figures = {name: torch.as_tensor(value, **options) for name, value in figures.items()}
         self.log_dict(figures, on_epoch=True, batch_size=len(values), sync_dist=True)
 
     def _words(self, values: Tensor) -> np.ndarray:
@@ -214,7 +215,10 @@ def load_judge(path: str | Path) -> FactorJudge:
     path = Path(path)
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"No factor judge at {path}. Train one: python main.py --base configs/quickstart/judge.yaml -t")
+        raise UserError(
+            f"No factor judge at {path}. Train one: python main.py --base "
+            "configs/quickstart/world.yaml configs/quickstart/judge.yaml -t -n judge"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         judge = FactorJudge(**checkpoint["hyper_parameters"])

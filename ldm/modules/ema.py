@@ -49,6 +49,12 @@ class LitEma(nn.Module):
         torch._foreach_sub_(averages, steps)
 
     @torch.no_grad()
+    def restart(self, model: nn.Module) -> None:
+        """Forget the past: the averages become the model's parameters."""
+        averages, parameters = self._pairs(model)
+        torch._foreach_copy_(averages, parameters)
+
+    @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
         """Put the averages in place of the model's parameters."""
         averages, parameters = self._pairs(model)

@@ -95,7 +95,7 @@ class VectorQuantizer2(nn.Module):
             self._renew_codes(vectors.detach())
         indices = self.nearest(vectors)  # (N,)
         if self.training and self.renews_codes:
-            self.use_counts += torch.bincount(indices, minlength=self.n_e)
+            self.use_counts.index_add_(0, indices, torch.ones_like(indices))  # bincount would wait for the device
         codes = self.embedding(indices).view(z.shape)
         commitment = F.mse_loss(z, codes.detach())
         codebook = F.mse_loss(codes, z.detach())

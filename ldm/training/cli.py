@@ -20,7 +20,7 @@ _EXAMPLES = """examples:
   everything, from no file at all to scored and drawn results:
     python main.py --recipe configs/quickstart/recipe.yaml
   train one model:
-    python main.py --base configs/latent-diffusion/clip_disdiff.yaml -t --gpus 0, -l exp -n my_run -s 0
+    python main.py --base configs/latent-diffusion/example_vq_4_16_clip-dis.yaml -t --gpus 0, -l exp -n my_run -s 0
   check a config without training:
     python main.py --base my.yaml
   change keys without editing a file:

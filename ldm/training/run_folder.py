@@ -208,12 +208,19 @@ def find_run(name: str, roots: Iterable[str | os.PathLike]) -> Path:
         advice = f"; continue it with: python main.py -r {path} -t" if is_named(record, name) else ""
         others.append(f"{path} ({record.get('name')}, {status}{advice})")
     listing = "".join(f"\n  {line}" for line in others[:10]) or " none"
-    config = next((str(path) for path in sorted(Path("configs").rglob(f"{name}.yaml"))), "CONFIG.yaml")
-    naming = "" if "/" in name or Path(config).stem == name else f" -n {name}"
     raise UserError(
         f"no finished run named {name!r} in {' or '.join(dict.fromkeys(places))}. Train it first: "
-        f"python main.py --base {config} -t{naming} -l {places[0]}\nRuns there:{listing}"
+        f"{_command_for(name)} -l {places[0]}\nRuns there:{listing}"
     )
+
+
+def _command_for(name: str) -> str:
+    """The command that trains a run of that name: the one in the head of its config, if it has one."""
+    config = next(iter(sorted(Path("configs").rglob(f"{name}.yaml"))), None)
+    if config is None:
+        return f"python main.py --base CONFIG.yaml -t -n {name}"
+    comments = (line.lstrip("# ") for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return next((line for line in comments if line.startswith("python main.py")), f"python main.py --base {config} -t")
 
 
 def last_checkpoint(run_dir: str | os.PathLike) -> Path:

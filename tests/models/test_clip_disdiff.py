@@ -134,3 +134,17 @@ def test_unknown_options_list_the_known_ones():
         build(dis_mode="alinged")
     with pytest.raises(ConfigError, match="'Z' or 'IM'"):
         build(dis_loss_type="X")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"unet": {"seprate_decoder": False}}, "seprate_decoder"),
+        ({"dis_batch_size": 0}, "at least 1"),
+        ({"unset_prob": 1.0}, "probability"),
+        ({"cond_stage_trainable": True}, "frozen"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, words):
+    with pytest.raises(ConfigError, match=words):
+        build(**options)

@@ -126,3 +126,23 @@ def test_unknown_options_list_the_known_ones():
         build(loss_type="l3")
     with pytest.raises(ConfigError, match="crossattn"):
         DDPM(unet_config=UNET, conditioning_key="cross")
+
+
+def test_weights_without_an_average_restart_it(tmp_path):
+    state = build(use_ema=False).state_dict()
+    state = {name: value + 1 if "input_blocks.0.0.weight" in name else value for name, value in state.items()}
+    torch.save({"state_dict": state}, tmp_path / "raw.ckpt")
+    model = build(ckpt_path=str(tmp_path / "raw.ckpt"))
+    weight = model.model.diffusion_model.input_blocks[0][0].weight
+    assert torch.equal(model.model_ema.diffusion_modelinput_blocks00weight, weight)
+
+
+def test_only_the_network_may_be_loaded(tmp_path):
+    state = {name: value + 1 if value.is_floating_point() else value for name, value in build().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "whole.ckpt")
+    before = build().first_stage_model.quant_conv.weight
+    model = build(ckpt_path=str(tmp_path / "whole.ckpt"), load_only_unet=True)
+    assert torch.equal(model.first_stage_model.quant_conv.weight, before)
+    assert torch.equal(
+        model.model.diffusion_model.out[0].weight, state["model.diffusion_model.out.0.weight"]
+    )

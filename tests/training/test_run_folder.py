@@ -109,3 +109,11 @@ def test_resume_from_what_is_no_run(tmp_path: Path) -> None:
 
 def test_versions_name_the_packages() -> None:
     assert set(collect_versions()) == {"python", "torch", "lightning", "numpy", "open_clip"}
+
+
+def test_the_hint_how_to_train_a_missing_run_is_the_command_in_the_head_of_its_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(UserError, match="configs/quickstart/world.yaml configs/quickstart/clip.yaml -t -n clip -l"):
+        find_run("clip", [str(tmp_path)])
+    with pytest.raises(UserError, match="--base CONFIG.yaml -t -n nothing"):
+        find_run("nothing", [str(tmp_path)])

@@ -104,12 +104,26 @@ class CLIPDisDiff(LatentDiffusion):
         self.dis_mode, self.dis_batch_size, self.detach_flag = dis_mode, dis_batch_size, detach_flag
         self.unset_prob = unset_prob
         self.latent_unit = self.model.diffusion_model.latent_unit
+        self._check_options()
         base_scale = getattr(self.model.diffusion_model, "scale_factor", None)
         if base_scale is not None:
             self.scale_factor.copy_(base_scale)
             self.restarted_from_ckpt = True
         self.vocabulary = instantiate_from_config(vocabulary_config) if vocabulary_config else None
         self._readout: AttributeReadout | None = None
+
+    def _check_options(self) -> None:
+        where = "model.params"
+        if not self.model.diffusion_model.is_separate:
+            raise ConfigError(
+                f"{where}.unet_config.params.seprate_decoder must be true: CLIP-DisDiff needs one gradient per unit"
+            )
+        if self.dis_batch_size is not None and self.dis_batch_size < 1:
+            raise ConfigError(f"{where}.dis_batch_size is {self.dis_batch_size}; expected at least 1, or null for all")
+        if not 0.0 <= self.unset_prob < 1.0:
+            raise ConfigError(f"{where}.unset_prob is {self.unset_prob}; expected a probability in [0, 1)")
+        if self.cond_stage_trainable:
+            raise ConfigError(f"{where}.cond_stage_trainable must be false: CLIP is frozen")
 
     def build_cond_stage(self, config: Mapping[str, Any]) -> nn.Module:
         """The frozen text and image encoders of CLIP."""
@@ -122,7 +136,8 @@ class CLIPDisDiff(LatentDiffusion):
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """The sub-gradient decoder, in the order of the family's checkpoints."""
-        return list(self.model.diffusion_model.trainable_parameters())
+        parameters = list(self.model.diffusion_model.trainable_parameters())
+        return [*parameters, self.logvar] if self.learn_logvar else parameters
 
     def encode_text(self, texts: Sequence[Sequence[str]]) -> UnitText:
         """Embed U strings per sample.
@@ -198,7 +213,9 @@ class CLIPDisDiff(LatentDiffusion):
         x_t, t, cond = x_t[:count], t[:count], cond.first(count)
         pred, unit_grad = out.pred[:count], out.unit_grad[:count]
         if unit is None:
-            unit = torch.multinomial(cond.mask.float() + 1e-6, 1).squeeze(1)
+            weight = cond.mask.float() + 1e-6
+            # An exponential race instead of torch.multinomial, which checks its weights on the host.
+            unit = (weight / torch.empty_like(weight).exponential_()).argmax(dim=1)
         edited = self._edits(pred, unit_grad, t, unit)  # (b, E, C, H, W)
         with torch.no_grad():
             z_before = self.start_from_prediction(x_t, t, pred)

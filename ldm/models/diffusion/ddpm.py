@@ -72,7 +72,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
             image_size: height and width of what is denoised.
             channels: channels of what is denoised.
             log_every_t: distance of the time steps in pictures of the process.
-            clip_denoised: clamp x0 estimates to [-1, 1] while sampling (pixels only).
+            clip_denoised: clamp x0 estimates to [-1, 1] while sampling by DDPM (pixels only).
             original_elbo_weight: weight of the variational bound.
             v_posterior: see ``schedule_buffers``.
             l_simple_weight: weight of the simple loss.
@@ -111,9 +111,11 @@ class DDPM(DiffusionProcess, pl.LightningModule):
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> None:
         """Load weights from ``path``; see ``load_into`` for what is reported and refused."""
         if only_unet:
-            load_into(self.model, path, ignore_keys, transform=lambda state: strip_prefix(state, "model."))
+            loaded = load_into(self.model, path, ignore_keys, transform=lambda state: strip_prefix(state, "model."))
         else:
-            load_into(self, path, ignore_keys)
+            loaded = load_into(self, path, ignore_keys)
+        if self.use_ema and not any(key.startswith("model_ema.") for key in loaded):
+            self.model_ema.restart(self.model)  # the average of weights that are no longer there means nothing
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -198,18 +200,19 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         loss, terms, size = self.shared_step(batch)
         self.log_dict({f"train/{k}": v.detach() for k, v in terms.items() if k != "loss"}, batch_size=size)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        self.log("train/epoch_num", float(self.current_epoch), batch_size=size)
-        self.log("train/step_num", float(self.global_step), batch_size=size)
+        # Tensors on the CPU stay there; numbers would be copied to the device, which waits for it.
+        self.log("train/epoch_num", torch.tensor(float(self.current_epoch)), batch_size=size)
+        self.log("train/step_num", torch.tensor(float(self.global_step)), batch_size=size)
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Logs ``val/*`` of the trained weights and ``val/*_ema`` of the averaged ones."""
         _, terms, size = self.shared_step(batch)
-        self.log_dict({f"val/{k}": v for k, v in terms.items()}, batch_size=size)
+        self.log_dict({f"val/{k}": v for k, v in terms.items()}, batch_size=size, sync_dist=True)
         if self.use_ema:
             with self.ema_scope():
                 _, terms, _ = self.shared_step(batch)
-            self.log_dict({f"val/{k}_ema": v for k, v in terms.items()}, batch_size=size)
+            self.log_dict({f"val/{k}_ema": v for k, v in terms.items()}, batch_size=size, sync_dist=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the averaged weights along."""
@@ -296,6 +299,7 @@ class LatentDiffusion(DDPM):
         clip_denoised: bool = False,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
+        load_only_unet: bool = False,
         **kwargs: Any,
     ) -> None:
         """Build first stage and condition stage beside the network.
@@ -327,7 +331,7 @@ class LatentDiffusion(DDPM):
         self.first_stage_model = freeze(instantiate_from_config(first_stage_config))
         self.cond_stage_model = self.build_cond_stage(cond_stage_config)
         if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys)
+            self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 
     def build_cond_stage(self, config: Mapping[str, Any] | str) -> nn.Module | None:
         """The module that turns ``batch[cond_stage_key]`` into a condition; None when there is none."""
@@ -345,9 +349,11 @@ class LatentDiffusion(DDPM):
         return self
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Network, log variances, and the condition stage where it is trained."""
-        parameters = super().trained_parameters()
-        return [*parameters, *self.cond_stage_model.parameters()] if self.cond_stage_trainable else parameters
+        """Network, the condition stage where it is trained, log variances: the order of LDM's optimizer states."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        if self.cond_stage_trainable:
+            parameters += self.cond_stage_model.parameters()
+        return [*parameters, self.logvar] if self.learn_logvar else parameters
 
     @torch.no_grad()
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -355,7 +361,7 @@ class LatentDiffusion(DDPM):
         first = self.current_epoch == 0 and self.global_step == 0 and batch_idx == 0
         if self.scale_by_std and first and not self.restarted_from_ckpt:
             z = self.encode_first_stage(images_from_batch(batch, self.first_stage_key)) / self.scale_factor
-            self.scale_factor.copy_(self.trainer.strategy.broadcast(1.0 / z.flatten().std()))
+            self.scale_factor.fill_(self.trainer.strategy.broadcast((1.0 / z.flatten().std()).item()))
 
     @torch.no_grad()
     def encode_first_stage(self, x: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class AttributeReadout(nn.Module):
             float32 (B, U, R).
         """
         posteriors = attribute_probabilities(image_embedding.float(), self._buffers_of("texts"), self.scale)
-        units = [posterior @ points for posterior, points in zip(posteriors, self._buffers_of("points"))]
+        with torch.autocast(image_embedding.device.type, enabled=False):
+            units = [posterior @ points for posterior, points in zip(posteriors, self._buffers_of("points"))]
         return torch.stack(units, dim=1)
 
 

@@ -24,8 +24,9 @@ def attribute_probabilities(
     Returns:
         U tensors (B, W_k); rows sum to 1.
     """
-    direction = F.normalize(image_embedding, dim=-1)
-    return [torch.softmax(logit_scale * direction @ texts.T, dim=-1) for texts in vocabulary]
+    direction = F.normalize(image_embedding.float(), dim=-1)
+    with torch.autocast(direction.device.type, enabled=False):  # halves would make near words equal
+        return [torch.softmax(logit_scale * direction @ texts.T, dim=-1) for texts in vocabulary]
 
 
 def attribute_hits(image_embedding: Tensor, vocabulary: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -39,5 +40,6 @@ def attribute_hits(image_embedding: Tensor, vocabulary: Sequence[Tensor], labels
     Returns:
         bool (B, U).
     """
-    guesses = [(image_embedding @ texts.T).argmax(dim=-1) for texts in vocabulary]
+    with torch.autocast(image_embedding.device.type, enabled=False):  # halves would make near words equal
+        guesses = [(image_embedding.float() @ texts.T).argmax(dim=-1) for texts in vocabulary]
     return torch.stack(guesses, dim=1) == labels

@@ -85,7 +85,9 @@ def codebook_statistics(indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor
     Returns:
         perplexity, exp of the entropy: 1 (a single code) to num_codes (all alike); number of codes used (float).
     """
-    counts = torch.bincount(indices.flatten(), minlength=num_codes).float()
+    indices = indices.flatten()
+    ones = torch.ones_like(indices, dtype=torch.float)
+    counts = ones.new_zeros(num_codes).index_add_(0, indices, ones)  # bincount would wait for the device
     frequencies = counts / counts.sum()
     perplexity = torch.exp(-(frequencies * torch.log(frequencies + 1e-10)).sum())
     return perplexity, (counts > 0).float().sum()
