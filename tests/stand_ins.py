@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,3 +66,14 @@ def vq_config(**params: object) -> dict:
             **params,
         },
     }  # fmt: skip
+
+
+class StopAt(pl.Callback):
+    """Ends the training after some steps, while schedules still follow ``max_steps``."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """Stop when the step is reached."""
+        trainer.should_stop = trainer.global_step >= self.step

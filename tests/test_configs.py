@@ -104,14 +104,17 @@ def losses_of(folder):
 def test_resumed_equals_uninterrupted(name, clip_folder, tmp_path):
     """Six steps at once, and three steps and three more after a resume, in the midst of an epoch."""
 
-    def steps(count):
-        keep = ["lightning.trainer.limit_val_batches=0", "lightning.modelcheckpoint.params.every_n_train_steps=1"]
-        return [f"lightning.trainer.max_steps={count}", *keep]
-
-    whole = run(make_plan(options_of(name, clip_folder, tmp_path / "whole", steps(6), no_test=True)))
-    first = run(make_plan(options_of(name, clip_folder, tmp_path / "parts", steps(3), no_test=True)))
-    longer = ("lightning.trainer.max_steps=6",)
-    resumed = run(make_plan(Options(resume=str(first.path), overrides=longer, train=True, no_test=True)))
+    six = [
+        "lightning.trainer.max_steps=6",
+        "lightning.trainer.limit_val_batches=0",
+        "lightning.modelcheckpoint.params.every_n_train_steps=1",
+    ]
+    stop = ["lightning.callbacks.stop.target=stand_ins.StopAt", "lightning.callbacks.stop.params.step=3"]
+    whole = run(make_plan(options_of(name, clip_folder, tmp_path / "whole", six, no_test=True)))
+    first = run(make_plan(options_of(name, clip_folder, tmp_path / "parts", [*six, *stop], no_test=True)))
+    assert len(losses_of(first)) == 3
+    overrides = ("lightning.callbacks.stop=null",)
+    resumed = run(make_plan(Options(resume=str(first.path), overrides=overrides, train=True, no_test=True)))
     assert losses_of(resumed) == losses_of(whole)
     assert len(losses_of(whole)) == 6
     expected, found = (torch.load(folder.last, weights_only=True)["state_dict"] for folder in (whole, resumed))
