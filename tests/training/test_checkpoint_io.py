@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from ldm.training.checkpoint_io import AtomicCheckpointIO, _explain_write_error, read_checkpoint
 from ldm.util import UserError
 
 io = AtomicCheckpointIO()
@@ -96,3 +96,11 @@ def test_code_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "worse.ckpt").write_bytes(pickle.dumps({"payload": Payload()}))
     with pytest.raises(UserError, match="more than tensors"):
         read_checkpoint(tmp_path / "worse.ckpt")
+
+
+def test_a_full_disk_as_torch_reports_it_is_explained(tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"old")
+    error = RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 5019648 vs 5019540")
+    told = _explain_write_error(error, tmp_path / "last.ckpt")
+    assert isinstance(told, UserError)
+    assert "no space left" in str(told) and "intact" in str(told)
