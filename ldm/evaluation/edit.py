@@ -8,6 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.data.collate import collate
 from ldm.evaluation.edit_measure import edit_grid, edit_score, judge_accuracy, plan_edits
 from ldm.evaluation.edit_report import JudgeRecord, write_edit_score
 from ldm.evaluation.test_pass import TestPassCallback
@@ -54,7 +55,8 @@ class EditScore(TestPassCallback):
         """Find out before the long test pass whether the score can be taken.
 
         Raises:
-            UserError: The judge is missing, the data set has no words, or the model cannot edit.
+            UserError: The judge is missing or wants images of another size, the data set has no words or not one
+                factor per unit, or the model cannot edit.
         """
         dataset = self.test_loader(trainer).dataset
         if getattr(dataset, "vocabulary", None) is None:
@@ -68,6 +70,12 @@ class EditScore(TestPassCallback):
                 "EditScore callback from lightning.callbacks."
             )
         self._judge = load_judge(self.judge_path)
+        self._judge.get_input(collate([dataset[0]]))  # the sizes fit, or it says so now
+        if getattr(pl_module, "latent_unit", units := dataset.vocabulary.num_units) != units:
+            raise UserError(
+                f"The edit score changes one text per unit: the model has latent_unit {pl_module.latent_unit}, but the "
+                f"test data set {type(dataset).__name__} has words for {units} factors."
+            )
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sample, judge and write; on the first process alone."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.inputs import check_image_size, images_from_batch
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
@@ -172,10 +173,9 @@ class VQModel(pl.LightningModule):
             return []
         return schedulers if isinstance(schedulers, list) else [schedulers]
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Move the averaged weights along."""
-        if self.use_ema:
-            self.model_ema(self)
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The averaged weights move along with training."""
+        return [AverageWeights(self.model_ema, self)] if self.use_ema else []
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log ``val/*`` losses, ``val/rec_loss`` and ``val/psnr`` of the averaged (if any) weights."""

@@ -69,7 +69,7 @@ def _signature_of(module: str, name: str, hops: int) -> Signature | None:
         origin, _, original = imports[name].rpartition(".")
         return _signature_of(origin, original, hops - 1)
     if is_ours and "*" not in imports and "__getattr__" not in node and name not in _assigned(path):
-        raise UnknownNameError(f"module {module} has no {name}", [f"{module}.{known}" for known in node])
+        raise UnknownNameError(f"module {module} has no {name}", [f"{module}.{known}" for known in [*node, *imports]])
     return None
 
 
@@ -211,10 +211,13 @@ def _function_signature(node: ast.AST, skip_first: bool) -> Signature:
 
 @functools.cache
 def ours() -> list[str]:
-    """Return the dotted paths of all classes in ``ldm``; only used to suggest a name."""
+    """Return the dotted paths of all classes in ``ldm``, re-exported ones too; only used to suggest a name."""
     root = Path(__file__).resolve().parents[1]
     names = []
     for path in sorted(root.rglob("*.py")):
         module = ".".join(("ldm", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
-        names += [f"{module}.{node.name}" for node in _parse(path).body if isinstance(node, ast.ClassDef)]
+        nodes, imports = _definitions(path, module)
+        shown = [name for name in imports if name[:1].isupper()] if "__all__" in _assigned(path) else []
+        names += [f"{module}.{name}" for name in shown]
+        names += [f"{module}.{name}" for name, node in nodes.items() if isinstance(node, ast.ClassDef)]
     return names

@@ -1,6 +1,7 @@
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from stand_ins import TINY_UNET, vq_config
 from torch.utils.data import DataLoader
 
@@ -146,3 +147,17 @@ def test_only_the_network_may_be_loaded(tmp_path):
     assert torch.equal(
         model.model.diffusion_model.out[0].weight, state["model.diffusion_model.out.0.weight"]
     )
+
+
+def test_a_numbered_checkpoint_holds_the_average_of_its_own_step(tmp_path):
+    model = build(use_ema=True)
+    numbered = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    loader = DataLoader([{name: value[0] for name, value in batch(1).items()}] * 2, batch_size=1)
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[numbered], default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(model, loader)
+    for step in (1, 2):
+        state = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"]
+        assert state["model_ema.num_updates"] == step

@@ -24,7 +24,7 @@ from ldm.losses.disentangling import (
     clip_logits_sampled,
     disentangling_loss,
 )
-from ldm.models.diffusion.ddpm import LatentDiffusion, freeze
+from ldm.models.diffusion.latent_diffusion import LatentDiffusion, freeze
 from ldm.models.diffusion.swap_pictures import clip_disdiff_pictures
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.models.pictures import CaptionedGrid

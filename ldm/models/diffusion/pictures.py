@@ -13,7 +13,7 @@ from ldm.models.inputs import images_from_batch
 from ldm.models.pictures import CaptionedGrid
 
 if TYPE_CHECKING:
-    from ldm.models.diffusion.ddpm import DDPM
+    from ldm.models.diffusion.pixel_diffusion import DDPM
 
 
 class Trajectory:
