@@ -49,11 +49,22 @@ def test_vq_figures():
         decoded = vq.decoder(vq.post_quant_conv(quantised))
         direct = vq.decoder(vq.post_quant_conv(latent))
     assert_stat(latent, GOLDEN["vq_encode"])
-    assert_stat(quantised, GOLDEN["vq_quant"])
-    assert loss.item() == pytest.approx(GOLDEN["vq_quant_loss"], rel=1e-5)
-    assert indices[:8].tolist() == GOLDEN["vq_ind_first8"]
-    assert_stat(decoded, GOLDEN["vq_decode"])
     assert_stat(direct, GOLDEN["vq_decode_noquant"])
+    assert loss.item() == pytest.approx(GOLDEN["vq_quant_loss"], rel=1e-5)
+    # The filled codebook lies densely on a curve, so that a dozen of the 512 vectors have two nearest codes closer
+    # than float32 can tell apart; which of them wins depends on the processor, and the sums with it.
+    assert_stat(quantised, GOLDEN["vq_quant"], tolerance=2e-3)
+    assert_stat(decoded, GOLDEN["vq_decode"], tolerance=2e-3)
+    distances = torch.cdist(vectors(latent), vq.quantize.embedding.weight.double()).square()
+    chosen, golden = distances.gather(1, indices[:, None])[:, 0], torch.tensor(GOLDEN["vq_ind_first8"])
+    nearest = distances.min(dim=1).values
+    assert (chosen - nearest).max() < 1e-5
+    assert (distances[:8].gather(1, golden[:, None])[:, 0] - nearest[:8]).max() < 1e-5
+
+
+def vectors(latent):
+    """(B, C, H, W) -> (B * H * W, C) in double precision."""
+    return latent.permute(0, 2, 3, 1).flatten(0, 2).double()
 
 
 def test_kl_figures():
