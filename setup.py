@@ -12,7 +12,8 @@ INSTALL_REQUIRES = [
     "h5py>=3.10",  # 3dshapes.h5
     "numpy>=1.26",
     "scipy>=1.11",
-    "scikit-learn>=1.4",  # DCI's trees, logistic regressions
+    "scikit-learn>=1.4",  # logistic regressions, PCA
+    "numba>=0.60",  # DCI's boosted trees, compiled
     "taming-transformers>=0.0.1",  # PatchGAN discriminator
     "requests>=2.28",  # imported by taming-transformers, which does not declare it
     "torchmetrics>=1.4",  # carries LPIPS' linear weights
@@ -25,6 +26,10 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "lmdb": ["lmdb>=1.4"],  # image + text LMDB data sets
     "wandb": ["wandb>=0.17"],  # the Weights & Biases logger
+    "cluster": ["dask>=2024.8", "distributed>=2024.8"],  # run_para_metrics.py --scheduler
+    "parquet": ["pyarrow>=15"],  # latents in .parquet files
+    "fid": ["torch-fidelity>=0.3"],  # FID and KID
+    "bert": ["transformers>=4.40"],  # the tokenizer of LDM's BERTEmbedder
     "dev": ["pytest>=8", "ruff>=0.6"],
 }
 

@@ -7,8 +7,8 @@
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$ROOT/.venv}"
 case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
-PACKAGES="torch torchvision pytorch_lightning omegaconf open_clip einops h5py scipy sklearn taming requests torchmetrics
-          safetensors tensorboard matplotlib PIL rich lmdb pytest"
+PACKAGES="torch torchvision pytorch_lightning omegaconf open_clip einops h5py scipy sklearn taming requests torchmetrics numba
+          safetensors tensorboard matplotlib PIL rich lmdb distributed pyarrow torch_fidelity pytest"
 
 has_all() {  # is every package importable by Python $1?
     "$1" - $PACKAGES <<'PY' 2>/dev/null
@@ -48,7 +48,7 @@ make_environment() {
     echo "Making the environment $VENV with $("$base" --version); this downloads PyTorch and takes some minutes"
     # Without a working pip an earlier attempt was cut off while the environment was made: make it anew.
     "$PY" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear "$VENV" || return 1
-    "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/constraints.txt" -e "$ROOT[dev,lmdb]" || {
+    "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/constraints.txt" -e "$ROOT[dev,lmdb,cluster,parquet,fid]" || {
         echo "The installation failed. Mend what pip says above and run the same command again." >&2
         return 1
     }
