@@ -19,6 +19,7 @@ from ldm.training.run_folder import find_run, last_checkpoint
 from ldm.util import ConfigError, UserError
 
 COMMAND_LINE = "command line"
+INCLUDE_KEY = "base"
 
 
 @dataclass
@@ -28,13 +29,15 @@ class Config:
     Attributes:
         content: plain dicts, lists and scalars.
         origins: dotted key -> the file (or "command line") that set it last.
-        files: the files merged, in order.
+        files: the files given, in order.
+        included: the files that those name under `base`, in the order of merging.
         pending: texts of references to runs that do not exist yet (only when they are allowed).
     """
 
     content: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    included: tuple[str, ...] = ()
     pending: list[str] = field(default_factory=list)
 
     def origin(self, key: str) -> str:
@@ -66,6 +69,9 @@ def load_config(
 ) -> Config:
     """Merge files from left to right, then ``a.b=c`` overrides, and resolve every ``${...}``.
 
+    A file may name others that it builds on, relative to itself: ``base: [../_shared/disdiff.yaml]``. They are merged
+    before it, each one once.
+
     Args:
         files: YAML files; ``-`` and ``_`` in a name may stand for each other.
         overrides: dotted assignments.
@@ -74,17 +80,21 @@ def load_config(
 
     Raises:
         UserError: a file or a run that is needed does not exist.
-        ConfigError: a file is no YAML mapping, or a reference cannot be resolved.
+        ConfigError: a file is no YAML mapping, files name each other in a circle, or a reference cannot be resolved.
     """
     config = Config({})
     merged = OmegaConf.create({})
     for given in files:
         path = find_config_file(str(given))
-        layer = _read_yaml(path)
-        config.origins.update({key: str(path) for key in _dotted_keys(layer)})
         config.files += (str(path),)
-        merged = OmegaConf.merge(merged, layer)
+        for part, layer in _layers(path):
+            config.origins.update({key: str(part) for key in _dotted_keys(layer)})
+            if part != path:
+                config.included += (str(part),)
+            merged = OmegaConf.merge(merged, layer)
     layer = parse_overrides(overrides)
+    if INCLUDE_KEY in layer:
+        raise ConfigError(f"command line: {INCLUDE_KEY}: files are given with -b/--base, not as an override")
     config.origins.update({key: COMMAND_LINE for key in _dotted_keys(layer)})
     merged = OmegaConf.merge(merged, layer)
     _register_resolvers([str(root) for root in roots], config.pending if allow_pending else None)
@@ -101,6 +111,49 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
         return OmegaConf.from_dotlist(list(overrides))
     except Exception as error:  # YAML and grammar errors come from two libraries
         raise ConfigError(f"command line: the overrides {' '.join(overrides)} cannot be read: {error}") from error
+
+
+def _layers(
+    path: Path, above: tuple[Path, ...] = (), done: set[Path] | None = None
+) -> Iterator[tuple[Path, DictConfig]]:
+    """Yield a file's layers in the order of merging: first what it names under ``base``, each file once, then itself.
+
+    Args:
+        path: the file.
+        above: the files that led here, outermost first.
+        done: the files already yielded.
+
+    Raises:
+        UserError: a named file does not exist.
+        ConfigError: ``base`` is no list of files, or leads back to a file above.
+    """
+    done = set() if done is None else done
+    if path.resolve() in above:
+        circle = [*above[above.index(path.resolve()) :], path.resolve()]
+        raise ConfigError(f"{path}: {INCLUDE_KEY}: files name each other in a circle: {' -> '.join(map(str, circle))}")
+    if path.resolve() in done:
+        return
+    layer = _read_yaml(path)
+    for name in _file_names(path, layer):
+        try:
+            part = Path(os.path.normpath(find_config_file(str(path.parent / name))))
+        except UserError as error:
+            raise UserError(f"{path}: {INCLUDE_KEY}: {error}") from error
+        yield from _layers(part, (*above, path.resolve()), done)
+    done.add(path.resolve())
+    yield path, layer
+
+
+def _file_names(path: Path, layer: DictConfig) -> list[str]:
+    """Take ``base`` out of a layer and return the file names in it: one, several, or none."""
+    named = OmegaConf.to_container(layer, resolve=False).get(INCLUDE_KEY)
+    layer.pop(INCLUDE_KEY, None)
+    names = [named] if isinstance(named, str) else [] if named is None else named
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            f"{path}: {INCLUDE_KEY}: expected a list of YAML files relative to this one, found {named!r}"
+        )
+    return names
 
 
 def _read_yaml(path: Path) -> DictConfig:

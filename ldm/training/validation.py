@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from ldm.training.signatures import Signature, UnknownNameError, read_signature
 from ldm.training.trainer_args import KNOWN_ARGS
 from ldm.util import ConfigError, UserError, did_you_mean
 
-TOP_LEVEL = ("model", "data", "lightning")
+TOP_LEVEL = ("base", "model", "data", "lightning")
 LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr")
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
-MODEL_KEYS = ("base_learning_rate", "target", "params")
+SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params")}
 CHECKPOINT_KEY = "ckpt_path"
 _EXAMPLES = {
     "model": ", e.g. ldm.models.diffusion.clip_disdiff.CLIPDisDiff",
@@ -23,29 +23,30 @@ _EXAMPLES = {
 }
 
 
-def validate(config: Config, check_files: bool = True) -> None:
+def validate(config: Config, check_files: bool = True, sections: Sequence[str] = ("model", "data")) -> None:
     """Raise for the first thing in a config that cannot be.
 
     Args:
         config: the merged config.
         check_files: whether checkpoints named by ``ckpt_path`` have to exist already.
+        sections: which of ``model`` and ``data`` are needed; the other one is neither asked for nor looked at.
 
     Raises:
         ConfigError: a key, target or argument does not exist, or a required one is missing.
         UserError: a checkpoint file does not exist.
     """
     _check_keys(config, "", config.content, TOP_LEVEL)
-    for section in ("model", "data"):
+    for section in sections:
         if section not in config.content:
             raise ConfigError(
                 f"{' + '.join(config.files)}: the section `{section}` is missing; a config needs "
                 "`model: {base_learning_rate, target, params}` and `data: {target, params}`"
             )
         _check_object(config, section, config.content[section], is_certain=True)
-    _check_keys(config, "model", config.section("model"), MODEL_KEYS)
-    _check_keys(config, "data", config.section("data"), ("target", "params"))
+    for section in sections:
+        _check_keys(config, section, config.section(section), SECTION_KEYS[section])
     _check_lightning(config)
-    for section in ("model", "data"):
+    for section in sections:
         _check_nested(config, f"{section}.params", config.section(section).get("params"))
     if check_files:
         _check_checkpoints(config)
