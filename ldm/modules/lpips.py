@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,8 +81,11 @@ class ChannelWeights(nn.Module):
 class LPIPS(nn.Module):
     """Perceptual distance; all its weights are frozen.
 
+    Where no weights are found the module is built all the same, so that a config can be looked at and a checkpoint
+    that brings them can be loaded; the first distance asked for without them is the error.
+
     Args:
-        vgg_weights: path of VGG16's weights; None looks in the places named above.
+        vgg_weights: path of VGG16's weights, which must exist; None looks in the places named above.
         load_weights: False leaves the weights at random, for a state dict that brings them.
     """
 
@@ -91,8 +95,10 @@ class LPIPS(nn.Module):
         self.net = VGG16Features()
         for index, widths in enumerate(_SLICES):
             self.add_module(f"lin{index}", ChannelWeights(widths[-1]))
+        self._lack: str | None = None
         if load_weights:
-            self._load(find_vgg16(vgg_weights))
+            self._find_and_load(vgg_weights)
+        self.register_load_state_dict_pre_hook(_note_weights)
         self.requires_grad_(False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
@@ -103,13 +109,32 @@ class LPIPS(nn.Module):
 
         Returns:
             (B, 1, 1, 1), 0 for equal images.
+
+        Raises:
+            UserError: there are no weights.
         """
+        self.require_weights()
         pairs = zip(self.net(self.scaling_layer(first)), self.net(self.scaling_layer(second)))
         distance = torch.zeros((), device=first.device)
         for index, (one, other) in enumerate(pairs):
             difference = (_unit_length(one) - _unit_length(other)).square()
             distance = distance + self.get_submodule(f"lin{index}")(difference).mean(dim=(2, 3), keepdim=True)
         return distance
+
+    def require_weights(self) -> None:
+        """Raise a ``UserError`` that says where weights belong, if there are none."""
+        if self._lack is not None:
+            raise UserError(self._lack)
+
+    def _find_and_load(self, vgg_weights: str | os.PathLike | None) -> None:
+        try:
+            path = find_vgg16(vgg_weights)
+        except UserError as error:
+            if vgg_weights is not None:
+                raise
+            self._lack = str(error)
+        else:
+            self._load(path)
 
     def _load(self, vgg_path: Path) -> None:
         state = {f"features.{key.split('.', 1)[1]}": key for key in self.net.state_dict()}
@@ -121,6 +146,12 @@ class LPIPS(nn.Module):
             )
         self.net.load_state_dict({key: vgg[name] for name, key in state.items()})
         self.load_state_dict(_read(_find_linear_weights()), strict=False)
+
+
+def _note_weights(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A state dict with VGG16 in it brings what was lacking."""
+    if f"{prefix}net.slice1.0.weight" in state:
+        module._lack = None
 
 
 def find_vgg16(path: str | os.PathLike | None = None) -> Path:

@@ -77,6 +77,8 @@ def run(plan: Plan) -> RunFolder:
     if plan.settings.dropped:
         logger.warning("Trainer arguments without meaning today are ignored: %s", ", ".join(plan.settings.dropped))
     model = build(plan.config, "model")
+    if plan.options.train and plan.resume is None and plan.settings.resume_from_checkpoint is None:
+        require_weights(model)
     rate, formula = scale_learning_rate(plan, devices.count)
     if rate is not None:
         model.learning_rate = rate
@@ -103,6 +105,17 @@ def run(plan: Plan) -> RunFolder:
         logger.info("run folder %s", folder.path)
         _fit_and_test(plan, trainer, model, data, setup)
     return folder
+
+
+def require_weights(model: torch.nn.Module) -> None:
+    """Ask every part that was built without the pretrained weights it needs, before anything is written.
+
+    Raises:
+        UserError: weights are missing; says where they belong.
+    """
+    for module in model.modules():
+        if hasattr(module, "require_weights"):
+            module.require_weights()
 
 
 def _is_child() -> bool:

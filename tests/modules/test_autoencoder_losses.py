@@ -125,8 +125,14 @@ def test_bad_choices_name_the_key():
 def test_missing_vgg_says_which_file_goes_where(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("VGG16_WEIGHTS", raising=False)
+    loss = VQLPIPSWithDiscriminator(disc_start=0)  # can be looked at and filled from a checkpoint all the same
+    image = torch.rand(1, 3, 32, 32)
     with pytest.raises(UserError, match="vgg16-397923af.pth.*perceptual_weight: 0"):
-        VQLPIPSWithDiscriminator(disc_start=0)
+        loss.perceptual_loss(image, image)
+    with pytest.raises(UserError, match="no .*here.pth"):
+        VQLPIPSWithDiscriminator(disc_start=0, vgg_weights=str(tmp_path / "here.pth"))
+    loss.load_state_dict(loss.state_dict())
+    assert (loss.perceptual_loss(image, image) == 0).all()
 
 
 def test_perceptual_distance_from_files(tmp_path, monkeypatch):
