@@ -26,7 +26,7 @@ def save_representation(path: Path, latents: np.ndarray, num_samples: int, **nam
 
     Args:
         path: ``<run>/dis_repre/epoch=NNNNNN.npz``.
-        latents: (N, U, D) float32, row i belongs to image i of the data set.
+        latents: (N, U, D) or (N, U) float32, row i belongs to image i of the data set.
         num_samples: Optimizer steps of the weights (the name is DisDiff's).
         **names: Further arrays by name.
     """
@@ -37,10 +37,11 @@ def save_representation(path: Path, latents: np.ndarray, num_samples: int, **nam
 class RepresentationWriter(TestPassCallback):
     """Collects what ``test_step`` returns and writes ``<run>/dis_repre/epoch=NNNNNN.npz`` after the test pass.
 
-    The model's ``test_step`` returns ``encode_representation(batch)``, (B, U, D) float, or None for a model that has
-    no representation, and then nothing is written. Rows keep the order of the data set, which must not be shuffled.
-    The file holds ``latents`` float32 (N, U, D), ``num_samples`` (= global step) and, as far as they are known,
-    ``factor_names`` and ``factor_sizes`` (the data set's ``space``) and ``unit_names`` (the model's).
+    The model's ``test_step`` returns ``encode_representation(batch)``, (B, U, D) float or (B, U) for scalar units, or
+    None for a model that has no representation, and then nothing is written. Rows keep the order of the data set,
+    which must not be shuffled. The file holds ``latents`` float32 (N, U, D) or (N, U), ``num_samples`` (= global
+    step) and, as far as they are known, ``factor_names`` and ``factor_sizes`` (the data set's ``space``) and
+    ``unit_names`` (the model's).
     """
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -70,13 +71,13 @@ class RepresentationWriter(TestPassCallback):
         """Put one batch in its place.
 
         Raises:
-            UserError: More rows than the data set has images, or units of another shape than (U, D).
+            UserError: More rows than the data set has images, or units of another shape than (U, D) or (U,).
         """
         if not self._is_wanted or not isinstance(outputs, Tensor):
             return
         expected = len(self.test_loader(trainer).dataset)
-        if outputs.ndim != 3:
-            raise UserError(f"test_step must return units of shape (B, U, D), found {tuple(outputs.shape)}.")
+        if outputs.ndim not in (2, 3):
+            raise UserError(f"test_step must return units of shape (B, U, D) or (B, U), found {tuple(outputs.shape)}.")
         if self._latents is None:
             self._latents = np.empty((expected, *outputs.shape[1:]), dtype=np.float32)
         end = self._filled + len(outputs)
@@ -106,7 +107,7 @@ class RepresentationWriter(TestPassCallback):
         path = self.path(trainer, progress)
         dataset = self.test_loader(trainer).dataset
         save_representation(path, latents, progress.step, **_names(dataset, pl_module))
-        log.info("Representation of %d images, %d units of %d: %s", *latents.shape, path)
+        log.info("Representation of %s (images, units, width of vector units): %s", latents.shape, path)
 
     def path(self, trainer: pl.Trainer, progress: Progress) -> Path:
         """Where the representation of these weights belongs."""

@@ -80,7 +80,7 @@ class CrossAttention(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each normalised before and residual."""
+    """Self-attention (if wanted), cross-attention and feed-forward, each normalised before and residual."""
 
     def __init__(
         self,
@@ -90,13 +90,17 @@ class BasicTransformerBlock(nn.Module):
         dropout: float = 0.0,
         context_dim: int | None = None,
         use_checkpoint: bool = False,
+        use_self_attention: bool = True,
     ) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        self.attn1 = CrossAttention(channels, None, num_heads, dim_head, dropout)
+        self.use_self_attention = use_self_attention
+        if use_self_attention:
+            self.attn1 = CrossAttention(channels, None, num_heads, dim_head, dropout)
         self.ff = FeedForward(channels, dropout)
         self.attn2 = CrossAttention(channels, context_dim, num_heads, dim_head, dropout)
-        self.norm1 = nn.LayerNorm(channels)
+        if use_self_attention:
+            self.norm1 = nn.LayerNorm(channels)
         self.norm2 = nn.LayerNorm(channels)
         self.norm3 = nn.LayerNorm(channels)
 
@@ -105,7 +109,8 @@ class BasicTransformerBlock(nn.Module):
         return run_checkpointed(self._forward, self.use_checkpoint, x, context)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
+        if self.use_self_attention:
+            x = x + self.attn1(self.norm1(x))
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -120,6 +125,7 @@ class SpatialTransformer(nn.Module):
         dropout: probability inside the blocks.
         context_dim: width of the tokens attended to; None attends to the picture itself.
         use_checkpoint: recompute the activations in the backward pass.
+        use_self_attention: False leaves the attention among positions out: its cost grows with their square.
     """
 
     def __init__(
@@ -131,13 +137,16 @@ class SpatialTransformer(nn.Module):
         dropout: float = 0.0,
         context_dim: int | None = None,
         use_checkpoint: bool = False,
+        use_self_attention: bool = True,
     ) -> None:
         super().__init__()
         inner = num_heads * dim_head
         self.norm = normalization(in_channels, GROUP_NORM_EPS)
         self.proj_in = nn.Conv2d(in_channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(inner, num_heads, dim_head, dropout, context_dim, use_checkpoint)
+            BasicTransformerBlock(
+                inner, num_heads, dim_head, dropout, context_dim, use_checkpoint, use_self_attention
+            )
             for _ in range(depth)
         )
         self.proj_out = zero_module(nn.Conv2d(inner, in_channels, 1))

@@ -52,6 +52,7 @@ class UNetConfig:
     use_spatial_transformer: bool = False  # transformers with cross-attention instead of attention blocks
     transformer_depth: int = 1
     context_dim: int | None = None  # width of the tokens the transformers attend to
+    self_attention_resolutions: Sequence[int] | None = None  # rates whose transformers attend to the picture too
     n_embed: int | None = None  # predict indices among so many codes instead of a picture
     legacy: bool = True  # how the number of heads is found, see num_heads_at
 
@@ -62,6 +63,11 @@ class UNetConfig:
             raise ConfigError(
                 f"unet_config.params: `context_dim` ({self.context_dim}) and `use_spatial_transformer` "
                 f"({self.use_spatial_transformer}) need each other: set both or none."
+            )
+        if self.self_attention_resolutions is not None and not self.use_spatial_transformer:
+            raise ConfigError(
+                "unet_config.params: `self_attention_resolutions` says which spatial transformers have self-attention, "
+                "but `use_spatial_transformer` is false: leave it out, or turn them on."
             )
         if self.use_fp16:
             logger.warning("`use_fp16` is ignored: choose the trainer's `precision` instead.")
@@ -126,11 +132,12 @@ class UNetConfig:
             down,
         )
 
-    def attention(self, channels: int, is_decoder: bool = False) -> nn.Module:
-        """An attention block or a spatial transformer of this network."""
+    def attention(self, channels: int, rate: int, is_decoder: bool = False) -> nn.Module:
+        """An attention block or a spatial transformer of this network, at a downsampling rate."""
         num_heads = self.num_heads_at(channels, is_decoder)
         if not self.use_spatial_transformer:
             return AttentionBlock(channels, num_heads, self.use_checkpoint, self.use_new_attention_order)
+        wanted = self.self_attention_resolutions
         return SpatialTransformer(
             channels,
             num_heads,
@@ -138,6 +145,7 @@ class UNetConfig:
             self.transformer_depth,
             context_dim=self.context_dim,
             use_checkpoint=self.use_checkpoint,
+            use_self_attention=wanted is None or rate in wanted,
         )
 
 
@@ -152,7 +160,7 @@ def build_encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
             layers = [config.res_block(channels, width)]
             channels = width
             if 2**level in config.attention_resolutions:
-                layers.append(config.attention(channels))
+                layers.append(config.attention(channels, 2**level))
             blocks.append(TimestepEmbedSequential(*layers))
             skip_channels.append(channels)
         if level != len(config.widths) - 1:
@@ -170,7 +178,7 @@ def build_middle(config: UNetConfig, cond_channels: int | None = None) -> Timest
     channels = config.widths[-1]
     return TimestepEmbedSequential(
         config.res_block(channels, channels, cond_channels),
-        config.attention(channels),
+        config.attention(channels, 2 ** (len(config.widths) - 1)),
         config.res_block(channels, channels, cond_channels),
     )
 
@@ -187,7 +195,7 @@ def build_decoder(
             layers = [config.res_block(channels + remaining.pop(), width, cond_channels)]
             channels = width
             if 2**level in config.attention_resolutions:
-                layers.append(config.attention(channels, is_decoder=True))
+                layers.append(config.attention(channels, 2**level, is_decoder=True))
             if level and index == config.num_res_blocks:
                 if config.resblock_updown:
                     layers.append(config.res_block(channels, channels, cond_channels, up=True))

@@ -1,0 +1,201 @@
+"""EncDiff's two networks: an encoder of images into scalar units, and a U-Net that attends to them (Yang et al. 2024).
+
+Every unit has a small network of its own that turns its scalar into a token; the U-Net's spatial transformers attend
+to the tokens, and that alone makes the units specialise.
+
+Legend: B batch, U units, D width of a token, C channels, H W space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules import openaimodel
+from ldm.modules.encoders import image
+from ldm.util import ConfigError
+
+HIDDEN_WIDTHS = (64, 128)  # of the networks that turn a scalar into a token
+_FINAL_SIDE = 4  # height and width of the image encoder's features before its linear layer
+
+
+class UNetModel(openaimodel.UNetModel):
+    """The U-Net with cross-attention over U tokens.
+
+    Args:
+        latent_unit: number of units U.
+        params: keywords of :class:`~ldm.modules.diffusionmodules.openaimodel.UNetConfig`; ``use_spatial_transformer``
+            and ``context_dim`` are needed.
+
+    Example:
+        >>> unet = UNetModel(latent_unit=3, image_size=8, in_channels=4, out_channels=4, model_channels=32,
+        ...                  num_res_blocks=1, attention_resolutions=[2], channel_mult=[1, 2], num_heads=4,
+        ...                  use_spatial_transformer=True, context_dim=5)
+        >>> unet(torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 15)).shape
+        torch.Size([2, 4, 8, 8])
+    """
+
+    def __init__(self, latent_unit: int, **params: Any) -> None:
+        super().__init__(**params)
+        if not self.config.use_spatial_transformer:
+            raise ConfigError(
+                "unet_config.params: EncDiff's units enter through cross-attention: set `use_spatial_transformer: "
+                "true` and `context_dim` to the width of a token."
+            )
+        self.latent_unit = latent_unit
+
+    def forward(
+        self, x: Tensor, timesteps: Tensor, context: Tensor | Sequence[Tensor], y: Tensor | None = None
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            x: (B, in_channels, H, W) noisy latent.
+            timesteps: (B,) steps.
+            context: (B, S, D) or (B, S * D) tokens, or a list that holds them first; S is U, or less where only some
+                units are to be attended to.
+            y: (B,) class labels, only with ``num_classes``.
+
+        Returns:
+            (B, out_channels, H, W).
+        """
+        tokens = context if isinstance(context, Tensor) else context[0]
+        return super().forward(x, timesteps, tokens.reshape(len(x), -1, self.config.context_dim), y)
+
+
+class UnitTokens(nn.Module):
+    """U networks of three layers, each from one scalar to one token, computed as one batched product.
+
+    The state dict has the entries of U separate networks, ``<unit>.{0,2,4}.{weight,bias}``. In memory a layer's
+    weights of all units are one tensor, because the optimizer's time goes with the number of tensors.
+    """
+
+    def __init__(self, num_units: int, width: int) -> None:
+        super().__init__()
+        self.num_units = num_units
+        sizes = (1, *HIDDEN_WIDTHS, width)
+        self.num_layers = len(sizes) - 1
+        for layer, (size_in, size_out) in enumerate(zip(sizes, sizes[1:])):
+            bound = 1 / math.sqrt(size_in)  # torch's own for nn.Linear
+            weight = torch.empty(num_units, size_out, size_in).uniform_(-bound, bound)
+            bias = torch.empty(num_units, size_out).uniform_(-bound, bound)
+            self.register_parameter(f"weight_{layer}", nn.Parameter(weight))
+            self.register_parameter(f"bias_{layer}", nn.Parameter(bias))
+
+    def forward(self, scalars: Tensor) -> Tensor:
+        """scalars: (B, U) -> tokens (B, U, D)."""
+        h = scalars.transpose(0, 1).unsqueeze(-1)  # (U, B, 1)
+        for layer in range(self.num_layers):
+            weight, bias = getattr(self, f"weight_{layer}"), getattr(self, f"bias_{layer}")
+            h = torch.baddbmm(bias.unsqueeze(1), F.elu(h) if layer else h, weight.transpose(1, 2))
+        return h.transpose(0, 1)
+
+    def _entries(self) -> Iterator[tuple[str, nn.Parameter, int]]:
+        """Key, parameter and unit of each entry of the state dict; an activation stands between two layers."""
+        for unit in range(self.num_units):
+            for layer in range(self.num_layers):
+                for kind in ("weight", "bias"):
+                    yield f"{unit}.{2 * layer}.{kind}", getattr(self, f"{kind}_{layer}"), unit
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Add the entries of the units; they share the memory of the parameters."""
+        for key, parameter, unit in self._entries():
+            destination[prefix + key] = (parameter if keep_vars else parameter.detach())[unit]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Fill the parameters from the entries of the units."""
+        expected = set()
+        for name, parameter, unit in self._entries():
+            key = prefix + name
+            expected.add(key)
+            if key not in state_dict:
+                missing_keys.append(key)
+            elif state_dict[key].shape != parameter.shape[1:]:
+                found, wanted = tuple(state_dict[key].shape), tuple(parameter.shape[1:])
+                error_msgs.append(f"{key}: found shape {found}, wanted {wanted}")
+            else:
+                with torch.no_grad():
+                    parameter[unit].copy_(state_dict[key])
+        unexpected_keys += [key for key in state_dict if key.startswith(prefix) and key not in expected]
+
+
+class Encoder4(image.Encoder4):
+    """Encoder of images into U scalars, and of each scalar into a token.
+
+    At 64 pixels its convolutions are those of :class:`ldm.modules.encoders.image.Encoder4`; at other sizes as many
+    halvings as lead to 4x4.
+
+    Args:
+        d: width of the convolutions.
+        context_dim: width D of a token.
+        latent_unit: number of units U.
+        bn: batch normalisation inside the residual blocks; outside it is always there.
+        num_channels: channels of the images.
+        image_size: height and width of the images: 8, 16, 32, 64, ...
+
+    Example:
+        >>> encoder = Encoder4(d=8, context_dim=5, latent_unit=3, image_size=16)
+        >>> encoder.encoding(torch.randn(2, 3, 16, 16)).shape, encoder(torch.randn(2, 3, 16, 16)).shape
+        (torch.Size([2, 3]), torch.Size([2, 15]))
+    """
+
+    def __init__(
+        self,
+        d: int,
+        context_dim: int,
+        latent_unit: int,
+        bn: bool = True,
+        num_channels: int = 3,
+        image_size: int = 64,
+    ) -> None:
+        self.num_halvings = _num_halvings(image_size)
+        super().__init__(d, bn, num_channels, latent_unit)
+        self.latent_unit, self.context_dim = latent_unit, context_dim
+        self.net = UnitTokens(latent_unit, context_dim)
+
+    def encoding(self, x: Tensor) -> Tensor:
+        """x: (B, num_channels, image_size, image_size) in [-1, 1] -> scalars (B, U)."""
+        return super().forward(x)
+
+    def warp(self, scalars: Tensor) -> Tensor:
+        """Scalars (B, U) -> tokens side by side (B, U * D); scalars (B, U, 1) -> tokens (B, U, D)."""
+        if scalars.shape[1:] not in ((self.latent_unit,), (self.latent_unit, 1)):
+            raise ValueError(
+                f"expected the scalars of {self.latent_unit} units, (B, {self.latent_unit}) or "
+                f"(B, {self.latent_unit}, 1); found {tuple(scalars.shape)}"
+            )
+        tokens = self.net(scalars.flatten(1))
+        return tokens if scalars.ndim == 3 else tokens.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, num_channels, image_size, image_size) in [-1, 1] -> tokens (B, U * D)."""
+        return self.warp(self.encoding(x))
+
+
+def _num_halvings(image_size: int) -> int:
+    """Halvings that lead from an image to 4x4.
+
+    Raises:
+        ConfigError: there is no such number.
+    """
+    halvings = round(math.log2(image_size / _FINAL_SIDE)) if image_size > _FINAL_SIDE else 0
+    if halvings < 1 or _FINAL_SIDE * 2**halvings != image_size:
+        raise ConfigError(
+            f"cond_stage_config.params.image_size is {image_size}; EncDiff's encoder halves images down to "
+            f"{_FINAL_SIDE}x{_FINAL_SIDE}, so it takes 8, 16, 32, 64, 128, ...: resize the images to one of these."
+        )
+    return halvings
