@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from ldm.legacy import resolve_target
+from ldm.legacy import resolve_target, translate
 
 # Strings the LDM family writes where a config would stand; they mean "no object of its own here".
 PLACEHOLDERS = ("__is_first_stage__", "__is_unconditional__")
@@ -61,11 +61,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def get_obj_from_str(path: str) -> Any:
+def get_obj_from_str(path: str, today: str | None = None) -> Any:
     """Import what a config's ``target`` names, old names included.
 
     Args:
         path: dotted path ``package.module.Name``; names of the reference repositories are translated first.
+        today: the translation, where the caller knows it better.
 
     Returns:
         The class or function.
@@ -73,7 +74,7 @@ def get_obj_from_str(path: str) -> Any:
     Raises:
         BuildError: the module or the name does not exist; the nearest existing name is given.
     """
-    today = resolve_target(path)
+    today = today or resolve_target(path)
     module_name, _, name = today.rpartition(".")
     if not module_name:
         raise BuildError(f"target {path!r} is no dotted path; expected package.module.Name", path)
@@ -90,7 +91,7 @@ def get_obj_from_str(path: str) -> Any:
 
 
 def instantiate_from_config(config: Mapping[str, Any] | str | None, **extra: Any) -> Any:
-    """Build the object a ``{target, params}`` mapping describes.
+    """Build the object a ``{target, params}`` mapping describes, in today's or in the references' words.
 
     Args:
         config: the mapping, or one of LDM's placeholder strings.
@@ -112,8 +113,8 @@ def instantiate_from_config(config: Mapping[str, Any] | str | None, **extra: Any
             f"a `target` (package.module.Name) is missing beside {sorted(map(str, config)) or 'nothing'}"
         )
     target = config["target"]
-    factory = get_obj_from_str(target)
-    arguments = {**(config.get("params") or {}), **extra}
+    today, arguments = translate(target, {**(config.get("params") or {}), **extra})
+    factory = get_obj_from_str(target, today)
     _check_arguments(factory, target, arguments)
     return factory(**arguments)
 

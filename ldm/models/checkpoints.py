@@ -13,6 +13,8 @@ from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 4  # keys named in a message; the rest is counted
+
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The entries that start with ``prefix``, without it."""
@@ -42,13 +44,16 @@ def load_into(
     state = read_state_dict(path)
     state = dict(transform(state) if transform else state)
     state = {key: value for key, value in state.items() if not key.startswith(tuple(ignore_keys))}
-    own = module.state_dict()
+    # The constants of a noise schedule are no weights: the model itself says what becomes of them.
+    constants = set(getattr(module, "schedule_names", ()))
+    own = {key: value for key, value in module.state_dict().items() if key not in constants}
     wrong = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
     if wrong:
-        listed = "; ".join(f"{k}: found {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}" for k in wrong[:3])
+        listed = "; ".join(f"{k}: found {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}" for k in wrong[:_SHOWN])
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise UserError(
-            f"{path}: {len(wrong)} weights have another shape than the config asks for ({listed}). Use the config the "
-            "checkpoint was trained with, or name the keys in ignore_keys"
+            f"{path}: {len(wrong)} weights have another shape than the config asks for ({listed}{more}). Use the "
+            "config the checkpoint was trained with, or name the keys in ignore_keys"
         )
     if not own.keys() & state.keys():
         raise UserError(
@@ -59,5 +64,5 @@ def load_into(
     logger.info("loaded %s: %d weights, %d missing, %d unexpected", path, len(state), len(missing), len(unexpected))
     for name, keys in (("missing", missing), ("unexpected", unexpected)):
         if keys:
-            logger.warning("%s: %d %s keys, such as %s", path, len(keys), name, ", ".join(keys[:5]))
+            logger.warning("%s: %d %s keys, such as %s", path, len(keys), name, ", ".join(keys[:_SHOWN]))
     return set(state) - set(unexpected)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import pickletools
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +17,22 @@ from ldm.util import UserError
 
 NETWORK_PREFIX = "model.diffusion_model."
 EMA_PREFIX = "model_ema."
+
+# What reading a file raises that is cut short, overwritten or none of torch's.
+DAMAGE = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError, zipfile.BadZipFile)
+
+# Packages whose classes older checkpoints name beside their weights (callbacks, settings). Nothing of them is needed,
+# so they become placeholders. Names of any other package are refused: no weight needs them.
+_BESIDE_WEIGHTS = frozenset(
+    """pytorch_lightning lightning lightning_fabric lightning_utilities torchmetrics omegaconf argparse collections
+    pathlib numpy torch typing enum datetime ldm taming main main_val""".split()
+)
+_BESIDE_WEIGHTS_EXACT = frozenset(("copyreg._reconstructor", "builtins.object", "builtins.dict", "builtins.list",
+                                   "builtins.int", "builtins.float", "builtins.str", "builtins.bool", "builtins.tuple",
+                                   "builtins.set", "builtins.slice", "builtins.complex"))  # fmt: skip
+# Mappings that are filled entry by entry, which torch's reader allows for plain dicts alone.
+_LIKE_DICTS = frozenset(("pytorch_lightning.utilities.parsing.AttributeDict", "builtins.dict"))
+_UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)")
 
 
 class _Inert:
@@ -30,8 +48,7 @@ class _Inert:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a Lightning checkpoint, a bare state dict or a safetensors file, on the CPU.
 
-    Only tensors and plain containers are built; any other object in the file becomes an inert placeholder, so old
-    Lightning checkpoints open and no code of theirs runs.
+    Only tensors and plain containers are built (see :func:`load_pickled`); no code of the file's runs.
 
     Args:
         path: the file.
@@ -40,14 +57,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         Name -> tensor.
 
     Raises:
-        UserError: the file is missing, damaged, or holds no tensors.
+        UserError: the file is missing, damaged, names code to run, or holds no tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: train that stage first or correct the path.")
     try:
-        content = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickled(path)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
+        content = _load_safetensors(path) if path.suffix == ".safetensors" else load_pickled(path)
+    except UserError:
+        raise
+    except DAMAGE as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"{path} is damaged, cut short or no checkpoint ({reason}): copy or train it again."
@@ -71,10 +90,68 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(str(error)) from error
 
 
-def _load_pickled(path: Path) -> Any:
-    unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-    with torch.serialization.safe_globals([(_Inert, name) for name in unknown]):
-        return torch.load(path, map_location="cpu", weights_only=True)
+def load_pickled(path: str | Path, map_location: Any = "cpu") -> Any:
+    """Read what ``torch.save`` wrote, as data: tensors, numbers, texts and plain containers.
+
+    Classes of Lightning, OmegaConf and the references, which old checkpoints name beside their weights, become inert
+    placeholders. Nothing else is built or called, whatever the file says.
+
+    Args:
+        path: the file.
+        map_location: see ``torch.load``.
+
+    Raises:
+        UserError: the file names anything else, so that reading it plainly could run code.
+        pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError: damaged, or not of torch.
+    """
+    is_zip = zipfile.is_zipfile(path)
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else _names_in_plain_pickle(path)
+    stand_ins = {name: _stand_in(name, path) for name in sorted(names)}
+    while True:
+        try:
+            with torch.serialization.safe_globals([(kind, name) for name, kind in stand_ins.items()]):
+                return torch.load(path, map_location=map_location, weights_only=True)
+        except pickle.UnpicklingError as error:  # files of torch before 1.6 tell their names one at a time
+            found = _UNKNOWN_NAME.search(str(error))
+            if found is None:
+                raise
+            name = found[1] if "." in found[1] else f"builtins.{found[1]}"
+            if name in stand_ins:
+                raise
+            stand_ins[name] = _stand_in(name, path)
+
+
+def _stand_in(name: str, path: str | Path) -> type:
+    """What takes the place of a name in a checkpoint.
+
+    Raises:
+        UserError: the name is none that stands beside weights.
+    """
+    if name.partition(".")[0] not in _BESIDE_WEIGHTS and name not in _BESIDE_WEIGHTS_EXACT:
+        raise UserError(
+            f"{path} holds more than tensors and plain containers: it names {name}, and reading that could run code. "
+            "The file is refused and nothing in it was run. Ask whoever made it for a checkpoint of weights "
+            "(torch.save of a state_dict, or safetensors)"
+        )
+    return dict if name in _LIKE_DICTS else _Inert
+
+
+def _names_in_plain_pickle(path: str | Path) -> set[str]:
+    """Classes and functions that the first pickle of a file names; empty where the file is no pickle."""
+    names: set[str] = set()
+    texts: list[str] = []
+    try:
+        with open(path, "rb") as stream:
+            for operation, argument, _ in pickletools.genops(stream):
+                if operation.name == "GLOBAL":
+                    names.add(str(argument).replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    names.add(".".join(texts[-2:]))
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    except (ValueError, EOFError, UnicodeDecodeError, IndexError):
+        return set()  # what it is, torch will say
+    return names
 
 
 def network_weights(

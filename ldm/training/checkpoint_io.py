@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from ldm.modules.weights import DAMAGE, load_pickled
 from ldm.util import UserError, atomic_write
 
 logger = logging.getLogger(__name__)
@@ -53,22 +53,25 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     """Read a checkpoint of plain containers and tensors.
 
     Raises:
-        UserError: the file is absent, cut short, or holds more than data.
+        UserError: the file is absent, cut short, names code to run, or holds bare weights.
     """
     if not Path(path).is_file():
         raise UserError(f"the checkpoint {path} does not exist.{_others(Path(path))}")
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        first_line = str(error).splitlines()[0]
+        checkpoint = load_pickled(path, map_location)
+    except UserError:
+        raise
+    except DAMAGE as error:
+        first_line = str(error).partition("\n")[0]
         raise UserError(
-            f"the checkpoint {path} holds more than tensors and plain containers, or is damaged; only data is read "
-            f"({first_line}).{_others(Path(path))}"
+            f"the checkpoint {path} is damaged or cut short ({first_line}); delete it.{_others(Path(path))}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
-            f"the checkpoint {path} is damaged or cut short ({error}); delete it.{_others(Path(path))}"
-        ) from error
+            f"{path} is no checkpoint of a run: it holds bare weights. To start from them name the file in "
+            "model.params.ckpt_path; to continue a run give its last.ckpt"
+        )
+    return checkpoint
 
 
 def _others(path: Path) -> str:

@@ -44,7 +44,7 @@ class Options:
         base: config files, merged from left to right.
         overrides: ``a.b=c`` assignments, applied last.
         trainer: Trainer arguments given as flags, as written.
-        seed, scale_lr, dis_weight, dis_loss_type: ``None`` where not given.
+        seed, scale_lr, dis_weight, dis_loss_type, token_num: ``None`` where not given.
         command: the command line, for the record.
     """
 
@@ -61,6 +61,7 @@ class Options:
     scale_lr: bool | None = None
     dis_weight: float | None = None
     dis_loss_type: str | None = None
+    token_num: int | None = None
     recipe: str | None = None
     print_config: bool = False
     overrides: tuple[str, ...] = ()
@@ -106,6 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--scale_lr", **flag, metavar="BOOL", help="lr = accumulate x devices x batch size x base lr (default)")
     add("-dw", "--dis_weight", type=float, nargs="?", const=1.0, help="writes model.params.dis_weight")
     add("-dt", "--dis_loss_type", nargs="?", metavar="TYPE", help="writes model.params.dis_loss_type")
+    add("--token_num", type=int, metavar="U", help="number of units: writes latent_unit and what follows from it")
     add("--print-config", **flag, default=False, metavar="BOOL", help="print the merged, resolved config and stop")
     group = parser.add_argument_group("Lightning Trainer (also under lightning.trainer in a config)")
     for name in sorted(TRAINER_ARGS | {"gpus", "resume_from_checkpoint"}):
@@ -153,6 +155,8 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     values = vars(namespace)
     trainer = {name: values.pop(name) for name in list(values) if name in KNOWN_ARGS}
     values["base"] = tuple(values["base"])
+    if values["token_num"] == -1:  # EncDiff's way to say nothing
+        values["token_num"] = None
     options = Options(**values, overrides=tuple(overrides), trainer=trainer, command=("main.py", *arguments))
     if options.name and options.resume:
         raise ConfigError(

@@ -154,7 +154,13 @@ def build_loggers(choice: Any, folder: RunFolder, flush_every: int | None = None
     loggers: list[Logger] = [MetricsCSVLogger(str(folder.path), **options)]
     if isinstance(choice, Mapping):
         params = {"save_dir": str(folder.path), **(choice.get("params") or {})}
-        own = instantiate_from_config({"target": choice["target"], "params": params})
+        try:
+            own = instantiate_from_config({"target": choice["target"], "params": params})
+        except ModuleNotFoundError as error:  # a logger's own package is looked for only now
+            raise UserError(
+                f"lightning.logger: {choice['target']} cannot be made here ({str(error).partition(chr(10))[0]}): "
+                "install what it needs, or leave the key out (lightning.logger=null)"
+            ) from error
         return [own] if isinstance(own, MetricsCSVLogger) else [*loggers, own]
     if choice == "wandb":
         loggers.append(_wandb_logger(folder, wandb))

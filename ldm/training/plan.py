@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,16 +11,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from ldm.legacy import resolve_target
+from ldm.legacy import translate
 from ldm.training.cli import DEFAULT_LOGDIR, DEFAULT_SEED, Options
 from ldm.training.config import COMMAND_LINE, Config, load_config, parse_overrides
 from ldm.training.run_folder import Resume, resolve_resume
+from ldm.training.signatures import UnknownNameError, read_signature
 from ldm.training.trainer_args import TrainerSettings, translate_trainer_args
 from ldm.training.validation import validate
 from ldm.util import ConfigError
 
-# Model families whose params have dis_weight and dis_loss_type.
-_DISENTANGLING = ("LatentDiffusion", "DisDiff")
+logger = logging.getLogger(__name__)
+
+_FLAGS = {"dis_weight": "-dw", "dis_loss_type": "-dt"}
 
 
 @dataclass
@@ -37,7 +40,8 @@ class Plan:
         """The run's name: given with -n, else the stem of the first config."""
         if self.resume is not None:
             return str(self.resume.record.get("name") or self.resume.folder.path.name)
-        return (self.options.name or Path(self.config.files[0]).stem) + self.options.postfix
+        tokens = "" if self.options.token_num is None else f"TK{self.options.token_num}_"
+        return tokens + (self.options.name or Path(self.config.files[0]).stem) + self.options.postfix
 
     @property
     def fingerprint(self) -> str:
@@ -82,18 +86,13 @@ def make_plan(options: Options) -> Plan:
 
 
 def _apply_flags(config: Config, options: Options) -> None:
-    """Write -dw, -dt, --scale_lr and Trainer flags into the config."""
+    """Write -dw, -dt, --token_num, --scale_lr and Trainer flags into the config."""
     content = config.content
-    target = str(config.section("model").get("target", ""))
-    for key, flag in (("dis_weight", "-dw"), ("dis_loss_type", "-dt")):
-        value = getattr(options, key)
-        if value is None:
-            continue
-        if not any(family in resolve_target(target) for family in _DISENTANGLING):
-            raise ConfigError(f"command line: {flag} sets model.params.{key}, which {target or 'the model'} has not")
-        params = content["model"].setdefault("params", {}) or {}
-        content["model"]["params"] = {**params, key: value}
-        config.origins[f"model.params.{key}"] = COMMAND_LINE
+    for key in _FLAGS:
+        if getattr(options, key) is not None:
+            _apply_disentangling_flag(config, key, getattr(options, key))
+    if options.token_num is not None:
+        _apply_token_num(config, options.token_num)
     if options.trainer:
         given = parse_overrides([f"{name}={value}" for name, value in options.trainer.items()])
         lightning = content.setdefault("lightning", {}) or {}
@@ -102,6 +101,57 @@ def _apply_flags(config: Config, options: Options) -> None:
         config.origins.update({f"lightning.trainer.{name}": COMMAND_LINE for name in options.trainer})
     if options.scale_lr is not None:
         content["lightning"] = {**config.section("lightning"), "scale_lr": options.scale_lr}
+
+
+def _accepted(described: Any) -> set[str]:
+    """Names of the arguments that the class of a ``{target, params}`` takes, old names translated."""
+    if not isinstance(described, Mapping) or not isinstance(described.get("target"), str):
+        return set()
+    try:
+        signature = read_signature(translate(described["target"], described.get("params"))[0])
+    except UnknownNameError:  # the check of the whole config will tell
+        return set()
+    return set(signature.required) if signature else set()
+
+
+def _set_param(config: Config, key: str, name: str, value: Any) -> None:
+    """Write ``<key>.params.<name>`` as from the command line."""
+    section = config.content
+    for part in key.split("."):
+        section = section[part]
+    section["params"] = {**(section.get("params") or {}), name: value}
+    config.origins[f"{key}.params.{name}"] = COMMAND_LINE
+
+
+def _apply_disentangling_flag(config: Config, key: str, value: Any) -> None:
+    """-dw or -dt, for models that have such a loss; a plain latent diffusion model goes on without, as ever."""
+    model = config.section("model")
+    target = str(model.get("target", ""))
+    if key in _accepted(model):
+        _set_param(config, "model", key, value)
+    elif target.endswith(".LatentDiffusion"):
+        logger.warning("%s has no effect: this model has no disentangling loss", _FLAGS[key])
+    else:
+        where = f"model.params.{key}, which {target or 'the model'} has not"
+        raise ConfigError(f"command line: {_FLAGS[key]} sets {where}")
+
+
+def _apply_token_num(config: Config, number: int) -> None:
+    """--token_num: that many units, in the network and in the encoder of the condition."""
+    parts = config.section("model").get("params") or {}
+    unet, encoder = parts.get("unet_config"), parts.get("cond_stage_config")
+    if number < 1 or "latent_unit" not in _accepted(unet):
+        raise ConfigError(
+            f"command line: --token_num {number} sets model.params.unet_config.params.latent_unit: it needs a network "
+            "with units (openaimodel_enc.UNetModel or openaimodel_shift.UNetModel) and a number of at least 1"
+        )
+    _set_param(config, "model.params.unet_config", "latent_unit", number)
+    if "latent_unit" in _accepted(encoder):
+        _set_param(config, "model.params.cond_stage_config", "latent_unit", number)
+    elif "latent_dim" in _accepted(encoder):
+        sizes = unet.get("params") or {}
+        width = sizes.get("context_dim") or sizes.get("repre_emb_channels", 32)
+        _set_param(config, "model.params.cond_stage_config", "latent_dim", number * int(width))
 
 
 def scale_learning_rate(plan: Plan, devices: int) -> tuple[float | None, str]:

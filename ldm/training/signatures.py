@@ -51,6 +51,14 @@ def read_signature(target: str) -> Signature | None:
     return _signature_of(module, name, _MAX_HOPS)
 
 
+def is_installed(target: str) -> bool:
+    """Whether the top-level package or module of a dotted path exists; nothing is imported."""
+    try:
+        return importlib.util.find_spec(target.partition(".")[0]) is not None
+    except (ImportError, ValueError):
+        return True  # a module that was made by hand has no spec
+
+
 def _signature_of(module: str, name: str, hops: int) -> Signature | None:
     """Find ``name`` in ``module``, following re-exports, and read its arguments."""
     is_ours = module.split(".")[0] == "ldm"

@@ -240,6 +240,8 @@ def build_callbacks(config: Mapping[str, Any], folder: RunFolder) -> list[pl.Cal
     for name, entry in merged.items():
         if str(entry.get("target", "")).rpartition(".")[2] == "SetupCallback":
             continue  # every run has its own, made by the command line
+        if str(entry.get("target", "")).rpartition(".")[2] == "ModelCheckpoint":  # Lightning would choose another place
+            entry = {**entry, "params": {"dirpath": str(folder.checkpoints), **(entry.get("params") or {})}}
         try:
             callbacks.append(instantiate_from_config(entry))
         except ConfigError as error:

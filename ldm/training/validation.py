@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ldm.legacy import ALIASES, OLD_MODULES, resolve_target
+from ldm.legacy import ALIASES, OLD_MODULES, translate
 from ldm.training.config import Config
-from ldm.training.signatures import Signature, UnknownNameError, read_signature
+from ldm.training.signatures import Signature, UnknownNameError, is_installed, read_signature
 from ldm.training.trainer_args import KNOWN_ARGS
 from ldm.util import ConfigError, UserError, did_you_mean
 
@@ -126,16 +126,23 @@ def _check_object(
     params = described.get("params") or {}
     if not isinstance(params, Mapping):
         raise ConfigError(f"{_where(config, key + '.params')}: expected a mapping, found {params!r}")
-    signature = _look_up(config, key, target)
+    today, params = translate(target, params)
+    signature = _look_up(config, key, target, today)
     if signature is not None:
         _check_params(config, key, target, params, signature, check_required)
 
 
-def _look_up(config: Config, key: str, target: str) -> Signature | None:
-    today = resolve_target(target)
+def _look_up(config: Config, key: str, target: str, today: str) -> Signature | None:
+    module = today.rpartition(".")[0]
     try:
-        if today.rpartition(".")[0] in OLD_MODULES:
-            raise UnknownNameError(f"the old {today.rpartition('.')[0]}.py had no such name", list(ALIASES))
+        if module in OLD_MODULES:
+            raise UnknownNameError(f"the old {module}.py had no such name", list(ALIASES))
+        if not is_installed(today):
+            raise ConfigError(
+                f"{_where(config, key + '.target')}: {target!r}: there is no package {today.partition('.')[0]!r}. "
+                "Known families: latent-diffusion, DisDiff, CLIP-DisDiff, EncDiff (targets that start with ldm., "
+                "taming. or main.); a class of your own must be importable from here"
+            )
         return read_signature(today)
     except UnknownNameError as error:
         hint = did_you_mean(target, [*error.known, *ALIASES])

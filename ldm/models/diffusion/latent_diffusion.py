@@ -20,7 +20,7 @@ class LatentDiffusion(DDPM):
         self,
         first_stage_config: Mapping[str, Any] | str,
         cond_stage_config: Mapping[str, Any] | str,
-        num_timesteps_cond: int = 1,
+        num_timesteps_cond: int | None = None,
         cond_stage_key: str = "image",
         cond_stage_trainable: bool = False,
         concat_mode: bool = True,
@@ -39,8 +39,9 @@ class LatentDiffusion(DDPM):
         Args:
             first_stage_config: ``{target, params}`` of the autoencoder.
             cond_stage_config: ``{target, params}``, ``__is_unconditional__`` or ``__is_first_stage__``.
-            num_timesteps_cond: accepted for LDM's configs, which all say 1.
-            cond_stage_key: entry of the batch the condition is made from.
+            num_timesteps_cond: above 1, the condition is noised in training, with that many levels of noise over the
+                first time steps and full noise after them (LDM's ``shorten_cond_schedule``).
+            cond_stage_key: entry of the batch the condition is made from; ``class_label`` hands over the whole batch.
             cond_stage_trainable: train the condition stage along.
             concat_mode: without ``conditioning_key``: concatenate (else cross-attention).
             cond_stage_forward: name of the condition stage's method, if not ``encode`` or ``forward``.
@@ -49,8 +50,6 @@ class LatentDiffusion(DDPM):
             clip_denoised: latents are not clamped.
             **kwargs: see ``DDPM``.
         """
-        if num_timesteps_cond != 1:
-            raise ConfigError(f"model.params.num_timesteps_cond: found {num_timesteps_cond}, only 1 is supported")
         if cond_stage_config == "__is_unconditional__":
             conditioning_key = None
         elif conditioning_key is None:
@@ -58,12 +57,27 @@ class LatentDiffusion(DDPM):
         super().__init__(conditioning_key=conditioning_key, clip_denoised=clip_denoised, **kwargs)
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
         self.cond_stage_forward, self.scale_by_std = cond_stage_forward, scale_by_std
+        self._schedule_condition(num_timesteps_cond or 1)
         self.restarted_from_ckpt = ckpt_path is not None
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)), persistent=scale_by_std)
         self.first_stage_model = freeze(instantiate_from_config(first_stage_config))
         self.cond_stage_model = self.build_cond_stage(cond_stage_config)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
+
+    def _schedule_condition(self, num_levels: int) -> None:
+        """Prepare the time steps at which conditions are noised, if they are."""
+        if not 1 <= num_levels <= self.num_timesteps:
+            raise ConfigError(
+                f"model.params.num_timesteps_cond is {num_levels}; expected between 1 and timesteps "
+                f"({self.num_timesteps})"
+            )
+        steps = None
+        if num_levels > 1:
+            last = self.num_timesteps - 1
+            steps = torch.full((self.num_timesteps,), last)
+            steps[:num_levels] = torch.linspace(0, last, num_levels).round().long()
+        self.register_buffer("cond_timesteps", steps, persistent=False)
 
     def build_cond_stage(self, config: Mapping[str, Any] | str) -> nn.Module | None:
         """The module that turns ``batch[cond_stage_key]`` into a condition; None when there is none."""
@@ -127,15 +141,35 @@ class LatentDiffusion(DDPM):
 
     def get_condition(self, batch: Mapping[str, Any]) -> Any:
         """Output of the condition stage, or None."""
-        if self.cond_stage_model is None:
-            return None
-        value = batch if self.cond_stage_key == "class_label" else batch_value(batch, self.cond_stage_key)
-        if isinstance(value, Tensor) and value.ndim == 4:
-            value = images_from_batch(batch, self.cond_stage_key)
         stage = self.cond_stage_model
+        if stage is None:
+            return None
         method = self.cond_stage_forward or ("encode" if hasattr(stage, "encode") else "forward")
-        cond = getattr(stage, method)(value)
+        if not hasattr(stage, method):
+            raise ConfigError(f"model.params.cond_stage_forward: {type(stage).__name__} has no {method!r}")
+        cond = getattr(stage, method)(self._stage_input(batch))
         return cond.mode() if hasattr(cond, "mode") and not isinstance(cond, Tensor) else cond
+
+    def _stage_input(self, batch: Mapping[str, Any]) -> Any:
+        """What the condition stage reads: images as (B, C, H, W) float, labels, tokens and texts as they are."""
+        if self.cond_stage_key == "class_label" and not isinstance(self.cond_stage_model, nn.Identity):
+            return batch  # LDM's class embedder picks its own entry
+        value = batch_value(batch, self.cond_stage_key)
+        is_map = isinstance(value, Tensor) and value.ndim == 3 and self.model.conditioning_key in ("concat", "hybrid")
+        is_image = isinstance(value, Tensor) and value.ndim == 4
+        return images_from_batch(batch, self.cond_stage_key) if is_image or is_map else value
+
+    def condition_at(self, batch: Mapping[str, Any], t: Tensor) -> Any:
+        """The condition of a batch, noised according to t (B,) where ``num_timesteps_cond`` asks for it."""
+        cond = self.get_condition(batch)
+        if self.cond_timesteps is None or cond is None:
+            return cond
+        if not isinstance(cond, Tensor) or not cond.is_floating_point():
+            raise ConfigError(
+                "model.params.num_timesteps_cond above 1 noises the condition, which must be one tensor of numbers; "
+                f"{type(self.cond_stage_model).__name__} returns {type(cond).__name__}"
+            )
+        return self.q_sample(cond, self.cond_timesteps[t], torch.randn_like(cond))
 
 
 def freeze(module: nn.Module) -> nn.Module:

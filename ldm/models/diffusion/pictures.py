@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,16 @@ from torch import Tensor
 from ldm.diffusion.samplers import Inpainting, SamplerStep
 from ldm.models.inputs import images_from_batch
 from ldm.models.pictures import CaptionedGrid
+from ldm.util import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from ldm.models.diffusion.pixel_diffusion import DDPM
+
+
+# Options of DisDiff's and EncDiff's pictures: the family's configs of plain models name them too.
+OPTIONS_ELSEWHERE = (
+    "plot_swapped_concepts", "plot_swapped_concepts_partial", "plot_decoded_xstart", "sample_swap",
+)  # fmt: skip
 
 
 class Trajectory:
@@ -46,6 +54,8 @@ def latent_diffusion_pictures(
     plot_diffusion_rows: bool = True,
     plot_denoise_rows: bool = False,
     plot_progressive_rows: bool = True,
+    return_keys: Sequence[str] | None = None,
+    **elsewhere: Any,
 ) -> dict[str, Tensor | CaptionedGrid]:
     """LDM's pictures under LDM's names.
 
@@ -62,10 +72,16 @@ def latent_diffusion_pictures(
         plot_diffusion_rows: the forward process.
         plot_denoise_rows: x0 estimates along DDIM.
         plot_progressive_rows: noisy states along DDIM.
+        return_keys: only pictures of these names; all if there is none of them.
+        **elsewhere: options of the family's other models, which have no meaning here.
 
     Returns:
-        name -> (n, 3, H, W) in about [-1, 1], or a captioned grid for processes.
+        name -> (n, 3, H, W) in about [-1, 1], or a captioned grid for processes and conditions in words.
+
+    Raises:
+        ConfigError: an option that no model of the family has.
     """
+    _check_options(elsewhere)
     batch = {key: value[:N] for key, value in batch.items() if hasattr(value, "__getitem__")}
     images = images_from_batch(batch, model.first_stage_key)
     z, cond = model.get_input(batch), model.get_condition(batch)
@@ -88,7 +104,38 @@ def latent_diffusion_pictures(
         pictures["samples_x0_quantized"] = model.decode_first_stage(latent)
     if inpaint:
         pictures |= _inpainting(model, z, cond, ddim_steps, ddim_eta)
-    return pictures
+    pictures |= _conditioning(model, batch, images, pictures["samples"])
+    wanted = {key: pictures[key] for key in return_keys or () if key in pictures}
+    return wanted or pictures
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    unknown = sorted(set(options) - set(OPTIONS_ELSEWHERE))
+    if unknown:
+        known = [*inspect.signature(latent_diffusion_pictures).parameters][2:-1]
+        raise ConfigError(
+            f"log_images_kwargs: unknown option {unknown[0]!r}.{did_you_mean(unknown[0], known)} Known: "
+            f"{', '.join(known)}"
+        )
+
+
+def _conditioning(
+    model: DDPM, batch: Mapping[str, Any], images: Tensor, samples: Tensor
+) -> dict[str, Tensor | CaptionedGrid]:
+    """The condition itself where it is an image, else images and samples beside the words or the label asked for."""
+    key = getattr(model, "cond_stage_key", None)
+    if model.model.conditioning_key is None or key in (None, model.first_stage_key) or key not in batch:
+        return {}
+    value = batch[key]
+    if isinstance(value, Tensor) and value.ndim == 4:
+        shown = images_from_batch(batch, key)
+        return {"conditioning": shown.expand(-1, 3, -1, -1)} if shown.shape[1] in (1, 3) else {}
+    if isinstance(value, Tensor) and value.ndim > 1:
+        return {}
+    words = batch.get("human_label", value)
+    rows = [", ".join(word) if isinstance(word, (list, tuple)) else str(word) for word in list(words)]
+    pairs = torch.stack([images, samples], dim=1).flatten(0, 1)  # (2 n, 3, H, W)
+    return {"conditioning": CaptionedGrid(pairs, rows, ["image", "sample"])}
 
 
 def _inpainting(model: DDPM, z: Tensor, cond: Any, num_steps: int | None, eta: float) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,10 @@ from ldm.models.inputs import images_from_batch
 from ldm.models.pictures import CaptionedGrid
 from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
+from ldm.modules.weights import EMA_PREFIX
 from ldm.util import ConfigError, instantiate_from_config
+
+logger = logging.getLogger(__name__)
 
 
 class DDPM(DiffusionProcess, pl.LightningModule):
@@ -114,9 +118,18 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         if only_unet:
             loaded = load_into(self.model, path, ignore_keys, transform=lambda state: strip_prefix(state, "model."))
         else:
-            loaded = load_into(self, path, ignore_keys)
-        if self.use_ema and not any(key.startswith("model_ema.") for key in loaded):
+            loaded = load_into(self, path, ignore_keys, transform=self._without_foreign_average)
+        if self.use_ema and f"{EMA_PREFIX}num_updates" not in loaded:
             self.model_ema.restart(self.model)  # the average of weights that are no longer there means nothing
+
+    def _without_foreign_average(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """``state`` without its average, if that is not one of exactly the weights this model averages."""
+        average = {key for key in state if key.startswith(EMA_PREFIX)}
+        wanted = {EMA_PREFIX + name for name in self.model_ema.state_dict()} if self.use_ema else average
+        if not average or wanted <= average:
+            return state
+        logger.warning("the checkpoint averages other weights than this model: a new average is started")
+        return {key: value for key, value in state.items() if key not in average}
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -145,8 +158,10 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         """The network's output for a condition as ``get_condition`` gives it, (B, C, H, W)."""
         if cond is None:
             return self.model(x_noisy, t)
+        if isinstance(cond, dict):  # of a condition stage that serves several ways at once (hybrid)
+            return self.model(x_noisy, t, **cond)
         key = "c_concat" if self.model.conditioning_key == "concat" else "c_crossattn"
-        return self.model(x_noisy, t, **(cond if isinstance(cond, dict) else {key: [cond]}))
+        return self.model(x_noisy, t, **{key: cond if isinstance(cond, list) else [cond]})
 
     def p_losses(self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None) -> tuple[Tensor, dict]:
         """Loss at time steps t (B,) for clean x_start (B, C, H, W); see ``weigh_losses`` for the result."""
@@ -189,11 +204,15 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         """The condition of a batch, None if there is none."""
         return None
 
+    def condition_at(self, batch: Mapping[str, Any], t: Tensor) -> Any:
+        """The condition of a batch as training sees it at time steps t (B,)."""
+        return self.get_condition(batch)
+
     def shared_step(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
         """Loss at uniformly drawn time steps, its terms, and the batch size."""
         x = self.get_input(batch)
         t = torch.randint(0, self.num_timesteps, (len(x),), device=self.device)
-        loss, terms = self.p_losses(x, self.get_condition(batch), t)
+        loss, terms = self.p_losses(x, self.condition_at(batch, t), t)
         return loss, terms, len(x)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:

@@ -70,7 +70,8 @@ class FrozenCLIPTextEmbedder(FrozenModule):
         device: accepted for old configs and not used: the module lives where its parent is moved.
         max_length: most tokens of a text that are read, start and end included; the model's own context
             length is the upper limit.
-        n_repeat: above 1, embeddings of a flat list are repeated to (B, n_repeat, D), as latent-diffusion did.
+        n_repeat: a flat list gives (B, n_repeat, D), the sequence that latent-diffusion's cross-attention reads; None
+            gives (B, D), as CLIP-DisDiff has it.
         normalize: scale every embedding to length 1.
         weights: weight file or folder; None: see :mod:`ldm.modules.encoders.clip_loading`.
         allow_download: fetch missing weights.
@@ -87,7 +88,7 @@ class FrozenCLIPTextEmbedder(FrozenModule):
         version: str = "ViT-L/14",
         device: Any = None,
         max_length: int = 77,
-        n_repeat: int = 1,
+        n_repeat: int | None = None,
         normalize: bool = True,
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
@@ -123,7 +124,7 @@ class FrozenCLIPTextEmbedder(FrozenModule):
             texts: B lists of U strings ("" = unit left unset), or B strings.
 
         Returns:
-            float32 (B, U, D) for nested lists, (B, D) for a flat list; "" gives zeros.
+            float32 (B, U, D) for nested lists, (B, D) or (B, n_repeat, D) for a flat list; "" gives zeros.
 
         Raises:
             UserError: samples have different numbers of strings.
@@ -132,7 +133,7 @@ class FrozenCLIPTextEmbedder(FrozenModule):
             raise UserError(f"expected a list of texts or a list of lists of texts, got {texts!r}")
         if isinstance(texts[0], str):
             flat = self._look_up(texts)
-            return flat if self.n_repeat == 1 else flat[:, None].expand(-1, self.n_repeat, -1)
+            return flat if self.n_repeat is None else flat[:, None].expand(-1, self.n_repeat, -1)
         num_units = {len(sample) for sample in texts}
         if len(num_units) != 1:
             raise UserError(

@@ -1,6 +1,22 @@
 """The conditioning encoders under the names that configs know (``ldm.modules.encoders.modules.<class>``)."""
 
+from ldm.modules.encoders.bert import BERTEmbedder, TransformerEmbedder
 from ldm.modules.encoders.clip_embedders import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.modules.encoders.image import Encoder4, Encoder4_vae, Encoder256
+from ldm.modules.encoders.labels import ClassEmbedder, SpatialRescaler
+from ldm.modules.encoders.perceiver import MLP_layers, PerceiverDecoder, PerceiverEncoder
 
-__all__ = ["Encoder4", "Encoder4_vae", "Encoder256", "FrozenCLIPTextEmbedder", "FrozenClipImageEmbedder"]
+__all__ = [
+    "BERTEmbedder",
+    "ClassEmbedder",
+    "Encoder4",
+    "Encoder4_vae",
+    "Encoder256",
+    "FrozenCLIPTextEmbedder",
+    "FrozenClipImageEmbedder",
+    "MLP_layers",
+    "PerceiverDecoder",
+    "PerceiverEncoder",
+    "SpatialRescaler",
+    "TransformerEmbedder",
+]

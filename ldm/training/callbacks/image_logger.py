@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,10 @@ from torch import Tensor
 
 from ldm.evaluation.pictures import draw_grid, draw_images
 from ldm.models.pictures import CaptionedGrid
+from ldm.util import instantiate_from_config
 
 if TYPE_CHECKING:
     from PIL import Image
-
-logger = logging.getLogger(__name__)
 
 
 class ImageLogger(pl.Callback):
@@ -37,7 +35,7 @@ class ImageLogger(pl.Callback):
         log_on_batch_idx: count batches of the epoch instead of steps of the run.
         log_first_step: also log at step 0.
         log_images_kwargs: handed to ``log_images``.
-        log_config: accepted for EncDiff's configs; its plots of single items are not drawn.
+        log_config: ``{target, params}`` of a ``Record``, which keeps the losses in a table of its own (EncDiff).
     """
 
     def __init__(
@@ -63,8 +61,7 @@ class ImageLogger(pl.Callback):
         self.log_images_kwargs = dict(log_images_kwargs or {})
         powers = int(np.log2(batch_frequency)) + 1 if increase_log_steps else 0
         self._early = {split: [2**power for power in range(powers)] for split in ("train", "val")}
-        if log_config:
-            logger.warning("ImageLogger: log_config is accepted but draws nothing; results.json has the figures")
+        self.record = instantiate_from_config(log_config) if log_config else None
 
     def is_due(self, index: int, split: str = "train") -> bool:
         """Whether the schedule names this step; each early step is used up by one hit."""
@@ -82,6 +79,8 @@ class ImageLogger(pl.Callback):
     ) -> None:
         """Log training images on schedule."""
         self._log(trainer, pl_module, batch, batch_idx, "train")
+        if self.record is not None and trainer.is_global_zero:
+            self.record.write(trainer.default_root_dir, _steps(trainer), trainer.callback_metrics)
 
     def on_validation_batch_end(
         self,
@@ -99,8 +98,7 @@ class ImageLogger(pl.Callback):
     def _log(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, split: str
     ) -> None:
-        # Not global_step: with two optimizers Lightning counts each of them.
-        step = (trainer.fit_loop.total_batch_idx + 1) // trainer.accumulate_grad_batches
+        step = _steps(trainer)
         index = batch_idx if self.log_on_batch_idx else step
         if self.disabled or not hasattr(pl_module, "log_images") or not self.is_due(index, split):
             return
@@ -136,6 +134,11 @@ class ImageLogger(pl.Callback):
         if not self.rescale:
             images = images * 2 - 1
         return images.clamp(-1, 1) if self.clamp else images
+
+
+def _steps(trainer: pl.Trainer) -> int:
+    """Optimizer steps done; not ``global_step``, which counts each of two optimizers."""
+    return (trainer.fit_loop.total_batch_idx + 1) // trainer.accumulate_grad_batches
 
 
 def _send(run_logger: Logger, tag: str, picture: Image.Image, step: int) -> None:

@@ -1,0 +1,241 @@
+"""Encoders that read units off images or vectors by cross-attention (Jaegle et al. 2021, Perceiver), as DisDiff has
+them beside its convolutional ones.
+
+Legend: B batch, U units, D width of a unit's query, P positions, C width of a position.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.diffusionmodules.util import attend
+from ldm.modules.encoders.image import ResBlock
+
+
+class Attention(nn.Module):
+    """Multi-head attention with one projection for keys and values."""
+
+    def __init__(self, query_dim: int, context_dim: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(query_dim, heads * dim_head, bias=False)
+        self.to_kv = nn.Linear(context_dim, 2 * heads * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, query_dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, n, query_dim), context: (B, m, context_dim), None for x itself -> (B, n, query_dim)."""
+        keys_values = self.to_kv(x if context is None else context).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), *keys_values))
+        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GatedGELU(nn.Module):
+    """One half of the input times the GELU of the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., 2 C) -> (..., C)."""
+        value, gate = x.chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Two layers with a gated hidden width of 4 C."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(width, 8 * width), GatedGELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., C) -> the same shape."""
+        return self.net(x)
+
+
+class PreNorm(nn.Module):
+    """A residual block on normalised input, and on normalised context if it has one."""
+
+    def __init__(self, width: int, block: nn.Module, context_dim: int | None = None) -> None:
+        super().__init__()
+        self.fn = block
+        self.norm = nn.LayerNorm(width)
+        self.norm_context = None if context_dim is None else nn.LayerNorm(context_dim)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x: (B, n, C), context: (B, m, context_dim) -> (B, n, C)."""
+        if self.norm_context is None:
+            return x + self.fn(self.norm(x))
+        return x + self.fn(self.norm(x), self.norm_context(context))
+
+
+def _pair(width: int, heads: int, dim_head: int, context_dim: int | None = None) -> nn.ModuleList:
+    """Attention (across, with ``context_dim``) and feed-forward."""
+    attention = Attention(width, context_dim or width, heads, dim_head)
+    return nn.ModuleList([PreNorm(width, attention, context_dim), PreNorm(width, FeedForward(width))])
+
+
+def _stack(count: int, make: Callable[[], nn.ModuleList], is_tied: bool) -> nn.ModuleList:
+    """``count`` pairs; tied ones are one pair under several names."""
+    if not is_tied or not count:
+        return nn.ModuleList(make() for _ in range(count))
+    shared = make()
+    return nn.ModuleList([shared] * count)
+
+
+def fourier_positions(side: int, max_freq: float, num_bands: int) -> Tensor:
+    """Coordinates of a square grid in [-1, 1] with their sines and cosines, (side^2, 2 (2 num_bands + 1))."""
+    axis = torch.linspace(-1.0, 1.0, side)
+    places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).unsqueeze(-1)  # (side, side, 2, 1)
+    waves = places * torch.linspace(1.0, max_freq / 2, num_bands) * math.pi
+    return torch.cat([waves.sin(), waves.cos(), places], dim=-1).flatten(2).flatten(0, 1)
+
+
+class PerceiverEncoder(nn.Module):
+    """Learned queries attend to convolutional features of an image, layer after layer.
+
+    Args:
+        index_num: width of a unit's code.
+        depth: layers.
+        dim: width of the features; equal to ``latent_dim``.
+        z_index_dim: number of units U.
+        latent_dim: width of a query.
+        cross_heads, latent_heads: heads of the attention to, and among, the features.
+        cross_dim_head, latent_dim_head: widths of these heads.
+        weight_tie_layers: all layers among the features share their weights.
+        max_freq, num_freq_bands: of the positions' Fourier features.
+    """
+
+    def __init__(
+        self,
+        *,
+        index_num: int = 32,
+        depth: int = 4,
+        dim: int = 32,
+        z_index_dim: int = 10,
+        latent_dim: int = 32,
+        cross_heads: int = 1,
+        latent_heads: int = 3,
+        cross_dim_head: int = 32,
+        latent_dim_head: int = 32,
+        weight_tie_layers: bool = False,
+        max_freq: float = 10,
+        num_freq_bands: int = 6,
+    ) -> None:
+        super().__init__()
+        self.max_freq, self.num_freq_bands = max_freq, num_freq_bands
+        half = latent_dim // 2
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, half, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
+            nn.Conv2d(half, latent_dim, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(latent_dim), nn.ReLU(),
+            ResBlock(latent_dim, True), nn.BatchNorm2d(latent_dim), ResBlock(latent_dim, True),
+        )  # fmt: skip
+        width = dim + 2 * (2 * num_freq_bands + 1)
+        self.latents = nn.Parameter(torch.randn(z_index_dim, latent_dim))
+        self.cs_layers = nn.ModuleList(_pair(latent_dim, cross_heads, cross_dim_head, width) for _ in range(depth))
+        self.layers = _stack(depth - 1, lambda: _pair(width, latent_heads, latent_dim_head), weight_tie_layers)
+        self.fc_layer = nn.Linear(dim, index_num)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (B, 3, H, H) in [-1, 1] -> (B, U * index_num)."""
+        features = self.encoder(images)
+        places = fourier_positions(features.shape[-1], self.max_freq, self.num_freq_bands).to(features)
+        data = features.flatten(2).transpose(1, 2)  # (B, P, C)
+        data = torch.cat([data, places.expand(len(data), -1, -1)], dim=-1)
+        x = self.latents.expand(len(data), -1, -1)  # (B, U, D)
+        for index, (attention, feed_forward) in enumerate(self.cs_layers):
+            x = feed_forward(attention(x, data))
+            if index < len(self.layers):
+                self_attention, self_feed_forward = self.layers[index]
+                data = self_feed_forward(self_attention(data))
+        return self.fc_layer(x).flatten(1)
+
+
+class PerceiverDecoder(nn.Module):
+    """Learned queries attend to a sequence and among themselves, layer after layer.
+
+    Args:
+        depth: layers.
+        index_num: width of the output.
+        dim: width of the sequence; equal to ``latent_dim``.
+        z_index_dim: number of queries.
+        latent_dim: width of a query.
+        cross_heads, latent_heads: heads of the attention to the sequence, and of the other two.
+        cross_dim_head, latent_dim_head: widths of these heads.
+        fourier_encode_data: append the Fourier features of a square grid to the sequence; ``dim`` includes them.
+        weight_tie_layers: all layers of one kind share their weights.
+        max_freq, num_freq_bands: of these features.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 6,
+        index_num: int = 10,
+        dim: int = 256,
+        z_index_dim: int = 64,
+        latent_dim: int = 256,
+        cross_heads: int = 1,
+        cross_dim_head: int = 128,
+        latent_heads: int = 6,
+        latent_dim_head: int = 128,
+        fourier_encode_data: bool = False,
+        weight_tie_layers: bool = False,
+        max_freq: float = 10,
+        num_freq_bands: int = 6,
+    ) -> None:
+        super().__init__()
+        self.fourier_encode_data = fourier_encode_data
+        self.max_freq, self.num_freq_bands = max_freq, num_freq_bands
+        self.latents = nn.Parameter(torch.randn(z_index_dim, latent_dim))
+        self.slayers = _stack(max(depth - 1, 0), lambda: _pair(dim, latent_heads, latent_dim_head), weight_tie_layers)
+        self.cs_layers = nn.ModuleList(_pair(latent_dim, cross_heads, cross_dim_head, dim) for _ in range(depth))
+        self.fc_layer = nn.Linear(dim, index_num)
+        self.layers = _stack(depth, lambda: _pair(latent_dim, latent_heads, latent_dim_head), weight_tie_layers)
+
+    def forward(self, data: Tensor) -> Tensor:
+        """data: (B, P, dim), less the Fourier features if they are appended here -> (B, z_index_dim, index_num)."""
+        if self.fourier_encode_data:
+            places = fourier_positions(math.isqrt(data.shape[1]), self.max_freq, self.num_freq_bands).to(data)
+            data = torch.cat([data, places.expand(len(data), -1, -1)], dim=-1)
+        x = self.latents.expand(len(data), -1, -1)
+        for index, (attention, feed_forward) in enumerate(self.cs_layers):
+            x = feed_forward(attention(x, data))
+            self_attention, self_feed_forward = self.layers[index]
+            x = self_feed_forward(self_attention(x))
+            if index < len(self.slayers):
+                data_attention, data_feed_forward = self.slayers[index]
+                data = data_feed_forward(data_attention(data))
+        return self.fc_layer(x)
+
+
+class UnitMLP(nn.Module):
+    """Two layers from a vector to one unit's code."""
+
+    def __init__(self, z_dim: int, latent_dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(z_dim, latent_dim), nn.GELU(), nn.Linear(latent_dim, latent_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, z_dim) -> (B, latent_dim)."""
+        return self.net(x)
+
+
+class MLP_layers(nn.Module):
+    """A small network of its own for each unit, all reading the same vector.
+
+    Args:
+        z_dim: width of the vector.
+        latent_dim: width of a unit's code.
+        num_latents: number of units U.
+    """
+
+    def __init__(self, z_dim: int = 512, latent_dim: int = 256, num_latents: int = 16) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(UnitMLP(z_dim, latent_dim) for _ in range(num_latents))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, z_dim) -> (B, U, latent_dim)."""
+        return torch.stack([net(x) for net in self.nets], dim=1)
