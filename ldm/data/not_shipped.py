@@ -19,6 +19,6 @@ class NotShipped:
     def __init__(self, name: str, instead: str) -> None:
         raise UserError(
             f"the data set {name} does not come with this package; its files and their lists are not published with "
-            f"the reference code either. Put your images into {instead}. In the config, replace the target (and params) "
-            "of data.params.train, validation or test that names it"
+            f"the reference code either. Put your images into {instead}. In the config, replace the target (and "
+            "params) of data.params.train, validation or test that names it"
         )

@@ -11,10 +11,6 @@ from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.losses.adversarial import AdversarialReconstruction, Log
 
 
-class DummyLoss(nn.Identity):
-    """Stands where a frozen first stage has a loss in its config."""
-
-
 class LPIPSWithDiscriminator(AdversarialReconstruction):
     """Negative log-likelihood with one learned variance, KL divergence and adversarial loss.
 
