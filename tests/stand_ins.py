@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.data.world import World3D
+
 TINY_DDCONFIG = {
     "double_z": False, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1],
     "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0, "patch_size": 4,
@@ -18,6 +20,13 @@ TINY_UNET = {
     "attention_resolutions": [2], "channel_mult": [1, 2], "num_heads": 4, "use_scale_shift_norm": True,
     "resblock_updown": True,
 }  # fmt: skip
+
+
+class World64(World3D):
+    """The embedded world at 64 pixels in the place of any data set, whatever its options."""
+
+    def __init__(self, split: str | None = None, **_: object) -> None:
+        super().__init__(64, split=split)
 
 
 class HashedText(nn.Module):

@@ -1,6 +1,7 @@
 """Every config that ships trains, and a run that was cut off goes on as if it had not been."""
 
 import csv
+import functools
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from ldm.models.clip import WorldCLIP
 from ldm.training.cli import Options
+from ldm.training.config import load_config
 from ldm.training.plan import make_plan
 from ldm.training.recipe import load_recipe
 from ldm.training.run import build, run
@@ -26,15 +28,36 @@ SHORT = [
 ]
 NO_FIRST_STAGE = "model.params.first_stage_config.params.ckpt_path=null"
 NO_BASE = "model.params.unet_config.params.ckpt_path=null"
+# Stands for the data sets that nobody has at hand.
+WORLD = [f"data.params.{part}.target=stand_ins.World64" for part in ("train", "validation", "test")]
+SMALL_NETS = {"ch_mult": "[1,1,1]", "num_res_blocks": 1}
+SMALL_FIRST_STAGE = [f"model.params.first_stage_config.params.ddconfig.{k}={v}" for k, v in SMALL_NETS.items()]
+SMALL_AUTOENCODER = [
+    *(f"model.params.ddconfig.{k}={v}" for k, v in SMALL_NETS.items()),
+    *(f"model.params.lossconfig.params.{word}" for word in ("disc_ndf=8", "perceptual_weight=0.0")),
+    "lightning.trainer.val_check_interval=1",
+    "lightning.trainer.accumulate_grad_batches=1",
+]
+SMALL_UNET = [
+    *(f"model.params.unet_config.params.{word}" for word in ("model_channels=32", "channel_mult=[1,2]")),
+    *(f"model.params.unet_config.params.{word}" for word in ("num_res_blocks=1", "attention_resolutions=[2]")),
+    "lightning.trainer.val_check_interval=2",
+]
+SMALL_LATENTS = [NO_FIRST_STAGE, *SMALL_FIRST_STAGE, *SMALL_UNET]
+# Data set and first stage, as they stand in the names of the configs.
+FAMILY = [(data, stage) for data in ("cars3d", "shapes3d", "mpi3d", "celeba") for stage in ("vq", "kl")]
 CONFIGS = {
     "quickstart/clip": [],
     "quickstart/judge": [],
     "quickstart/vq": ["lightning.trainer.val_check_interval=1"],
     "quickstart/ldm": [NO_FIRST_STAGE, "lightning.trainer.val_check_interval=1"],
     "quickstart/clip_disdiff": [NO_FIRST_STAGE, NO_BASE, "CLIP", "lightning.callbacks.edit_score=null"],
-    "autoencoder/example_vq_4_16": ["lightning.trainer.accumulate_grad_batches=1"],
-    "latent-diffusion/example_vq_4_16": [NO_FIRST_STAGE],
-    "latent-diffusion/example_vq_4_16_clip-dis": [NO_FIRST_STAGE, NO_BASE, "CLIP"],
+    "autoencoder/example_vq_4_16": SMALL_AUTOENCODER,
+    "latent-diffusion/example_vq_4_16": SMALL_LATENTS,
+    "latent-diffusion/example_vq_4_16_clip-dis": [NO_BASE, *SMALL_LATENTS, "model.params.dis_batch_size=1", "CLIP"],
+    **{f"autoencoder/{data}_{stage}_4_16": [*WORLD, *SMALL_AUTOENCODER] for data, stage in FAMILY},
+    **{f"latent-diffusion/{data}-{stage}-4-16": [*WORLD, *SMALL_LATENTS] for data, stage in FAMILY},
+    **{f"latent-diffusion/{data}-{stage}-4-16-dis": [*WORLD, NO_BASE, *SMALL_LATENTS] for data, stage in FAMILY},
 }
 
 
@@ -69,7 +92,7 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
 def test_every_shipped_config_is_listed():
     shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/*.yaml")}
     parts = {"quickstart/world", "quickstart/latents", "quickstart/recipe", "quickstart/recipe_gpu"}
-    assert shipped - parts == set(CONFIGS)
+    assert {name for name in shipped - parts if not name.startswith("_shared/")} == set(CONFIGS)
 
 
 @pytest.mark.parametrize("recipe", ["recipe", "recipe_gpu"])
@@ -86,11 +109,168 @@ def test_recipes_are_valid_and_their_models_can_be_built(recipe, clip_folder):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_two_steps(name, clip_folder, tmp_path):
-    folder = run(make_plan(options_of(name, clip_folder, tmp_path)))
+    plan = make_plan(options_of(name, clip_folder, tmp_path))
+    folder = run(plan)
     state = torch.load(folder.last, weights_only=True)
     assert state["global_step"] >= 2
-    assert not any(key.startswith("cond_stage_model") for key in state["state_dict"])
+    if "clip" in name:
+        assert not any(key.startswith("cond_stage_model") for key in state["state_dict"])
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values() if value.is_floating_point())
+    if not name.startswith("quickstart"):
+        with open(next(folder.path.glob("testtube/*/metrics.csv")), newline="") as stream:
+            assert plan.config.content["model"]["params"]["monitor"] in next(csv.reader(stream))
+
+
+# The references' hyperparameters, by dotted key of the merged config.
+AUTOENCODER = {
+    "model.base_learning_rate": 4.5e-6,
+    "data.params.batch_size": 128,
+    "lightning.trainer.accumulate_grad_batches": 2,
+    "model.params.ddconfig.resolution": 64,
+    "model.params.ddconfig.ch": 32,
+    "model.params.ddconfig.ch_mult": [1, 2, 4],
+    "model.params.ddconfig.num_res_blocks": 2,
+    "model.params.ddconfig.attn_resolutions": [],
+    "model.params.lossconfig.params.perceptual_weight": 1.0,
+    "lightning.callbacks.image_logger.params.batch_frequency": 1000,
+    "lightning.callbacks.image_logger.params.max_images": 8,
+}
+AUTOENCODER_OF = {
+    "vq": {
+        "model.target": "ldm.models.autoencoder.VQModel",
+        "model.params.embed_dim": 3,
+        "model.params.n_embed": 2048,
+        "model.params.ddconfig.z_channels": 3,
+        "model.params.ddconfig.double_z": False,
+        "model.params.lossconfig.params.disc_start": 0,
+        "model.params.lossconfig.params.disc_weight": 0.75,
+        "model.params.lossconfig.params.codebook_weight": 1.0,
+        "lightning.callbacks.image_logger.params.increase_log_steps": True,
+    },
+    "kl": {
+        "model.target": "ldm.models.autoencoder.AutoencoderKL",
+        "model.params.embed_dim": 4,
+        "model.params.ddconfig.z_channels": 4,
+        "model.params.ddconfig.double_z": True,
+        "model.params.lossconfig.params.disc_start": 50001,
+        "model.params.lossconfig.params.disc_weight": 0.5,
+        "model.params.lossconfig.params.kl_weight": 1e-6,
+        "lightning.callbacks.image_logger.params.increase_log_steps": False,
+    },
+}
+DIFFUSION = {
+    "model.base_learning_rate": 2e-6,
+    "data.params.batch_size": 128,
+    "model.params.linear_start": 0.0015,
+    "model.params.linear_end": 0.0155,
+    "model.params.timesteps": 1000,
+    "model.params.loss_type": "l1",
+    "model.params.log_every_t": 200,
+    "model.params.image_size": 16,
+    "model.params.scale_by_std": True,
+    "model.params.scheduler_config.params.warm_up_steps": [10000],
+    "model.params.scheduler_config.params.f_start": [1e-6],
+    "model.params.scheduler_config.params.f_max": [1.0],
+    "model.params.unet_config.params.model_channels": 64,
+    "model.params.unet_config.params.channel_mult": [1, 2, 4, 4],
+    "model.params.unet_config.params.num_res_blocks": 2,
+    "model.params.unet_config.params.attention_resolutions": [1, 2, 4],
+    "model.params.unet_config.params.num_heads": 8,
+    "model.params.unet_config.params.use_scale_shift_norm": True,
+    "model.params.unet_config.params.resblock_updown": True,
+    "lightning.callbacks.image_logger.params.increase_log_steps": False,
+    "lightning.callbacks.image_logger.params.log_images_kwargs.inpaint": False,
+}
+UNCONDITIONAL = {
+    "model.target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+    "model.params.monitor": "val/loss_simple_ema",
+    "model.params.cond_stage_config": "__is_unconditional__",
+    "lightning.callbacks.image_logger.params.batch_frequency": 1000,
+    "lightning.callbacks.image_logger.params.max_images": 8,
+}
+DISENTANGLING = {
+    "model.target": "ldm.models.diffusion.disdiff.DisDiff",
+    "model.params.monitor": "train/epoch_num",
+    "model.params.dis_loss_flag": True,
+    "model.params.unet_config.params.latent_unit": 6,
+    "model.params.unet_config.params.repre_emb_channels": 32,
+    "model.params.unet_config.params.orth_emb": True,
+    "model.params.unet_config.params.seprate_decoder": True,
+    "model.params.unet_config.params.load_ema_ckpt": True,
+    "model.params.cond_stage_config.target": "ldm.modules.encoders.modules.Encoder4",
+    "model.params.cond_stage_config.params": {"d": 128, "latent_dim": 192},
+    "model.params.conditioning_key": "adm",
+    "data.params.test.params.split": "test",
+    "lightning.callbacks.image_logger.params.batch_frequency": 10000,
+    "lightning.callbacks.image_logger.params.max_images": 16,
+    "lightning.callbacks.image_logger.params.log_images_kwargs.plot_swapped_concepts": True,
+}
+CHANNELS = {"vq": 3, "kl": 4}
+WITH_PREDICTED_STARTS = {("cars3d", "vq"), ("mpi3d", "vq"), ("celeba", "vq"), ("shapes3d", "kl")}
+
+
+def check_keys(file, expected):
+    """The config says all that is expected, key by key."""
+    content = load_config([ROOT / "configs" / f"{file}.yaml"], roots=["nowhere"], allow_pending=True).content
+    found = {key: functools.reduce(lambda part, name: part[name], key.split("."), content) for key in expected}
+    assert found == expected
+
+
+@pytest.mark.parametrize(("data", "stage"), FAMILY)
+def test_hyperparameters_are_the_references(data, stage):
+    monitor = "val/rec_loss" if data == "shapes3d" else "train/epoch_num"
+    check_keys(
+        f"autoencoder/{data}_{stage}_4_16",
+        AUTOENCODER | AUTOENCODER_OF[stage] | {"model.params.monitor": monitor},
+    )
+    channels = {f"model.params.unet_config.params.{name}": CHANNELS[stage] for name in ("in_channels", "out_channels")}
+    first_stage = AUTOENCODER_OF[stage]["model.target"] + ("Interface" if stage == "vq" else "")
+    latents = {
+        "model.params.channels": CHANNELS[stage],
+        "model.params.first_stage_config.target": first_stage,
+        "model.params.first_stage_config.params.embed_dim": CHANNELS[stage],
+        "model.params.first_stage_config.params.ckpt_path": f"<last_ckpt autoencoder/{data}_{stage}_4_16>",
+        **channels,
+    }
+    check_keys(f"latent-diffusion/{data}-{stage}-4-16", DIFFUSION | UNCONDITIONAL | latents)
+    weight = 1.0 if stage == "kl" else 0.01 if data == "mpi3d" else 0.05
+    own = {
+        "model.params.dis_loss_type": "IM" if stage == "kl" else "Z",
+        "model.params.dis_weight": weight,
+        "model.params.unet_config.params.ckpt_path": f"<last_ckpt latent-diffusion/{data}-{stage}-4-16>",
+        "lightning.callbacks.image_logger.params.log_images_kwargs.plot_decoded_xstart": (data, stage)
+        in WITH_PREDICTED_STARTS,
+    }
+    check_keys(f"latent-diffusion/{data}-{stage}-4-16-dis", DIFFUSION | DISENTANGLING | latents | own)
+
+
+@pytest.mark.parametrize(("data", "stage"), FAMILY)
+def test_stages_fit_together(data, stage):
+    """The first stage of a diffusion model is built as the autoencoder was trained; its test set is its own data."""
+    autoencoder, ldm, disdiff = (
+        load_config([ROOT / "configs" / f"{file}.yaml"], roots=["nowhere"], allow_pending=True).content
+        for file in (
+            f"autoencoder/{data}_{stage}_4_16",
+            f"latent-diffusion/{data}-{stage}-4-16",
+            f"latent-diffusion/{data}-{stage}-4-16-dis",
+        )
+    )
+    for later in (ldm, disdiff):
+        first_stage = later["model"]["params"]["first_stage_config"]["params"]
+        assert first_stage["ddconfig"] == autoencoder["model"]["params"]["ddconfig"]
+        assert first_stage.get("n_embed") == autoencoder["model"]["params"].get("n_embed")
+    base = dict(ldm["model"]["params"]["unet_config"]["params"])
+    assert base.items() <= disdiff["model"]["params"]["unet_config"]["params"].items()
+    for content in (autoencoder, ldm, disdiff):
+        assert content["lightning"]["trainer"]["max_epochs"] > 0
+        targets = {content["data"]["params"][part]["target"] for part in ("train", "validation", "test")}
+        assert len(targets) == 1 and next(iter(targets)).startswith(f"ldm.data.{data}.")
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith(("4_16", "4-16", "4-16-dis"))])
+def test_a_data_sets_own_part_is_ten_lines(name):
+    lines = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()
+    assert len(lines) <= 10 or "example" in name
 
 
 def losses_of(folder):

@@ -164,3 +164,51 @@ def test_the_fingerprint_follows_content_and_seed(good: Path) -> None:
     assert plain.fingerprint(0) == load_config([good]).fingerprint(0)
     assert plain.fingerprint(0) != plain.fingerprint(1)
     assert plain.fingerprint(0) != load_config([good], ["model.params.timesteps=3"]).fingerprint(0)
+
+
+def test_a_file_builds_on_others(tmp_path: Path) -> None:
+    """They come first, each once, relative to the file that names them; the last word has the file itself."""
+    for name, text in {
+        "parts/root_part.yaml": "model: {params: {a: root, b: root, c: root, d: root}}",
+        "parts/left.yaml": "base: root-part.yaml\nmodel: {params: {b: left, c: left}}",
+        "parts/right.yaml": "base: [root_part.yaml]\nmodel: {params: {c: right}}",
+        "own/own.yaml": "base: [../parts/left.yaml, ../parts/right.yaml]\nmodel: {params: {d: own}}",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    config = load_config([tmp_path / "own" / "own.yaml"], ["model.params.e=x"])
+    assert config.content == {"model": {"params": {"a": "root", "b": "left", "c": "right", "d": "own", "e": "x"}}}
+    assert config.files == (str(tmp_path / "own" / "own.yaml"),)
+    assert config.included == tuple(str(tmp_path / "parts" / f"{n}.yaml") for n in ("root_part", "left", "right"))
+    assert config.origin("model.params.b") == str(tmp_path / "parts" / "left.yaml")
+    assert config.origin("model.params.d") == str(tmp_path / "own" / "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("base: [other.yaml]", ConfigError, r"base: files name each other.*own.yaml -> .*other.yaml -> .*own.yaml"),
+        ("base: own.yaml", ConfigError, r"own.yaml: base: .*circle: .*own.yaml -> .*own.yaml"),
+        ("base: [othr.yaml]", UserError, r"own.yaml: base: config file .*othr.yaml does not exist. Near: .*other.yaml"),
+        ("base: {a: b}", ConfigError, r"own.yaml: base: expected a list of YAML files.*\{'a': 'b'\}"),
+        ("base: [1]", ConfigError, r"expected a list of YAML files"),
+        ("bases: [other.yaml]", ConfigError, r"own.yaml: bases: unknown key 'bases'. Did you mean 'base'"),
+    ],
+)
+def test_slips_in_naming_other_files(tmp_path: Path, text: str, error: type[Exception], message: str) -> None:
+    (tmp_path / "own.yaml").write_text(text)
+    (tmp_path / "other.yaml").write_text("base: [own.yaml]")
+    with pytest.raises(error, match=message):
+        check(tmp_path / "own.yaml")
+
+
+def test_files_are_not_named_in_an_override(good: Path) -> None:
+    with pytest.raises(ConfigError, match="command line: base: .*-b/--base"):
+        check(good, "base=[x.yaml]")
+
+
+def test_a_model_alone_can_be_checked(good: Path) -> None:
+    good.write_text(GOOD[: GOOD.index("data:")])
+    validate(load_config([good]), sections=("model",))
+    with pytest.raises(ConfigError, match="takes no 'timestep'"):
+        validate(load_config([good], ["model.params.timestep=1"]), sections=("model",))
