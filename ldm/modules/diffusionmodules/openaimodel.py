@@ -101,11 +101,12 @@ class UNetConfig:
     def num_heads_at(self, channels: int, is_decoder: bool) -> int:
         """Attention heads over so many channels; ``legacy`` alone lets the decoder differ."""
         if self.num_head_channels != -1:
-            if channels % self.num_head_channels:
+            num_heads, rest = divmod(channels, self.num_head_channels)
+            if num_heads == 0 or (rest and not self.use_spatial_transformer):
                 raise ConfigError(
                     f"`num_head_channels` {self.num_head_channels} does not divide a layer of {channels} channels."
                 )
-            return channels // self.num_head_channels
+            return num_heads
         if is_decoder and self.legacy and not self.use_spatial_transformer and self.num_heads_upsample != -1:
             return self.num_heads_upsample
         return self.num_heads
@@ -138,10 +139,11 @@ class UNetConfig:
         if not self.use_spatial_transformer:
             return AttentionBlock(channels, num_heads, self.use_checkpoint, self.use_new_attention_order)
         wanted = self.self_attention_resolutions
+        has_own_width = self.num_head_channels != -1 and not self.legacy
         return SpatialTransformer(
             channels,
             num_heads,
-            channels // num_heads,
+            self.num_head_channels if has_own_width else channels // num_heads,
             self.transformer_depth,
             context_dim=self.context_dim,
             use_checkpoint=self.use_checkpoint,
