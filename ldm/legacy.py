@@ -36,7 +36,7 @@ from ldm.legacy_names import (
     TOKEN_UNET,
 )
 
-__all__ = ["ALIASES", "OLD_MODULES", "resolve_target", "translate"]
+__all__ = ["ALIASES", "OLD_MODULES", "mend_indentation", "resolve_target", "translate"]
 
 _log = logging.getLogger(__name__)
 
@@ -164,3 +164,24 @@ def _without(target: str, params: Mapping[str, Any], names: Iterable[str]) -> di
 def _warn_once(message: str) -> None:
     """Warn; a config is looked at several times in a run."""
     _log.warning("%s", message)
+
+
+def mend_indentation(text: str, line: int) -> str | None:
+    """Move a line of YAML one blank to the left, to where the line above begins.
+
+    DisDiff's ``configs/autoencoder/shapes3d_kl_4_16.yaml`` cannot be read otherwise.
+
+    Args:
+        text: a YAML text that cannot be read.
+        line: number of the line at fault, from 0.
+
+    Returns:
+        The text with that line moved; None if it does not begin one blank further right than the one above.
+    """
+    lines = text.splitlines()
+    if not 0 < line < len(lines):
+        return None
+    above, here = (len(each) - len(each.lstrip(" ")) for each in lines[line - 1 : line + 1])
+    if here != above + 1:
+        return None
+    return "\n".join([*lines[:line], lines[line][1:], *lines[line + 1 :]])

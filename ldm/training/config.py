@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.legacy import mend_indentation
 from ldm.training.cli import find_config_file
 from ldm.training.run_folder import find_run, last_checkpoint
 from ldm.util import ConfigError, UserError
+
+logger = logging.getLogger(__name__)
 
 COMMAND_LINE = "command line"
 INCLUDE_KEY = "base"
@@ -160,9 +164,26 @@ def _read_yaml(path: Path) -> DictConfig:
     try:
         layer = OmegaConf.load(path)
     except Exception as error:  # YAML scanner errors and OmegaConf's own, both name line and column
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+        layer = _read_mended(path, error)
+        if layer is None:
+            raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(layer, DictConfig):
         raise ConfigError(f"{path}: expected a mapping with `model` and `data`, found a list")
+    return layer
+
+
+def _read_mended(path: Path, error: Exception) -> DictConfig | None:
+    """Read a file in which one line is indented by a blank too many, and say so; None if that is not the matter."""
+    mark = getattr(error, "problem_mark", None)
+    text = None if mark is None else mend_indentation(path.read_text(encoding="utf-8"), mark.line)
+    if text is None:
+        return None
+    try:
+        layer = OmegaConf.create(text)
+    except Exception:  # as above: it is another error, and the first one is told
+        return None
+    message = "%s: line %d is indented one blank further than the line above; it is read as if it were not"
+    logger.warning(message, path, mark.line + 1)
     return layer
 
 

@@ -212,3 +212,15 @@ def test_a_model_alone_can_be_checked(good: Path) -> None:
     validate(load_config([good]), sections=("model",))
     with pytest.raises(ConfigError, match="takes no 'timestep'"):
         validate(load_config([good], ["model.params.timestep=1"]), sections=("model",))
+
+
+def test_one_blank_too_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A published config has such a line; anything else that is no YAML stays an error."""
+    path = tmp_path / "slip.yaml"
+    path.write_text("model:\n  ddconfig:\n    ch: 32\n     ch_mult: [1, 2]  # slip\n    out_ch: 3\n")
+    assert load_config([path]).content == {"model": {"ddconfig": {"ch": 32, "ch_mult": [1, 2], "out_ch": 3}}}
+    assert "slip.yaml: line 4 is indented one blank further" in caplog.text
+    for text in ("a:\n  b: 1\n    c: 2\n", "a: 1\n b: [\n", "a: 1\n b: 2\n c: 3\n"):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=r"(?s)slip.yaml cannot be read as YAML: .*line"):
+            load_config([path])
