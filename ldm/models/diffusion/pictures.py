@@ -133,7 +133,8 @@ def _conditioning(
     if isinstance(value, Tensor) and value.ndim > 1:
         return {}
     words = batch.get("human_label", value)
-    rows = [", ".join(word) if isinstance(word, (list, tuple)) else str(word) for word in list(words)]
+    words = words.tolist() if isinstance(words, Tensor) else words
+    rows = [", ".join(word) if isinstance(word, (list, tuple)) else str(word) for word in words]
     pairs = torch.stack([images, samples], dim=1).flatten(0, 1)  # (2 n, 3, H, W)
     return {"conditioning": CaptionedGrid(pairs, rows, ["image", "sample"])}
 
