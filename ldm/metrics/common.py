@@ -44,14 +44,23 @@ class FactorSampler(Protocol):
 
 
 def as_lookup(representation: Representation) -> Lookup:
-    """A function from row indices (n,) to float64 codes (n, K).
+    """A function from row indices (n,) to codes (n, K).
+
+    Codes keep their precision, float32 or float64, and whole numbers stay whole (int64): disentanglement_lib
+    computes in the precision of the codes too, and a histogram's edges depend on it. Half precision is widened.
 
     Args:
         representation: (N, K) array (may be memory-mapped), or a function that already does the look-up.
     """
     if callable(representation):
-        return lambda rows: np.asarray(representation(rows), dtype=np.float64)
-    return lambda rows: np.asarray(representation[rows], dtype=np.float64)
+        return lambda rows: _widened(np.asarray(representation(rows)))
+    return lambda rows: _widened(np.asarray(representation[rows]))
+
+
+def _widened(codes: np.ndarray) -> np.ndarray:
+    if codes.dtype in (np.float32, np.float64):
+        return codes
+    return codes.astype(np.int64 if codes.dtype.kind in "iub" else np.float64)
 
 
 def require_factors(sampler: FactorSampler, metric: str) -> int:
@@ -76,6 +85,55 @@ def require_units(codes: np.ndarray, metric: str) -> int:
     return codes.shape[1]
 
 
+def require_varying(labels: np.ndarray, what: str) -> None:
+    """Refuse labels (n, F) of which a factor takes one value only.
+
+    Args:
+        labels: factor values.
+        what: what the metric does with a factor, for the message ("DCI fits a classifier per factor").
+
+    Raises:
+        MetricError: names the first such factor.
+    """
+    constant = np.flatnonzero((labels == labels[0]).all(axis=0))
+    if constant.size:
+        raise MetricError(
+            f"{what}, but factor {constant[0]} takes a single value in {len(labels)} samples; "
+            "leave that factor out of the factor space."
+        )
+
+
+def hold_fixed(
+    sampler: FactorSampler,
+    factors: np.ndarray,
+    factor: int,
+    values: np.ndarray | int,
+    random_state: np.random.RandomState,
+) -> np.ndarray:
+    """Give each of ``factors`` (n, F) the value ``values`` in one factor and leave the others as they are.
+
+    A sampler whose data lack some combinations of values brings a ``hold_fixed(factors, factor, values,
+    random_state)`` of its own, see ``ldm.metrics.table``.
+
+    Returns:
+        (n, F); ``factors`` itself is not changed.
+    """
+    own = getattr(sampler, "hold_fixed", None)
+    if own is not None:
+        return own(factors, factor, values, random_state)
+    held = factors.copy()
+    held[:, factor] = values
+    return held
+
+
+def standardised(train_codes: np.ndarray, test_codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both samples (n, K) less the training mean, over the training deviation; a unit that never varies gives zeros."""
+    mean, deviation = train_codes.mean(axis=0), train_codes.std(axis=0)
+    varies = (train_codes != train_codes[0]).any(axis=0)
+    scale = np.where(varies, deviation, 1.0)
+    return tuple(np.where(varies, (codes - mean) / scale, 0.0) for codes in (train_codes, test_codes))
+
+
 def factor_codes(
     representation: Representation,
     sampler: FactorSampler,
@@ -86,7 +144,7 @@ def factor_codes(
     """Draw labelled codes, ``batch_size`` at a time (the batch size decides the random stream).
 
     Returns:
-        codes (num, K) float64 and labels (num, F) int64.
+        codes (num, K) as ``as_lookup`` gives them and labels (num, F) int64.
     """
     factors, rows = [], []
     for start in range(0, num, batch_size):
@@ -120,19 +178,36 @@ def histogram_codes(codes: np.ndarray, num_bins: int = 20) -> np.ndarray:
 
 
 def mutual_information(binned: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mutual information in nats between each unit's bin and each factor.
+    """Mutual information in nats between each unit's bin and each factor, from their contingency tables.
 
     Args:
         binned: (n, K) discrete codes.
         labels: (n, F) factor values.
 
     Returns:
-        (K, F).
+        (K, F), at least 0.
     """
-    from sklearn.metrics import mutual_info_score
+    columns = [_as_indices(column) for column in labels.T]
+    information = np.empty((binned.shape[1], len(columns)))
+    for unit, values in enumerate(binned.T):
+        bins, num_bins = _as_indices(values)
+        for factor, (indices, num_values) in enumerate(columns):
+            table = np.bincount(bins * num_values + indices, minlength=num_bins * num_values)
+            information[unit, factor] = _table_information(table.reshape(num_bins, num_values) / len(binned))
+    return information
 
-    columns = range(labels.shape[1])
-    return np.array([[mutual_info_score(labels[:, f], unit) for f in columns] for unit in binned.T])
+
+def _as_indices(column: np.ndarray) -> tuple[np.ndarray, int]:
+    """Each entry's rank among the distinct values (n,), and the number of these."""
+    values, indices = np.unique(column, return_inverse=True)
+    return indices.reshape(-1), len(values)
+
+
+def _table_information(joint: np.ndarray) -> float:
+    """Mutual information in nats of a joint distribution (A, B); rounding never takes it below 0."""
+    apart = np.outer(joint.sum(axis=1), joint.sum(axis=0))
+    filled = joint > 0
+    return max(0.0, float(np.sum(joint[filled] * np.log(joint[filled] / apart[filled]))))
 
 
 def factor_entropies(labels: np.ndarray) -> np.ndarray:
