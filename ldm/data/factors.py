@@ -7,12 +7,20 @@ with that library can be repeated draw for draw.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ldm.util import ConfigError
+from ldm.util import ConfigError, did_you_mean
+
+
+class Subspace(NamedTuple):
+    """Chosen values of a factor space: all their combinations, and where these stand in the whole."""
+
+    space: FactorSpace
+    rows: np.ndarray  # (space.size,) int64, rising: row i of ``space`` is this row of the whole
+    values: dict[str, list[int]]  # the chosen values of every factor, in the numbers of the whole
 
 
 class FactorSpace:
@@ -62,6 +70,11 @@ class FactorSpace:
     def size(self) -> int:
         """Number of rows: the product of all sizes."""
         return int(np.prod(self.all_sizes, dtype=np.int64))
+
+    @property
+    def product_sizes(self) -> tuple[int, ...] | None:
+        """``factors_num_values`` if looking up a row draws nothing, so that draws can be made in bulk; else None."""
+        return None if self._observation else self.factors_num_values
 
     def index_of(self, factors: np.ndarray) -> np.ndarray:
         """Row of each factor combination.
@@ -129,22 +142,87 @@ class FactorSpace:
         """Draw rows (num,) alone."""
         return self.sample(num, random_state)[1]
 
+    def restrict(
+        self, keep: Mapping[str, int | Sequence[int]], available: Mapping[str, Sequence[int]] | None = None
+    ) -> Subspace:
+        """A smaller space of some values of each factor; still a full product, so that metrics can draw from it.
+
+        Args:
+            keep: factor name -> how many of its values to keep, evenly spread (number i of n is the value at
+                i * size // n), or which values. Factors that are not named keep all.
+            available: factor name -> the values there are, where not all are.
+
+        Raises:
+            ConfigError: an unknown factor, a number or a value that it does not have.
+
+        Example:
+            >>> part = FactorSpace(("hue", "shape"), (10, 4)).restrict({"hue": 2, "shape": [0, 3]})
+            >>> part.space, part.rows
+            (FactorSpace(hue=2, shape=2), array([ 0,  3, 20, 23]))
+        """
+        if not isinstance(keep, Mapping):
+            raise ConfigError(f"keep: expected a mapping such as {{{self.all_names[0]}: 2}}, found {keep!r}")
+        for name in keep:
+            if name not in self.all_names:
+                raise ConfigError(f"keep: there is no factor {name!r}.{did_you_mean(name, self.all_names)} "
+                                  f"Known: {', '.join(self.all_names)}")
+        values, rows = {}, np.zeros(1, dtype=np.int64)
+        for name, size, base in zip(self.all_names, self.all_sizes, self._bases.tolist()):
+            there = sorted((available or {}).get(name, range(size)))
+            values[name] = _chosen(name, there, keep.get(name, len(there)))
+            rows = (rows[:, None] + np.asarray(values[name], dtype=np.int64) * base).ravel()
+        space = FactorSpace(self.all_names, [len(chosen) for chosen in values.values()], self.latent)
+        return Subspace(space, rows, values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, ready for JSON."""
+        return {"names": list(self.all_names), "sizes": list(self.all_sizes), "latent": list(self.latent)}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any]) -> FactorSpace:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ConfigError: a key is missing or the lists do not fit each other.
+        """
+        missing = [key for key in ("names", "sizes", "latent") if key not in state]
+        if missing:
+            raise ConfigError(f"factor space: {', '.join(missing)} missing; found the keys {sorted(state)}")
+        return cls(state["names"], state["sizes"], state["latent"])
+
     def __repr__(self) -> str:
         pairs = ", ".join(f"{name}={size}" for name, size in zip(self.all_names, self.all_sizes))
         return f"FactorSpace({pairs})"
 
 
+def _chosen(name: str, available: Sequence[int], kept: int | Sequence[int]) -> list[int]:
+    """The values of one factor that ``keep`` asks for, rising."""
+    if isinstance(kept, int) and not isinstance(kept, bool):
+        if not 1 <= kept <= len(available):
+            raise ConfigError(f"keep: {name} has {len(available)} values, cannot keep {kept}")
+        return [available[i * len(available) // kept] for i in range(kept)]
+    if isinstance(kept, (str, bytes)) or not isinstance(kept, Sequence) or not kept:
+        raise ConfigError(f"keep: {name}: expected how many values to keep, or a list of values; found {kept!r}")
+    wrong = [value for value in kept if value not in available]
+    if wrong or len(set(kept)) != len(kept):
+        raise ConfigError(f"keep: {name}: {wrong or list(kept)} must be different values of {list(available)}")
+    return sorted(kept)
+
+
+_MPI3D = ("object_color", "object_shape", "object_size", "camera_height", "background_color",
+          "horizontal_axis", "vertical_axis")  # fmt: skip
+
 _SPACES: dict[str, FactorSpace] = {
     "shapes3d": FactorSpace(
         ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation"), (10, 10, 10, 8, 4, 15)
     ),
-    "mpi3d": FactorSpace(
-        ("object_color", "object_shape", "object_size", "camera_height", "background_color",
-         "horizontal_axis", "vertical_axis"),
-        (6, 6, 2, 3, 3, 40, 40),
-    ),
+    "mpi3d": FactorSpace(_MPI3D, (6, 6, 2, 3, 3, 40, 40)),
+    "mpi3d_complex": FactorSpace(_MPI3D, (4, 4, 2, 3, 3, 40, 40)),
     "cars3d": FactorSpace(("elevation", "azimuth", "object"), (4, 24, 183)),
-    "dsprites": FactorSpace(("shape", "scale", "orientation", "x_position", "y_position"), (3, 6, 40, 32, 32)),
+    "dsprites": FactorSpace(
+        ("color", "shape", "scale", "orientation", "x_position", "y_position"), (1, 3, 6, 40, 32, 32),
+        latent=(1, 2, 3, 4, 5),
+    ),
     "smallnorb": FactorSpace(
         ("category", "instance", "elevation", "azimuth", "lighting"), (5, 10, 9, 18, 6), latent=(0, 2, 3, 4)
     ),
@@ -155,14 +233,13 @@ def factor_space(name: str) -> FactorSpace:
     """The factor space of a well-known data set.
 
     Args:
-        name: "shapes3d" (also that of the embedded world), "mpi3d", "cars3d", "dsprites" or "smallnorb"
-            (its rows sorted by factor).
+        name: "shapes3d" (also that of the embedded world), "mpi3d" (toy, realistic, real), "mpi3d_complex",
+            "cars3d", "dsprites" or "smallnorb" (its rows sorted by factor).
 
     Raises:
         ConfigError: unknown name; the message lists the known ones and the nearest.
     """
     if name in _SPACES:
         return _SPACES[name]
-    near = difflib.get_close_matches(str(name).lower(), _SPACES, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(str(name).lower(), _SPACES)
     raise ConfigError(f"unknown factor space {name!r}; known: {', '.join(_SPACES)}.{hint}")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldm.metrics.common import FactorSampler, Lookup, Representation, as_lookup, point_blocks, require_factors
+from ldm.metrics.common import (
+    FactorSampler,
+    Lookup,
+    Representation,
+    as_lookup,
+    draw_points,
+    hold_fixed,
+    point_blocks,
+    require_factors,
+)
 
 
 def beta_vae(
@@ -57,12 +66,28 @@ def _pair_points(
     """Points (num_points, K) and the factor each one's pairs share (num_points,)."""
     points, labels = [], []
     for block in point_blocks(num_points, 2 * batch_size):
-        drawn = [_draw_pairs(sampler, random_state, batch_size) for _ in range(block)]
-        labels.extend(shared for shared, _, _ in drawn)
-        first, second = (lookup(np.concatenate([pairs[side] for pairs in drawn])) for side in (1, 2))
+        shared, sides = _draw_block(sampler, random_state, block, batch_size)
+        first, second = (lookup(rows) for rows in sides)
         differences = np.abs(first - second).reshape(block, batch_size, -1)  # (block, batch, K)
         points.append(differences.mean(axis=1))
-    return np.concatenate(points), np.asarray(labels)
+        labels.append(shared)
+    return np.concatenate(points), np.concatenate(labels)
+
+
+def _draw_block(
+    sampler: FactorSampler, random_state: np.random.RandomState, num_points: int, batch_size: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The shared factors (num_points,) and, for both sides, the rows (num_points * batch_size,)."""
+    drawn = draw_points(sampler, random_state, num_points, 2, batch_size)
+    if drawn is None:
+        pairs = [_draw_pairs(sampler, random_state, batch_size) for _ in range(num_points)]
+        sides = [np.concatenate([pair[side] for pair in pairs]) for side in (1, 2)]
+        return np.array([pair[0] for pair in pairs]), sides
+    shared, values = drawn  # (points, 2, batch, F)
+    points = np.arange(num_points)
+    values[points, 1, :, shared] = values[points, 0, :, shared]
+    flat = values.transpose(1, 0, 2, 3).reshape(2, num_points * batch_size, -1)
+    return shared, [sampler.sample_observations_from_factors(side, random_state) for side in flat]
 
 
 def _draw_pairs(
@@ -72,6 +97,6 @@ def _draw_pairs(
     shared = random_state.randint(sampler.num_factors)
     first = sampler.sample_factors(batch_size, random_state)
     second = sampler.sample_factors(batch_size, random_state)
-    second[:, shared] = first[:, shared]
+    second = hold_fixed(sampler, second, shared, first[:, shared], random_state)
     first_rows = sampler.sample_observations_from_factors(first, random_state)
     return shared, first_rows, sampler.sample_observations_from_factors(second, random_state)

@@ -14,6 +14,7 @@ import numpy as np
 
 FACTOR_CODE_BATCH = 16  # draws per batch of factor_codes; another number is another random stream
 LOOKUP_ROWS = 200_000  # rows looked up at once: bounds the memory of the vectorised metrics
+MANY_DRAWS = 50_000  # from here on it pays to load the compiled sampler
 
 Lookup = Callable[[np.ndarray], np.ndarray]
 Representation = np.ndarray | Lookup
@@ -159,6 +160,25 @@ def point_blocks(num_points: int, batch_size: int) -> Iterator[int]:
     block = max(1, LOOKUP_ROWS // batch_size)
     for start in range(0, num_points, block):
         yield min(block, num_points - start)
+
+
+def draw_points(
+    sampler: FactorSampler, random_state: np.random.RandomState, num_points: int, num_sets: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """All draws of many points at once, for samplers that allow it, see ``ldm.metrics.draws.draw_points``.
+
+    A sampler allows it by ``product_sizes``: the number of values of each factor, if ``sample_factors`` is
+    ``randint(size, size=num)`` factor by factor and ``sample_observations_from_factors`` draws nothing.
+
+    Returns:
+        chosen factors (P,) and values (P, S, B, F); None where points have to be drawn one by one.
+    """
+    sizes = getattr(sampler, "product_sizes", None)
+    if sizes is None or num_points * num_sets * batch_size < MANY_DRAWS:
+        return None
+    from ldm.metrics import draws  # loads numba
+
+    return draws.draw_points(tuple(sizes), random_state, num_points, num_sets, batch_size)
 
 
 def histogram_codes(codes: np.ndarray, num_bins: int = 20) -> np.ndarray:

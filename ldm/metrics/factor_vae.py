@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldm.metrics.common import FactorSampler, Lookup, Representation, as_lookup, point_blocks, require_factors
+from ldm.metrics.common import (
+    FactorSampler,
+    Lookup,
+    Representation,
+    as_lookup,
+    draw_points,
+    hold_fixed,
+    point_blocks,
+    require_factors,
+)
 
 
 def factor_vae(
@@ -73,14 +82,28 @@ def _votes(
     """Count (F, K) votes: factor held fixed against the *active* unit that varied least, relative to its variance."""
     counts = np.zeros((sampler.num_factors, len(variances)), dtype=np.int64)
     for block in point_blocks(num, batch_size):
-        fixed = np.empty(block, dtype=np.int64)
-        rows = []
-        for point in range(block):
-            fixed[point] = random_state.randint(sampler.num_factors)
-            factors = sampler.sample_factors(batch_size, random_state)
-            factors[:, fixed[point]] = factors[0, fixed[point]]
-            rows.append(sampler.sample_observations_from_factors(factors, random_state))
-        codes = lookup(np.concatenate(rows))[:, active].reshape(block, batch_size, -1)  # (block, batch, active)
+        fixed, rows = _draw_block(sampler, random_state, block, batch_size)
+        codes = lookup(rows)[:, active].reshape(block, batch_size, -1)  # (block, batch, active)
         least = np.argmin(np.var(codes, axis=1, ddof=1) / variances[active], axis=1)
         np.add.at(counts, (fixed, least), 1)
     return counts
+
+
+def _draw_block(
+    sampler: FactorSampler, random_state: np.random.RandomState, num_points: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The factors held fixed (num_points,) and the rows of all batches (num_points * batch_size,)."""
+    drawn = draw_points(sampler, random_state, num_points, 1, batch_size)
+    if drawn is not None:
+        fixed, values = drawn[0], drawn[1][:, 0]  # (points, batch, F)
+        points = np.arange(num_points)
+        values[points, :, fixed] = values[points, :1, fixed]
+        return fixed, sampler.sample_observations_from_factors(values.reshape(-1, values.shape[2]), random_state)
+    fixed = np.empty(num_points, dtype=np.int64)
+    rows = []
+    for point in range(num_points):
+        factor = fixed[point] = random_state.randint(sampler.num_factors)
+        factors = sampler.sample_factors(batch_size, random_state)
+        factors = hold_fixed(sampler, factors, factor, factors[0, factor], random_state)
+        rows.append(sampler.sample_observations_from_factors(factors, random_state))
+    return fixed, np.concatenate(rows)
