@@ -74,7 +74,8 @@ class FactorSpace:
     @property
     def product_sizes(self) -> tuple[int, ...] | None:
         """``factors_num_values`` if looking up a row draws nothing, so that draws can be made in bulk; else None."""
-        return None if self._observation else self.factors_num_values
+        draws = any(self.all_sizes[i] > 1 for i in self._observation)  # one value takes no draw
+        return None if draws else self.factors_num_values
 
     def index_of(self, factors: np.ndarray) -> np.ndarray:
         """Row of each factor combination.

@@ -52,3 +52,4 @@ def test_metrics_score_alike_either_way(metric, monkeypatch):
 def test_spaces_that_draw_while_looking_up_are_sampled_point_by_point():
     assert factor_space("smallnorb").product_sizes is None
     assert factor_space("cars3d").product_sizes == (4, 24, 183)
+    assert FactorSpace(("one", "two"), (1, 2), latent=(1,)).product_sizes == (2,)
