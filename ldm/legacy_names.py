@@ -88,8 +88,8 @@ class OldDataset:
     meaningless: tuple[str, ...] = ("as_tensor", "do_normalize", "do_transform", "do_augment", "original_resolution")
 
 
-# LMDB keys carry the resolution, so there it does mean something.
-_LMDB = ("as_tensor", "do_normalize", "do_transform", "do_augment")
+# LMDB keys carry the resolution, and their pictures may be mirrored: there both do mean something.
+_LMDB = ("as_tensor", "do_normalize", "do_transform")
 _SHAPES3D = OldDataset("ldm.data.shapes3d.Shapes3D")
 _MPI3D = OldDataset("ldm.data.mpi3d.MPI3D", {"variant": "toy"})
 _CARS3D = OldDataset("ldm.data.cars3d.Cars3D")
@@ -100,9 +100,15 @@ _IMAGES = OldDataset("ldm.data.lmdb_text.LMDBImages", _SMALL, _LMDB)
 _TEXT_IMAGES = OldDataset("ldm.data.lmdb_text.LMDBTextImages", _SMALL, _LMDB)
 
 
-def _large(today: str, image_size: int) -> OldDataset:
+def _large(today: str, image_size: int, **params: str) -> OldDataset:
     """An LMDB of 256-pixel pictures, resized."""
-    return OldDataset(f"ldm.data.lmdb_sets.{today}", {"image_size": image_size, "original_resolution": 256}, _LMDB)
+    sizes = {"image_size": image_size, "original_resolution": 256}
+    return OldDataset(f"ldm.data.lmdb_sets.{today}", {**sizes, **params}, _LMDB)
+
+
+def _folder(split: str | None = None) -> OldDataset:
+    """A folder of pictures of any shape, made square."""
+    return OldDataset("ldm.data.folder.ImageFolder", {"image_size": 64, "fit": "stretch", "split": split})
 
 
 _IN_DIS = {
@@ -113,9 +119,11 @@ _IN_DIS = {
     "Celebarain": _FACES,
     "Mercarilmdb": _IMAGES, "Mercaritrain": _IMAGES, "CustomDatasetTrain": _IMAGES,
     "Mercarilmdb_clip": _TEXT_IMAGES, "Mercaritrain_clip": _TEXT_IMAGES, "CustomDatasetTrainCLIP": _TEXT_IMAGES,
-    "Bedroom_lmdb": _large("LSUN", 128), "BedroomTrain": _large("LSUN", 64),
-    "Horse_lmdb": _large("LSUN", 128), "HorseTrain": _large("LSUN", 64),
+    "Bedroom_lmdb": _large("LSUN", 128, category="bedroom"), "BedroomTrain": _large("LSUN", 64, category="bedroom"),
+    "Horse_lmdb": _large("LSUN", 128, category="horse"), "HorseTrain": _large("LSUN", 64, category="horse"),
     "FFHQlmdb": _large("FFHQ", 256), "FFHQTrain": _large("FFHQ", 64),
+    "AFHQTrain": _folder(), "AFHQVal": _folder("validation"),
+    "FlowerTrain": _folder(), "FlowerVal": _folder("validation"),
 }  # fmt: skip
 OLD_DATASETS = {f"ldm.data.{module}.{name}": data for module in ("dis", "disdata") for name, data in _IN_DIS.items()}
 CARS3D_NAMES = frozenset(name for name, data in OLD_DATASETS.items() if data is _CARS3D)
