@@ -148,7 +148,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     Raises:
         ConfigError: an unknown flag, a wrong value, or flags that exclude each other.
     """
-    words, overrides = _split_overrides(list(arguments))
+    words, overrides = split_overrides(list(arguments))
     namespace, unknown = build_parser().parse_known_args(words)
     if unknown:
         _complain_unknown(unknown)
@@ -170,7 +170,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     return options
 
 
-def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """Take the ``a.b=c`` words out, so that ``-b x.yaml -t a.b=c`` needs no care about their order."""
     rest: list[str] = []
     overrides: list[str] = []

@@ -1,0 +1,263 @@
+"""Samples of every kind of model, and checkpoints as the references lay them out."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from golden_recipe import fill
+from stand_ins import TINY_UNET, vq_config
+
+from ldm.data.world import World3D
+from ldm.evaluation.load_model import load_trained
+from ldm.evaluation.sampling import Request, Sampler, split_text, write_samples
+from ldm.util import ConfigError, UserError, instantiate_from_config
+
+WORLD = {"target": "ldm.data.world.World3D", "params": {"limit": 40, "text": "attributes"}}
+DATA = {"target": "ldm.data.module.DataModuleFromConfig", "params": {"batch_size": 4, "test": WORLD}}
+SHARED = {"image_size": 8, "channels": 4, "timesteps": 20, "scale_by_std": True, "first_stage_config": vq_config()}
+LDM = {
+    "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+    "params": {
+        **SHARED,
+        "cond_stage_config": "__is_unconditional__",
+        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET},
+    },
+}
+SHIFT_UNET = {
+    "target": "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel",
+    "params": {**TINY_UNET, "latent_unit": 6, "repre_emb_channels": 16, "seprate_decoder": True, "orth_emb": True},
+}
+CLIP_DISDIFF = {
+    "target": "ldm.models.diffusion.clip_disdiff.CLIPDisDiff",
+    "params": {
+        **SHARED,
+        "unet_config": SHIFT_UNET,
+        "cond_stage_config": {
+            "text_encoder": {"target": "stand_ins.HashedText"},
+            "image_encoder": {"target": "stand_ins.LinearImage"},
+        },
+    },
+}
+ENCDIFF_ENCODER = "ldm.modules.diffusionmodules.openaimodel_enc"
+ENCDIFF = {
+    "target": "ldm.models.diffusion.encdiff.EncDiff",
+    "params": {
+        **SHARED,
+        "image_size": 16,
+        "channels": 3,
+        "first_stage_config": vq_config(
+            embed_dim=3,
+            ddconfig={
+                "double_z": False, "z_channels": 3, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
+                "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "patch_size": 4,
+            },
+        ),
+        "cond_stage_config": {
+            "target": f"{ENCDIFF_ENCODER}.Encoder4",
+            "params": {"d": 128, "context_dim": 8, "latent_unit": 3},
+        },
+        "unet_config": {
+            "target": f"{ENCDIFF_ENCODER}.UNetModel",
+            "params": {
+                **TINY_UNET, "image_size": 16, "in_channels": 3, "out_channels": 3, "use_spatial_transformer": True,
+                "context_dim": 8, "latent_unit": 3,
+            },
+        },
+    },
+}  # fmt: skip
+TEXT = ("red floor", "", "blue object", "", "cube", "")
+
+
+def write_config(path, model, data=DATA):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({"model": model} | ({} if data is None else {"data": data})))
+
+
+def filled(config):
+    """The model with the figures' weights in every part."""
+    model = instantiate_from_config(config)
+    parts = [model.model.diffusion_model, model.first_stage_model]
+    for part in parts + ([model.cond_stage_model] if config is ENCDIFF else []):
+        fill(part)
+    if config is ENCDIFF:
+        tell_images_apart(model)
+    if model.use_ema:
+        model.model_ema.restart(model.model)
+    return model
+
+
+def tell_images_apart(model):
+    """Spread the codes of different images, which the recipe's weights leave nearly the same."""
+    images = torch.from_numpy(World3D(64).images(np.arange(0, 480000, 30007))).permute(0, 3, 1, 2) / 127.5 - 1
+    last = model.cond_stage_model.encoder[16]
+    last.weight.data.mul_(5000)
+    last.bias.data.sub_(model.encode_units(images).mean(0))
+
+
+def write_run(folder, config, data=DATA):
+    """A run folder as main.py leaves it."""
+    model = filled(config)
+    write_config(folder / "configs" / "2026-01-01T00-00-00-project.yaml", config, data)
+    (folder / "checkpoints").mkdir()
+    torch.save({"state_dict": model.state_dict(), "global_step": 7, "epoch": 1}, folder / "checkpoints" / "last.ckpt")
+    return model
+
+
+def draw(folder, base=(), overrides=(), **options):
+    request = Request(**{"count": 3, "batch_size": 2, "num_steps": 2, "eta": 0.0, **options})
+    return Sampler(load_trained(str(folder), base, overrides), request)
+
+
+def distance(one, other):
+    """Mean absolute difference: a code of the quantiser that falls the other way by rounding hardly shows in it."""
+    return (one - other).abs().mean().item()
+
+
+def test_samples_are_the_models_own(tmp_path):
+    model = write_run(tmp_path / "run", LDM).eval()
+    steps = []
+    trained = load_trained(str(tmp_path / "run"))
+    sampler = Sampler(trained, Request(count=3, batch_size=2, num_steps=2, eta=0.0, seed=5), steps.append)
+    found = sampler.samples()
+    torch.manual_seed(5)
+    x_T = torch.randn(3, 4, 8, 8)
+    expected = model.decode_first_stage(model.sample(x_T, None, 2, 0.0)).clamp(-1, 1)
+    assert distance(found, expected) < 1e-3
+    assert steps == list(range(1, sampler.total_steps + 1))
+    assert trained.folder == tmp_path / "run" and trained.checkpoint.name == "last.ckpt"
+
+
+def test_vanilla_sampling_visits_every_time_step(tmp_path):
+    write_run(tmp_path / "run", LDM)
+    sampler = draw(tmp_path / "run", num_steps=None, count=2)
+    assert sampler.total_steps == 20
+    assert sampler.samples().isfinite().all()
+
+
+def test_averaged_weights_are_sampled(tmp_path):
+    """The trained weights of the file are noise; its average is the filled model."""
+    model = write_run(tmp_path / "run", LDM)
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    expected = draw(tmp_path / "run").samples()
+    state = {key: torch.randn_like(value) if key.startswith("model.diffusion_model") else value
+             for key, value in model.state_dict().items()}  # fmt: skip
+    torch.save({"state_dict": state}, path)
+    assert distance(draw(tmp_path / "run").samples(), expected) < 1e-3
+    torch.save({"state_dict": {k: v for k, v in state.items() if not k.startswith("model_ema")}}, path)
+    assert distance(draw(tmp_path / "run").samples(), expected) > 1e-2
+
+
+def test_a_checkpoint_of_the_references_with_a_config_beside_it(tmp_path):
+    """Old words, schedule constants among the weights, checkpoints of earlier stages that are long gone."""
+    model = filled(LDM)
+    state = {key: value for key, value in model.state_dict().items() if not key.startswith("model_ema.")}
+    for name in ("betas", "alphas_cumprod", "posterior_mean_coef1"):
+        state.setdefault(name, getattr(model, name))
+    (tmp_path / "zoo").mkdir()
+    torch.save({"state_dict": state, "global_step": 1}, tmp_path / "zoo" / "model.ckpt")
+    old = json.loads(json.dumps(LDM))
+    old["params"]["first_stage_config"]["params"]["ckpt_path"] = "/my/checkpoint/path"
+    write_config(tmp_path / "zoo" / "config.yaml", old, data=None)
+    beside = draw(tmp_path / "zoo").samples()
+    given = draw(tmp_path / "zoo" / "model.ckpt").samples()
+    assert torch.equal(beside, given)
+    (tmp_path / "zoo" / "config.yaml").rename(tmp_path / "own.yaml")
+    assert torch.equal(draw(tmp_path / "zoo" / "model.ckpt", base=[str(tmp_path / "own.yaml")]).samples(), given)
+    with pytest.raises(UserError, match=r"no config beside .*model.ckpt.*--base"):
+        load_trained(str(tmp_path / "zoo" / "model.ckpt"))
+
+
+def test_units_of_real_images(tmp_path):
+    """One sample per image, the first unit of the first image in all; a unit alone; the same whatever the batches."""
+    data = json.loads(json.dumps(DATA))
+    data["params"]["test"]["params"]["size"] = 64
+    model = write_run(tmp_path / "run", ENCDIFF, data).eval()
+    grid = draw(tmp_path / "run", swap=True).swaps()
+    assert grid.rows == ["samples", "unit 1", "unit 2", "unit 3"] and len(grid.images) == 4 * 3
+    samples = draw(tmp_path / "run", batch_size=3).samples()
+    assert distance(grid.images[:3], samples) < 1e-3
+    for row in range(1, 4):  # a sample that takes a unit from itself stays what it is
+        assert distance(grid.images[3 * row], samples[0]) < 1e-3
+    assert max(distance(grid.images[3 * row + 1], samples[1]) for row in range(1, 4)) > 1e-3
+    alone = draw(tmp_path / "run", unit=1).samples()
+    assert distance(alone, samples) > 1e-3
+    partial = draw(tmp_path / "run", unit=1, swap=True)
+    assert partial.total_steps == 2 * 2 * 2
+    assert partial.swaps().rows == ["samples", "unit 2"]
+    assert model.latent_unit == 3
+
+
+def test_texts_of_the_request_and_of_the_data(tmp_path):
+    model = write_run(tmp_path / "run", CLIP_DISDIFF).eval()
+    asked = draw(tmp_path / "run", texts=(TEXT,), count=2).samples()
+    torch.manual_seed(23)
+    expected = model.sample_edit([list(TEXT)] * 2, torch.randn(2, 4, 8, 8), 2, 0.0)
+    assert distance(asked, expected) < 1e-3
+    loud = {"count": 2, "guidance": 100.0}
+    from_data, from_text = draw(tmp_path / "run", **loud), draw(tmp_path / "run", texts=(TEXT,), **loud)
+    assert distance(from_data.samples(), from_text.samples()) > 1e-3
+    texts = (TEXT, ("green floor", *TEXT[1:]))
+    grid = draw(tmp_path / "run", count=2, swap=True, texts=texts, guidance=100.0).swaps()
+    rows = grid.images.unflatten(0, (7, 2))
+    assert distance(rows[1, 1], rows[0, 1]) > 1e-3  # the floor is the first one's
+    assert distance(rows[2, 1], rows[0, 1]) < 1e-3  # the second unit was the same before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"unit": 0}, "LatentDiffusion has no units"),
+        ({"swap": True}, "LatentDiffusion has no units"),
+        ({"texts": (TEXT,)}, "does not sample from texts"),
+    ],
+)
+def test_what_a_model_cannot_do(tmp_path, options, message):
+    write_run(tmp_path / "run", LDM)
+    with pytest.raises(UserError, match=message):
+        draw(tmp_path / "run", **options)
+
+
+def test_requests_that_cannot_be(tmp_path):
+    write_run(tmp_path / "run", CLIP_DISDIFF, data=None)
+    with pytest.raises(UserError, match="--unit 7: the model has units 1 to 6"):
+        draw(tmp_path / "run", unit=6)
+    with pytest.raises(UserError, match="has 2 attributes, the model 6 units"):
+        draw(tmp_path / "run", texts=(("red floor", "cube"),))
+    with pytest.raises(UserError, match="no `data`: add one by --base"):
+        draw(tmp_path / "run")
+    for wrong in ({"count": 0}, {"batch_size": 0}, {"eta": -1.0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            Request(**wrong)
+    with pytest.raises(ConfigError, match="between 1 and 20"):
+        draw(tmp_path / "run", texts=(TEXT,), num_steps=21).samples()
+
+
+def test_checkpoints_that_do_not_fit(tmp_path):
+    write_run(tmp_path / "run", LDM, data=None)
+    write_config(tmp_path / "other.yaml", CLIP_DISDIFF, data=None)
+    with pytest.raises(UserError, match=r"lacks \d+ weights of the network, such as .*shift"):
+        load_trained(str(tmp_path / "run"), [str(tmp_path / "other.yaml")])
+    write_config(tmp_path / "autoencoder.yaml", vq_config(), data=None)
+    with pytest.raises((UserError, ConfigError), match="VQModelInterface"):
+        load_trained(str(tmp_path / "run" / "checkpoints" / "last.ckpt"), [str(tmp_path / "autoencoder.yaml")])
+    with pytest.raises(UserError, match="neither checkpoints/ nor model.ckpt"):
+        load_trained(str(tmp_path))
+    with pytest.raises(UserError, match="does not exist"):
+        load_trained(str(tmp_path / "nothing"))
+
+
+def test_files(tmp_path):
+    images = torch.linspace(-1, 1, 2 * 3 * 4 * 5).view(2, 3, 4, 5)
+    paths = write_samples(tmp_path / "deep" / "folder", images, None, {"seed": 1})
+    assert [path.name for path in paths] == ["2x4x5x3-samples.npz", "samples.png", "sampling.json"]
+    pixels = np.load(paths[0])["arr_0"]
+    assert pixels.shape == (2, 4, 5, 3) and pixels.dtype == np.uint8 and pixels.min() == 0 and pixels.max() == 255
+    assert json.loads(paths[2].read_text()) == {"seed": 1}
+    assert sorted(path.name for path in Path(paths[0]).parent.iterdir()) == sorted(path.name for path in paths)
+
+
+def test_texts_on_the_command_line():
+    assert split_text(" red floor|| cube ") == ("red floor", "", "cube")
