@@ -29,7 +29,7 @@ _SECTIONS_OF_STAGE = {
 
 
 class WrappedDataset(Dataset):
-    """Any indexable object with a length as a torch data set."""
+    """Any indexable object with a length as a torch data set; shows what else the object has, such as its factors."""
 
     def __init__(self, dataset: Any) -> None:
         self.data = dataset
@@ -39,6 +39,11 @@ class WrappedDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         return self.data[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data" or name.startswith("__") and name != "__getitems__":  # unpickling asks before there is any
+            raise AttributeError(name)
+        return getattr(self.data, name)
 
 
 class _PlaceKeepingLoader(DataLoader):

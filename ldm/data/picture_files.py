@@ -1,10 +1,9 @@
-"""Encoded pictures and attribute tables as people keep them: decoding, cropping, CSV and JSON."""
+"""Encoded pictures as people keep them: finding, decoding, cropping."""
 
 from __future__ import annotations
 
-import csv
 import io
-import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ldm.util import UserError
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _D2C_LEFT, _D2C_TOP, _D2C_SIDE = 25, 57, 128  # face crop of aligned 178 x 218 CelebA pictures
 
 
@@ -31,6 +31,23 @@ def decode_picture(data: bytes | Path, name: str) -> Image.Image:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as err:
         raise UserError(f"{name} cannot be decoded ({err}); expected a whole PNG or JPEG picture. Write it "
                         "anew") from err
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """All pictures in a folder and its sub-folders, by their path below it with ``/``, sorted; hidden ones left out."""
+    found = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(place).relative_to(folder).as_posix()
+        prefix = "" if below == "." else f"{below}/"
+        found += [prefix + name for name in names
+                  if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")]  # fmt: skip
+    return sorted(found)
+
+
+def stretch(picture: Image.Image, size: int) -> Image.Image:
+    """Both sides resized to ``size`` (bicubic), whatever their ratio was: size x size."""
+    return picture.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:
@@ -62,49 +79,3 @@ def crop_face(picture: Image.Image, name: str) -> Image.Image:
 def to_array(picture: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 of an RGB picture."""
     return np.array(picture, dtype=np.uint8)
-
-
-def read_attributes(path: Path) -> dict[str, list[str]]:
-    """Attribute texts by picture name.
-
-    A .csv has a header and the picture's name in its first column, one attribute per further column. A .json
-    is an object: ``{"name.png": ["red floor", ...], ...}``.
-
-    Raises:
-        UserError: missing or malformed file; the line or name is told.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as err:
-        raise UserError(f"{path} cannot be read ({err}); expected a UTF-8 .csv or .json of attributes") from err
-    if path.suffix.lower() == ".json":
-        return _from_json(path, text)
-    if path.suffix.lower() == ".csv":
-        return _from_csv(path, text)
-    raise UserError(f"{path} is a {path.suffix or 'nameless'} file; expected .csv or .json")
-
-
-def _from_json(path: Path, text: str) -> dict[str, list[str]]:
-    try:
-        table = json.loads(text)
-    except json.JSONDecodeError as err:
-        raise UserError(f"{path} is not JSON ({err})") from err
-    if not isinstance(table, dict):
-        raise UserError(f'{path} holds a {type(table).__name__}; expected an object {{"name.png": ["text", ...]}}')
-    for name, texts in table.items():
-        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise UserError(f"{path}: {name!r} holds {texts!r}; expected a list of strings")
-    return table
-
-
-def _from_csv(path: Path, text: str) -> dict[str, list[str]]:
-    rows = list(csv.reader(io.StringIO(text)))
-    if len(rows) < 2 or len(rows[0]) < 2:
-        raise UserError(f"{path}: expected a header (image, attribute, ...) and a line per picture; "
-                        f"found {len(rows)} lines")
-    table = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if len(row) != len(rows[0]):
-            raise UserError(f"{path}, line {number}: {len(row)} columns, the header has {len(rows[0])}")
-        table[row[0]] = row[1:]
-    return table

@@ -6,31 +6,24 @@ floor hue, wall hue, object hue (0 to 0.9), scale (0.75 to 1.25), shape (0 to 3)
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from ldm.data.dataset import FactorDataset
-from ldm.data.factors import factor_space
-from ldm.data.rows import (
-    PerProcess,
-    halve,
-    image_cache,
-    is_slow_layout,
-    map_npz_member,
-    open_h5,
-    read_h5_rows,
-)
+from ldm.data.factors import FactorSpace, factor_space
+from ldm.data.h5_files import write_h5
+from ldm.data.image_sources import H5_SUFFIXES, ImageArray, h5_array
+from ldm.data.places import find_source
+from ldm.data.rows import npz_blocks, read_h5_rows
+from ldm.data.stored_factors import StoredFactors
 from ldm.data.vocabulary import world_vocabulary
 from ldm.data.world import World3D
-from ldm.util import ConfigError, UserError
+from ldm.util import UserError
 
-COUNT = 480_000
 IMAGE_SHAPE = (64, 64, 3)
 LABEL_VALUES = (
     np.arange(10) / 10,
@@ -40,9 +33,11 @@ LABEL_VALUES = (
     np.arange(4.0),
     np.linspace(-30.0, 30.0, 15),
 )
-_PLACES = ("3dshapes.h5", "shapes3d/3dshapes.h5", "3dshapes.npz", "shapes3d/3dshapes.npz")
+_PLACES = ("3dshapes.npy", "shapes3d/3dshapes.npy", "3dshapes.h5", "shapes3d/3dshapes.h5", "3dshapes.npz",
+           "shapes3d/3dshapes.npz")  # fmt: skip
 _NEXT_STEP = ("download it (github.com/google-deepmind/3d-shapes), write a stand-in with "
-              "scripts/export_world.py, or use target: ldm.data.world.World3D")
+              "'python scripts/dataset.py world', or use target: ldm.data.world.World3D")
+_WORLD_BLOCK = 960
 
 
 def labels_of(rows: np.ndarray) -> np.ndarray:
@@ -51,76 +46,86 @@ def labels_of(rows: np.ndarray) -> np.ndarray:
     return np.stack([values[factors[:, k]] for k, values in enumerate(LABEL_VALUES)], axis=1)
 
 
-def find_shapes3d(path: str | os.PathLike | None = None) -> Path:
-    """The file: ``path`` (a file, or a folder that holds it), else the folder in the variable ``DATA_ROOT``.
+def open_source(path: str | os.PathLike | None = None) -> tuple[ImageArray, dict[str, list[int]] | None]:
+    """The images of a 3dshapes file, and which values of the factors it holds; None for all.
 
     Raises:
-        UserError: nowhere found; the message lists where it was sought.
+        UserError: file missing, damaged, of another layout or in another order.
     """
-    root = Path(path) if path is not None else Path(os.environ.get("DATA_ROOT") or "data")
-    if root.is_file():
-        return root
-    sought = [root / place for place in _PLACES]
-    for candidate in sought:
-        if candidate.is_file():
-            return candidate
-    origin = f"path: {path}" if path is not None else f"DATA_ROOT={os.environ.get('DATA_ROOT') or '(not set)'}"
-    raise UserError(f"3dshapes not found ({origin}); sought {', '.join(map(str, sought))}. Set path: or DATA_ROOT "
-                    f"to its folder, {_NEXT_STEP}")
+    found = find_source("3dshapes", path, _PLACES, _NEXT_STEP)
+    source = ImageArray(found)
+    space = factor_space("shapes3d")
+    is_whole = source.count == space.size
+    rows = np.linspace(0, space.size - 1, 16).astype(np.int64) if is_whole else np.arange(source.count)
+    labels = _labels(found, source.count, rows)
+    if is_whole:
+        if labels is not None:
+            _check_labels(found, rows, labels, labels_of(rows))
+        return source, None
+    if labels is None:
+        raise UserError(f"{found} holds {source.count} images, expected {space.size}: a part of 3dshapes needs "
+                        f"'labels' that tell which. Otherwise {_NEXT_STEP}")
+    return source, _values_of(found, space, labels)
 
 
-def _check_array(path: Path, name: str, found: tuple, dtype: np.dtype, shape: tuple, kind: str) -> None:
-    if found == shape and dtype.kind in kind and (kind != "u" or dtype == np.uint8):
-        return
-    wanted = "uint8" if kind == "u" else "float64"
-    hint = " It was exported with --limit; export all." if found[1:] == shape[1:] and found[0] < shape[0] else ""
-    raise UserError(f"{path}: '{name}' is {found} {dtype}, expected {shape} {wanted}.{hint} "
-                    f"Otherwise {_NEXT_STEP}")
+def _labels(path: Path, count: int, rows: np.ndarray) -> np.ndarray | None:
+    """Labels of rows, (n, 6) float64; None for a file that has none and needs none."""
+    if path.suffix in H5_SUFFIXES:
+        array = h5_array(path, "labels")
+        with array.file:
+            _check_label_array(path, count, array)
+            return array[:] if len(rows) == count else read_h5_rows(array, rows)
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            if "labels" in archive.files:
+                array = np.concatenate([*npz_blocks(path, "labels")])
+                _check_label_array(path, count, array)
+                return array[rows]
+    return None
 
 
-def _open_checked_h5(path: Path) -> h5py.Dataset:
-    """``images`` of an HDF5 file whose layout is that of 3dshapes."""
-    file = open_h5(path)
-    for name, shape, kind in (("images", (COUNT, *IMAGE_SHAPE), "u"), ("labels", (COUNT, 6), "f")):
-        if name not in file:
-            raise UserError(f"{path} has no '{name}'; found {sorted(file)}. Expected the layout of 3dshapes.h5: "
-                            "images and labels")
-        _check_array(path, name, file[name].shape, file[name].dtype, shape, kind)
-    rows = np.linspace(0, COUNT - 1, 16).astype(np.int64)
-    found, expected = read_h5_rows(file["labels"], rows), labels_of(rows)
+def _check_label_array(path: Path, count: int, array: np.ndarray | h5py.Dataset) -> None:
+    wanted = (count, len(LABEL_VALUES))
+    if array.shape != wanted or array.dtype.kind != "f":
+        raise UserError(f"{path}: 'labels' is {array.shape} {array.dtype}, expected {wanted} float64. "
+                        f"Otherwise {_NEXT_STEP}")
+
+
+def _values_of(path: Path, space: FactorSpace, labels: np.ndarray) -> dict[str, list[int]]:
+    """Which values of each factor the labels (n, 6) of a part of 3dshapes show."""
+    values = {}
+    for name, known, column in zip(space.all_names, LABEL_VALUES, labels.T):
+        shown = np.unique(column)
+        nearest = np.abs(known[:, None] - shown).argmin(axis=0)
+        if np.abs(known[nearest] - shown).max() > 1e-3 or len(set(nearest.tolist())) < len(shown):
+            raise UserError(f"{path}: labels give {name} the values {shown.tolist()[:20]}, expected some of "
+                            f"{known.round(4).tolist()}")
+        values[name] = nearest.tolist()
+    part = space.restrict(values)
+    if part.space.size != len(labels):
+        sizes = " x ".join(map(str, part.space.all_sizes))
+        raise UserError(f"{path} holds {len(labels)} images, but the values in its labels make {part.space.size} "
+                        f"({sizes}): each combination has to be there once. Otherwise {_NEXT_STEP}")
+    _check_labels(path, part.rows, labels, labels_of(part.rows))
+    return values
+
+
+def _check_labels(path: Path, rows: np.ndarray, found: np.ndarray, expected: np.ndarray) -> None:
     if not np.allclose(found, expected, atol=1e-3):
         i = np.abs(found - expected).max(1).argmax()
-        raise UserError(f"{path}: labels of image {rows[i]} are {found[i].tolist()}, expected "
-                        f"{expected[i].tolist()}; the images are not in the order of 3dshapes")
-    return file["images"]
+        raise UserError(f"{path}: labels of image {rows[i]} are {found[i].tolist()}, expected {expected[i].tolist()}; "
+                        "the images are not in the order of 3dshapes")
 
 
-def _open_npz(path: Path) -> np.ndarray | None:
-    images = map_npz_member(path, "images")
-    if images is not None:
-        _check_array(path, "images", images.shape, images.dtype, (COUNT, *IMAGE_SHAPE), "u")
-    return images
-
-
-def _unpacked_npz(path: Path) -> np.ndarray:
-    try:
-        with np.load(path) as archive:
-            images = archive["images"]
-    except (OSError, ValueError, EOFError, MemoryError) as err:
-        raise UserError(f"{path}: 'images' cannot be unpacked ({err or type(err).__name__}); the file is damaged "
-                        "or larger than the memory") from err
-    _check_array(path, "images", images.shape, images.dtype, (COUNT, *IMAGE_SHAPE), "u")
-    return images
-
-
-class Shapes3D(FactorDataset):
+class Shapes3D(StoredFactors):
     """3dshapes (see ``FactorDataset`` for what an item holds and for the other options).
 
     A stand-in for ``World3D`` by one config line: same factors, words, splits and options. The published file is
-    chunked across images; the first use unpacks such a file once to a cache.
+    chunked across images; the first use unpacks such a file once to a cache. A file may hold some values of the
+    factors only, if all combinations of these are there and its labels say so.
 
     Args:
-        path: the .h5 or .npz file or its folder; None takes the folder in the variable ``DATA_ROOT``.
+        path: the .h5, .npz or .npy file or its folder; None takes the folder in the variable ``DATA_ROOT``.
         size: side of the images in pixels: 64, or 32 (means of 2 x 2 pixels).
 
     Raises:
@@ -128,79 +133,32 @@ class Shapes3D(FactorDataset):
     """
 
     def __init__(self, path: str | os.PathLike | None = None, size: int = 64, **options: Any) -> None:
-        if size not in (32, 64):
-            raise ConfigError(f"Shapes3D: size must be 32 or 64 pixels, found {size!r}")
-        super().__init__(factor_space("shapes3d"), world_vocabulary(), **options)
-        self.size = size
-        self.path = find_shapes3d(path)
-        self._halve = size == 32
-        self._images = PerProcess(self._source())
-
-    def _source(self) -> Callable[[], h5py.Dataset | np.ndarray]:
-        """How each process opens the images; checks the file, and unpacks it where it is slow."""
-        if self.path.suffix == ".npz":
-            if _open_npz(self.path) is not None:
-                return functools.partial(_open_npz, self.path)
-            images = _unpacked_npz(self.path)
-        else:
-            images = _open_checked_h5(self.path)
-            if not is_slow_layout(images):
-                images.file.close()
-                return functools.partial(_open_checked_h5, self.path)
-        shrink = halve if self._halve else np.asarray
-        cached = image_cache(self.path, self.size, COUNT, lambda part: shrink(images[part]))
-        self._halve = False
-        return functools.partial(np.load, cached, mmap_mode="r")
-
-    def images(self, rows: np.ndarray) -> np.ndarray:
-        """Images of rows of the whole set: (n,) int -> (n, size, size, 3) uint8."""
-        source = self._images.get()
-        pixels = read_h5_rows(source, rows) if isinstance(source, h5py.Dataset) else np.array(source[rows])
-        return halve(pixels) if self._halve else pixels
+        source, values = open_source(path)
+        super().__init__(space=factor_space("shapes3d"), vocabulary=world_vocabulary(), source=source, size=size,
+                         available=values, **options)
 
 
 def write_shapes3d(
-    path: str | os.PathLike, limit: int | None = None, on_progress: Callable[[int], None] = lambda done: None
+    path: str | os.PathLike,
+    keep: Mapping[str, int | Sequence[int]] | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Write the embedded world in the layout of ``3dshapes.h5``.
-
-    The file appears under its name only when it is whole. Each image is a chunk of its own, so that
-    random ones read quickly.
+    """Write the embedded world in the layout of ``3dshapes.h5``; the file appears only when it is whole.
 
     Args:
         path: of the file.
-        limit: write only the first so many images (such a file is for inspection; ``Shapes3D`` wants them all).
+        keep: write only some values of the factors, in all combinations (``FactorSpace.restrict``).
         on_progress: called with the number of images written so far.
 
     Returns:
         The number of images written.
 
     Raises:
-        ConfigError: limit below 1.
+        ConfigError: an unknown factor in ``keep``.
         UserError: the file cannot be written.
     """
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit must be at least 1, found {limit}")
-    target, count = Path(path), min(limit or COUNT, COUNT)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _fill_h5(temporary, count, on_progress)
-        os.replace(temporary, target)
-    except OSError as err:
-        raise UserError(f"{target} could not be written ({err}); free some space or choose another place") from err
-    finally:
-        temporary.unlink(missing_ok=True)
-    return count
-
-
-def _fill_h5(path: Path, count: int, on_progress: Callable[[int], None], block: int = 960) -> None:
-    world = World3D(size=64)
-    with h5py.File(path, "w") as file:
-        images = file.create_dataset("images", (count, *IMAGE_SHAPE), np.uint8, compression="gzip",
-                                     chunks=(1, *IMAGE_SHAPE), compression_opts=1)
-        file.create_dataset("labels", data=labels_of(np.arange(count)))
-        for start in range(0, count, block):
-            rows = np.arange(start, min(start + block, count))
-            images[rows[0] : rows[-1] + 1] = world.images(rows)
-            on_progress(int(rows[-1]) + 1)
+    world = World3D(size=64, keep=keep)
+    parts = np.split(world.rows, range(_WORLD_BLOCK, len(world), _WORLD_BLOCK))
+    write_h5(path, (len(world), *IMAGE_SHAPE), (world.images(rows) for rows in parts),
+             lambda: {"labels": labels_of(world.rows)}, on_progress=on_progress)
+    return len(world)

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.dataset import FactorDataset, split_rows
+from ldm.data.dataset import FactorDataset
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.models.pictures import CaptionedGrid
 from ldm.util import UserError
@@ -280,7 +280,7 @@ def judge_accuracy(
     Returns:
         (F,) float share of right words for each factor, and the number of images.
     """
-    rows = split_rows(dataset.space.size, "validation")
+    rows = dataset.rows_of("validation")
     factors, values = dataset.space.factors_of(rows), []
     for start in range(0, len(rows), batch_size):
         pixels = torch.from_numpy(dataset.images(rows[start : start + batch_size])).to(device)

@@ -5,6 +5,7 @@ Dims: N images of the data set, B images of a batch, U units, D width of a unit.
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,8 @@ class RepresentationWriter(TestPassCallback):
     The model's ``test_step`` returns ``encode_representation(batch)``, (B, U, D) float or (B, U) for scalar units, or
     None for a model that has no representation, and then nothing is written. Rows keep the order of the data set,
     which must not be shuffled. The file holds ``latents`` float32 (N, U, D) or (N, U), ``num_samples`` (= global
-    step) and, as far as they are known, ``factor_names`` and ``factor_sizes`` (the data set's ``space``) and
-    ``unit_names`` (the model's).
+    step) and, as far as they are known, ``factor_names``, ``factor_sizes`` and ``factor_space`` (JSON; the space that
+    the rows make, the data set's ``position_space`` or ``space``) and ``unit_names`` (the model's).
     """
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -117,8 +118,9 @@ class RepresentationWriter(TestPassCallback):
 def _names(dataset: Any, model: Any) -> dict[str, np.ndarray]:
     """Names and sizes of the factors, names of the units, where known."""
     names = {}
-    space = getattr(dataset, "space", None)
+    space = getattr(dataset, "position_space", None) or getattr(dataset, "space", None)
     if space is not None:
+        names["factor_space"] = np.array(json.dumps(space.to_dict()))
         names["factor_names"] = np.array(space.factor_names, dtype=str)
         names["factor_sizes"] = np.array(space.factors_num_values, dtype=np.int64)
     unit_names = getattr(model, "unit_names", None)

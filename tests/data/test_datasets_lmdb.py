@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import builtins
-import importlib.util
-import json
 import pickle
-from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -14,13 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.lmdb_text import LMDBImages, LMDBTextImages, write_text_lmdb
+from ldm.data.lmdb_text import LMDBImages, LMDBTextImages
 from ldm.data.module import DataModuleFromConfig
-from ldm.data.picture_files import read_attributes, square
+from ldm.data.picture_files import square
+from ldm.data.text_writers import write_text_lmdb
 from ldm.data.world import World3D
 from ldm.util import ConfigError, UserError
-
-ROOT = Path(__file__).parents[2]
 
 
 def samples(count: int = 6):
@@ -51,7 +47,7 @@ def test_round_trip(path):
         assert (item["image"].numpy() == picture).all() and item["text"] == texts and item["index"] == i
     plain = LMDBImages(path, original_resolution=64)[2]
     assert set(plain) == {"image", "index"} and plain["image"].shape == (64, 64, 3)
-    with pytest.raises(IndexError, match="with 6 pictures"):
+    with pytest.raises(IndexError, match="with 6 images"):
         data[6]
     assert sorted(p.name for p in path.parent.iterdir()) == ["some.lmdb"]
 
@@ -87,7 +83,7 @@ def test_batches_keep_texts_as_lists_in_workers_too(path):
 def test_units_are_unset_by_seed_and_indices_alone(path):
     def read(seed):
         data = LMDBTextImages(path, original_resolution=64, unset_prob=0.5, seed=seed)
-        return [item["text"] for item in data.__getitems__([0, 1, 2, 3])]
+        return data.__getitems__([0, 1, 2, 3])["text"]
 
     assert read(1) == read(1) != read(2)
     assert any(text == "" for texts in read(1) for text in texts)
@@ -127,7 +123,7 @@ def test_wrong_number_of_attributes_is_told_at_once(path):
 
 
 def test_no_lmdb_at_the_path(tmp_path, path):
-    with pytest.raises(UserError, match="nowhere cannot be opened as LMDB .*make_lmdb"):
+    with pytest.raises(UserError, match="LMDBImages not found .*nowhere.*dataset.py write"):
         LMDBImages(tmp_path / "nowhere")
     cut = tmp_path / "cut.lmdb"
     cut.mkdir()
@@ -195,50 +191,3 @@ def test_face_crop(tmp_path):
             transaction.put(b"length", b"1")
     data = LMDBImages(tmp_path / "faces", image_size=128, original_resolution=None, crop_d2c=True)
     assert (data[0]["image"].numpy() == face[57:185, 25:153]).all()
-
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("make_lmdb", ROOT / "scripts" / "make_lmdb.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_script_takes_a_folder_and_a_table(tmp_path, script, capsys):
-    for i, (picture, _) in enumerate(samples(3)):
-        Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    table = {f"{i}.png": texts for i, (_, texts) in enumerate(samples(3))}
-    (tmp_path / "a.json").write_text(json.dumps(table))
-    lines = ["image," + ",".join("abcdef"), *(",".join([name, *texts]) for name, texts in table.items())]
-    (tmp_path / "a.csv").write_text("\n".join(lines), encoding="utf-8-sig")
-    for kind in ("json", "csv"):
-        options = ["--images", str(tmp_path), "--attributes", str(tmp_path / f"a.{kind}"), "--resolution", "64"]
-        assert script.main([str(tmp_path / kind), *options]) == 0
-        item = LMDBTextImages(tmp_path / kind, original_resolution=64)[2]
-        assert (item["image"].numpy() == samples(3)[2][0]).all() and item["text"] == samples(3)[2][1]
-    (tmp_path / "1.png").unlink()
-    assert script.main([str(tmp_path / "again"), *options]) == 1
-    assert "1.png does not exist" in capsys.readouterr().err
-    assert not (tmp_path / "again").exists()
-
-
-def test_script_takes_the_world(tmp_path, script):
-    assert script.main([str(tmp_path / "w"), "--world", "5", "--resolution", "64", "--jpeg"]) == 0
-    assert len(LMDBTextImages(tmp_path / "w", original_resolution=64, num_attributes=6)) == 5
-
-
-@pytest.mark.parametrize("name, content, message", [
-    ("a.csv", "image,a\n1.png,x,y\n", "line 2: 3 columns, the header has 2"),
-    ("a.csv", "image\n", "expected a header"),
-    ("a.json", "[1]", "expected an object"),
-    ("a.json", "{", "is not JSON"),
-    ("a.json", '{"1.png": "red"}', "expected a list of strings"),
-    ("a.txt", "", "expected .csv or .json"),
-])
-def test_malformed_tables_are_named(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_attributes(tmp_path / name)
-    with pytest.raises(UserError, match="missing.csv cannot be read"):
-        read_attributes(tmp_path / "missing.csv")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
 
+from ldm.data import factors
 from ldm.data import rows as rows_module
-from ldm.data import shapes3d
+from ldm.data.factors import FactorSpace, factor_space
 from ldm.data.module import DataModuleFromConfig
+from ldm.data.image_sources import ImageArray
 from ldm.data.rows import halve
 from ldm.data.shapes3d import Shapes3D, labels_of, write_shapes3d
 from ldm.data.world import World3D
@@ -65,7 +65,7 @@ def test_found_by_path_folder_and_environment(true_file, monkeypatch, tmp_path):
     monkeypatch.setenv("DATA_ROOT", str(root))
     assert Shapes3D().path == true_file
     monkeypatch.setenv("DATA_ROOT", str(tmp_path))
-    with pytest.raises(UserError, match="3dshapes not found .*DATA_ROOT.*export_world"):
+    with pytest.raises(UserError, match="3dshapes not found .*DATA_ROOT.*dataset.py world"):
         Shapes3D()
 
 
@@ -86,22 +86,24 @@ def test_a_file_chunked_across_images_is_unpacked_once(tmp_path, monkeypatch):
     with h5py.File(path, "w") as file:
         images = file.create_dataset("images", data=pictures, chunks=(300, 4, 4, 1))
         assert rows_module.is_slow_layout(images)
-        reads = []
-
-        def read(part):
-            reads.append(part)
-            return halve(images[part])
-
-        cached = rows_module.image_cache(path, 32, 300, read)
-        assert rows_module.image_cache(path, 32, 300, read) == cached and len(reads) == 1
-    assert (np.load(cached, mmap_mode="r") == halve(pictures)).all()
+    source = ImageArray(path)
+    assert source.is_slow
+    for halved, expected in ((True, halve(pictures)), (False, pictures)):
+        source.prepare(halved)
+        assert (source.read(np.array([299, 0])) == expected[[299, 0]]).all()
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "clip-disdiff").glob("*.npy")}
+    again = ImageArray(path)
+    again.prepare()
+    assert (again.read(np.array([7])) == pictures[7]).all()
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "clip-disdiff").glob("*.npy")} == made and len(made) == 2
 
 
 def test_npz_as_disdiff_keeps_it(tmp_path, monkeypatch):
     """Uncompressed ones are mapped, compressed ones unpacked to the cache."""
-    monkeypatch.setattr(shapes3d, "COUNT", 5)
+    small = FactorSpace(factor_space("shapes3d").all_names, (1, 1, 1, 1, 1, 5))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pictures = World3D(64).images(np.arange(5))
+    monkeypatch.setitem(factors._SPACES, "shapes3d", small)
     np.savez(tmp_path / "plain.npz", images=pictures, other=np.zeros(3))
     np.savez_compressed(tmp_path / "3dshapes.npz", images=pictures)
     for path in (tmp_path / "plain.npz", tmp_path):
@@ -113,7 +115,11 @@ def test_npz_as_disdiff_keeps_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"images_shape": (1000, 64, 64, 3), "labels": np.zeros((1000, 6))}, r"\(1000, 64, 64, 3\).*--limit"),
+    ({"images_shape": (1000, 64, 64, 3), "labels": labels_of(np.arange(1000))},
+     r"holds 1000 images, but the values in its labels make 1440 \(1 x 1 x 3 x 8 x 4 x 15\)"),
+    ({"images_shape": (960, 64, 64, 3), "labels": labels_of(np.arange(960)[::-1])}, "not in the order of 3dshapes"),
+    ({"images_shape": (960, 64, 64, 3), "labels": labels_of(np.arange(960)) + 0.03}, "labels give floor_hue the values"),
+    ({"images_shape": (960, 64, 64, 3)}, r"'labels' is \(480000, 6\) float64, expected \(960, 6\)"),
     ({"images_shape": (480_000, 32, 32, 3), "chunks": (1, 32, 32, 3)}, r"\(480000, 32, 32, 3\) uint8, expected"),
     ({"dtype": np.float32}, "float32, expected .* uint8"),
     ({"labels": np.zeros((480_000, 6))}, "not in the order of 3dshapes"),
@@ -146,30 +152,60 @@ def test_damaged_files_are_named(tmp_path, true_file):
         Shapes3D(tmp_path / "empty.h5")
 
 
-def test_export_writes_the_true_layout(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location(
-        "export_world", Path(__file__).parents[2] / "scripts" / "export_world.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+KEEP = {"floor_hue": 2, "wall_hue": [0, 7], "object_hue": 1, "scale": 2, "shape": 4, "orientation": 3}
+
+
+def test_a_part_of_the_set_that_its_labels_tell(tmp_path):
+    """2 x 2 x 1 x 2 x 4 x 3 images, in their own order; rows, factors and texts stay those of the whole set."""
     path = tmp_path / "new" / "3dshapes.h5"
-    assert script.main([str(path), "--limit", "1000"]) == 0
-    with h5py.File(path) as file:
-        assert file["images"].shape == (1000, 64, 64, 3) and file["images"].dtype == np.uint8
-        assert file["labels"].dtype == np.float64
-        assert (file["images"][990:] == World3D(64).images(np.arange(990, 1000))).all()
-        assert (file["labels"][:] == labels_of(np.arange(1000))).all()
-        assert not rows_module.is_slow_layout(file["images"])
+    assert write_shapes3d(path, KEEP) == 96
     assert [p.name for p in path.parent.iterdir()] == ["3dshapes.h5"]
-    assert script.main([str(path), "--limit", "0"]) == 1
-    assert "at least 1" in capsys.readouterr().err
+    with h5py.File(path) as file:
+        assert file["images"].shape == (96, 64, 64, 3) and file["images"].dtype == np.uint8
+        assert file["labels"].dtype == np.float64 and not rows_module.is_slow_layout(file["images"])
+        assert np.unique(file["labels"][:, 1]) == pytest.approx([0, 0.7])
+    options = {"text": "attributes", "phrasing": "canonical"}
+    part, world = Shapes3D(path, **options), World3D(size=64, keep=KEEP, **options)
+    a, b = part.__getitems__(range(96)), world.__getitems__(range(96))
+    assert a["text"] == b["text"] and all(torch.equal(a[key], b[key]) for key in ("image", "factors", "index"))
+    assert part.position_space.all_sizes == (2, 2, 1, 2, 4, 3) == world.position_space.all_sizes
+    assert part.space.size == 480_000
+    with pytest.raises(UserError, match="holds 96 of 480000 images; row 1 is not among them"):
+        part.images(np.array([1]))
+    less = Shapes3D(path, keep={"wall_hue": [7], "orientation": 2})
+    assert less.position_space.all_sizes == (2, 1, 1, 2, 4, 2)
+    assert (less.__getitems__([0, 31])["image"] == world.__getitems__([24, 94])["image"]).all()
+    with pytest.raises(ConfigError, match=r"wall_hue: \[3\] must be different values of \[0, 7\]"):
+        Shapes3D(path, keep={"wall_hue": [3]})
+    assert len(Shapes3D(path, split="train")) == 87 and len(Shapes3D(path, split="validation")) == 9
 
 
-def test_a_broken_export_leaves_nothing(tmp_path, monkeypatch):
+def test_a_part_in_npz(tmp_path):
+    part = World3D(size=64, keep=KEEP)
+    pictures = part.images(part.rows)
+    np.savez(tmp_path / "3dshapes.npz", images=pictures, labels=labels_of(part.rows))
+    assert (Shapes3D(tmp_path).__getitems__([95])["image"].numpy() == pictures[95:]).all()
+    np.savez(tmp_path / "3dshapes.npz", images=pictures)
+    with pytest.raises(UserError, match="holds 96 images, expected 480000: a part of 3dshapes needs 'labels'"):
+        Shapes3D(tmp_path)
+
+
+def test_channels_first(tmp_path):
+    part = World3D(size=64, keep=KEEP)
+    pictures = part.images(part.rows)
+    np.savez(tmp_path / "3dshapes.npz", images=pictures.transpose(0, 3, 1, 2), labels=labels_of(part.rows))
+    assert (Shapes3D(tmp_path).__getitems__([5])["image"].numpy() == pictures[5:6]).all()
+
+
+def test_a_broken_export_leaves_nothing(tmp_path):
     def fail(done: int) -> None:
         raise OSError("disk full")
 
     with pytest.raises(UserError, match="could not be written .disk full"):
-        write_shapes3d(tmp_path / "3dshapes.h5", 5, fail)
+        write_shapes3d(tmp_path / "3dshapes.h5", KEEP, fail)
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="no factor 'hue'.*Known: floor_hue"):
+        write_shapes3d(tmp_path / "3dshapes.h5", {"hue": 3})
+    write_shapes3d(tmp_path / "3dshapes.h5", KEEP)
     with pytest.raises(ConfigError, match="32 or 64"):
         Shapes3D(tmp_path, size=16)
