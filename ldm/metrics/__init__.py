@@ -7,6 +7,10 @@ own and add an entry to ``METRICS`` in ``ldm/metrics/registry.py``.
 Example:
     >>> sorted(METRICS)[:5]
     ['beta_vae', 'dci', 'factor_vae', 'irs', 'med']
+    >>> import numpy as np
+    >>> factors = np.array([[hue, shape] for hue in range(10) for shape in range(4)])
+    >>> evaluate(factors.astype(float), factors, "factor_vae", protocol="fast")["factor_VAE"]["eval_accuracy"]
+    1.0
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 from ldm.metrics.beta_vae import beta_vae
 from ldm.metrics.common import MetricError
 from ldm.metrics.dci import dci
-from ldm.metrics.evaluate import PROTOCOL_SEED, score
+from ldm.metrics.evaluate import PROTOCOL_SEED, evaluate, score
 from ldm.metrics.factor_vae import factor_vae
 from ldm.metrics.irs import irs
 from ldm.metrics.med import med
@@ -23,6 +27,7 @@ from ldm.metrics.modularity_explicitness import modularity_explicitness
 from ldm.metrics.protocols import DEFAULT_PROTOCOL, PROTOCOLS, Protocol, select_metrics
 from ldm.metrics.registry import DEFAULT_METRICS, EXTRA_METRICS, METRICS, Metric
 from ldm.metrics.sap import sap
+from ldm.metrics.table import FactorTable
 from ldm.metrics.unsupervised import unsupervised
 
 __all__ = [
@@ -32,11 +37,13 @@ __all__ = [
     "METRICS",
     "PROTOCOLS",
     "PROTOCOL_SEED",
+    "FactorTable",
     "Metric",
     "MetricError",
     "Protocol",
     "beta_vae",
     "dci",
+    "evaluate",
     "factor_vae",
     "irs",
     "med",

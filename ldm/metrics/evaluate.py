@@ -2,15 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from ldm.metrics.common import FactorSampler, Representation
-from ldm.metrics.protocols import select_metrics
+from ldm.metrics.common import FactorSampler, MetricError, Representation
+from ldm.metrics.protocols import DEFAULT_PROTOCOL, select_metrics
 from ldm.metrics.registry import Metric
+from ldm.metrics.representation import check_latents, scalar_units
+from ldm.metrics.table import FactorTable
+
+logger = logging.getLogger(__name__)
 
 PROTOCOL_SEED = 0  # every metric gets a fresh RandomState(0): no metric shifts the draws of another
+ERROR = "error"  # in place of a metric's result: why it has none
+
+
+def evaluate(
+    latents: Any,
+    factors: Any,
+    metrics: Sequence[str] | str | None = None,
+    *,
+    protocol: str = DEFAULT_PROTOCOL,
+    seed: int = PROTOCOL_SEED,
+) -> dict[str, dict[str, Any]]:
+    """Score anyone's representation.
+
+    Args:
+        latents: (N, K) codes, used as they are, or (N, U, D) vectors per unit, each reduced to its first principal
+            component; row i belongs to image i of the data set. May be memory-mapped.
+        factors: a factor space, such as ``ldm.data.factors.factor_space("shapes3d")``, or a table (N, F) of each
+            image's factor values, see ``ldm.metrics.table``.
+        metrics: names of metrics; ``"all"`` means every one; None means what the protocol runs.
+        protocol: a key of ``PROTOCOLS``.
+        seed: of every metric's random generator; published scores use 0.
+
+    Returns:
+        ``{JSON key: result dict}``, the content of a score file. A metric that cannot be computed has the entry
+        ``{"error": why}``, as long as another one can.
+
+    Raises:
+        MetricError: the latents or factors are unusable (shape, length, values that are not finite, no unit that
+            varies), or none of the metrics can be computed.
+        ConfigError: unknown metric or protocol.
+
+    Example:
+        >>> factors = np.array([[hue, shape] for hue in range(10) for shape in range(4)])
+        >>> evaluate(factors.astype(float), factors, "factor_vae", protocol="fast")["factor_VAE"]["eval_accuracy"]
+        1.0
+    """
+    chosen = select_metrics(protocol, metrics)
+    latents = latents if isinstance(latents, np.ndarray) else np.asarray(latents)
+    sampler = as_sampler(factors)
+    check_latents(latents.shape, sampler.size)
+    units = scalar_units(latents)
+    scores = {}
+    for metric in chosen.values():
+        codes = units if metric.reduce else latents.reshape(len(latents), -1)
+        try:
+            scores |= score(codes, sampler, {metric.key: metric}, seed)
+        except MetricError as err:
+            if len(chosen) == 1:
+                raise
+            logger.warning("%s cannot be computed: %s", metric.key, err)
+            scores[metric.key] = {ERROR: str(err)}
+    if all(ERROR in result for result in scores.values()):
+        raise MetricError("; ".join(f"{key}: {result[ERROR]}" for key, result in scores.items()))
+    return scores
+
+
+def as_sampler(factors: Any) -> FactorSampler:
+    """A factor space as it is, a table of factor values as a ``FactorTable``.
+
+    Raises:
+        MetricError: neither.
+    """
+    if hasattr(factors, "sample_factors") and hasattr(factors, "sample_observations_from_factors"):
+        return factors
+    if isinstance(factors, str):
+        raise MetricError(
+            f"factors must be a factor space or a table of values, found the text {factors!r}; a data set's space is "
+            f'ldm.data.factors.factor_space("{factors}")'
+        )
+    return FactorTable(factors)
 
 
 def score(

@@ -9,6 +9,41 @@ import numpy as np
 from ldm.metrics.common import MetricError
 
 BLOCK_VALUES = 4_000_000  # float64 values held at once (32 MB), so that memory-mapped latents stay on disk
+MOST_UNITS = 4096  # more are refused: metrics compare units pair by pair, and such latents are mostly transposed
+
+
+def check_latents(shape: tuple[int, ...], num_images: int) -> None:
+    """Refuse latents whose shape cannot be right, before anything is read.
+
+    Args:
+        shape: of the latents, (N, U, D) or (N, K).
+        num_images: rows that the factors have.
+
+    Raises:
+        MetricError: another number of axes or of rows, or more than 4096 units; says so if they look transposed.
+    """
+    if len(shape) not in (2, 3) or 0 in shape:
+        raise MetricError(f"latents must have shape (N, U, D) or (N, K) and not be empty; found {shape}.")
+    if shape[0] != num_images:
+        raise MetricError(
+            f"latents hold {shape[0]} rows, but the factors {num_images}." + _length_hint(shape, num_images)
+        )
+    if shape[1] > MOST_UNITS:
+        raise MetricError(
+            f"latents of shape {shape} have {shape[1]} units for {shape[0]} images, and more than {MOST_UNITS} units "
+            "are not scored. If the images stand in the columns, (K, N), pass latents.T; if not, reduce them first."
+        )
+
+
+def _length_hint(shape: tuple[int, ...], num_images: int) -> str:
+    if num_images in shape[1:]:
+        return f" Their shape {shape} looks like (K, N), images in the columns: pass latents.T."
+    if shape[0] > num_images and shape[0] % num_images == 0:
+        return (
+            f" That is every image {shape[0] // num_images} times: keep one row of each, or give the factors as a "
+            "table with a row for each row of the latents."
+        )
+    return " Encode every image of the data set once, in order."
 
 
 def scalar_units(latents: np.ndarray) -> np.ndarray:
@@ -23,12 +58,19 @@ def scalar_units(latents: np.ndarray) -> np.ndarray:
         gives zeros), or the (N, U) input itself.
 
     Raises:
-        MetricError: another number of axes, no rows, or a value that is not finite (unit and first row named).
+        MetricError: another number of axes, no rows, no numbers, a value that is not finite (unit and first row
+            named), or no unit that varies.
     """
-    if latents.ndim not in (2, 3) or 0 in latents.shape:
-        raise MetricError(f"latents must have shape (N, U, D) or (N, U) and not be empty; found {latents.shape}.")
+    check_latents(latents.shape, latents.shape[0] if latents.ndim else 0)
+    if latents.dtype.kind not in "fiub":
+        raise MetricError(f"latents must be real numbers; found {latents.dtype}.")
     vectors = latents[:, :, None] if latents.ndim == 2 else latents
     mean, varies = _mean_and_variation(vectors)
+    if not varies.any():
+        raise MetricError(
+            f"no unit varies: all {len(latents)} images have the same latents, so there is nothing to score. Look for "
+            "a collapsed encoder, or a file written before encoding was done."
+        )
     if latents.ndim == 2:
         return latents
     axes = np.where(varies[:, None], _principal_axes(vectors, mean), 0.0)  # (U, D)

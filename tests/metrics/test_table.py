@@ -1,0 +1,117 @@
+"""Sampling from tables of factor values: complete ones as disentanglement_lib does, others row by row."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+
+from ldm.data.factors import FactorSpace
+from ldm.metrics import FactorTable, MetricError, beta_vae, factor_vae, mig
+from ldm.metrics.common import factor_codes, hold_fixed
+
+SPACE = FactorSpace(("hue", "shape", "size"), (5, 4, 3))
+FACTORS = SPACE.factors_of(np.arange(SPACE.size))
+SMALL = {"num_train": 200, "num_eval": 100, "batch_size": 16}
+
+
+def fresh() -> np.random.RandomState:
+    return np.random.RandomState(0)
+
+
+@pytest.mark.parametrize("metric,options", [(factor_vae, SMALL), (beta_vae, SMALL), (mig, {"num_train": 500})])
+@pytest.mark.parametrize("many", [0, 10**9])
+def test_a_complete_table_is_a_factor_space_draw_for_draw(metric, options, many, monkeypatch):
+    monkeypatch.setattr("ldm.metrics.common.MANY_DRAWS", many)
+    codes = FACTORS @ np.random.default_rng(1).normal(size=(3, 4))
+    order = np.random.default_rng(2).permutation(len(codes))  # rows of a table stand in any order
+    expected = metric(codes, SPACE, fresh(), **options)
+    assert metric(codes[order], FactorTable(FACTORS[order]), fresh(), **options) == expected
+
+
+def test_values_of_any_kind_are_numbered_in_their_order():
+    table = FactorTable([["red", "0.5"], ["blue", "0.25"], ["red", "0.25"]])
+    assert [list(values) for values in table.factor_values] == [["blue", "red"], ["0.25", "0.5"]]
+    mixed = FactorTable(np.array([["red", 10], ["blue", 9], ["red", 9]], dtype=object))
+    assert list(mixed.factor_values[1]) == [9, 10]
+    assert mixed.sample_observations_from_factors(np.array([[1, 0], [0, 0], [1, 1]]), fresh()).tolist() == [2, 1, 0]
+
+
+def test_copies_are_picked_evenly():
+    table = FactorTable(np.tile(FACTORS, (10, 1)))
+    assert table.is_complete and table.has_copies and table.product_sizes is None
+    factors = table.sample_factors(6000, fresh())
+    rows = table.sample_observations_from_factors(factors, fresh())
+    assert np.array_equal(FACTORS[rows % 60], factors)
+    counts = np.bincount(rows // 60, minlength=10)
+    assert counts.min() > 500 and counts.max() < 700
+
+
+def test_copies_score_as_one_row_would():
+    codes = FACTORS.astype(float)
+    copies = factor_vae(np.tile(codes, (10, 1)), FactorTable(np.tile(FACTORS, (10, 1))), fresh(), **SMALL)
+    assert copies["eval_accuracy"] == 1.0
+
+
+@pytest.fixture
+def gaps() -> FactorTable:
+    """Only rows whose factors do not sum to a multiple of three."""
+    return FactorTable(FACTORS[FACTORS.sum(axis=1) % 3 != 0])
+
+
+def test_rows_of_an_incomplete_table_are_drawn_evenly(gaps):
+    assert not gaps.is_complete and gaps.product_sizes is None
+    rows = gaps.sample_observations_from_factors(gaps.sample_factors(8000, fresh()), fresh())
+    counts = np.bincount(rows, minlength=gaps.size)
+    assert counts.min() > 0.7 * 8000 / gaps.size and counts.max() < 1.3 * 8000 / gaps.size
+
+
+def test_held_factors_are_drawn_from_the_rows_that_share_the_value(gaps):
+    drawn = gaps.sample_factors(500, fresh())
+    values = drawn[::-1, 1]
+    held = hold_fixed(gaps, drawn, 1, values, fresh())
+    assert np.array_equal(held[:, 1], values)
+    gaps.sample_observations_from_factors(held, fresh())  # every combination exists
+    others = {tuple(row) for row in hold_fixed(gaps, drawn, 0, 2, fresh())}
+    assert others == {tuple(row) for row in gaps.sample_factors(5000, fresh()) if row[0] == 2}
+
+
+def test_a_perfect_representation_of_an_incomplete_table_scores_one(gaps):
+    codes = FACTORS[FACTORS.sum(axis=1) % 3 != 0].astype(float)
+    assert factor_vae(codes, gaps, fresh(), **SMALL)["eval_accuracy"] == 1.0
+    assert beta_vae(codes, gaps, fresh(), **SMALL)["eval_accuracy"] > 0.95
+    codes, labels = factor_codes(codes, gaps, 50, fresh())
+    assert np.array_equal(codes, labels)
+
+
+def test_combinations_that_are_missing_are_named(gaps):
+    with pytest.raises(MetricError, match=r"no row with the values numbered \[1, 1, 1\]"):
+        gaps.sample_observations_from_factors(np.array([[1, 1, 1]]), fresh())
+
+
+def test_tables_travel_to_other_processes(gaps):
+    again = pickle.loads(pickle.dumps(gaps))
+    assert np.array_equal(again.sample_factors(9, fresh()), gaps.sample_factors(9, fresh()))
+
+
+@pytest.mark.parametrize(
+    "factors,message",
+    [
+        (np.zeros(5), r"shape \(N, F\).*found \(5,\)"),
+        (np.zeros((0, 2)), "found"),
+        (np.zeros((3, 5000)), "pass factors.T"),
+        (np.array([[0.0, 1.0], [np.nan, 1.0]]), "factor 0 is nan in row 1"),
+        (np.random.default_rng(0).normal(size=(50, 2)), "looks continuous"),
+        (np.arange(20_000).reshape(-1, 1) * np.ones((1, 5), dtype=int), "too many combinations"),
+    ],
+)
+def test_tables_that_cannot_be_sampled(factors, message):
+    with pytest.raises(MetricError, match=message):
+        FactorTable(factors)
+
+
+def test_names():
+    with pytest.raises(MetricError, match="1 names for 3 factors"):
+        FactorTable(FACTORS, names=["hue"])
+    assert FactorTable(FACTORS, names=SPACE.factor_names).factor_names == ("hue", "shape", "size")
