@@ -1,0 +1,139 @@
+"""Name each unit of an unsupervised model (DisDiff, EncDiff) with CLIP:
+
+    python scripts/name_units.py -r logs/quickstart/2026-01-31T12-00-00_encdiff --clip logs/quickstart/*_clip/clip
+
+Every unit is moved over its range, and CLIP says which attribute of a vocabulary changes. The words are the data set's
+own, or those of --words, a YAML file such as  {expression: [a smiling face, a serious face], hair: [dark hair, fair
+hair]}. Where the true factors are known, the names are held against them. Writes <run>/unit_names/<step>.json and two
+pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ldm.data.collate import collate
+from ldm.data.vocabulary import AttributeVocabulary
+from ldm.evaluation.row_encoder import RowEncoder
+from ldm.evaluation.unit_information import name_by_information
+from ldm.evaluation.unit_names import (
+    UnitName,
+    clip_reader,
+    judged_names,
+    name_units,
+    traverse_units,
+    vocabulary_of,
+)
+from ldm.evaluation.unit_names_report import caption_of, write_names
+from ldm.models.inputs import images_from_batch
+from ldm.models.judge import load_judge
+from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
+from ldm.training.checkpoint_io import read_checkpoint
+from ldm.training.cli import parse_arguments
+from ldm.training.plan import Plan, make_plan
+from ldm.training.run import build
+from ldm.util import ConfigError, UserError, instantiate_from_config
+
+RANGE_IMAGES = 1000  # real images that give the range of each unit
+
+
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-r", "--run", required=True, metavar="PATH", help="run folder or checkpoint")
+    parser.add_argument("--clip", required=True, metavar="NAME", help="CLIP: a folder, or a name such as ViT-B/32")
+    parser.add_argument("--words", metavar="YAML", help="attributes and their words (default: the data set's)")
+    parser.add_argument("--judge", metavar="PATH", help="factor judge, to hold the names against")
+    parser.add_argument("--num-images", type=int, default=16, metavar="N", help="images changed (default: 16)")
+    parser.add_argument("--points", type=int, default=5, metavar="P", help="points of a range (default: 5)")
+    parser.add_argument("--num-steps", type=int, default=20, metavar="N", help="DDIM steps (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, help="of images and noise (default: 0)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args(arguments)
+
+
+def read_words(path: str | None, dataset: Any) -> AttributeVocabulary:
+    """The attributes to choose names from."""
+    if path:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return vocabulary_of(content if isinstance(content, dict) else {})
+    vocabulary = getattr(dataset, "vocabulary", None)
+    if vocabulary is None:
+        raise UserError(f"the data set {type(dataset).__name__} has no words: give attributes with --words FILE.yaml")
+    return vocabulary
+
+
+def load_model(plan: Plan) -> tuple[Any, int]:
+    """The run's model with the checkpoint's weights, and how many steps these were trained."""
+    model = build(plan.config, "model")
+    if not hasattr(model, "decode_units"):
+        raise UserError(f"{type(model).__name__} has no units to move: name a run of DisDiff or EncDiff with -r")
+    checkpoint = read_checkpoint(plan.resume.checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    return model.eval(), int(checkpoint["global_step"])
+
+
+def some_images(dataset: Any, count: int, seed: int) -> Tensor:
+    """``count`` images of a data set, (n, 3, H, W) in [-1, 1]."""
+    rows = np.random.RandomState(seed).permutation(len(dataset))[:count].tolist()
+    loader = DataLoader(dataset, batch_size=64, sampler=rows, collate_fn=collate)
+    return torch.cat([images_from_batch(batch) for batch in loader])
+
+
+@torch.no_grad()
+def find_names(options: argparse.Namespace) -> Path:
+    """Do all the work; returns the JSON written."""
+    plan, device = make_plan(parse_arguments(["-r", options.run])), options.device
+    dataset = instantiate_from_config(plan.config.content["data"]["params"]["train"])
+    vocabulary = read_words(options.words, dataset)
+    clip = (FrozenCLIPTextEmbedder(options.clip), FrozenClipImageEmbedder(options.clip))
+    reader = clip_reader(*(half.to(device) for half in clip), vocabulary)
+    model, step = load_model(plan)
+    model.to(device)
+    images = some_images(dataset, max(RANGE_IMAGES, options.num_images), options.seed).to(device)
+    codes = torch.cat([model.encode_units(part) for part in images.split(256)])
+    base = codes[: options.num_images]
+    generator = torch.Generator().manual_seed(options.seed)
+    x_T = torch.randn(len(base), *model.latent_shape, generator=generator).to(device)
+    with model.ema_scope():
+        paths = traverse_units(model, codes, base, x_T, options.points, num_steps=options.num_steps)
+    names = name_units(paths, options.points, reader, vocabulary)
+    if getattr(dataset, "space", None) is not None and dataset.space.factor_names == vocabulary.factor_names:
+        add_check(names, "by_information", name_by_information(RowEncoder(model, dataset, device=device)))
+    if options.judge:
+        judge = load_judge(options.judge).to(device)
+        add_check(names, "by_judge", judged_names(paths, options.points, judge.predict_values, vocabulary))
+    for name in names:
+        print(caption_of(name) + "".join(f"  [{check} {answer or '-'}]" for check, answer in name.checks.items()))
+    settings = {"clip": options.clip, "num_images": len(base), "points": options.points, "seed": options.seed}
+    return write_names(plan.resume.folder.path, step, names, vocabulary, paths, options.points, settings)
+
+
+def add_check(names: Sequence[UnitName], check: str, answers: Sequence[str]) -> None:
+    """Note another answer beside every name."""
+    for name, answer in zip(names, answers):
+        name.checks[check] = answer
+
+
+def main(arguments: list[str] | None = None) -> int:
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        print(find_names(read_options(arguments)))
+    except (ConfigError, UserError) as err:
+        print(err, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

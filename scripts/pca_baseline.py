@@ -1,0 +1,89 @@
+"""Score a principal component analysis of the pixels by the published protocol, to be held against a run:
+
+    python scripts/pca_baseline.py -r logs/quickstart/2026-01-31T12-00-00_encdiff
+    python scripts/pca_baseline.py -b configs/quickstart/world.yaml -k 20 -l logs/pixel_pca
+
+With -r, data set and number of components are the run's, results lie in <run>/pixel_pca, and the run's own scores are
+printed beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ldm.evaluation.pixel_pca import FOLDER, write_pixel_pca
+from ldm.evaluation.score_files import latent_paths, read_latent_file, read_scores
+from ldm.evaluation.scoring import figures_of, score_folder
+from ldm.training.config import load_config
+from ldm.training.run_folder import resolve_resume
+from ldm.util import ConfigError, UserError, instantiate_from_config
+
+
+def read_options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("-r", "--run", metavar="PATH", help="a run with a representation (dis_repre)")
+    source.add_argument("-b", "--base", metavar="YAML", nargs="+", help="configs whose data.params.test is taken")
+    parser.add_argument("-k", "--components", type=int, metavar="K", help="components (default: the run's units)")
+    parser.add_argument("-l", "--logdir", metavar="PATH", default="logs/pixel_pca", help="where to write, without -r")
+    parser.add_argument("-p", "--processes", type=int, default=1, help="processes that score (default: 1)")
+    return parser.parse_args(arguments)
+
+
+def num_units(run: Path) -> int:
+    """Units of the newest representation of a run."""
+    paths = latent_paths(run)
+    if not paths:
+        raise UserError(f"{run} has no representation in dis_repre: encode it (python main.py -r {run}), or give -k")
+    return read_latent_file(paths[-1]).shape[1]
+
+
+def print_scores(folders: dict[str, Path]) -> None:
+    """One row per folder: the newest scores."""
+    table = Table(title="scores over the whole data set")
+    rows = {}
+    for label, folder in folders.items():
+        scores = read_scores(folder, seed=0)
+        rows[label] = figures_of(scores[max(scores)]) if scores else {}
+    columns = list(dict.fromkeys(name for figures in rows.values() for name in figures))
+    for heading in ("", *columns):
+        table.add_column(heading, justify="right" if heading else "left")
+    for label, figures in rows.items():
+        table.add_row(label, *(f"{figures[name]:.3f}" if name in figures else "-" for name in columns))
+    Console(soft_wrap=True).print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = read_options(arguments)
+    try:
+        folders = {}
+        if options.run:
+            run = resolve_resume(options.run).folder.path
+            content = load_config(resolve_resume(options.run).configs).content
+            folder, components = run / FOLDER, options.components or num_units(run)
+            folders[run.name] = run
+        else:
+            if not options.components:
+                raise UserError("give the number of components with -k")
+            content, folder, components = load_config(options.base).content, Path(options.logdir), options.components
+        dataset = instantiate_from_config(content["data"]["params"]["test"])
+        for path in (folder / "dis_metrics").glob("*.json"):
+            path.unlink()  # of another number of components
+        write_pixel_pca(dataset, components, folder)
+        report = score_folder(folder, options.processes)
+        for failure in report.failures:
+            print(f"{failure.path}: {failure.reason}", file=sys.stderr)
+        print_scores({f"PCA of pixels, {components} components": folder, **folders})
+    except (ConfigError, UserError) as err:
+        print(err, file=sys.stderr)
+        return 1
+    return 1 if report.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
