@@ -73,6 +73,7 @@ def test_n_repeat_and_normalize(folder):
     embedder = FrozenCLIPTextEmbedder(str(folder), n_repeat=3, normalize=False)
     out = embedder(["cube", "sphere"])
     assert out.shape == (2, 3, WIDTH) and not torch.allclose(out.norm(dim=-1), torch.ones(2, 3))
+    assert FrozenCLIPTextEmbedder(str(folder), n_repeat=1)(["cube", "sphere"]).shape == (2, 1, WIDTH)
 
 
 def test_ragged_and_single_texts_are_refused(text):
