@@ -44,6 +44,7 @@ SMALL_UNET = [
     "lightning.trainer.val_check_interval=2",
 ]
 SMALL_LATENTS = [NO_FIRST_STAGE, *SMALL_FIRST_STAGE, *SMALL_UNET]
+SMALL_ENCDIFF = ["model.params.cond_stage_config.params.d=8", "lightning.callbacks.scores=null"]
 # Data set and first stage, as they stand in the names of the configs.
 FAMILY = [(data, stage) for data in ("cars3d", "shapes3d", "mpi3d", "celeba") for stage in ("vq", "kl")]
 CONFIGS = {
@@ -58,6 +59,14 @@ CONFIGS = {
     **{f"autoencoder/{data}_{stage}_4_16": [*WORLD, *SMALL_AUTOENCODER] for data, stage in FAMILY},
     **{f"latent-diffusion/{data}-{stage}-4-16": [*WORLD, *SMALL_LATENTS] for data, stage in FAMILY},
     **{f"latent-diffusion/{data}-{stage}-4-16-dis": [*WORLD, NO_BASE, *SMALL_LATENTS] for data, stage in FAMILY},
+    "quickstart/encdiff": [NO_FIRST_STAGE, *SMALL_ENCDIFF, "lightning.trainer.val_check_interval=1"],
+    **{f"encdiff/{d}_encdiff": [*WORLD, *SMALL_LATENTS, *SMALL_ENCDIFF] for d in ("shapes3d", "mpi3d", "cars3d")},
+}
+RECIPES = {
+    "recipe": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
+    "recipe_gpu": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
+    "recipe_encdiff": ["vq", "encdiff"],
+    "recipe_encdiff_gpu": ["vq", "encdiff"],
 }
 
 
@@ -82,7 +91,7 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
     """A ``main.py`` command on a shipped config, shortened."""
     overrides = [*SHORT, *overrides_of(name, clip_folder), *extra]
     base = [str(ROOT / "configs" / f"{name}.yaml")]
-    if name in ("quickstart/ldm", "quickstart/clip_disdiff"):
+    if name in ("quickstart/ldm", "quickstart/clip_disdiff", "quickstart/encdiff"):
         base.insert(0, str(QUICKSTART / "latents.yaml"))
     if name.startswith("quickstart"):
         base.insert(0, str(QUICKSTART / "world.yaml"))
@@ -91,15 +100,15 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
 
 def test_every_shipped_config_is_listed():
     shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/*.yaml")}
-    parts = {"quickstart/world", "quickstart/latents", "quickstart/recipe", "quickstart/recipe_gpu"}
+    parts = {"quickstart/world", "quickstart/latents", *(f"quickstart/{name}" for name in RECIPES)}
     assert {name for name in shipped - parts if not name.startswith("_shared/")} == set(CONFIGS)
 
 
-@pytest.mark.parametrize("recipe", ["recipe", "recipe_gpu"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_recipes_are_valid_and_their_models_can_be_built(recipe, clip_folder):
     """Stages that need an earlier one get none; what their sizes say must still fit together."""
     stages = load_recipe(Options(recipe=str(QUICKSTART / f"{recipe}.yaml"))).stages
-    assert [stage.name for stage in stages] == ["clip", "judge", "vq", "ldm", "clip_disdiff"]
+    assert [stage.name for stage in stages] == RECIPES[recipe]
     for stage in stages:
         base = tuple(str(ROOT / path) for path in stage.base)
         missing = overrides_of(f"quickstart/{stage.name}", clip_folder)
@@ -205,6 +214,20 @@ DISENTANGLING = {
     "lightning.callbacks.image_logger.params.max_images": 16,
     "lightning.callbacks.image_logger.params.log_images_kwargs.plot_swapped_concepts": True,
 }
+ENCDIFF = {
+    "model.target": "ldm.models.diffusion.encdiff.EncDiff",
+    "model.params.monitor": "train/loss_simple",
+    "model.params.channels": 3,
+    "model.params.cond_stage_trainable": True,
+    "model.params.conditioning_key": "crossattn",
+    "model.params.cond_stage_config.params": {"d": 128, "context_dim": 16, "latent_unit": 20},
+    "model.params.unet_config.params.latent_unit": 20,
+    "model.params.unet_config.params.context_dim": 16,
+    "model.params.unet_config.params.use_spatial_transformer": True,
+    "data.params.test.params.split": "test",
+    "lightning.callbacks.image_logger.params.batch_frequency": 10000,
+    "lightning.callbacks.image_logger.params.max_images": 8,
+}
 CHANNELS = {"vq": 3, "kl": 4}
 WITH_PREDICTED_STARTS = {("cars3d", "vq"), ("mpi3d", "vq"), ("celeba", "vq"), ("shapes3d", "kl")}
 
@@ -242,6 +265,16 @@ def test_hyperparameters_are_the_references(data, stage):
         in WITH_PREDICTED_STARTS,
     }
     check_keys(f"latent-diffusion/{data}-{stage}-4-16-dis", DIFFUSION | DISENTANGLING | latents | own)
+
+
+@pytest.mark.parametrize(("data", "epochs"), [("shapes3d", 10), ("mpi3d", 10), ("cars3d", 15)])
+def test_hyperparameters_of_encdiff_are_the_references(data, epochs):
+    own = {
+        "model.params.eval_name": data,
+        "model.params.first_stage_config.params.ckpt_path": f"<last_ckpt autoencoder/{data}_vq_4_16>",
+        "lightning.trainer.max_epochs": epochs,
+    }
+    check_keys(f"encdiff/{data}_encdiff", DIFFUSION | ENCDIFF | own)
 
 
 @pytest.mark.parametrize(("data", "stage"), FAMILY)
