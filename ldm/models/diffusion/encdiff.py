@@ -81,7 +81,7 @@ class EncDiff(LatentDiffusion):
         missing = [name for name in ("encoding", "warp") if not hasattr(encoder, name)]
         if missing or not hasattr(unet, "latent_unit"):
             raise ConfigError(
-                "EncDiff needs Encoder4 and UNetModel of ldm.modules.diffusionmodules.openaimodel_enc as the targets of "
+                "EncDiff needs Encoder4 and UNetModel of ldm.modules.diffusionmodules.openaimodel_enc as targets of "
                 "model.params.cond_stage_config and model.params.unet_config; found "
                 f"{type(encoder).__name__} and {type(unet).__module__}.{type(unet).__name__}"
             )
