@@ -89,7 +89,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                        help="write only N values of a factor (or [0,3,...]), in all combinations; factors: "
                        + ", ".join(factor_space("shapes3d").all_names))  # fmt: skip
     world.set_defaults(run=run_world)
-    return parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)  # argparse loses key=value words that come after a --flag
+    if rest and (not hasattr(options, "options") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.options = [*getattr(options, "options", []), *rest]
+    return options
 
 
 def run_check(options: argparse.Namespace) -> int:

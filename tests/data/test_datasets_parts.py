@@ -23,7 +23,8 @@ def test_a_part_is_a_full_product_of_the_chosen_values():
     everything = SPACE.factors_of(part.rows)
     assert {tuple(row) for row in everything.tolist()} == {(h, s) for h in (0, 2) for s in (1, 3)}
     own = part.space.factors_of(np.arange(part.space.size))
-    assert (np.array([0, 2])[own[:, 0]] == everything[:, 0]).all() and (np.array([1, 3])[own[:, 1]] == everything[:, 1]).all()
+    assert (np.array([0, 2])[own[:, 0]] == everything[:, 0]).all()
+    assert (np.array([1, 3])[own[:, 1]] == everything[:, 1]).all()
     assert (np.diff(part.rows) > 0).all()
     whole = SPACE.restrict({})
     assert (whole.rows == np.arange(60)).all() and whole.space.to_dict() == SPACE.to_dict()

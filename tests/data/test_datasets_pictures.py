@@ -39,6 +39,11 @@ def write_lmdb(path, pictures, resolution, zfill):
     return path
 
 
+def write_h5_array(path, array):
+    with h5py.File(path, "w") as file:
+        file["data"] = array
+
+
 def test_celeba_crops_the_face_and_resizes(tmp_path, monkeypatch):
     faces = noise(3, 218, 178)
     write_lmdb(tmp_path / "celeba.lmdb", faces, None, 7)
@@ -117,7 +122,7 @@ def test_splits_of_own_pictures(tmp_path):
 @pytest.mark.parametrize("key, write", [
     ("images", lambda path, array: np.save(path.with_suffix(".npy"), array)),
     ("imgs", lambda path, array: np.savez(path.with_suffix(".npz"), imgs=array)),
-    ("data", lambda path, array: h5py.File(path.with_suffix(".h5"), "w").create_dataset("data", data=array).file.close()),
+    ("data", lambda path, array: write_h5_array(path.with_suffix(".h5"), array)),
 ])  # fmt: skip
 @pytest.mark.parametrize("is_chw", [False, True])
 def test_arrays_of_pictures(tmp_path, key, write, is_chw):

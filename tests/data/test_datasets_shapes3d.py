@@ -12,8 +12,8 @@ import torch
 from ldm.data import factors
 from ldm.data import rows as rows_module
 from ldm.data.factors import FactorSpace, factor_space
-from ldm.data.module import DataModuleFromConfig
 from ldm.data.image_sources import ImageArray
+from ldm.data.module import DataModuleFromConfig
 from ldm.data.rows import halve
 from ldm.data.shapes3d import Shapes3D, labels_of, write_shapes3d
 from ldm.data.world import World3D
@@ -118,7 +118,7 @@ def test_npz_as_disdiff_keeps_it(tmp_path, monkeypatch):
     ({"images_shape": (1000, 64, 64, 3), "labels": labels_of(np.arange(1000))},
      r"holds 1000 images, but the values in its labels make 1440 \(1 x 1 x 3 x 8 x 4 x 15\)"),
     ({"images_shape": (960, 64, 64, 3), "labels": labels_of(np.arange(960)[::-1])}, "not in the order of 3dshapes"),
-    ({"images_shape": (960, 64, 64, 3), "labels": labels_of(np.arange(960)) + 0.03}, "labels give floor_hue the values"),
+    ({"images_shape": (960, 64, 64, 3), "labels": labels_of(np.arange(960)) + 0.03}, "floor_hue the values"),
     ({"images_shape": (960, 64, 64, 3)}, r"'labels' is \(480000, 6\) float64, expected \(960, 6\)"),
     ({"images_shape": (480_000, 32, 32, 3), "chunks": (1, 32, 32, 3)}, r"\(480000, 32, 32, 3\) uint8, expected"),
     ({"dtype": np.float32}, "float32, expected .* uint8"),

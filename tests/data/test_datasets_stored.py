@@ -117,7 +117,8 @@ def test_mpi3d_is_mapped_as_it_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("variant, name, size", [
-    ("realistic", "mpi3d_realistic", 24), ("real", "mpi3d_real", 24), ("complex", "real3d_complicated_shapes_ordered", 16),
+    ("realistic", "mpi3d_realistic", 24), ("real", "mpi3d_real", 24), ("complex", "mpi3d_real_complex", 16),
+    ("complex", "real3d_complicated_shapes_ordered", 16),
 ])  # fmt: skip
 def test_variants_of_mpi3d(tmp_path, variant, name, size):
     made = write_mpi3d(tmp_path / "mpi3d", variant, name)

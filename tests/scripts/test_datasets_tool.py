@@ -1,0 +1,211 @@
+"""The one tool for data sets: what it checks, converts and writes, and what it says."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import h5py
+import lmdb
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.data import factors
+from ldm.data.factors import FactorSpace, factor_space
+from ldm.data.h5_text import H5TextImages
+from ldm.data.lmdb_text import LMDBImages, LMDBTextImages
+from ldm.data.mpi3d import MPI3D
+from ldm.data.shapes3d import Shapes3D, labels_of
+from ldm.data.world import World3D
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+PART = "--keep floor_hue=2 wall_hue=2 object_hue=[0,4] scale=2 shape=4 orientation=1"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("dataset", SCRIPTS / "dataset.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tool, capsys, tmp_path, monkeypatch):
+    """Runs a command line in an empty folder: (exit status, what it said)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DATA_ROOT", raising=False)
+
+    def call(line):
+        status = tool.main(shlex.split(line))
+        said = capsys.readouterr()
+        return status, said.out + said.err
+
+    return call
+
+
+def write_photos(folder, count=3):
+    world = World3D(size=64, text="attributes", phrasing="canonical")
+    lines = ["image,floor,wall,object,size,shape,side"]
+    folder.mkdir()
+    for k in range(count):
+        item = world[k * 30_001]
+        Image.fromarray(item["image"].numpy()).save(folder / f"{k}.png")
+        lines.append(",".join([f"{k}.png", *item["text"]]))
+    (folder / "table.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    return world
+
+
+def test_world_and_check(run):
+    status, said = run(f"world data/3dshapes.h5 {PART}")
+    assert status == 0 and "up to 0.0 GB" in said and "64 images written" in said
+    status, said = run("check shapes3d --path data")
+    assert status == 0
+    assert "floor_hue 2, wall_hue 2, object_hue 2, scale 2, shape 4, orientation 1" in said
+    assert "64 x 64 x 3 uint8, values" in said and "64 images, 0 problems" in said
+    assert len(Shapes3D("data", text="attributes")) == 64
+    assert run("check shapes3d --path data --quick limit=5 text=attributes")[0] == 0
+    status, said = run("world data/3dshapes.h5 --keep flor_hue=2")
+    assert status == 1 and "Did you mean 'floor_hue'" in said
+
+
+def test_check_names_each_damage(run, tmp_path):
+    run(f"world data/3dshapes.h5 {PART}")
+    path = tmp_path / "data" / "3dshapes.h5"
+    with h5py.File(path) as file:
+        chunks = [file["images"].id.get_chunk_info_by_coord((row, 0, 0, 0)) for row in (3, 60)]
+    content = bytearray(path.read_bytes())
+    for chunk in chunks:
+        content[chunk.byte_offset : chunk.byte_offset + chunk.size] = bytes(chunk.size)
+    path.write_bytes(content)
+    status, said = run("check shapes3d --path data")
+    assert status == 1 and "2 problems" in said and "images 3 to 3" in said and "images 60 to 60" in said
+    os.truncate(path, len(content) // 2)
+    status, said = run("check shapes3d --path data")
+    assert status == 1 and "truncated" in said
+
+
+def test_write_and_check_an_lmdb(run, tmp_path):
+    world = write_photos(tmp_path / "photos")
+    for kind in ("lmdb", "h5"):
+        status, said = run(f"write mine.{kind} --images photos --attributes photos/table.csv --resolution 64")
+        assert status == 0 and "3 pictures written" in said
+    a = LMDBTextImages("mine.lmdb", original_resolution=64).__getitems__([2, 0])
+    b = H5TextImages("mine.h5").__getitems__([2, 0])
+    assert a["text"] == b["text"] == [world[60_002]["text"], world[0]["text"]]
+    assert (a["image"] == b["image"]).all() and (a["image"].numpy()[1] == world[0]["image"].numpy()).all()
+    status, said = run("check text-lmdb --path mine.lmdb original_resolution=64")
+    assert status == 0 and "3 images, 0 problems" in said and "red floor" in said
+    assert run("check text-h5 --path mine.h5")[0] == 0
+    for name in ("damaged.lmdb", "endless.lmdb"):
+        shutil.copytree("mine.lmdb", name)
+    with lmdb.open("damaged.lmdb", map_size=2**27) as environment, environment.begin(write=True) as transaction:
+        transaction.delete(b"img-64-0000001")
+        transaction.put(b"txt-64-0000002", b"one|two")
+    status, said = run("check text-lmdb --path damaged.lmdb original_resolution=64")
+    assert status == 1 and "no key 'img-64-0000001'" in said and "picture 2 has 2 attributes" in said
+    with lmdb.open("endless.lmdb", map_size=2**27) as environment, environment.begin(write=True) as transaction:
+        transaction.delete(b"length")
+    status, said = run("check text-lmdb --path endless.lmdb original_resolution=64")
+    assert status == 1 and "no key 'length'" in said
+
+
+def test_write_without_texts_or_from_the_world(run, tmp_path):
+    write_photos(tmp_path / "photos")
+    assert run("write bare.lmdb --images photos --resolution 32")[0] == 0
+    assert len(LMDBImages("bare.lmdb", original_resolution=32)) == 3
+    assert run("write w.lmdb --world 5 --resolution 64 --jpeg")[0] == 0
+    assert len(LMDBTextImages("w.lmdb", original_resolution=64, num_attributes=6)) == 5
+    (tmp_path / "photos" / "1.png").unlink()
+    status, said = run("write new.lmdb --images photos --attributes photos/table.csv")
+    assert status == 1 and "1.png does not exist" in said and not Path("new.lmdb").exists()
+    status, said = run("write w.lmdb --world 5")
+    assert status == 1 and "exists already" in said
+
+
+def test_convert(run, tmp_path, monkeypatch):
+    space = factor_space("mpi3d")
+    monkeypatch.setitem(factors._SPACES, "mpi3d", FactorSpace(space.all_names, (1, 1, 2, 1, 1, 3, 4)))
+    made = np.random.RandomState(0).randint(0, 256, (24, 64, 64, 3), dtype=np.uint8)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "down").mkdir()
+    np.savez_compressed(tmp_path / "down" / "mpi3d_toy.npz", images=made)
+    for target in ("data/mpi3d/mpi3d_toy.npy", "other/mpi3d_toy.h5"):
+        status, said = run(f"convert mpi3d {target} --path down variant=toy")
+        assert status == 0 and "24 images of down/mpi3d_toy.npz written" in said and "GB are free" in said
+        assert (MPI3D(Path(target).parents[-2]).images(np.arange(24)) == made).all()
+    assert not Path("cache").exists()
+    status, said = run("convert mpi3d data/mpi3d/mpi3d_toy.npy --path data")
+    assert status == 1 and "converted already" in said
+    assert "ends in .npy or .h5" in run("convert mpi3d data/x.zip --path down")[1]
+    os.truncate("down/mpi3d_toy.npz", 9000)
+    status, said = run("convert mpi3d new.npy --path down")
+    assert status == 1 and "truncated" in said and not Path("new.npy").exists()
+
+
+def test_converted_3dshapes_keep_their_labels(run, tmp_path, monkeypatch):
+    small = FactorSpace(factor_space("shapes3d").all_names, (1, 1, 1, 1, 1, 15))
+    pictures = World3D(size=64).images(np.arange(15))
+    monkeypatch.setitem(factors._SPACES, "shapes3d", small)
+    (tmp_path / "down").mkdir()
+    np.savez_compressed(tmp_path / "down" / "3dshapes.npz", images=pictures)
+    assert run("convert shapes3d data/shapes3d/3dshapes.h5 --path down")[0] == 0
+    with h5py.File("data/shapes3d/3dshapes.h5") as file:
+        assert (file["labels"][:] == labels_of(np.arange(15))).all()
+    assert (Shapes3D("data").images(np.arange(15)) == pictures).all()
+
+
+def test_a_part_is_not_converted(run):
+    run(f"world data/3dshapes.h5 {PART}")
+    status, said = run("convert shapes3d x.npy --path data")
+    assert status == 1 and "nothing to convert" in said
+
+
+def test_check_a_config(run, tmp_path):
+    write_photos(tmp_path / "photos", 12)
+    section = "{target: ldm.data.folder.ImageFolder, params: {path: photos, attributes: table.csv}}"
+    (tmp_path / "mine.yaml").write_text(f"data: {{params: {{batch_size: 2, train: {section}, test: {section}}}}}\n")
+    status, said = run("check mine.yaml data.params.test.params.limit=4")
+    assert status == 0 and "data.params.train" in said
+    assert "12 images, 0 problems" in said and "4 images, 0 problems" in said
+    (tmp_path / "photos" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "photos" / "5.png").write_bytes(b"")
+    status, said = run("check mine.yaml")
+    assert status == 1 and "2 problems" in said
+    assert "3.png cannot be decoded" in said and "5.png cannot be decoded" in said
+    (tmp_path / "empty.yaml").write_text("model: {}\n")
+    assert "describes no data set" in run("check empty.yaml")[1]
+
+
+def test_messages(run):
+    status, said = run("check shape3d")
+    assert status == 1 and "Did you mean 'shapes3d'" in said
+    status, said = run("check shapes3d --path nowhere")
+    assert status == 1 and "3dshapes not found (path: nowhere)" in said
+    status, said = run("check lmdb --path nowhere resolution=3")
+    assert status == 1 and "original_resolution" in said
+    for line in ("--help", "world x.h5 keep=3", "check lmdb --pth x"):
+        with pytest.raises(SystemExit):
+            run(line)
+
+
+def test_help_shows_commands_that_parse(tool):
+    lines = [line.split("#")[0].split()[2:] for line in tool.__doc__.splitlines() if line.startswith("    python ")]
+    assert len(lines) == 8 and {line[0] for line in lines} == {"check", "convert", "write", "world"}
+    for words in lines:
+        tool.parse(words)
+
+
+@pytest.mark.parametrize("old", ["make_lmdb", "export_world"])
+def test_old_names_pass_on(old, monkeypatch):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    spec = importlib.util.spec_from_file_location(old, SCRIPTS / f"{old}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert callable(module.main)
+    sys.modules.pop("dataset", None)
