@@ -184,8 +184,9 @@ RENAMED_PARAMS: dict[str, dict[str, str]] = {
 
 # Defaults of the reference's class where today's class has others.
 OLD_DEFAULTS: dict[str, dict[str, Any]] = {
-    DISDIFF: {"dis_loss_flag": False, "dis_loss_type": "IM", "dis_weight": 1.0},
+    DISDIFF: {"dis_loss_flag": False, "dis_loss_type": "IM", "dis_weight": 1.0, "cond_stage_trainable": False},
     CLIP_DISDIFF: {"dis_loss_flag": False, "dis_loss_type": "IM", "dis_weight": 1.0},
+    ENCDIFF: {"cond_stage_trainable": False},
 }
 
 # Width of a CLIP's embedding, by OpenAI's name of it.

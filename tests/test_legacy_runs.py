@@ -1,0 +1,177 @@
+"""Files that users of the references own, through the front doors: trained on, continued, sampled."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import legacy_configs
+import numpy as np
+import pytest
+import torch
+from golden_recipe import fill
+from legacy_configs import LIGHTNING, MODELS, data
+from omegaconf import OmegaConf
+from torch import Tensor
+
+import main as front_door
+from ldm.data.text_writers import write_text_lmdb
+from ldm.util import instantiate_from_config
+
+pytest.importorskip("lmdb")
+ROOT = Path(front_door.__file__).parent
+OF_DISDIFF = ("shift_coef", "ddim_coef")
+SCALE = 0.8
+
+
+def script(name: str) -> Any:
+    """A module of ``scripts/``."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory) -> Path:
+    """Four pictures with three attributes each."""
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "db"
+    pictures = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
+    write_text_lmdb(path, [(picture, ["red", "large", ""]) for picture in pictures], resolution=128)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reference() -> dict[str, Tensor]:
+    """State dict of a latent-diffusion model in that repository's layout, filled by the recipe of the golden figures.
+
+    The averaged weights are twice the raw ones, so that it shows which were taken.
+    """
+    torch.manual_seed(0)
+    model = instantiate_from_config(MODELS["ldm"])
+    fill(model.model.diffusion_model)
+    fill(model.first_stage_model)
+    for name, weight in model.model.named_parameters():
+        getattr(model.model_ema, name.replace(".", "")).copy_(2 * weight.detach())
+    model.scale_factor.fill_(SCALE)
+    return {key: value.clone() for key, value in model.state_dict().items() if key not in OF_DISDIFF}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(reference, tmp_path_factory) -> Path:
+    """The state as a file of Lightning's making."""
+    path = tmp_path_factory.mktemp("stage2") / "last.ckpt"
+    content = {"epoch": 3, "global_step": 40, "pytorch-lightning_version": "1.4.2", "state_dict": reference}
+    torch.save({**content, "callbacks": {}, "optimizer_states": [], "lr_schedulers": []}, path)
+    return path
+
+
+def train(tmp_path: Path, model: dict[str, Any], database: Path, words: str = "", **sections: Any) -> tuple[Path, dict]:
+    """Two steps of ``main.py``; the run's folder and its checkpoint."""
+    content = {"model": model, "data": data(path=str(database)), "lightning": LIGHTNING, **sections}
+    OmegaConf.save(OmegaConf.create(copy.deepcopy(content)), tmp_path / "old.yaml")
+    flags = f"-t --gpus 0, -s 0 -n run -l {tmp_path}/logs --max_steps 2 {words}".split()
+    assert front_door.main(["-b", str(tmp_path / "old.yaml"), *flags]) == 0
+    run = next((tmp_path / "logs").iterdir())
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values() if value.is_floating_point())
+    return run, saved["state_dict"]
+
+
+def sample(run: Path, *words: str) -> None:
+    """Two samples of a run by the sampling script."""
+    flags = ["-r", str(run), "-n", "2", "-c", "2", "--batch_size", "2", *words]
+    assert script("sample_diffusion").main(flags) == 0
+    assert list(run.glob("samples/last/*/*.png"))
+
+
+def with_first_stage(params: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
+    params = copy.deepcopy(params)
+    params.setdefault("first_stage_config", copy.deepcopy(legacy_configs.VQ))["params"]["ckpt_path"] = str(checkpoint)
+    return params
+
+
+def test_legacy_latent_diffusion_trains_on_and_samples(tmp_path, database, checkpoint, reference):
+    model = legacy_configs.model(ckpt_path=str(checkpoint))
+    run, state = train(tmp_path, model, database, "--no-test")
+    assert state["scale_factor"].item() == pytest.approx(SCALE)
+    name = "model.diffusion_model.out.2.bias"
+    assert 0 < (state[name] - reference[name]).abs().max() < 1e-4  # two small steps away
+    assert torch.equal(state["first_stage_model.quant_conv.weight"], reference["first_stage_model.quant_conv.weight"])
+    sample(run)
+
+
+def test_legacy_disdiff_trains_on_a_reference_checkpoint_and_samples(tmp_path, database, checkpoint, reference):
+    params = with_first_stage(legacy_configs.DISDIFF, checkpoint)
+    params["unet_config"]["params"]["ckpt_path"] = str(checkpoint)
+    run, state = train(tmp_path, legacy_configs.model(**params), database, "-dt Z -dw 0.05")
+    assert state["scale_factor"].item() == pytest.approx(SCALE)
+    name = "out.2.bias"
+    assert torch.equal(state[f"model.diffusion_model.{name}"], 2 * reference[f"model.diffusion_model.{name}"])
+    with np.load(next(run.glob("dis_repre/*.npz"))) as file:
+        assert file["latents"].shape == (4, 3, 4) and file["num_samples"] == 2
+    sample(run)
+    sample(run, "--swap")
+
+
+def test_legacy_encdiff_trains_and_samples(tmp_path, database, checkpoint):
+    params = with_first_stage({**legacy_configs.ENCDIFF, "eval_name": None}, checkpoint)
+    callbacks = {
+        "image_logger": {
+            "target": "main_val.ImageLogger",
+            "params": {
+                "batch_frequency": 2, "max_images": 2, "increase_log_steps": False,
+                "log_config": {"target": "ldm.tools.Record", "params": {"plot_image": True, "every_step_num": 1}},
+                "log_images_kwargs": {"inpaint": False, "sample_swap": True, "plot_progressive_rows": False,
+                                      "ddim_steps": 2},
+            },
+        }
+    }  # fmt: skip
+    model = legacy_configs.model("ldm.models.diffusion.ddpm_enc.LatentDiffusion", **params)
+    run, _ = train(tmp_path, model, database, "--token_num 3", lightning={"callbacks": callbacks})
+    assert run.name.endswith("_TK3_run")
+    assert list(run.glob("images/train/samples_swapping_gs-000002_*.png"))
+    header, *rows = (run / "record.csv").read_text().splitlines()
+    assert header.startswith("step,train/") and [row.split(",")[0] for row in rows] == ["1", "2"]
+    sample(run)
+
+
+def test_legacy_autoencoder_trains(tmp_path, database):
+    model = copy.deepcopy(MODELS["vq"])
+    model["params"]["lossconfig"]["params"].update(perceptual_weight=0.0, disc_ndf=8, disc_num_layers=1)
+    _, state = train(tmp_path, model, database, "lightning.trainer.accumulate_grad_batches=1")
+    assert any(key.startswith("loss.discriminator.main.0") for key in state)
+
+
+def test_legacy_run_of_lightning_1_goes_on(tmp_path, database, checkpoint, reference):
+    old = tmp_path / "2022-01-01T00-00-00_celebahq"
+    (old / "configs").mkdir(parents=True)
+    (old / "checkpoints").mkdir()
+    (old / "checkpoints" / "last.ckpt").write_bytes(checkpoint.read_bytes())
+    project = {"model": MODELS["ldm"], "data": data(path=str(database)), "lightning": LIGHTNING}
+    OmegaConf.save(OmegaConf.create(copy.deepcopy(project)), old / "configs" / "2022-01-01T00-00-00-project.yaml")
+    assert front_door.main(["-r", str(old), "-t", "--max_steps", "42", "--no-test"]) == 0
+    saved = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 42
+    name = "model.diffusion_model.out.2.bias"
+    assert 0 < (saved["state_dict"][name] - reference[name]).abs().max() < 1e-3
+
+
+def test_legacy_bare_weights_are_sampled_with_their_config(tmp_path, database, reference):
+    torch.save(reference, tmp_path / "model.ckpt")
+    OmegaConf.save(OmegaConf.create(copy.deepcopy({"model": MODELS["ldm"]})), tmp_path / "config.yaml")
+    flags = ["-r", str(tmp_path / "model.ckpt"), "-b", str(tmp_path / "config.yaml"), "-n", "2", "-c", "2"]
+    assert script("sample_diffusion").main([*flags, "-l", str(tmp_path / "out")]) == 0
+    assert list((tmp_path / "out").glob("samples/model/*/*.png"))
+
+
+def test_legacy_a_wrong_checkpoint_leaves_nothing_behind(tmp_path, database, checkpoint, capsys):
+    model = legacy_configs.model(ckpt_path=str(checkpoint), unet_config=legacy_configs.network(model_channels=64))
+    OmegaConf.save(OmegaConf.create({"model": model, "data": data(path=str(database))}), tmp_path / "old.yaml")
+    assert front_door.main(["-b", str(tmp_path / "old.yaml"), "-t", "-l", str(tmp_path / "logs")]) == 1
+    assert "found (128, 32), wanted (256, 64)" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
