@@ -18,6 +18,7 @@ from __future__ import annotations
 from ldm.metrics.beta_vae import beta_vae
 from ldm.metrics.common import MetricError
 from ldm.metrics.dci import dci
+from ldm.metrics.downstream import downstream_task, fairness, reduced_downstream_task
 from ldm.metrics.evaluate import PROTOCOL_SEED, evaluate, score
 from ldm.metrics.factor_vae import factor_vae
 from ldm.metrics.irs import irs
@@ -28,6 +29,8 @@ from ldm.metrics.protocols import DEFAULT_PROTOCOL, PROTOCOLS, Protocol, select_
 from ldm.metrics.registry import DEFAULT_METRICS, EXTRA_METRICS, METRICS, Metric
 from ldm.metrics.sap import sap
 from ldm.metrics.table import FactorTable
+from ldm.metrics.tad import tad
+from ldm.metrics.udr import udr
 from ldm.metrics.unsupervised import unsupervised
 
 __all__ = [
@@ -43,14 +46,19 @@ __all__ = [
     "Protocol",
     "beta_vae",
     "dci",
+    "downstream_task",
     "evaluate",
     "factor_vae",
+    "fairness",
     "irs",
     "med",
     "mig",
     "modularity_explicitness",
+    "reduced_downstream_task",
     "sap",
     "score",
     "select_metrics",
+    "tad",
+    "udr",
     "unsupervised",
 ]

@@ -10,6 +10,7 @@ from ldm.metrics.common import (
     Representation,
     as_lookup,
     draw_points,
+    fit_logistic,
     hold_fixed,
     point_blocks,
     require_factors,
@@ -27,7 +28,9 @@ def beta_vae(
 ) -> dict[str, float]:
     """Accuracy of a logistic regression that names the factor shared by pairs of images.
 
-    A point is the mean absolute difference of the codes of ``batch_size`` pairs that agree in one factor.
+    Higgins et al.: beta-VAE, ICLR 2017, section 3. A point is the mean absolute difference of the codes of
+    ``batch_size`` pairs that agree in one factor. Higher is better; it saturates early: a rotated representation of
+    the factors can score 1. Half a second.
 
     Args:
         representation: (N, K) codes of the whole data set, or a function of row indices.
@@ -43,12 +46,10 @@ def beta_vae(
     Raises:
         MetricError: fewer than two factors.
     """
-    from sklearn.linear_model import LogisticRegression
-
     require_factors(sampler, "beta-VAE")
     lookup = as_lookup(representation)
     points, labels = _pair_points(lookup, sampler, random_state, num_train, batch_size)
-    classifier = LogisticRegression(random_state=random_state).fit(points, labels)
+    classifier = fit_logistic(points, labels, random_state=random_state)
     eval_points, eval_labels = _pair_points(lookup, sampler, random_state, num_eval, batch_size)
     return {
         "train_accuracy": float(np.mean(classifier.predict(points) == labels)),

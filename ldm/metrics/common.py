@@ -7,10 +7,14 @@ disentanglement_lib call by call, so that equal seeds give equal scores; look-up
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:  # loading scikit-learn takes seconds, so that functions do it when they need it
+    from sklearn.linear_model import LogisticRegression
 
 FACTOR_CODE_BATCH = 16  # draws per batch of factor_codes; another number is another random stream
 LOOKUP_ROWS = 200_000  # rows looked up at once: bounds the memory of the vectorised metrics
@@ -135,6 +139,18 @@ def standardised(train_codes: np.ndarray, test_codes: np.ndarray) -> tuple[np.nd
     return tuple(np.where(varies, (codes - mean) / scale, 0.0) for codes in (train_codes, test_codes))
 
 
+def labelled_rows(
+    sampler: FactorSampler, num: int, random_state: np.random.RandomState, batch_size: int = FACTOR_CODE_BATCH
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw rows (num,) and their labels (num, F) int64, ``batch_size`` at a time, which decides the random stream."""
+    factors, rows = [], []
+    for start in range(0, num, batch_size):
+        batch = sampler.sample_factors(min(batch_size, num - start), random_state)
+        factors.append(batch)
+        rows.append(sampler.sample_observations_from_factors(batch, random_state))
+    return np.concatenate(rows), np.concatenate(factors)
+
+
 def factor_codes(
     representation: Representation,
     sampler: FactorSampler,
@@ -147,12 +163,21 @@ def factor_codes(
     Returns:
         codes (num, K) as ``as_lookup`` gives them and labels (num, F) int64.
     """
-    factors, rows = [], []
-    for start in range(0, num, batch_size):
-        batch = sampler.sample_factors(min(batch_size, num - start), random_state)
-        factors.append(batch)
-        rows.append(sampler.sample_observations_from_factors(batch, random_state))
-    return as_lookup(representation)(np.concatenate(rows)), np.concatenate(factors)
+    rows, labels = labelled_rows(sampler, num, random_state, batch_size)
+    return as_lookup(representation)(rows), labels
+
+
+def fit_logistic(codes: np.ndarray, labels: np.ndarray, **options: Any) -> LogisticRegression:
+    """Fit scikit-learn's logistic regression of labels (n,) from codes (n, K), with its defaults but for ``options``.
+
+    The protocols take the classifier after its 100 iterations, converged or not, so nothing is said about that.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return LogisticRegression(**options).fit(codes, labels)
 
 
 def point_blocks(num_points: int, batch_size: int) -> Iterator[int]:

@@ -10,6 +10,7 @@ from ldm.metrics.common import (
     FactorSampler,
     Representation,
     factor_codes,
+    fit_logistic,
     histogram_codes,
     mutual_information,
     require_factors,
@@ -106,9 +107,7 @@ def _accuracies(
     train_codes: np.ndarray, train_labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
 ) -> tuple[float, float]:
     """Accuracies of a logistic regression of one factor on both samples."""
-    from sklearn.linear_model import LogisticRegression
-
-    classifier = LogisticRegression().fit(train_codes, train_labels)
+    classifier = fit_logistic(train_codes, train_labels)
     return (
         float(np.mean(classifier.predict(train_codes) == train_labels)),
         float(np.mean(classifier.predict(test_codes) == test_labels)),

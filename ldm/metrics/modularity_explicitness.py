@@ -9,6 +9,7 @@ from ldm.metrics.common import (
     MetricError,
     Representation,
     factor_codes,
+    fit_logistic,
     histogram_codes,
     mutual_information,
     require_factors,
@@ -82,10 +83,9 @@ def _areas(
     train_codes: np.ndarray, train_labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
 ) -> tuple[float, float]:
     """Areas under the ROC curve of a factor's classifier on both samples, mean over the factor's values."""
-    from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    classifier = LogisticRegression().fit(train_codes, train_labels)
+    classifier = fit_logistic(train_codes, train_labels)
 
     def area(codes: np.ndarray, labels: np.ndarray) -> float:
         return float(roc_auc_score(labels[:, None] == classifier.classes_, classifier.predict_proba(codes)))

@@ -11,6 +11,7 @@ from typing import Any
 
 from ldm.metrics.beta_vae import beta_vae
 from ldm.metrics.dci import dci, dci_factor, scores_from_importances
+from ldm.metrics.downstream import downstream_task, fairness, reduced_downstream_task
 from ldm.metrics.factor_vae import factor_vae
 from ldm.metrics.irs import irs
 from ldm.metrics.med import med
@@ -113,4 +114,33 @@ METRICS: dict[str, Metric] = {
 
 DEFAULT_METRICS: tuple[str, ...] = ("beta_vae", "dci", "mig", "factor_vae")  # what DisDiff's protocol runs
 
-EXTRA_METRICS: dict[str, Metric] = {}  # run only when asked for by name: slow, or of special interest
+# run only when asked for by name: they take minutes, or are of special interest
+EXTRA_METRICS: dict[str, Metric] = {
+    "downstream_task": Metric(
+        "downstream_task",
+        downstream_task,
+        "1000:mean_test_accuracy",
+        {"num_train": [10, 100, 1000, 10000], "num_test": 5000, "predictor": "logistic_regression_cv"},
+        seconds=lambda units, values: 30.0 * values,
+    ),
+    "reduced_downstream_task": Metric(
+        "reduced_downstream_task",
+        reduced_downstream_task,
+        "1000:mean_test_accuracy_other_factors",
+        {
+            "num_factors_to_remove": 1,
+            "num_train": [10, 100, 1000, 10000],
+            "num_test": 5000,
+            "predictor": "logistic_regression_cv",
+        },
+        seconds=lambda units, values: 200.0 * values,
+    ),
+    "fairness": Metric(
+        "fairness",
+        fairness,
+        "mean_fairness:mean_pred:mean_sens",
+        {"num_train": 10000, "num_test_points_per_class": 100, "predictor": "gradient_boosting_classifier"},
+        seconds=lambda units, values: 0.05 * units * values,
+        higher_is_better=False,
+    ),
+}
