@@ -5,55 +5,111 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ldm.evaluation.score_files import LATENTS_FOLDER, latent_paths
-from ldm.evaluation.score_table import collect_rows, score_table, write_csv
+from ldm.evaluation.score_files import LATENTS_FOLDER, latent_paths, parse_seeds
+from ldm.evaluation.score_rows import Row, collect_rows
+from ldm.evaluation.score_single import record_of, score_file, score_latents, single_row
+from ldm.evaluation.score_table import score_table, write_csv, write_latex, write_markdown
 from ldm.evaluation.scoring import ProgressListener, Report, file_state, score_folder
+from ldm.metrics import DEFAULT_PROTOCOL, Metric, select_metrics
+from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
-TABLE_WIDTH = 160  # of the table in a file or pipe, where no terminal says how wide it is
+TABLE_WIDTH = 200  # of the table in a file or pipe, where no terminal says how wide it is
 
 
-def run_scoring(
-    logdir: str, processes: int, dataset: str | None, seed: int, watch: float | None, csv: str | None
-) -> int:
-    """Score what has no score yet, show the table, and end; with ``watch`` look again every so many seconds.
+@dataclass(frozen=True)
+class Options:
+    """What the command was asked for; see the help of ``run_para_metrics.py``.
 
-    Args:
+    Attributes:
         logdir: a run folder, or any folder above runs.
-        processes: number of worker processes.
+        processes: worker processes.
         dataset: name of a factor space for files that do not say theirs.
-        seed: of the metrics' random generators.
+        metrics: names of metrics; None means what the protocol runs.
+        protocol: name of a protocol.
+        seeds: of the metrics' random generators: "0", "0-9", "0,3".
         watch: seconds between looks; None ends after the first.
+        scheduler: address of a Dask scheduler.
+        latents: a file of anyone's latents, scored instead of runs.
+        factors: table of its factors.
+        out: its score file.
         csv: file for the figures of all scored checkpoints.
+        latex: file for the table.
+        markdown: file for the table.
+        report: whether to write HTML reports.
+    """
+
+    logdir: str = "logs"
+    processes: int = 1
+    dataset: str | None = None
+    metrics: Sequence[str] | None = None
+    protocol: str = DEFAULT_PROTOCOL
+    seeds: str = "0"
+    watch: float | None = None
+    scheduler: str | None = None
+    latents: str | None = None
+    factors: str | None = None
+    out: str | None = None
+    csv: str | None = None
+    latex: str | None = None
+    markdown: str | None = None
+    report: bool = False
+
+
+def run_scoring(options: Options) -> int:
+    """Score what has no score yet, show the table, and end; with ``watch`` look again every so many seconds.
 
     Returns:
         Exit status: 0 if all went well, 1 if something could not be scored.
 
     Raises:
-        UserError: no such folder.
+        UserError: no such folder or file, or options that exclude each other.
+        ConfigError: unknown metric, protocol or data set.
     """
     messages = Console(stderr=True)  # the bar and the messages; the table alone goes to standard output
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LineHandler(messages)])
+    _check(options)
+    seeds, metrics = parse_seeds(options.seeds), select_metrics(options.protocol, options.metrics)
+    if options.latents is not None:
+        return _score_file(options, seeds, metrics, messages)
     failed: frozenset[tuple[Path, int]] = frozenset()
     first = True
     while True:
         with _progress_bar(messages) as on_progress:
-            report = score_folder(logdir, processes, dataset, seed, on_progress=on_progress, skip=failed)
-        if first or report.written or report.failures:
-            _show(report, logdir, seed, csv)
-        if watch is None:
-            return 1 if report.failures else 0
-        failed |= {file_state(failure) for failure in report.failures}
+            report = score_folder(
+                options.logdir, options.processes, options.dataset, seeds, metrics, options.protocol,
+                scheduler=options.scheduler, for_report=options.report, on_progress=on_progress, skip=failed,
+            )  # fmt: skip
+        failures = [failure for failure in report.failures if failure.is_settled or options.watch is None]
+        if first or report.written or failures:
+            _show(report, options, seeds)
+        for failure in failures:
+            where = "" if str(failure.path) in failure.reason else f"{failure.path}: "
+            logger.error("not scored: %s%s", where, failure.reason)
+        if options.watch is None:
+            return 1 if failures else 0
+        failed |= {file_state(failure) for failure in failures}
         first = False
-        time.sleep(watch)
+        time.sleep(options.watch)
+
+
+def _check(options: Options) -> None:
+    """Options that mean nothing together."""
+    if options.latents is None:
+        for name in ("factors", "out"):
+            if getattr(options, name) is not None:
+                raise UserError(f"--{name} goes with --latents FILE; runs below -l know their factors and places")
+    elif options.watch is not None:
+        raise UserError("--watch looks for files of runs (-l); it does not go with --latents")
 
 
 class _LineHandler(logging.Handler):
@@ -85,14 +141,36 @@ def _progress_bar(console: Console) -> Iterator[ProgressListener]:
         yield lambda done, total: progress.update(task, completed=done, total=total, visible=total > 0)
 
 
-def _show(report: Report, logdir: str, seed: int, csv: str | None) -> None:
-    """The table and what went wrong; says what to do when there is nothing to show."""
-    rows = collect_rows(logdir, seed)
-    without = [str(run) for run in report.runs if not latent_paths(run)]
+def _score_file(options: Options, seeds: Sequence[int], metrics: dict[str, Metric], messages: Console) -> int:
+    """Score one file of latents."""
+    target = score_file(options.latents, options.out)
+    with _progress_bar(messages) as on_progress:
+        report = score_latents(
+            options.latents, options.dataset, options.factors, target, metrics, protocol=options.protocol,
+            seeds=seeds, num_workers=options.processes, scheduler=options.scheduler, for_report=options.report,
+            on_progress=on_progress,
+        )  # fmt: skip
+    rows = single_row(options.latents, target, seeds, options.dataset) if report.written else []
+    _write_tables(options, rows)
     if rows:
-        Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(score_table(rows))
-    elif not report.failures:
-        logger.info("No scores yet: no run at or below %s holds %s/epoch=NNNNNN.npz.", logdir, LATENTS_FOLDER)
+        logger.info("scores: %s", target)
+        if options.report:
+            from ldm.evaluation.report import write_latents_report
+
+            logger.info("report: %s", write_latents_report(rows[0], record_of(target, seeds), target))
+    for failure in report.failures:
+        where = "" if str(failure.path) in failure.reason else f"{failure.path}: "
+        logger.error("not scored: %s%s", where, failure.reason)
+    return 1 if report.failures else 0
+
+
+def _show(report: Report, options: Options, seeds: Sequence[int]) -> None:
+    """Table, files and reports; says what to do when there is nothing to show."""
+    rows = collect_rows(options.logdir, seeds, options.protocol)
+    without = [str(run) for run in report.runs if not latent_paths(run)]
+    _write_tables(options, rows)
+    if not rows and not report.failures:
+        logger.info("No scores yet: no run at or below %s holds %s/epoch=NNNNNN.npz.", options.logdir, LATENTS_FOLDER)
     if without:
         logger.info(
             "%d of %d runs hold no %s/*.npz (the test stage writes it): %s",
@@ -101,9 +179,22 @@ def _show(report: Report, logdir: str, seed: int, csv: str | None) -> None:
             LATENTS_FOLDER,
             ", ".join(without),
         )
-    if csv is not None:
-        write_csv(csv, rows)
-        logger.info("%d scored checkpoints written to %s", len(rows), csv)
-    for failure in report.failures:
-        where = "" if str(failure.path) in failure.reason else f"{failure.path}: "
-        logger.error("not scored: %s%s", where, failure.reason)
+    if options.report and rows:
+        from ldm.evaluation.report import write_reports
+
+        for path in write_reports(options.logdir, rows, options.protocol):
+            logger.info("report: %s", path)
+
+
+def _write_tables(options: Options, rows: list[Row]) -> None:
+    """The table on the terminal and in the files that were asked for."""
+    if rows:
+        Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(score_table(rows))
+    writers: dict[str, Callable[[str, list[Row]], None]] = {
+        "csv": write_csv, "latex": write_latex, "markdown": write_markdown,
+    }  # fmt: skip
+    for name, write in writers.items():
+        path = getattr(options, name)
+        if path is not None:
+            write(path, rows)
+            logger.info("%d scored checkpoints written to %s", len(rows), path)

@@ -1,7 +1,8 @@
-"""The files of a score: runs, their stored representations, finished and half-finished scores.
+"""The files of a score: runs, their stored representations, finished scores.
 
 ``<run>/dis_repre/epoch=NNNNNN.npz`` holds a checkpoint's representation of the whole data set, and
-``<run>/dis_metrics/<num_samples>.json`` its scores, where num_samples is the checkpoint's global step.
+``<run>/dis_metrics/<num_samples>.json`` its scores, where num_samples is the checkpoint's global step. Scores by other
+seeds and protocols stand beside them: ``dis_metrics/seed=3/``, ``dis_metrics/protocol=disentanglement_lib/``.
 """
 
 from __future__ import annotations
@@ -10,25 +11,26 @@ import json
 import logging
 import os
 import re
-import struct
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from ldm.data.factors import FactorSpace
+from ldm.evaluation.score_arrays import array_source, repairable
+from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED
+from ldm.metrics.representation import MOST_UNITS
 from ldm.util import UserError, atomic_write
 
 logger = logging.getLogger(__name__)
 
 LATENTS_FOLDER = "dis_repre"
 SCORES_FOLDER = "dis_metrics"
+MED_FOLDER = "dis_metrics_med_wopca"  # where DisDiff's own MED scores lie
 _RUN_MARKS = (LATENTS_FOLDER, SCORES_FOLDER, "checkpoints", "run.json")
-_NOT_RUNS = (LATENTS_FOLDER, SCORES_FOLDER, "checkpoints", "configs", "images", "testtube")
+_NOT_RUNS = (LATENTS_FOLDER, SCORES_FOLDER, MED_FOLDER, "checkpoints", "configs", "images", "testtube")
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,17 @@ class LatentFile:
         num_samples: global step of the checkpoint; names the score file.
         factor_names: names of the factors of its data set, if stored.
         factor_sizes: number of values of each, if stored.
+        space: the whole factor space, factors that are not to be recovered included, if stored.
+        unit_names: what the units stand for, if stored.
     """
 
     path: Path
     shape: tuple[int, ...]
     num_samples: int
-    factor_names: tuple[str, ...] | None
-    factor_sizes: tuple[int, ...] | None
+    factor_names: tuple[str, ...] | None = None
+    factor_sizes: tuple[int, ...] | None = None
+    space: FactorSpace | None = None
+    unit_names: tuple[str, ...] | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -87,89 +93,70 @@ def read_latent_file(path: Path) -> LatentFile:
     """Read the head of a representation file, whatever its size.
 
     Raises:
-        UserError: the file is damaged or incomplete, or holds no ``latents`` or ``num_samples``.
+        IncompleteFile: the file is damaged or incomplete.
+        UserError: it holds no ``latents`` or ``num_samples``, or latents of a shape that cannot be scored.
     """
-    with _repairable(path), zipfile.ZipFile(path) as archive:
-        with archive.open(_member(archive, path, "latents")) as stream:
-            shape, _, dtype = _array_header(stream)
-        _member(archive, path, "num_samples")
-    if len(shape) not in (2, 3) or dtype.kind not in "fiu":
-        raise UserError(
-            f"{path}: latents have shape {shape} and type {dtype}; expected numbers of shape (images, units) or "
-            "(images, units, width)"
-        )
-    with _repairable(path), np.load(path, allow_pickle=False) as content:
-        names = tuple(str(name) for name in content["factor_names"]) if "factor_names" in content else None
+    with repairable(path), np.load(path, allow_pickle=False) as content:
+        missing = [name for name in ("latents", "num_samples") if name not in content]
+        if missing:
+            found = ", ".join(content.files) or "nothing"
+            raise UserError(f"{path} holds {found}; expected latents and num_samples, as a run's test stage writes "
+                            "them (any other array: --latents FILE)")  # fmt: skip
+        names = _texts(content, "factor_names")
         sizes = tuple(int(size) for size in content["factor_sizes"]) if "factor_sizes" in content else None
-        return LatentFile(path, shape, int(content["num_samples"].item()), names, sizes)
+        stored = json.loads(str(content["factor_space"])) if "factor_space" in content else None
+        space = FactorSpace.from_dict(stored) if stored else None
+        step, units = int(content["num_samples"].item()), _texts(content, "unit_names")
+    return LatentFile(path, latent_shape(path), step, names, sizes, space, units)
 
 
-def open_latents(path: Path) -> np.ndarray:
-    """The latents of a file whose checksums hold: memory-mapped where stored plainly, read where compressed.
+def _texts(content: Mapping[str, np.ndarray], name: str) -> tuple[str, ...] | None:
+    return tuple(str(text) for text in content[name]) if name in content else None
+
+
+def latent_shape(path: Path) -> tuple[int, ...]:
+    """Shape (N, U, D) or (N, U) of the latents in a file.
 
     Raises:
-        UserError: the file is damaged.
+        IncompleteFile: the file is damaged or incomplete.
+        UserError: it holds no numbers, an array of another number of axes, no rows, or far too many units.
     """
-    with _repairable(path), zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"checksum of {damaged} is wrong")
-        info = _member(archive, path, "latents")
-        if info.compress_type != zipfile.ZIP_STORED:
-            with archive.open(info) as stream:
-                return np.lib.format.read_array(stream, allow_pickle=False)
-        with archive.open(info) as stream:
-            shape, fortran_order, dtype = _array_header(stream)
-            header_bytes = stream.tell()
-    with path.open("rb") as raw:  # the local file header of the zip format: 30 bytes, name, extra field
-        raw.seek(info.header_offset + 26)
-        name_bytes, extra_bytes = struct.unpack("<HH", raw.read(4))
-    offset = info.header_offset + 30 + name_bytes + extra_bytes + header_bytes
-    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C")
-
-
-def _member(archive: zipfile.ZipFile, path: Path, name: str) -> zipfile.ZipInfo:
-    if f"{name}.npy" not in archive.namelist():
-        found = ", ".join(entry.removesuffix(".npy") for entry in archive.namelist()) or "nothing"
-        raise UserError(f"{path} holds {found}; expected latents and num_samples, as a run's test stage writes them")
-    return archive.getinfo(f"{name}.npy")
-
-
-def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, Fortran order and type of an array in .npy format; leaves the stream at its first value."""
-    if np.lib.format.read_magic(stream) == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    return np.lib.format.read_array_header_2_0(stream)
-
-
-@contextmanager
-def _repairable(path: Path) -> Iterator[None]:
-    """Turn what a damaged archive raises into one message."""
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError) as err:
+    source = array_source(path)
+    if len(source.shape) not in (2, 3) or 0 in source.shape:
         raise UserError(
-            f"{path} is damaged or not complete ({' '.join(str(err).split())}); if nothing is writing it any more, "
-            "delete it and encode that checkpoint again"
-        ) from err
+            f"{path}: latents have shape {source.shape}; expected (images, units) or (images, units, width), not empty"
+        )
+    if source.shape[1] > MOST_UNITS:
+        raise UserError(
+            f"{path}: latents have shape {source.shape}, which makes {source.shape[1]:,} units per image; expected at "
+            f"most {MOST_UNITS:,}. Are these pictures, or are the axes exchanged? Expected (images, units)"
+        )
+    return source.shape
 
 
-def scores_folder(run_dir: Path, seed: int) -> Path:
-    """Where a run's scores live; those of the protocol's own seed 0 in the place everybody expects."""
-    folder = run_dir / SCORES_FOLDER
-    return folder if seed == 0 else folder / f"seed={seed}"
+def scores_folder(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL) -> Path:
+    """Where a run's scores live; those by DisDiff's protocol and its own seed 0 in the place everybody expects."""
+    if protocol == "med":
+        folder = run_dir / MED_FOLDER
+    else:
+        folder = run_dir / SCORES_FOLDER
+        folder = folder if protocol == DEFAULT_PROTOCOL else folder / f"protocol={protocol}"
+    return folder if seed == PROTOCOL_SEED else folder / f"seed={seed}"
 
 
-def read_scores(run_dir: Path, seed: int) -> dict[int, dict[str, dict[str, float]]]:
+def read_scores(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL) -> dict[int, dict[str, dict[str, float]]]:
     """All finished scores of a run: ``{num_samples: {JSON key: result}}``, in order of num_samples."""
     scores = {}
-    for path in scores_folder(run_dir, seed).glob("*.json"):
+    for path in scores_folder(run_dir, seed, protocol).glob("*.json"):
         if not path.stem.isdigit():
             continue
         try:
-            scores[int(path.stem)] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as err:
-            logger.warning("%s is no JSON (%s): left out; delete it to score that checkpoint again", path, err)
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as err:
+            logger.warning("%s is no JSON (%s): left out; score that checkpoint again", path, err)
+            continue
+        if isinstance(content, dict):
+            scores[int(path.stem)] = content
     return dict(sorted(scores.items()))
 
 
@@ -177,3 +164,19 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write in one step, so that a reader never sees half a file."""
     with atomic_write(path) as stream:
         json.dump(content, stream, indent=1, default=float)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Seeds from ``"0"``, ``"0-9"`` or ``"0-4,7"``, each once.
+
+    Raises:
+        UserError: anything else.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if last < first or last - first >= 1000:
+            raise UserError(f"--seeds {text}: expected whole numbers and rising ranges, such as 0, 0-9 or 0-4,7")
+        seeds += range(first, last + 1)
+    return tuple(dict.fromkeys(seeds))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,6 +21,8 @@ _TARGET_WORDS = {
     "dsprites": "dsprites",
     "smallnorb": "smallnorb",
 }
+WORLD = "world3d"  # our twin of Shapes3D: the same factors, but other images, so scores are not compared as equals
+_NO_VARIANT = ("path", "test", "split", "text", "phrasing", "repeat", "do_augment", "seed")  # leave the images alone
 
 
 def space_of(latents: LatentFile, named: str | None = None) -> FactorSpace:
@@ -38,11 +42,24 @@ def space_of(latents: LatentFile, named: str | None = None) -> FactorSpace:
             f"{latents.path}: -d says {named}, but the config of this run says {configured}; leave -d away, or "
             "score the runs of each data set by themselves"
         )
-    name = named or configured
-    space = _agreed(latents, name, "-d" if named else "its run's config")
+    if latents.space is not None:  # says all there is to say, parts of a well-known space included
+        space = _own(latents, named)
+    else:
+        space = _agreed(latents, named or configured, "-d" if named else "its run's config")
     if latents.shape[0] != space.size:
         raise UserError(f"{latents.path} holds {latents.shape[0]} images, but its factors make {_found(space)}."
                         + _length_hint(latents.shape[0], space.size))
+    return space
+
+
+def _own(latents: LatentFile, named: str | None) -> FactorSpace:
+    """The space that the file itself describes; what the user asks for must have the same factors."""
+    space = latents.space
+    if named and factor_space(named).all_names != space.all_names:
+        raise UserError(
+            f"{latents.path} was encoded from a data set with the factors {', '.join(space.all_names)}, but -d says "
+            f"{named}, which has {', '.join(factor_space(named).all_names)}; leave -d away"
+        )
     return space
 
 
@@ -82,25 +99,41 @@ def _length_hint(found: int, expected: int) -> str:
             f" That is every image {found // expected} times: encode the test set without repeats "
             "(data.params.test.params.test: true)."
         )
-    return " Encode the whole data set in order, each image once (no limit, split or shuffling in data.params.test)."
+    return (
+        " Encode the whole data set in order, each image once (no limit, split or shuffling in data.params.test); for "
+        "fewer images keep some values of the factors: data.params.test.params.keep.shape=2."
+    )
+
+
+def saved_configs(run_dir: Path) -> Iterator[object]:
+    """Contents of ``configs/*-project.yaml``, that of the newest start first.
+
+    Raises:
+        UserError: a file is no YAML.
+    """
+    for path in sorted((run_dir / "configs").glob("*-project.yaml"), reverse=True):
+        try:
+            yield yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as err:
+            raise UserError(f"{path} is no YAML file ({' '.join(str(err).split())}); restore or delete it") from err
 
 
 def _space_in_config(run_dir: Path) -> str | None:
     """Name of the factor space of the data set that a run's saved config encodes, if it is a known one."""
-    for path in sorted((run_dir / "configs").glob("*-project.yaml"), reverse=True):  # the newest start first
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as err:
-            raise UserError(f"{path} is no YAML file ({' '.join(str(err).split())}); restore or delete it") from err
-        target = _dataset_target(config)
-        for word, name in _TARGET_WORDS.items():
-            if word in target.lower():
-                return name
+    for config in saved_configs(run_dir):
+        name = _space_of_target(str(dataset_config(config).get("target", "")))
+        if name:
+            return name
     return None
 
 
-def _dataset_target(config: object) -> str:
-    """``data.params.test.target``, or that of another split where there is no test set."""
+def _space_of_target(target: str) -> str | None:
+    words = (name for word, name in _TARGET_WORDS.items() if word in target.lower())
+    return next(words, None)
+
+
+def dataset_config(config: object) -> dict[str, Any]:
+    """``data.params.test`` of a config, or another split where there is no test set; empty where there is none."""
     node = config
     for key in ("data", "params"):
         node = node.get(key) if isinstance(node, dict) else None
@@ -108,6 +141,33 @@ def _dataset_target(config: object) -> str:
     for split in ("test", "validation", "train"):
         dataset = splits.get(split)
         if isinstance(dataset, dict) and dataset.get("target"):
-            return str(dataset["target"])
-    return ""
+            return dataset
+    return {}
+
+
+def describe_dataset(run_dir: Path, space: FactorSpace, named: str | None = None) -> dict[str, Any]:
+    """What is written beside scores about the data set they are of.
+
+    Args:
+        run_dir: a run; its saved config says class and options.
+        space: the factors.
+        named: ``-d``.
+
+    Returns:
+        ``name`` ("shapes3d", "mpi3d_toy", "world3d", ..., or None where nothing says it), ``variant`` (options that
+        change the images) and ``factors`` (name -> number of values).
+    """
+    dataset = next((found for config in saved_configs(run_dir) if (found := dataset_config(config))), {})
+    target = str(dataset.get("target", ""))
+    options = dataset.get("params") if isinstance(dataset.get("params"), Mapping) else {}
+    name = _space_of_target(target) or named
+    if "world" in target.lower():
+        name = WORLD
+    elif name == "mpi3d" and target:
+        name = f"mpi3d_{options.get('variant', 'toy')}"  # the references know the toy set alone
+    return {
+        "name": name,
+        "variant": {key: value for key, value in options.items() if key not in _NO_VARIANT},
+        "factors": dict(zip(space.factor_names, space.factors_num_values)),
+    }
 

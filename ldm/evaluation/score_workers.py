@@ -14,20 +14,23 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2  # a killed job is tried once more
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class Outcome:
     job: Job
     result: Any = None
     error: str | None = None
+
+
+class Pool(Protocol):
+    """What does jobs: processes of this machine, or a cluster."""
+
+    def submit(self, job: Job, priority: float = 0.0) -> None:
+        """Queue a job; higher priority first."""
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield each job's outcome as it finishes, exactly once, until nothing is queued or running."""
 
 
 class WorkerPool:
@@ -172,20 +185,34 @@ def _interrupts_held_back() -> Iterator[None]:
 def _serve(connection: Connection) -> None:
     """Life of a worker: take jobs until the parent goes away."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     for name in THREAD_VARIABLES:  # before NumPy is imported, which happens with the first job
         os.environ[name] = "1"
     while True:
         try:
             function, args = connection.recv()
-            answer = (function(*args), None)
         except EOFError:
             return
-        except Exception as err:
-            answer = (None, _one_line(err))
-        connection.send(answer)
+        connection.send(answer(function, args))
 
 
-def _one_line(error: Exception) -> str:
+def _end_with_parent() -> None:
+    """Leave at once when the parent is gone, even killed: nobody waits for the job at hand any more."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def answer(function: Callable[..., Any], args: tuple) -> tuple[Any, str | None]:
+    """Do a job here: its result and None, or None and one line saying what went wrong."""
+    try:
+        return function(*args), None
+    except Exception as err:
+        return None, one_line(err)
+
+
+def one_line(error: Exception) -> str:
     """The message of an error; of one that nobody foresaw also its kind and place."""
     from ldm.metrics.common import MetricError
 

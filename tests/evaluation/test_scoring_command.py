@@ -84,12 +84,12 @@ def test_termination_ends_as_cleanly_as_ctrl_c(tmp_path):
     command = subprocess.Popen([*COMMAND, "-l", str(tmp_path), "-p", "1"], stderr=subprocess.PIPE, text=True,
                                start_new_session=True, env=os.environ | {"TMPDIR": str(scratch)})
     deadline = time.monotonic() + 60
-    while not list(scratch.glob("scores-*/0.npy")) and command.poll() is None and time.monotonic() < deadline:
+    while not list(scratch.glob(".scores-*/0/units.npy")) and command.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     command.send_signal(signal.SIGTERM)
     assert "the same command continues" in command.communicate(timeout=30)[1]
     assert command.returncode == 130
-    assert list(scratch.glob("scores-*")) == []
+    assert list(scratch.glob(".scores-*")) == []
     assert_nothing_left_running(command.pid)
 
 
@@ -98,15 +98,15 @@ def test_ctrl_c_ends_everything_cleanly(tmp_path):
     write_slow_run(tmp_path / "run")
     command = subprocess.Popen([*COMMAND, "-l", str(tmp_path), "-p", "3"], stderr=subprocess.PIPE, text=True,
                                start_new_session=True)  # two processes are at work on DCI, the third shows progress
-    partial = tmp_path / "run/dis_metrics/.100.partial.json"
+    records = tmp_path / "run/dis_metrics/records/100"
     deadline = time.monotonic() + 60
-    while not partial.exists() and command.poll() is None and time.monotonic() < deadline:
+    while not list(records.glob("*.json")) and command.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(command.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     errors = command.communicate(timeout=30)[1]
     assert command.returncode == 130
     assert "the same command continues" in errors and "Traceback" not in errors
-    assert partial.exists() and not (tmp_path / "run/dis_metrics/100.json").exists()
+    assert list(records.glob("*.json")) and not (tmp_path / "run/dis_metrics/100.json").exists()
     assert_nothing_left_running(command.pid)
 
 
@@ -114,6 +114,9 @@ def test_ctrl_c_ends_everything_cleanly(tmp_path):
 def test_watching_picks_up_new_files(tmp_path):
     path = cases.write_latents(tmp_path / "run")
     path.write_bytes(b"PK")  # still being written
+    old = cases.write_latents(tmp_path / "old")
+    old.write_bytes(b"PK")
+    os.utime(old, (0, 0))  # damaged for long
     command = subprocess.Popen([*COMMAND, "-l", str(tmp_path), "-p", "2", "--watch", "0.2"], stderr=subprocess.PIPE,
                                stdout=subprocess.DEVNULL, text=True)
     try:
@@ -121,13 +124,13 @@ def test_watching_picks_up_new_files(tmp_path):
         assert command.poll() is None
         cases.write_latents(tmp_path / "run")
         deadline = time.monotonic() + 90
-        while not list((tmp_path / "run").glob("dis_metrics/.*.partial.json")) and time.monotonic() < deadline:
+        while not (tmp_path / "run/dis_metrics/100.json").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
         command.send_signal(signal.SIGINT)
         errors = command.communicate(timeout=30)[1]
-    assert (tmp_path / "run" / "dis_metrics").is_dir()
-    assert errors.count("is damaged") == 1, "reported once, not at every look"
+    assert (tmp_path / "run/dis_metrics/100.json").exists()
+    assert errors.count("is damaged") == 1 and str(old) in errors, "reported once, not at every look"
 
 
 @pytest.mark.slow
@@ -141,4 +144,5 @@ def test_published_protocol_end_to_end(tmp_path):
     assert content["factor_VAE"]["eval_accuracy"] == 1.0
     assert json.loads((tmp_path / "2026-01-01T00-00-00_dis_s1/results.json").read_text())["dci"] > 0.99
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 3
+    assert (tmp_path / "2026-01-01T00-00-00_dis_s0/dis_metrics/records/900.json").is_file()
     assert run("-l", tmp_path).returncode == 0
