@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from ldm.models.clip import WorldCLIP
 
 SCHEDULER = {
     "target": "ldm.lr_scheduler.LambdaLinearScheduler",
@@ -133,6 +138,25 @@ MODELS: dict[str, dict[str, Any]] = {
         }},
     },
 }  # fmt: skip
+
+
+def save_clip(folder: Path) -> Path:
+    """An untrained CLIP, 64 wide, that knows the words of the embedded world."""
+    torch.manual_seed(0)
+    vision = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+    WorldCLIP(embed_dim=64, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder(folder)
+    return folder
+
+
+def with_clip(config: dict[str, Any], folder: str | Path, width: int | None = None) -> dict[str, Any]:
+    """A ``model`` section with a CLIP that is on this machine."""
+    config = copy.deepcopy(config)
+    stage = config["params"].get("cond_stage_config")
+    if isinstance(stage, dict) and "text_encoder" in stage:
+        stage["text_encoder"]["params"]["version"] = stage["image_encoder"]["params"]["model"] = str(folder)
+        if width is not None:
+            config["params"]["unet_config"]["params"]["repre_emb_channels"] = width
+    return config
 
 
 def data(train: str = "ldm.data.dis.CustomDatasetTrain", **params: Any) -> dict[str, Any]:

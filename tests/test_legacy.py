@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import re
 from typing import Any
 
 import legacy_configs
 import pytest
-import torch
-from legacy_configs import LIGHTNING, MODELS, data
+from legacy_configs import LIGHTNING, MODELS, data, save_clip, with_clip
 from omegaconf import OmegaConf
 
 import main as front_door
 from ldm import legacy, legacy_names
-from ldm.models.clip import WorldCLIP
 from ldm.training.cli import parse_arguments
 from ldm.training.plan import Plan, make_plan
 from ldm.training.run import build
@@ -101,23 +100,7 @@ def as_plan(tmp_path, model: dict[str, Any], words: str = "", **sections: Any) -
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """An untrained CLIP, 64 wide."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip") / "clip"
-    vision = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
-    WorldCLIP(embed_dim=64, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder(folder)
-    return folder
-
-
-def with_clip(model: dict[str, Any], folder: Any, width: int | None = None) -> dict[str, Any]:
-    """The config with a CLIP that is on this machine."""
-    model = copy.deepcopy(model)
-    stage = model["params"].get("cond_stage_config")
-    if isinstance(stage, dict) and "text_encoder" in stage:
-        stage["text_encoder"]["params"]["version"] = stage["image_encoder"]["params"]["model"] = str(folder)
-        if width is not None:
-            model["params"]["unet_config"]["params"]["repre_emb_channels"] = width
-    return model
+    return save_clip(tmp_path_factory.mktemp("clip") / "clip")
 
 
 CLASSES = {
@@ -299,5 +282,5 @@ def test_a_config_of_an_unknown_family(target, message, tmp_path, capsys):
     assert front_door.main(["-b", str(path), "-t", "-l", str(tmp_path / "logs")]) == 1
     error = capsys.readouterr().err
     assert error.startswith(f"error: {path}: model.target: ")
-    assert __import__("re").search(message, error, __import__("re").IGNORECASE)
+    assert re.search(message, error, re.IGNORECASE)
     assert not (tmp_path / "logs").exists()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from golden_recipe import fill
-from legacy_configs import LIGHTNING, MODELS, data
+from legacy_configs import LIGHTNING, MODELS, data, save_clip, with_clip
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -40,7 +40,7 @@ def database(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "db"
     pictures = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(4)]
-    write_text_lmdb(path, [(picture, ["red", "large", ""]) for picture in pictures], resolution=128)
+    write_text_lmdb(path, [(picture, ["red floor", "blue wall", ""]) for picture in pictures], resolution=128)
     return path
 
 
@@ -108,14 +108,31 @@ def test_legacy_latent_diffusion_trains_on_and_samples(tmp_path, database, check
 def test_legacy_disdiff_trains_on_a_reference_checkpoint_and_samples(tmp_path, database, checkpoint, reference):
     params = with_first_stage(legacy_configs.DISDIFF, checkpoint)
     params["unet_config"]["params"]["ckpt_path"] = str(checkpoint)
-    run, state = train(tmp_path, legacy_configs.model(**params), database, "-dt Z -dw 0.05")
+    pictures = copy.deepcopy(LIGHTNING)
+    pictures["callbacks"]["image_logger"]["params"]["batch_frequency"] = 2
+    pictures["callbacks"]["image_logger"]["params"]["log_images_kwargs"].update(ddim_steps=2, N=2)
+    run, state = train(tmp_path, legacy_configs.model(**params), database, "-dt Z -dw 0.05", lightning=pictures)
     assert state["scale_factor"].item() == pytest.approx(SCALE)
+    assert list(run.glob("images/train/samples_swapping_gs-000002_*.png"))
+    assert list(run.glob("images/train/predXstart*_gs-000002_*.png"))
     name = "out.2.bias"
     assert torch.equal(state[f"model.diffusion_model.{name}"], 2 * reference[f"model.diffusion_model.{name}"])
     with np.load(next(run.glob("dis_repre/*.npz"))) as file:
         assert file["latents"].shape == (4, 3, 4) and file["num_samples"] == 2
     sample(run)
     sample(run, "--swap")
+
+
+def test_legacy_clip_disdiff_trains_on_a_reference_checkpoint_and_samples(tmp_path, database, checkpoint):
+    params = with_first_stage(legacy_configs.CLIP, checkpoint)
+    params["unet_config"]["params"]["ckpt_path"] = str(checkpoint)
+    model = with_clip(legacy_configs.model(**params), save_clip(tmp_path / "clip"), 64)
+    images = data("ldm.data.dis.CustomDatasetTrainCLIP", path=str(database))
+    run, state = train(tmp_path, model, database, data=images)
+    assert not any(key.startswith("cond_stage_model") for key in state)
+    with np.load(next(run.glob("dis_repre/*.npz"))) as file:
+        assert file["latents"].shape == (4, 3, 64)
+    sample(run)
 
 
 def test_legacy_encdiff_trains_and_samples(tmp_path, database, checkpoint):
