@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.evaluation.representation import save_representation
+from ldm.evaluation.representation import factor_arrays, save_representation
 from ldm.evaluation.row_encoder import RowEncoder, whole_set
 from ldm.evaluation.test_pass import TestPassCallback
 from ldm.models.inputs import images_from_batch
@@ -47,7 +47,7 @@ def pixel_axes(dataset: Any, num_components: int, seed: int = 0) -> PixelAxes:
     """
     everything = whole_set(dataset)
     rows = np.random.RandomState(seed).choice(len(everything), min(SAMPLE, len(everything)), replace=False)
-    pixels = _pixels(everything.images(np.sort(rows)))
+    pixels = _pixels(everything.images(everything.rows[np.sort(rows)]))
     mean = pixels.mean(dim=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -93,9 +93,8 @@ def write_pixel_pca(dataset: Any, num_components: int, run_dir: Path, seed: int 
     """
     rows = RowEncoder(PixelPCA(pixel_axes(dataset, num_components, seed)), dataset, batch_size=2048)
     path = Path(run_dir) / "dis_repre" / "epoch=000000.npz"
-    names = {"factor_names": np.array(rows.space.factor_names), "factor_sizes": np.array(rows.space.factors_num_values)}
     latents = rows(np.arange(rows.space.size)).astype(np.float32)
-    save_representation(path, latents, 0, **names)
+    save_representation(path, latents, 0, **factor_arrays(rows.space))
     return path
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler
 
+from ldm.data.factors import FactorSpace
 from ldm.evaluation.test_pass import Progress, TestPassCallback
 from ldm.util import UserError, atomic_write
 
@@ -115,14 +116,19 @@ class RepresentationWriter(TestPassCallback):
         return self.run_dir(trainer) / "dis_repre" / f"epoch={progress.epoch:06d}.npz"
 
 
+def factor_arrays(space: FactorSpace) -> dict[str, np.ndarray]:
+    """What a representation file says of its factors: the whole space, names and sizes of those to be recovered."""
+    return {
+        "factor_space": np.array(json.dumps(space.to_dict())),
+        "factor_names": np.array(space.factor_names, dtype=str),
+        "factor_sizes": np.array(space.factors_num_values, dtype=np.int64),
+    }
+
+
 def _names(dataset: Any, model: Any) -> dict[str, np.ndarray]:
     """Names and sizes of the factors, names of the units, where known."""
-    names = {}
     space = getattr(dataset, "position_space", None) or getattr(dataset, "space", None)
-    if space is not None:
-        names["factor_space"] = np.array(json.dumps(space.to_dict()))
-        names["factor_names"] = np.array(space.factor_names, dtype=str)
-        names["factor_sizes"] = np.array(space.factors_num_values, dtype=np.int64)
+    names = {} if space is None else factor_arrays(space)
     unit_names = getattr(model, "unit_names", None)
     if unit_names is not None:
         names["unit_names"] = np.array(unit_names, dtype=str)

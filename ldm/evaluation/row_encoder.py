@@ -5,7 +5,6 @@ Dims: N images of the data set, n rows asked for, U units, D width of a vector u
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,9 +37,7 @@ def whole_set(dataset: Any) -> Any:
             f"scores need images with known factors, but {type(dataset).__name__} has none: train on a data set with "
             "factors (ldm.data.world, shapes3d, mpi3d, cars3d, ...), or remove the callback from lightning.callbacks"
         )
-    view = copy.copy(dataset)
-    view.rows = np.arange(space.size)
-    return view
+    return dataset.whole()
 
 
 class RowEncoder:
@@ -56,7 +53,7 @@ class RowEncoder:
         device: where the model is.
 
     Attributes:
-        space: the data set's factors.
+        space: the data set's factors, those of a part where it shows only a part of them.
 
     Raises:
         UserError: the data set has no factors.
@@ -67,7 +64,7 @@ class RowEncoder:
     ) -> None:
         self._model, self._batch_size, self._device = model, batch_size, torch.device(device)
         self._dataset = whole_set(dataset)
-        self.space: FactorSpace = self._dataset.space
+        self.space: FactorSpace = self._dataset.position_space
         self._place = np.full(self.space.size, -1, dtype=np.int64)  # of a row among the encoded ones
         self._units = np.empty((0, 0))
         self._count = 0
