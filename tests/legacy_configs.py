@@ -44,7 +44,7 @@ def network(kind: str = "openaimodel", **params: Any) -> dict[str, Any]:
 def model(target: str = "ldm.models.diffusion.ddpm.LatentDiffusion", **params: Any) -> dict[str, Any]:
     """The ``model`` section of the families' diffusion configs; ``params`` say what differs from a plain model."""
     common = {
-        "linear_start": 0.0015, "linear_end": 0.0155, "num_timesteps_cond": 1, "log_every_t": 200, "timesteps": 1000,
+        "linear_start": 0.0015, "linear_end": 0.0155, "num_timesteps_cond": 1, "log_every_t": 500, "timesteps": 1000,
         "loss_type": "l1", "first_stage_key": "image", "cond_stage_key": "image", "image_size": 16, "channels": 3,
         "cond_stage_trainable": False, "concat_mode": False, "scale_by_std": True, "monitor": "train/epoch_num",
         "scheduler_config": SCHEDULER, "unet_config": network(), "first_stage_config": VQ,
