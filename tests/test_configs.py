@@ -44,6 +44,12 @@ SMALL_UNET = [
     "lightning.trainer.val_check_interval=2",
 ]
 SMALL_LATENTS = [NO_FIRST_STAGE, *SMALL_FIRST_STAGE, *SMALL_UNET]
+SMALL_DISDIFF = [
+    NO_BASE,
+    *SMALL_LATENTS,
+    "model.params.cond_stage_config.params.d=8",
+    "lightning.trainer.limit_val_batches=0",  # their configs monitor no validation
+]
 SMALL_ENCDIFF = ["model.params.cond_stage_config.params.d=8", "lightning.callbacks.scores=null"]
 # Data set and first stage, as they stand in the names of the configs.
 FAMILY = [(data, stage) for data in ("cars3d", "shapes3d", "mpi3d", "celeba") for stage in ("vq", "kl")]
@@ -58,7 +64,7 @@ CONFIGS = {
     "latent-diffusion/example_vq_4_16_clip-dis": [NO_BASE, *SMALL_LATENTS, "model.params.dis_batch_size=1", "CLIP"],
     **{f"autoencoder/{data}_{stage}_4_16": [*WORLD, *SMALL_AUTOENCODER] for data, stage in FAMILY},
     **{f"latent-diffusion/{data}-{stage}-4-16": [*WORLD, *SMALL_LATENTS] for data, stage in FAMILY},
-    **{f"latent-diffusion/{data}-{stage}-4-16-dis": [*WORLD, NO_BASE, *SMALL_LATENTS] for data, stage in FAMILY},
+    **{f"latent-diffusion/{data}-{stage}-4-16-dis": [*WORLD, *SMALL_DISDIFF] for data, stage in FAMILY},
     "quickstart/encdiff": [NO_FIRST_STAGE, *SMALL_ENCDIFF, "lightning.trainer.val_check_interval=1"],
     **{f"encdiff/{d}_encdiff": [*WORLD, *SMALL_LATENTS, *SMALL_ENCDIFF] for d in ("shapes3d", "mpi3d", "cars3d")},
 }
