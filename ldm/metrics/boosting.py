@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ldm.metrics import trees
-from ldm.metrics.boosting_codes import sort_codes, workspace
+from ldm.metrics.boosting_codes import checked_codes, sort_codes, workspace
 from ldm.metrics.common import MetricError
 from ldm.metrics.trees import LEAVES, SortedCodes, Workspace
 
@@ -49,10 +49,13 @@ class BoostedTrees:
     value: np.ndarray
 
     def predict(self, codes: np.ndarray) -> np.ndarray:
-        """Labels (m,) of codes (m, K)."""
-        columns = np.ascontiguousarray(codes, dtype=np.float32)
-        raw = np.repeat(self.prior[:, None], len(columns), axis=1)
-        trees.add_trees(columns, LEARNING_RATE, self.feature, self.threshold, self.value, raw)
+        """Labels (m,) of codes (m, K).
+
+        Raises:
+            MetricError: codes that are not finite.
+        """
+        raw = np.repeat(self.prior[:, None], len(codes), axis=1)
+        trees.add_trees(checked_codes(codes), LEARNING_RATE, self.feature, self.threshold, self.value, raw)
         return self.classes[_winners(raw)]
 
 

@@ -8,11 +8,11 @@ from ldm.metrics.common import MetricError
 from ldm.metrics.trees import LEAVES, MIN_GAP, NUM_SLOTS, SortedCodes, Workspace
 
 BUCKET = 32  # samples per bucket; see ldm.metrics.trees
-MAX_BUCKETS = 30_000  # per unit: bucket numbers are kept in 16 bits
+MAX_BUCKETS = 30_000  # per unit, roughly; at most twice as many arise, whose numbers fit in 16 bits
 
 
-def sort_codes(codes: np.ndarray) -> SortedCodes:
-    """Sort codes (n, K) and cut each unit into buckets; used as float32, as scikit-learn's trees do.
+def checked_codes(codes: np.ndarray) -> np.ndarray:
+    """Codes (n, K) as float32, in which scikit-learn's trees compare them too.
 
     Raises:
         MetricError: no rows or units, or a value that is not finite in float32 (unit and sample named).
@@ -20,9 +20,25 @@ def sort_codes(codes: np.ndarray) -> SortedCodes:
     if codes.ndim != 2 or 0 in codes.shape:
         raise MetricError(f"boosted trees need codes of shape (n, K), not empty; found {codes.shape}.")
     with np.errstate(over="ignore"):
-        columns = np.ascontiguousarray(codes.T, dtype=np.float32)
-    if not np.isfinite(columns).all():
-        _raise_not_finite(codes, ~np.isfinite(columns))
+        single = np.ascontiguousarray(codes, dtype=np.float32)
+    is_bad = ~np.isfinite(single)
+    if is_bad.any():
+        unit = int(np.argmax(is_bad.any(axis=0)))
+        sample = int(np.argmax(is_bad[:, unit]))
+        raise MetricError(
+            f"codes hold {codes[sample, unit]} in unit {unit}, first in sample {sample}; boosted trees need finite "
+            "values within float32. Look for a diverged training run, then encode the data set again."
+        )
+    return single
+
+
+def sort_codes(codes: np.ndarray) -> SortedCodes:
+    """Sort codes (n, K) and cut each unit into buckets.
+
+    Raises:
+        MetricError: codes that ``checked_codes`` refuses.
+    """
+    columns = np.ascontiguousarray(checked_codes(codes).T)
     num_units, num = columns.shape
     order = np.argsort(columns, axis=1, kind="stable").astype(np.uint32)
     values = np.take_along_axis(columns, order, axis=1)
@@ -37,15 +53,6 @@ def sort_codes(codes: np.ndarray) -> SortedCodes:
         splittable[unit, : len(cut) - 1] = values[unit, cut[1:] - 1] > values[unit, cut[:-1]] + MIN_GAP
     num_buckets = np.array([len(cut) - 1 for cut in cuts])
     return SortedCodes(columns, order, values, bucket, starts, num_buckets, splittable)
-
-
-def _raise_not_finite(codes: np.ndarray, is_bad: np.ndarray) -> None:
-    unit = int(np.argmax(is_bad.any(axis=1)))
-    sample = int(np.argmax(is_bad[unit]))
-    raise MetricError(
-        f"codes hold {codes[sample, unit]} in unit {unit}, first in sample {sample}; boosted trees need finite values "
-        "within float32. Look for a diverged training run, then encode the data set again."
-    )
 
 
 def bucket_starts(values: np.ndarray, size: int) -> np.ndarray:

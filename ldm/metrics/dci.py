@@ -1,7 +1,8 @@
 """DCI (Eastwood & Williams, 2018): disentanglement, completeness and informativeness from tree importances.
 
-Nearly all the time goes into one boosted classifier per factor. The factors are independent, so the metric
-comes in two parts: ``factor_importance`` for one factor, and ``scores_from_importances`` over all of them.
+Nearly all the time goes into one boosted classifier per factor (``ldm.metrics.boosting``). The factors are
+independent, so the metric comes in two parts: ``factor_importance`` for one factor, and ``scores_from_importances``
+over all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm.metrics.boosting import fit_boosted_trees, sort_codes
 from ldm.metrics.common import (
     FactorSampler,
     MetricError,
@@ -19,6 +21,7 @@ from ldm.metrics.common import (
     require_factors,
     require_units,
 )
+from ldm.metrics.trees import SortedCodes
 
 EMPTY_SHARE = 1e-11  # added to importances before they are normalised, as in disentanglement_lib
 
@@ -30,8 +33,11 @@ def dci(
     *,
     num_train: int = 10000,
     num_test: int = 5000,
+    num_threads: int = 1,
 ) -> dict[str, float]:
     """All three DCI scores.
+
+    One core takes about 15 ms, and 2 ms per unit, for each value of each factor.
 
     Args:
         representation: (N, K) codes of the whole data set, or a function of row indices.
@@ -39,17 +45,20 @@ def dci(
         random_state: fresh generator; the published protocol uses seed 0.
         num_train: labelled codes the classifiers are fitted on.
         num_test: labelled codes of ``informativeness_test``.
+        num_threads: threads that share the classes of a factor; the scores do not depend on it.
 
     Returns:
         ``informativeness_train``, ``informativeness_test`` (mean accuracy over factors), ``disentanglement``
         and ``completeness``, all in [0, 1].
 
     Raises:
-        MetricError: fewer than two factors or units, or a factor that takes one value only.
+        MetricError: fewer than two factors or units, a factor that takes one value only, or codes that are not
+            finite.
     """
     require_factors(sampler, "DCI")
     train, test = _draw(representation, sampler, random_state, num_train, num_test)
-    parts = [factor_importance(*train, *test, factor) for factor in range(sampler.num_factors)]
+    codes = sort_codes(train[0])
+    parts = [_fit_factor(codes, train[1], *test, factor, num_threads) for factor in range(sampler.num_factors)]
     return scores_from_importances(parts)
 
 
@@ -61,11 +70,12 @@ def dci_factor(
     *,
     num_train: int = 10000,
     num_test: int = 5000,
+    num_threads: int = 1,
 ) -> dict[str, Any]:
     """One factor's share of ``dci`` with the same draws: run one per process, then ``scores_from_importances``."""
     require_factors(sampler, "DCI")
     train, test = _draw(representation, sampler, random_state, num_train, num_test)
-    return factor_importance(*train, *test, factor)
+    return factor_importance(*train, *test, factor, num_threads)
 
 
 def _draw(
@@ -86,6 +96,7 @@ def factor_importance(
     test_codes: np.ndarray,
     test_labels: np.ndarray,
     factor: int,
+    num_threads: int = 1,
 ) -> dict[str, Any]:
     """Fit boosted trees (100 stages, depth 3, rate 0.1) that tell one factor from the codes.
 
@@ -95,27 +106,36 @@ def factor_importance(
         test_codes: (m, K) float.
         test_labels: (m, F) int.
         factor: column of the labels.
+        num_threads: threads that share the classes.
 
     Returns:
         ``importance``: list of K shares that sum to 1 (0 if no unit helps), ``train_accuracy`` and
         ``test_accuracy``; plain Python numbers, so that a part can be kept as JSON.
 
     Raises:
-        MetricError: the factor takes a single value in the training sample.
+        MetricError: the factor takes a single value in the training sample, or codes are not finite.
     """
-    from sklearn.ensemble import GradientBoostingClassifier
+    return _fit_factor(sort_codes(train_codes), train_labels, test_codes, test_labels, factor, num_threads)
 
+
+def _fit_factor(
+    train_codes: SortedCodes,
+    train_labels: np.ndarray,
+    test_codes: np.ndarray,
+    test_labels: np.ndarray,
+    factor: int,
+    num_threads: int,
+) -> dict[str, Any]:
     labels = train_labels[:, factor]
     if np.all(labels == labels[0]):
         raise MetricError(
             f"DCI fits a classifier per factor, but factor {factor} takes a single value in {len(labels)} samples; "
             "leave that factor out of the factor space."
         )
-    # the seed only decides ties between equally good splits; without it scikit-learn takes NumPy's global state
-    trees = GradientBoostingClassifier(random_state=0).fit(train_codes, labels)
+    trees = fit_boosted_trees(train_codes, labels, num_threads)
     return {
-        "importance": np.abs(trees.feature_importances_).tolist(),
-        "train_accuracy": float(np.mean(trees.predict(train_codes) == labels)),
+        "importance": trees.importances.tolist(),
+        "train_accuracy": float(np.mean(trees.fitted == labels)),
         "test_accuracy": float(np.mean(trees.predict(test_codes) == test_labels[:, factor])),
     }
 

@@ -198,13 +198,14 @@ def _search(codes, work, residuals, node, size, total_sum, square_sum, seed, bes
     counts, totals, squares = work.sums[slot, 0], work.sums[slot, 1], work.sums[slot, 2]
     for unit in range(len(codes.num_buckets)):
         count, total, num_buckets = counts[unit], totals[unit], codes.num_buckets[unit]
-        if _best_boundary(count, total, num_buckets, mean, size) < best[0] * (1.0 - TIE):
+        enough = _best_boundary(count, total, num_buckets, mean, size) * (1.0 - TIE)
+        if enough < best[0] * (1.0 - TIE):
             continue
         for b in range(1, num_buckets):
             n = count[b]
-            if 0.0 < n < size and n > count[b - 1]:
-                excess = total[b] - mean * n
-                _consider(best, excess * excess / (n * (size - n)), unit, int(codes.starts[unit, b]) - 1, seed)
+            excess, room = total[b] - mean * n, n * (size - n)
+            if excess * excess >= enough * room and room > 0.0 and n > count[b - 1]:
+                _consider(best, excess * excess / room, unit, int(codes.starts[unit, b]) - 1, seed)
     for unit in range(len(codes.num_buckets)):
         count, total, square, num_buckets = counts[unit], totals[unit], squares[unit], codes.num_buckets[unit]
         _mark_promising(
