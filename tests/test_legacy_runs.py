@@ -178,6 +178,17 @@ def test_legacy_run_of_lightning_1_goes_on(tmp_path, database, checkpoint, refer
     assert 0 < (saved["state_dict"][name] - reference[name]).abs().max() < 1e-3
 
 
+def test_legacy_published_weights_are_no_run_to_be_continued(tmp_path, database, reference, capsys):
+    run = tmp_path / "run"
+    (run / "configs").mkdir(parents=True)
+    (run / "checkpoints").mkdir()
+    torch.save({"state_dict": reference, "global_step": 7}, run / "checkpoints" / "model.ckpt")
+    project = {"model": MODELS["ldm"], "data": data(path=str(database)), "lightning": LIGHTNING}
+    OmegaConf.save(OmegaConf.create(copy.deepcopy(project)), run / "configs" / "a-project.yaml")
+    assert front_door.main(["-r", str(run / "checkpoints" / "model.ckpt"), "-t", "--no-test"]) == 1
+    assert "holds weights without the state of a training" in capsys.readouterr().err
+
+
 def test_legacy_bare_weights_are_sampled_with_their_config(tmp_path, database, reference):
     torch.save(reference, tmp_path / "model.ckpt")
     OmegaConf.save(OmegaConf.create(copy.deepcopy({"model": MODELS["ldm"]})), tmp_path / "config.yaml")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
@@ -71,7 +72,8 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
             f"{path} is no checkpoint of a run: it holds bare weights. To start from them name the file in "
             "model.params.ckpt_path; to continue a run give its last.ckpt"
         )
-    return checkpoint
+    # Published files often keep the weights and nothing of the run; Lightning asks for these three.
+    return {"epoch": 0, "global_step": 0, "pytorch-lightning_version": pl.__version__, **checkpoint}
 
 
 def _others(path: Path) -> str:

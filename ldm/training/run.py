@@ -203,6 +203,13 @@ def _fit_and_test(
         raise KeyboardInterrupt from error
     except MisconfigurationException as error:
         raise ConfigError(f"Lightning cannot run this config: {error}") from error
+    except KeyError as error:  # Lightning's way to say that a checkpoint cannot be continued
+        if "checkpoint contains only the model" not in str(error):
+            raise
+        raise UserError(
+            f"{checkpoint} holds weights without the state of a training, so no run can be continued from it. Start "
+            f"one from the weights: python main.py --base CONFIG.yaml -t model.params.ckpt_path={checkpoint}"
+        ) from error
     except torch.OutOfMemoryError as error:
         raise UserError(_memory_advice(plan, error)) from error
     finally:
