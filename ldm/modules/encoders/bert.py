@@ -143,9 +143,7 @@ class TransformerEmbedder(nn.Module):
         device: accepted for old configs and not used: the module lives where its parent is moved.
     """
 
-    def __init__(
-        self, n_embed: int, n_layer: int, vocab_size: int, max_seq_len: int = 77, device: Any = None
-    ) -> None:
+    def __init__(self, n_embed: int, n_layer: int, vocab_size: int, max_seq_len: int = 77, device: Any = None) -> None:
         super().__init__()
         self.transformer = Transformer(vocab_size, max_seq_len, n_embed, n_layer)
 
