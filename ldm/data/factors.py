@@ -148,13 +148,15 @@ class FactorSpace:
     ) -> Subspace:
         """A smaller space of some values of each factor; still a full product, so that metrics can draw from it.
 
+        A factor with one value left is no longer among those to be recovered.
+
         Args:
             keep: factor name -> how many of its values to keep, evenly spread (number i of n is the value at
                 i * size // n), or which values. Factors that are not named keep all.
             available: factor name -> the values there are, where not all are.
 
         Raises:
-            ConfigError: an unknown factor, a number or a value that it does not have.
+            ConfigError: an unknown factor, a number or a value that it does not have, or nothing left to vary.
 
         Example:
             >>> part = FactorSpace(("hue", "shape"), (10, 4)).restrict({"hue": 2, "shape": [0, 3]})
@@ -172,8 +174,11 @@ class FactorSpace:
             there = sorted((available or {}).get(name, range(size)))
             values[name] = _chosen(name, there, keep.get(name, len(there)))
             rows = (rows[:, None] + np.asarray(values[name], dtype=np.int64) * base).ravel()
-        space = FactorSpace(self.all_names, [len(chosen) for chosen in values.values()], self.latent)
-        return Subspace(space, rows, values)
+        sizes = [len(chosen) for chosen in values.values()]
+        latent = [k for k in self.latent if sizes[k] > 1 or sizes[k] == self.all_sizes[k]]
+        if not latent:
+            raise ConfigError("keep: no factor has two values left; metrics need some variation to recover")
+        return Subspace(FactorSpace(self.all_names, sizes, latent), rows, values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, ready for JSON."""

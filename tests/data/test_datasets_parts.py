@@ -26,6 +26,7 @@ def test_a_part_is_a_full_product_of_the_chosen_values():
     assert (np.array([0, 2])[own[:, 0]] == everything[:, 0]).all()
     assert (np.array([1, 3])[own[:, 1]] == everything[:, 1]).all()
     assert (np.diff(part.rows) > 0).all()
+    assert SPACE.restrict({"shape": 1}).space.factor_names == ("hue",)  # one value cannot be recovered
     whole = SPACE.restrict({})
     assert (whole.rows == np.arange(60)).all() and whole.space.to_dict() == SPACE.to_dict()
 
@@ -39,6 +40,7 @@ def test_a_part_is_a_full_product_of_the_chosen_values():
     ({"hue": []}, "how many values"),
     ({"hue": "red"}, "how many values"),
     ([2, 3], "expected a mapping such as"),
+    ({"hue": 1, "shape": 1}, "no factor has two values left"),
 ])
 def test_what_cannot_be_kept_is_named(keep, message):
     with pytest.raises(ConfigError, match=message):

@@ -104,6 +104,6 @@ def test_loader_that_loses_the_order_is_refused(tmp_path, options):
 
 
 def test_other_shapes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(Reader, "test_step", lambda self, batch, batch_idx: batch["image"])
-    with pytest.raises(UserError, match=r"\(B, U, D\)"):
+    monkeypatch.setattr(Reader, "test_step", lambda self, batch, batch_idx: batch["image"][:, 0])
+    with pytest.raises(UserError, match=r"\(B, U, D\) or \(B, U\), found \(5,\)"):
         run_test(tmp_path)

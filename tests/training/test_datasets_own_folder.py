@@ -1,0 +1,95 @@
+"""One's own pictures with one YAML and no Python: a folder and a table, from stage 1 to text attributes."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from stand_ins import TINY_DDCONFIG, TINY_UNET, vq_config
+
+from ldm.training.cli import Options
+from ldm.training.plan import make_plan
+from ldm.training.run import run
+from ldm.util import UserError
+
+SHORT = ["lightning.trainer.max_steps=2", "lightning.trainer.limit_val_batches=1", "data.params.num_workers=0",
+         "lightning.callbacks.image_logger=null"]  # fmt: skip
+VQ = {
+    "target": "ldm.models.autoencoder.VQModel",
+    "base_learning_rate": 1e-4,
+    "params": {
+        "embed_dim": 4, "n_embed": 64, "ddconfig": TINY_DDCONFIG,
+        "lossconfig": {"target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+                       "params": {"disc_start": 0, "disc_factor": 0.0, "perceptual_weight": 0.0}},
+    },
+}  # fmt: skip
+CLIP_DISDIFF = {
+    "target": "ldm.models.diffusion.clip_disdiff.CLIPDisDiff",
+    "base_learning_rate": 1e-4,
+    "params": {
+        "timesteps": 20, "image_size": 8, "channels": 4, "first_stage_config": vq_config(),
+        "cond_stage_config": {"text_encoder": {"target": "stand_ins.HashedText"},
+                              "image_encoder": {"target": "stand_ins.LinearImage"}},
+        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel",
+                        "params": {**TINY_UNET, "latent_unit": 2, "repre_emb_channels": 16, "seprate_decoder": True,
+                                   "orth_emb": True}},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Twelve pictures of no particular size, and a table that says colour and shape."""
+    folder, lines = tmp_path / "photos", ["image,colour,shape"]
+    for colour, shape, k in itertools.product(("red", "green", "blue"), ("ball", "cube"), range(2)):
+        folder.mkdir(exist_ok=True)
+        pixels = np.random.RandomState(k).randint(0, 256, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{colour}-{shape}-{k}.jpg")
+        lines.append(f"{colour}-{shape}-{k}.jpg,{colour},{shape}")
+    (folder / "table.csv").write_text("\n".join(lines))
+    return folder
+
+
+def options(tmp_path, photos, model, *overrides, **params):
+    """The one YAML a user writes, and the command."""
+    described = {
+        "target": "ldm.data.folder.ImageFolder",
+        "params": {"path": str(photos), "attributes": "table.csv", "templates": {"colour": "{} thing"},
+                   "image_size": 32, **params},
+    }  # fmt: skip
+    data = {"target": "ldm.data.module.DataModuleFromConfig",
+            "params": {"batch_size": 4, "train": described, "validation": described, "test": described}}  # fmt: skip
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
+    return Options(base=(str(tmp_path / "mine.yaml"),), overrides=(*SHORT, *overrides), name="mine", train=True,
+                   logdir=str(tmp_path / "logs"))  # fmt: skip
+
+
+def test_a_first_stage_trains_on_own_pictures(tmp_path, photos):
+    folder = run(make_plan(options(tmp_path, photos, VQ)))
+    state = torch.load(folder.last, weights_only=True)
+    assert state["global_step"] >= 2
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values() if value.is_floating_point())
+
+
+def test_columns_of_the_table_are_the_texts_of_the_units(tmp_path, photos):
+    folder = run(make_plan(options(tmp_path, photos, CLIP_DISDIFF)))
+    with np.load(folder.path / "dis_repre" / "epoch=000000.npz") as file:
+        assert file["latents"].shape[:2] == (12, 2)
+        assert file["factor_names"].tolist() == ["colour", "shape"] and file["factor_sizes"].tolist() == [3, 2]
+
+
+def test_fewer_attributes_than_units(tmp_path, photos):
+    three = "model.params.unet_config.params.latent_unit=3"
+    with pytest.raises(UserError, match=r"has 2 .*'blue thing', 'ball'.* but latent_unit is 3"):
+        run(make_plan(options(tmp_path, photos, CLIP_DISDIFF, three, "data.params.shuffle_train_loader=false")))
+    with pytest.raises(UserError, match=r"has 2 attributes \(colour, shape\), expected 3; set num_attributes"):
+        run(make_plan(options(tmp_path, photos, CLIP_DISDIFF, num_attributes=3)))
+
+
+def test_a_misspelt_option_is_told_before_anything_starts(tmp_path, photos):
+    with pytest.raises(Exception, match="takes no 'atributes'. Did you mean 'attributes'"):
+        make_plan(options(tmp_path, photos, VQ, "data.params.train.params.atributes=x.csv"))
