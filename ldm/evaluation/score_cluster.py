@@ -19,7 +19,7 @@ from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 15
+CONNECT_SECONDS = 15  # Dask's own 30 is how long it looks for a dead worker before a lost result is made again
 
 
 class ClusterPool:
@@ -34,10 +34,12 @@ class ClusterPool:
 
     def __init__(self, address: str) -> None:
         try:
+            import dask
             import distributed
         except ModuleNotFoundError as err:
             raise UserError("--scheduler needs Dask: pip install -e .[cluster]") from err
         self._distributed = distributed
+        self._settings = dask.config.set({"distributed.comm.timeouts.connect": f"{CONNECT_SECONDS}s"})
         try:
             self._client = distributed.Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
         except (OSError, ValueError, TimeoutError) as err:
@@ -93,3 +95,4 @@ class ClusterPool:
     ) -> None:
         self._finished.clear()
         self._client.close(timeout=CONNECT_SECONDS)  # its unfinished jobs are forgotten by the scheduler
+        self._settings.__exit__(None, None, None)

@@ -43,6 +43,14 @@ def total_size(parts) -> dict[str, float]:
     return {"total": sum(part["size"] for part in parts)}
 
 
+def slow_size(units, space, random_state, factor, log) -> dict[str, float]:
+    """One factor's part that takes its time, and notes that it was begun."""
+    with open(log, "a") as stream:
+        stream.write(f"{units.shape}/{units.filename}/{factor}".replace(" ", "") + "\n")
+    time.sleep(0.2)
+    return {"size": space.factors_num_values[factor]}
+
+
 def raise_error(units, space, random_state) -> dict[str, float]:
     """A metric with a defect."""
     raise ZeroDivisionError("no such number")
