@@ -167,7 +167,10 @@ class FactorDataset(ImageDataset):
             to keep, evenly spread, or which (``FactorSpace.restrict``). Rows, factors and texts stay those of the
             whole set; splits divide what is kept.
         repeat: see ``ImageDataset``.
-        available: factor name -> values that the files hold, where they do not hold all.
+
+    Attributes:
+        available: factor name -> values that the files hold, where they do not hold all; set before ``__init__``.
+        kept: what ``keep`` leaves.
 
     Items and batches hold, besides those of ``ImageDataset``:
         factors: (F,) or (B, F) int64.
@@ -177,6 +180,8 @@ class FactorDataset(ImageDataset):
     Raises:
         ConfigError: an option outside its choices.
     """
+
+    available: Mapping[str, Sequence[int]] | None = None
 
     def __init__(
         self,
@@ -192,7 +197,6 @@ class FactorDataset(ImageDataset):
         single_caption_share: float = 0.5,
         keep: Mapping[str, int | Sequence[int]] | None = None,
         repeat: int = 1,
-        available: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         if text not in (None, "attributes", "caption"):
             raise ConfigError(f"unknown text {text!r}; expected attributes, caption or null (no text)")
@@ -212,7 +216,7 @@ class FactorDataset(ImageDataset):
             raise ConfigError(f"single_caption_share is a share in [0, 1], found {single_caption_share}")
         self.space = space
         self.vocabulary = vocabulary
-        self.kept = space.restrict(keep or {}, available)
+        self.kept = space.restrict(keep or {}, self.available)
         super().__init__(self.rows_of(split, limit), repeat, seed=seed)
         self.single_caption_share = single_caption_share
         self.caption_weights = np.ones(space.num_factors) if caption_weights is None else np.array(caption_weights)

@@ -133,9 +133,9 @@ class Shapes3D(StoredFactors):
     """
 
     def __init__(self, path: str | os.PathLike | None = None, size: int = 64, **options: Any) -> None:
-        source, values = open_source(path)
+        source, self.available = open_source(path)
         super().__init__(space=factor_space("shapes3d"), vocabulary=world_vocabulary(), source=source, size=size,
-                         available=values, **options)
+                         **options)
 
 
 def write_shapes3d(

@@ -29,8 +29,7 @@ class StoredFactors(FactorDataset):
         if size not in (32, 64):
             raise ConfigError(f"{type(self).__name__}: size must be 32 or 64 pixels, found {size!r}")
         super().__init__(space=space, **options)
-        available = options.get("available")
-        self._stored = space.restrict({}, available).rows if available else None
+        self._stored = space.restrict({}, self.available).rows if self.available else None
         count = space.size if self._stored is None else len(self._stored)
         if source.count != count:
             sizes = " x ".join(map(str, space.all_sizes))
