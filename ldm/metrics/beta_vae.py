@@ -70,7 +70,7 @@ def _pair_points(
         shared, sides = _draw_block(sampler, random_state, block, batch_size)
         first, second = (lookup(rows) for rows in sides)
         differences = np.abs(first - second).reshape(block, batch_size, -1)  # (block, batch, K)
-        points.append(differences.mean(axis=1))
+        points.append(differences.mean(axis=1).astype(np.float64))  # as in the reference, whatever the codes are
         labels.append(shared)
     return np.concatenate(points), np.concatenate(labels)
 

@@ -16,7 +16,6 @@ from ldm.metrics.common import (
     require_factors,
     require_units,
     require_varying,
-    standardised,
 )
 from ldm.metrics.dci import scores_from_importances
 
@@ -56,13 +55,16 @@ def med(
     Raises:
         MetricError: fewer than two factors or units, or a factor that takes one value only.
     """
+    from sklearn.preprocessing import StandardScaler
+
     require_factors(sampler, "MED")
     train_codes, train_labels = factor_codes(representation, sampler, num_train, random_state)
     test_codes, test_labels = factor_codes(representation, sampler, num_test, random_state)
     require_units(train_codes, "MED")
     require_varying(train_labels, "MED fits a classifier per factor")
     shares = information_shares(mutual_information(histogram_codes(train_codes, num_bins), train_labels))
-    train_codes, test_codes = standardised(train_codes, test_codes)
+    scaler = StandardScaler().fit(train_codes)
+    train_codes, test_codes = scaler.transform(train_codes), scaler.transform(test_codes)
     accuracies = [
         _accuracies(train_codes, train_labels[:, factor], test_codes, test_labels[:, factor])
         for factor in range(sampler.num_factors)

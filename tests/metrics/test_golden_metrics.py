@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 
 from ldm.data.factors import FactorSpace, factor_space
-from ldm.metrics import beta_vae, dci, factor_vae, mig
+from ldm.metrics import (
+    beta_vae,
+    dci,
+    factor_vae,
+    irs,
+    med,
+    mig,
+    modularity_explicitness,
+    sap,
+    unsupervised,
+)
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
 
@@ -62,3 +72,40 @@ def test_mig(representation, space):
 def test_dci(representation, space):
     found = dci(representation, space, np.random.RandomState(0), num_train=500, num_test=250)
     assert found == pytest.approx(GOLDEN["dci"], abs=0.02)
+
+
+@pytest.mark.parametrize("is_continuous,key,tolerance", [(True, "sap_cont", 1e-9), (False, "sap_disc", 0.01)])
+def test_sap(representation, space, is_continuous, key, tolerance):
+    found = sap(
+        representation,
+        space,
+        np.random.RandomState(0),
+        num_train=1000,
+        num_test=500,
+        continuous_factors=is_continuous,
+    )
+    assert found == pytest.approx(GOLDEN[key], abs=tolerance)
+
+
+def test_modularity_explicitness(representation, space):
+    found = modularity_explicitness(representation, space, np.random.RandomState(0), num_train=1000, num_test=500)
+    assert found == pytest.approx(GOLDEN["modularity"], abs=0.01)
+    assert found["modularity_score"] == pytest.approx(GOLDEN["modularity"]["modularity_score"], abs=1e-9)
+
+
+def test_irs(representation, space):
+    found = irs(representation, space, np.random.RandomState(0), num_train=1000)
+    assert found.pop("num_active_true") == 8
+    assert found == pytest.approx(GOLDEN["irs"], rel=1e-9)
+
+
+def test_unsupervised(representation, space):
+    found = unsupervised(representation, space, np.random.RandomState(0), num_train=1000)
+    assert found == pytest.approx(GOLDEN["unsup"], rel=1e-9)
+
+
+def test_med(representation, space):
+    found = med(representation, space, np.random.RandomState(0), num_train=1000, num_test=500)
+    assert found == pytest.approx(GOLDEN["med"], abs=0.01)
+    exact = [name for name in found if not name.startswith("informativeness")]
+    assert [found[name] for name in exact] == pytest.approx([GOLDEN["med"][name] for name in exact], abs=1e-9)
