@@ -18,7 +18,13 @@ _NOT_EVERYWHERE = ("shift_coef", "ddim_coef", "alphas_cumprod_next")
 
 
 class DiffusionProcess(nn.Module):
-    """Mixin of a model that denoises. All maps take x (B, C, H, W) and time steps t (B,) int64."""
+    """Mixin of a model that denoises. All maps take x (B, C, H, W) and time steps t (B,) int64.
+
+    Attributes:
+        kept_constants: constants beside LDM's that stand in checkpoints of this model: those of its own family.
+    """
+
+    kept_constants: tuple[str, ...] = ("shift_coef", "ddim_coef")
 
     def register_schedule(self, betas: np.ndarray, v_posterior: float, parameterization: str) -> None:
         """Keep the schedule's constants as buffers under LDM's names.
@@ -31,9 +37,12 @@ class DiffusionProcess(nn.Module):
         self.parameterization = parameterization
         self.num_timesteps = len(betas)
         buffers = schedule_buffers(betas, v_posterior)
+        if "alphas_cumprod_next" in self.kept_constants:
+            abar = buffers["alphas_cumprod"]
+            buffers["alphas_cumprod_next"] = torch.cat([abar[1:], abar[-1:]])
         self.schedule_names = tuple(buffers)
         for name, value in buffers.items():
-            self.register_buffer(name, value)
+            self.register_buffer(name, value, persistent=name not in _NOT_EVERYWHERE or name in self.kept_constants)
         self.register_buffer("lvlb_weights", vlb_weights(buffers, parameterization), persistent=False)
         self.register_load_state_dict_pre_hook(_match_schedule)
 

@@ -14,6 +14,7 @@ import types
 import pytest
 import torch
 from golden_recipe import fill
+from legacy_configs import MODELS
 from stand_ins import TINY_UNET, vq_config
 
 from ldm.models.autoencoder import VQModelInterface
@@ -21,7 +22,7 @@ from ldm.models.diffusion.clip_disdiff import CLIPDisDiff
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.weights import read_state_dict
 from ldm.training.checkpoint_io import read_checkpoint
-from ldm.util import UserError
+from ldm.util import UserError, instantiate_from_config
 
 UNET = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET}
 SCHEDULE = {
@@ -208,6 +209,19 @@ def test_legacy_keys_of_a_latent_diffusion_model():
     assert "scale_factor" not in ldm().state_dict() and "logvar" not in ldm().state_dict()
     state = model.state_dict()
     assert (state["model_ema.decay"].dtype, state["model_ema.num_updates"].dtype) == (torch.float32, torch.int32)
+
+
+def test_legacy_keys_of_encdiff():
+    torch.manual_seed(0)
+    model = instantiate_from_config(MODELS["encdiff"])
+    state = model.state_dict()
+    top = {key for key in state if "." not in key}
+    assert top == SCHEDULE | {"alphas_cumprod_next", "scale_factor"}
+    assert torch.equal(state["alphas_cumprod_next"][:-1], state["alphas_cumprod"][1:])
+    encoder = {key for key in state if key.startswith("cond_stage_model")}
+    assert {"cond_stage_model.encoder.16.weight", "cond_stage_model.net.3.4.bias"} <= encoder
+    model.load_state_dict({k: v for k, v in state.items() if k != "alphas_cumprod_next"} | {
+        "shift_coef": torch.zeros(1000), "ddim_coef": torch.zeros(1000)}, strict=True)  # fmt: skip
 
 
 def test_legacy_keys_of_a_model_with_units():

@@ -27,6 +27,8 @@ from ldm.util import ConfigError
 class EncDiff(LatentDiffusion):
     """A latent diffusion model conditioned on scalars that an encoder reads off the very image."""
 
+    kept_constants = ("alphas_cumprod_next",)
+
     def __init__(
         self,
         unet_config: Mapping[str, Any],
