@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.legacy import mend_indentation
 from ldm.training.cli import find_config_file
+from ldm.training.data_sections import without_foreign_params
 from ldm.training.run_folder import find_run, last_checkpoint
 from ldm.util import ConfigError, UserError
 
@@ -74,7 +75,7 @@ def load_config(
     """Merge files from left to right, then ``a.b=c`` overrides, and resolve every ``${...}``.
 
     A file may name others that it builds on, relative to itself: ``base: [../_shared/disdiff.yaml]``. They are merged
-    before it, each one once.
+    before it, each one once. A data set that replaces another keeps those of its options that it knows.
 
     Args:
         files: YAML files; ``-`` and ``_`` in a name may stand for each other.
@@ -95,12 +96,12 @@ def load_config(
             config.origins.update({key: str(part) for key in _dotted_keys(layer)})
             if part != path:
                 config.included += (str(part),)
-            merged = OmegaConf.merge(merged, layer)
+            merged = OmegaConf.merge(without_foreign_params(merged, layer), layer)
     layer = parse_overrides(overrides)
     if INCLUDE_KEY in layer:
         raise ConfigError(f"command line: {INCLUDE_KEY}: files are given with -b/--base, not as an override")
     config.origins.update({key: COMMAND_LINE for key in _dotted_keys(layer)})
-    merged = OmegaConf.merge(merged, layer)
+    merged = OmegaConf.merge(without_foreign_params(merged, layer), layer)
     _register_resolvers([str(root) for root in roots], config.pending if allow_pending else None)
     config.content = _resolve(merged, config)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +15,21 @@ from stand_ins import TINY_DDCONFIG, TINY_UNET, vq_config
 from ldm.training.cli import Options
 from ldm.training.plan import make_plan
 from ldm.training.run import run
-from ldm.util import UserError
+from ldm.util import UserError, instantiate_from_config
 
 SHORT = ["lightning.trainer.max_steps=2", "lightning.trainer.limit_val_batches=1", "data.params.num_workers=0",
          "lightning.callbacks.image_logger=null"]  # fmt: skip
+ROOT = Path(__file__).parents[2]
+OWN_DATA = """
+data:
+  params:
+    batch_size: 4
+    train: &pictures
+      target: ldm.data.folder.ImageFolder
+      params: {{path: "{folder}", attributes: table.csv, image_size: 64, templates: {{colour: "{{}} thing"}}}}
+    validation: *pictures
+    test: *pictures
+"""
 VQ = {
     "target": "ldm.models.autoencoder.VQModel",
     "base_learning_rate": 1e-4,
@@ -88,6 +100,22 @@ def test_fewer_attributes_than_units(tmp_path, photos):
         run(make_plan(options(tmp_path, photos, CLIP_DISDIFF, three, "data.params.shuffle_train_loader=false")))
     with pytest.raises(UserError, match=r"has 2 attributes \(colour, shape\), expected 3; set num_attributes"):
         run(make_plan(options(tmp_path, photos, CLIP_DISDIFF, num_attributes=3)))
+
+
+@pytest.mark.parametrize("name", ["autoencoder/example_vq_4_16", "latent-diffusion/example_vq_4_16_clip-dis"])
+def test_own_pictures_take_the_place_of_any_other_data(tmp_path, photos, name):
+    """The YAML names the data alone and follows a shipped config; what that said of other data is left out."""
+    (tmp_path / "mine.yaml").write_text(OWN_DATA.format(folder=photos))
+    base = (str(ROOT / "configs" / f"{name}.yaml"), str(tmp_path / "mine.yaml"))
+    nothing = [f"{key}=null" for key in ("model.params.unet_config.params.ckpt_path",
+                                         "model.params.first_stage_config.params.ckpt_path")]  # fmt: skip
+    clip = [f"model.params.cond_stage_config.{key}=ViT-L/14" for key in
+            ("text_encoder.params.version", "image_encoder.params.model")]  # fmt: skip
+    plan = make_plan(Options(base=base, overrides=(*nothing, *clip) if "clip" in name else (), name="x", train=True))
+    train = plan.config.content["data"]["params"]["train"]
+    assert train["target"] == "ldm.data.folder.ImageFolder"
+    assert set(train["params"]) == {"path", "attributes", "image_size", "templates", "split"}
+    assert len(instantiate_from_config(train)) == 11
 
 
 def test_a_misspelt_option_is_told_before_anything_starts(tmp_path, photos):
