@@ -112,7 +112,20 @@ def test_pictures_have_a_row_per_unit_and_text_on_the_axes():
     assert len(grid.rows) == 3
     assert grid.columns[0] == "red floor\ngreen wall"
     assert len(grid.images) == len(grid.rows) * len(grid.columns)
-    assert len(pictures["predXstart"].images) == len(pictures["predXstart"].rows) * len(pictures["predXstart"].columns)
+    assert {"predXstart_st", "predXstart_fl", "predXstart_0", "predXstart_1"} <= set(pictures)
+    assert pictures["samples"].rows == ["image", "sample"]
+    assert {"diffusion_row", "progressive_row", "mask"}.isdisjoint(pictures)
+
+
+def test_a_swap_is_a_change_of_text():
+    """Rows of the swap grid are what the texts would give, an unset text included."""
+    model, texts = build().eval(), [TEXTS[2], TEXTS[0]]
+    cond = model.encode_text(texts)
+    for unit in range(2):
+        changed = [texts[0], [*texts[1][:unit], texts[0][unit], *texts[1][unit + 1 :]]]
+        swapped, wanted = cond.swapped(unit), model.encode_text(changed)
+        assert torch.equal(swapped.codes, wanted.codes)
+        assert torch.equal(swapped.mask, wanted.mask)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from golden_recipe import UNET_CONFIG, VQ_DDCONFIG, assert_stat, fill, inp, load_golden
 
-from ldm.models.diffusion.clip_disdiff import CLIPDisDiff, UnitText
+from ldm.models.diffusion.clip_disdiff import CLIPDisDiff
+from ldm.models.diffusion.unit_diffusion import UnitCodes
 from ldm.modules.encoders.image import Encoder4
 
 GOLDEN = load_golden("clip_disdiff")
 UNITS, WIDTH = 7, 768
-
 
 
 def build(dis_loss_type):
@@ -53,7 +53,7 @@ def build(dis_loss_type):
 
 
 def condition():
-    return UnitText(F.normalize(inp((2, UNITS, WIDTH), 0.5), dim=-1), torch.ones(2, UNITS, dtype=torch.bool))
+    return UnitCodes(F.normalize(inp((2, UNITS, WIDTH), 0.5), dim=-1), torch.ones(2, UNITS, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("kind", ["Z", "IM"])

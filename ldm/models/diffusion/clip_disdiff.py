@@ -12,20 +12,20 @@ Dimensions: B batch, U units (attributes), D width of a text embedding, C, H, W 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.schedule import extract
 from ldm.losses.disentangling import (
     clip_logits_aligned,
     clip_logits_reference,
     clip_logits_sampled,
     disentangling_loss,
 )
-from ldm.models.diffusion.latent_diffusion import LatentDiffusion, freeze
-from ldm.models.diffusion.swap_pictures import clip_disdiff_pictures
+from ldm.models.diffusion.latent_diffusion import freeze
+from ldm.models.diffusion.swap_pictures import unit_pictures
+from ldm.models.diffusion.unit_diffusion import UnitCodes, UnitDiffusion
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.models.pictures import CaptionedGrid
 from ldm.modules.diffusionmodules.openaimodel_shift import ShiftOutput
@@ -33,82 +33,44 @@ from ldm.modules.encoders.readout import AttributeReadout
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 DIS_MODES = ("aligned", "sampled", "reference")
+_PICTURES: dict[str, Any] = {  # what texts do, on noise that stays in place; of LDM's pictures only what is asked for
+    "ddim_steps": 50, "ddim_eta": 0.0, "plot_swapped_concepts": True, "plot_diffusion_rows": False,
+    "plot_progressive_rows": False, "quantize_denoised": False, "inpaint": False,
+}  # fmt: skip
 
 
-class UnitText(NamedTuple):
-    """A condition: ``codes`` (B, U, D) text embeddings, ``mask`` (B, U) bool, False where a unit is left unset.
-
-    ``only`` (B,) int64 keeps one unit's gradient per sample; None keeps all. ``guidance`` scales the sub-gradients.
-    """
-
-    codes: Tensor
-    mask: Tensor
-    only: Tensor | None = None
-    guidance: float = 1.0
-
-    def first(self, count: int | None) -> UnitText:
-        """The first ``count`` samples, None for all."""
-        only = None if self.only is None else self.only[:count]
-        return self._replace(codes=self.codes[:count], mask=self.mask[:count], only=only)
-
-
-class CLIPDisDiff(LatentDiffusion):
+class CLIPDisDiff(UnitDiffusion):
     """A latent diffusion model whose gradient is split into one sub-gradient per text attribute."""
 
     def __init__(
         self,
-        unet_config: Mapping[str, Any],
         cond_stage_config: Mapping[str, Any],
         cond_stage_key: str = "text",
-        dis_loss_flag: bool = True,
-        dis_loss_type: str = "Z",
-        dis_weight: float = 0.05,
         dis_mode: str = "aligned",
-        dis_batch_size: int | None = None,
         unset_prob: float = 0.0,
-        detach_flag: bool = False,
         vocabulary_config: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """Build the model.
 
         Args:
-            unet_config: the shift U-Net; its ``ckpt_path`` names the base model.
             cond_stage_config: ``{text_encoder: {target, params}, image_encoder: {target, params}}``.
             cond_stage_key: entry of the batch with U strings per sample; an empty string leaves the unit unset.
-            dis_loss_flag: use the disentangling loss.
-            dis_loss_type: it is weighted by the squared change of the latent (``Z``) or of the image (``IM``).
-            dis_weight: constant factor of that weight.
             dis_mode: ``aligned`` decodes every unit's edit; ``sampled`` only that of the drawn unit, at 1/U of the
                 cost; ``reference`` repeats the CLIP-DisDiff code, its defects included.
-            dis_batch_size: compute the disentangling loss on so many samples of the batch; None on all.
             unset_prob: probability to leave a unit unset while training, drawn for each unit and sample.
-            detach_flag: quantise and detach the edited images (an ablation: the loss then trains nothing).
             vocabulary_config: attribute words of the data set by which units are read from images; without it the
                 test data set's own vocabulary, and without that the representation is the text itself.
-            **kwargs: see ``LatentDiffusion`` and ``DDPM``.
+            **kwargs: see ``UnitDiffusion``, ``LatentDiffusion`` and ``DDPM``.
 
         Raises:
             ConfigError: an option has an unknown value.
         """
         if dis_mode not in DIS_MODES:
             raise ConfigError(f"model.params.dis_mode '{dis_mode}' is unknown; choose one of {', '.join(DIS_MODES)}")
-        if dis_loss_type not in ("Z", "IM"):
-            raise ConfigError(f"model.params.dis_loss_type '{dis_loss_type}' is unknown; choose 'Z' or 'IM'")
-        kwargs["conditioning_key"] = None  # the shift U-Net takes the text itself
-        super().__init__(
-            unet_config=unet_config, cond_stage_config=cond_stage_config, cond_stage_key=cond_stage_key, **kwargs
-        )
-        self.model.conditioning_key = None
-        self.dis_loss_flag, self.dis_loss_type, self.dis_weight = dis_loss_flag, dis_loss_type, dis_weight
-        self.dis_mode, self.dis_batch_size, self.detach_flag = dis_mode, dis_batch_size, detach_flag
-        self.unset_prob = unset_prob
-        self.latent_unit = self.model.diffusion_model.latent_unit
+        super().__init__(cond_stage_config=cond_stage_config, cond_stage_key=cond_stage_key, **kwargs)
+        self.dis_mode, self.unset_prob = dis_mode, unset_prob
         self._check_options()
-        base_scale = getattr(self.model.diffusion_model, "scale_factor", None)
-        if base_scale is not None:
-            self.scale_factor.copy_(base_scale)
-            self.restarted_from_ckpt = True
         self.vocabulary = instantiate_from_config(vocabulary_config) if vocabulary_config else None
         self._readout: AttributeReadout | None = None
 
@@ -118,8 +80,6 @@ class CLIPDisDiff(LatentDiffusion):
             raise ConfigError(
                 f"{where}.unet_config.params.seprate_decoder must be true: CLIP-DisDiff needs one gradient per unit"
             )
-        if self.dis_batch_size is not None and self.dis_batch_size < 1:
-            raise ConfigError(f"{where}.dis_batch_size is {self.dis_batch_size}; expected at least 1, or null for all")
         if not 0.0 <= self.unset_prob < 1.0:
             raise ConfigError(f"{where}.unset_prob is {self.unset_prob}; expected a probability in [0, 1)")
         if self.cond_stage_trainable:
@@ -134,12 +94,7 @@ class CLIPDisDiff(LatentDiffusion):
             )
         return freeze(nn.ModuleDict({name: instantiate_from_config(part) for name, part in config.items()}))
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """The sub-gradient decoder, in the order of the family's checkpoints."""
-        parameters = list(self.model.diffusion_model.trainable_parameters())
-        return [*parameters, self.logvar] if self.learn_logvar else parameters
-
-    def encode_text(self, texts: Sequence[Sequence[str]]) -> UnitText:
+    def encode_text(self, texts: Sequence[Sequence[str]]) -> UnitCodes:
         """Embed U strings per sample.
 
         Raises:
@@ -155,60 +110,21 @@ class CLIPDisDiff(LatentDiffusion):
                 )
         codes = self.cond_stage_model["text_encoder"].encode([list(strings) for strings in texts])
         mask = torch.tensor([[bool(string) for string in strings] for strings in texts])
-        return UnitText(codes, mask.to(codes.device, non_blocking=True))
+        return UnitCodes(codes, mask.to(codes.device, non_blocking=True))
 
-    def get_condition(self, batch: Mapping[str, Any]) -> UnitText:
+    def get_condition(self, batch: Mapping[str, Any]) -> UnitCodes:
         """The batch's text, embedded."""
         return self.encode_text(batch_value(batch, self.cond_stage_key))
 
-    def gradients(self, x_noisy: Tensor, t: Tensor, cond: UnitText) -> ShiftOutput:
-        """Base prediction (B, C, H, W) and all sub-gradients (B, U, C, H, W)."""
-        return self.model(x_noisy, t, context=cond.codes, unit_mask=cond.mask, sampled_index=cond.only)
+    def condition_in_training(self, cond: UnitCodes) -> UnitCodes:
+        """In training, some units left unset at random."""
+        if not self.training or self.unset_prob == 0:
+            return cond
+        keep = torch.rand(cond.mask.shape, device=cond.mask.device) >= self.unset_prob
+        return cond._replace(mask=cond.mask & keep)
 
-    def gradient_scale(self, t: Tensor, like: Tensor, training: bool = False) -> Tensor:
-        """The factor of a sub-gradient in the prediction, (B, 1, 1, 1).
-
-        For eps it is PDAE's: -sqrt(1 - abar) when sampling, and the posterior's ``shift_coef`` in the training loss.
-        For x0 the sub-gradient is measured in units of the clean latent and fades with the noise: sqrt(1 - abar).
-        """
-        if self.parameterization == "x0":
-            return extract(self.sqrt_one_minus_alphas_cumprod, t, like)
-        return extract(self.shift_coef if training else self.ddim_coef, t, like)
-
-    def apply_model(self, x_noisy: Tensor, t: Tensor, cond: UnitText | None) -> Tensor:
-        """The conditional prediction: base plus all (or the one asked for) sub-gradients, as samplers need it."""
-        if cond is None:
-            return self.model.diffusion_model.base_prediction(x_noisy, t)
-        out = self.gradients(x_noisy, t, cond)
-        return out.pred + cond.guidance * self.gradient_scale(t, out.pred) * out.out_grad
-
-    def p_losses(self, x_start: Tensor, cond: UnitText, t: Tensor, noise: Tensor | None = None) -> tuple[Tensor, dict]:
-        """Reconstruction loss of the summed prediction, plus the disentangling loss."""
-        noise = torch.randn_like(x_start) if noise is None else noise
-        if self.training and self.unset_prob > 0:
-            keep = torch.rand(cond.mask.shape, device=cond.mask.device) >= self.unset_prob
-            cond = cond._replace(mask=cond.mask & keep)
-        x_noisy = self.q_sample(x_start, t, noise)
-        out = self.gradients(x_noisy, t, cond)
-        prediction = out.pred + self.gradient_scale(t, out.pred, training=True) * out.out_grad
-        added = self.dis_loss(x_noisy, t, out, cond) if self.dis_loss_flag else None
-        return self.weigh_losses(prediction, noise if self.parameterization == "eps" else x_start, t, added)
-
-    def dis_loss(
-        self, x_t: Tensor, t: Tensor, out: ShiftOutput, cond: UnitText, unit: Tensor | None = None
-    ) -> Tensor:
-        """The disentangling loss of each sample, weight included.
-
-        Args:
-            x_t: (B, C, H, W) noisy latent.
-            t: (B,) time steps.
-            out: base prediction and sub-gradients at x_t.
-            cond: the text.
-            unit: (B,) the unit to tell apart; drawn uniformly among the set ones if None.
-
-        Returns:
-            (b,) with b = min(B, dis_batch_size).
-        """
+    def dis_loss(self, x_t: Tensor, t: Tensor, out: ShiftOutput, cond: UnitCodes, unit: Tensor | None = None) -> Tensor:
+        """See ``UnitDiffusion``; the unit is drawn uniformly among the set ones."""
         count = self.dis_batch_size
         x_t, t, cond = x_t[:count], t[:count], cond.first(count)
         pred, unit_grad = out.pred[:count], out.unit_grad[:count]
@@ -218,21 +134,17 @@ class CLIPDisDiff(LatentDiffusion):
             unit = (weight / torch.empty_like(weight).exponential_()).argmax(dim=1)
         edited = self._edits(pred, unit_grad, t, unit)  # (b, E, C, H, W)
         with torch.no_grad():
-            z_before = self.start_from_prediction(x_t, t, pred)
-            image_before = self.decode_first_stage(z_before, force_not_quantize=not self.detach_flag)
+            z_before, image_before = self.decode_prediction(x_t, t, pred)
             seen_before = self.cond_stage_model["image_encoder"](image_before)
         edits = edited.shape[1]
         x_repeated, t_repeated = x_t.repeat_interleave(edits, 0), t.repeat_interleave(edits)
-        z_after = self.start_from_prediction(x_repeated, t_repeated, edited.flatten(0, 1))
-        image_after = self.decode_first_stage(z_after, force_not_quantize=not self.detach_flag)
+        z_after, image_after = self.decode_prediction(x_repeated, t_repeated, edited.flatten(0, 1))
         if self.detach_flag:
             image_after = image_after.detach()
         seen_after = self.cond_stage_model["image_encoder"](image_after).unflatten(0, (-1, edits))  # (b, E, D)
         variant, invariant = self._logits(seen_before, seen_after, cond.codes.detach())
-        change = z_before - self._drawn(z_after, unit, edits)
-        if self.dis_loss_type == "IM":
-            change = image_before - self._drawn(image_after, unit, edits)
-        weight = change.detach().square().flatten(1).mean(1) * self.dis_weight
+        z_change = z_before - self._drawn(z_after, unit, edits)
+        weight = self.change_weight(z_change, image_before - self._drawn(image_after, unit, edits))
         return disentangling_loss(variant, invariant, unit, weight)
 
     def _edits(self, pred: Tensor, unit_grad: Tensor, t: Tensor, unit: Tensor) -> Tensor:
@@ -269,7 +181,7 @@ class CLIPDisDiff(LatentDiffusion):
         ``guidance_scale`` multiplies the sub-gradients, 1 as trained; ``only`` (B,) adds one unit's gradient alone.
         """
         cond = self.encode_text(texts)._replace(only=only, guidance=guidance_scale)
-        return self.decode_first_stage(self.sample(x_T, cond, num_steps, eta)).clamp(-1, 1)
+        return self.decode_condition(cond, x_T, num_steps, eta)
 
     @torch.no_grad()
     def encode_representation(self, batch: Mapping[str, Any]) -> Tensor:
@@ -301,17 +213,19 @@ class CLIPDisDiff(LatentDiffusion):
             texts = [[vocabulary.phrases(k, w)[0] for w in range(count)] for k, count in enumerate(counts)]
             self._readout = AttributeReadout(encoder.vocabulary_embeddings(texts), encoder.logit_scale)
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """The representation of the batch, for whoever writes it down."""
-        return self.encode_representation(batch)
+    def unit_captions(self, batch: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """The first sample's attributes, and every sample's text."""
+        texts = batch_value(batch, self.cond_stage_key)
+        units = [f"unit {unit + 1}: {string or 'unset'}" for unit, string in enumerate(texts[0])]
+        return units, ["\n".join(strings) for strings in texts]
 
     @torch.no_grad()
     def log_images(
         self, batch: Mapping[str, Any], split: str = "train", **options: Any
     ) -> dict[str, Tensor | CaptionedGrid]:
-        """Pictures by name; ``options`` are those of ``clip_disdiff_pictures``."""
+        """Pictures by name; ``options`` are those of ``unit_pictures``, with defaults of our own."""
         with self.ema_scope():
-            return clip_disdiff_pictures(self, batch, **options)
+            return unit_pictures(self, batch, **{**_PICTURES, **options})
 
 
 def test_vocabulary(trainer: Any) -> Any:
