@@ -1,13 +1,15 @@
 import pytest
 import pytorch_lightning as pl
 import torch
+from golden_recipe import KL_DDCONFIG, assert_stat, fill, inp, load_golden
 from stand_ins import TINY_DDCONFIG
 from torch.utils.data import DataLoader
 
-from ldm.models.autoencoder import VQModel, VQModelInterface, psnr
-from ldm.util import UserError
+from ldm.models.autoencoder import AutoencoderKL, VQModel, VQModelInterface, psnr
+from ldm.util import ConfigError, UserError
 
 LOSS = "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+KL_LOSS = "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator"
 
 
 def build(disc_weight=0.0, **params):
@@ -17,6 +19,14 @@ def build(disc_weight=0.0, **params):
             "disc_num_layers": 1}  # fmt: skip
     lossconfig = {"target": LOSS, "params": loss}
     return VQModel(ddconfig=TINY_DDCONFIG, lossconfig=lossconfig, n_embed=32, embed_dim=4, **params)
+
+
+def build_kl(disc_weight=0.0, **params):
+    torch.manual_seed(0)
+    loss = {"disc_start": 0, "disc_weight": disc_weight, "perceptual_weight": 0.0, "disc_ndf": 8, "disc_num_layers": 1,
+            "kl_weight": 1e-3}  # fmt: skip
+    ddconfig = {**TINY_DDCONFIG, "double_z": True}
+    return AutoencoderKL(ddconfig=ddconfig, lossconfig={"target": KL_LOSS, "params": loss}, embed_dim=4, **params)
 
 
 def images(count=8):
@@ -43,7 +53,7 @@ def test_training_changes_what_it_should(disc_weight):
     assert any(name.startswith("encoder") for name in moved)
     assert any(name.startswith("quantize.embedding") for name in moved)
     assert any(name.startswith("loss.discriminator") for name in moved) == (disc_weight > 0)
-    assert {"train/loss", "train/psnr"} <= set(trainer.callback_metrics)
+    assert {"train/loss", "train/psnr", "train/rec_loss", "train/epoch_num"} <= set(trainer.callback_metrics)
 
 
 def test_the_discriminator_does_not_train_the_autoencoder():
@@ -113,3 +123,70 @@ def test_ema_is_used_and_left(tmp_path):
     with model.ema_scope():
         assert not model.quant_conv.weight.any()
     assert torch.equal(model.quant_conv.weight, raw)
+
+
+@pytest.mark.parametrize("disc_weight", [0.0, 0.5])
+def test_kl_trains_what_it_should_and_its_variance(disc_weight):
+    model = build_kl(disc_weight, scheduler_config={"target": "ldm.lr_scheduler.LambdaLinearScheduler", "params": {
+        "warm_up_steps": [1], "cycle_lengths": [100], "f_start": [1.0], "f_max": [1.0], "f_min": [1.0]}})  # fmt: skip
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = train(model, steps=4, num_sanity_val_steps=0)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert {"encoder.conv_in.weight", "decoder.conv_out.weight", "quant_conv.weight", "post_quant_conv.bias"} <= moved
+    assert model.loss.logvar < before["loss.logvar"]  # the error is below one: its variance shrinks
+    assert any(name.startswith("loss.discriminator") for name in moved) == (disc_weight > 0)
+    wanted = {"train/loss", "train/rec_loss", "train/kl_loss", "train/logvar", "train/epoch_num", "train/psnr"}
+    assert wanted <= set(trainer.callback_metrics)
+
+
+def test_kl_validation_and_pictures_do_not_depend_on_a_draw():
+    model = build_kl(0.5)
+    loader = DataLoader(images(4), batch_size=2)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
+                         enable_model_summary=False)  # fmt: skip
+    first, second = (trainer.validate(model, loader, verbose=False)[0] for _ in range(2))
+    assert {"val/rec_loss", "val/kl_loss", "val/psnr", "val/disc_loss"} <= set(first)
+    assert first == second
+    assert trainer.test(model, loader, verbose=False)[0]["figure/psnr"] > 0
+    batch = {"image": torch.stack([item["image"] for item in images(3)])}
+    pictures = [model.eval().log_images(batch, N=2) for _ in range(2)]
+    assert {name: tuple(value.shape) for name, value in pictures[0].items()} == {
+        name: (2, 3, 32, 32) for name in ("inputs", "reconstructions", "samples")
+    }
+    assert torch.equal(pictures[0]["reconstructions"], pictures[1]["reconstructions"])
+    assert not torch.equal(*(p["samples"] for p in pictures))
+    x = model.get_input(batch)
+    assert not torch.equal(model(x)[0], model(x)[0])  # drawn, as the references do
+
+
+def test_kl_figures_and_keys():
+    golden = load_golden("modules")
+    model = AutoencoderKL(ddconfig=KL_DDCONFIG, embed_dim=4, lossconfig={"target": "torch.nn.Identity"})
+    fill(model)
+    with torch.no_grad():
+        posterior = model.encode(inp((2, 3, 64, 64)))
+        assert_stat(posterior.mode(), golden["kl_mean"])
+        assert_stat(posterior.logvar, golden["kl_logvar"])
+        assert_stat(model.decode(posterior.mode()), golden["kl_decode_mode"])
+    assert posterior.kl().tolist() == pytest.approx(golden["kl_kl"], rel=1e-5)
+    shapes = {name: tuple(value.shape) for name, value in build_kl(0.5).state_dict().items()}
+    assert shapes["quant_conv.weight"] == (8, 8, 1, 1) and shapes["post_quant_conv.weight"] == (4, 4, 1, 1)
+    assert shapes["loss.logvar"] == () and "loss.discriminator.main.0.weight" in shapes
+    assert not any(name.startswith("quantize") for name in shapes)
+
+
+def test_kl_starts_from_a_latent_diffusion_checkpoint_and_freezes_without_its_loss(tmp_path, caplog):
+    source = build_kl(0.5)
+    torch.save(source.state_dict(), tmp_path / "kl.ckpt")
+    state = {f"first_stage_model.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": {**state, "betas": torch.zeros(3)}}, tmp_path / "ldm.ckpt")
+    for name in ("kl", "ldm"):
+        for lossconfig in ("torch.nn.Identity", "ldm.modules.losses.contperceptual.DummyLoss"):
+            target = AutoencoderKL(
+                ddconfig={**TINY_DDCONFIG, "double_z": True}, embed_dim=4, lossconfig={"target": lossconfig},
+                ckpt_path=str(tmp_path / f"{name}.ckpt"),
+            )  # fmt: skip
+            assert torch.equal(source.quant_conv.weight, target.quant_conv.weight)
+    assert "unexpected keys" not in caplog.text
+    with pytest.raises(ConfigError, match="double_z"):
+        AutoencoderKL(ddconfig=TINY_DDCONFIG, embed_dim=4, lossconfig={"target": "torch.nn.Identity"})

@@ -6,7 +6,8 @@ import pytest
 import torch
 from golden_recipe import assert_stat, fill, inp, load_golden
 
-from ldm.modules.encoders.image import Encoder4, Encoder4_vae, Encoder256
+from ldm.modules.encoders.image import Encoder4, Encoder4_vae, Encoder256, mean_code_frozen
+from ldm.util import ConfigError
 
 GOLDEN = load_golden("modules")
 IMAGES = inp((2, 3, 64, 64))
@@ -42,3 +43,39 @@ def test_keys():
 def test_wrong_size_is_said():
     with pytest.raises(ValueError, match="64x64.*32x32"):
         Encoder4(d=8)(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("size", [8, 16, 32, 128])
+def test_other_sizes(size):
+    """As many halvings as lead to 4x4; at 64 pixels nothing differs."""
+    encoder = Encoder4(d=8, latent_dim=6, image_size=size)
+    assert encoder(torch.zeros(2, 3, size, size)).shape == (2, 6)
+    strided = sum(isinstance(layer, torch.nn.Conv2d) and layer.stride == (2, 2) for layer in encoder.modules())
+    assert 4 * 2**strided == size
+    with pytest.raises(ConfigError, match="image_size is 48"):
+        Encoder4(d=8, image_size=48)
+
+
+def test_the_size_of_the_class_given_by_hand_changes_no_key():
+    for kind, size in ((Encoder4, 64), (Encoder4_vae, 64), (Encoder256, 256)):
+        plain, sized = kind(d=4, latent_dim=6), kind(d=4, latent_dim=6, image_size=size)
+        shapes = [{key: value.shape for key, value in encoder.state_dict().items()} for encoder in (plain, sized)]
+        assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("kind", [Encoder4, Encoder4_vae])
+def test_a_look_through_the_encoder_at_rest(kind):
+    """Like a copy in evaluation mode: gradients to the image alone, no statistics moved, modes as before."""
+    encoder = fill(kind(d=8, latent_dim=6, image_size=16))
+    encoder.train()
+    encoder.encoder[1].eval()
+    modes = [module.training for module in encoder.modules()]
+    statistics = {name: value.clone() for name, value in encoder.named_buffers()}
+    images = inp((2, 3, 16, 16)).requires_grad_()
+    found = mean_code_frozen(encoder, images)
+    found.square().sum().backward()
+    assert images.grad.any() and all(p.grad is None and p.requires_grad for p in encoder.parameters())
+    assert [module.training for module in encoder.modules()] == modes
+    assert all(torch.equal(value, statistics[name]) for name, value in encoder.named_buffers())
+    assert getattr(encoder, "posterior", None) is None
+    assert torch.equal(found, encoder.eval().mean(images))
