@@ -312,6 +312,37 @@ def test_a_data_sets_own_part_is_ten_lines(name):
     assert len(lines) <= 10 or "example" in name
 
 
+@pytest.mark.parametrize("stage", ["vq", "kl"])
+def test_full_size_networks(stage):
+    """As large as the references' at 3 channels; a fourth adds a plane to the first and to both last convolutions."""
+    first, last = (576, 577) if stage == "kl" else (0, 0)
+    for name, total, trained in (
+        (f"shapes3d-{stage}-4-16", 29_422_467 + first + last, 29_422_467 + first + last),
+        (f"shapes3d-{stage}-4-16-dis", 52_161_158 + first + 2 * last, 22_738_691 + last),
+    ):
+        overrides = (NO_FIRST_STAGE, NO_BASE) if name.endswith("dis") else (NO_FIRST_STAGE,)
+        base = (str(ROOT / "configs" / "latent-diffusion" / f"{name}.yaml"),)
+        with torch.device("meta"):  # weights are counted, not made
+            model = build(make_plan(Options(base=base, overrides=overrides, train=True)).config, "model")
+        network = model.model.diffusion_model
+        assert sum(p.numel() for p in network.parameters()) == total
+        assert sum(p.numel() for p in network.parameters() if p.requires_grad) == trained
+
+
+@pytest.mark.parametrize("stage", ["vq", "kl"])
+def test_small_sizes_go_with_every_stage(stage):
+    latents = ("latent-diffusion", "small_latents", (NO_FIRST_STAGE,))
+    for name, (room, small, overrides) in {
+        f"shapes3d_{stage}_4_16": ("autoencoder", "small_autoencoder", ()),
+        f"shapes3d-{stage}-4-16": latents,
+        f"shapes3d-{stage}-4-16-dis": (*latents[:2], (NO_FIRST_STAGE, NO_BASE)),
+    }.items():
+        base = tuple(str(ROOT / "configs" / part) for part in (f"{room}/{name}.yaml", f"_shared/{small}.yaml"))
+        plan = make_plan(Options(base=base, overrides=overrides, train=True))
+        assert plan.name == name
+        assert sum(p.numel() for p in build(plan.config, "model").parameters()) < 4_000_000
+
+
 def losses_of(folder):
     with open(next(folder.path.glob("testtube/*/metrics.csv")), newline="") as stream:
         rows = [row for row in csv.DictReader(stream) if row.get("train/loss")]
