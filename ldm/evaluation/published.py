@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.evaluation.score_spaces import WORLD
+from ldm.evaluation.score_spaces import PART, WORLD
 
 FILE = Path(__file__).with_name("published.json")
 
@@ -76,7 +76,8 @@ def _content() -> dict:
 
 def published_beside(datasets: Iterable[str | None], figures: Iterable[str]) -> list[PublishedRow]:
     """The rows on the given data sets, or the nearest there are, that hold at least one of the figures."""
-    wanted = [name for dataset in dict.fromkeys(datasets) if dataset for name in (dataset, *_NEAR.get(dataset, ()))]
+    whole = [dataset.removesuffix(PART) for dataset in dict.fromkeys(datasets) if dataset]
+    wanted = [name for dataset in whole for name in (dataset, *_NEAR.get(dataset, ()))]
     shown = set(figures)
     return [
         row for name in dict.fromkeys(wanted) for row in published_rows()

@@ -16,14 +16,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from ldm.evaluation.score_files import LATENTS_FOLDER, latent_paths, parse_seeds
 from ldm.evaluation.score_rows import Row, collect_rows
 from ldm.evaluation.score_single import record_of, score_file, score_latents, single_row
-from ldm.evaluation.score_table import score_table, write_csv, write_latex, write_markdown
+from ldm.evaluation.score_table import score_tables, write_csv, write_latex, write_markdown
 from ldm.evaluation.scoring import ProgressListener, Report, file_state, score_folder
 from ldm.metrics import DEFAULT_PROTOCOL, Metric, select_metrics
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
-TABLE_WIDTH = 200  # of the table in a file or pipe, where no terminal says how wide it is
+TABLE_WIDTH = 240  # of the table in a file or pipe, where no terminal says how wide it is
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,9 @@ def _show(report: Report, options: Options, seeds: Sequence[int]) -> None:
 def _write_tables(options: Options, rows: list[Row]) -> None:
     """The table on the terminal and in the files that were asked for."""
     if rows:
-        Console(width=None if sys.stdout.isatty() else TABLE_WIDTH).print(score_table(rows))
+        console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+        for table in score_tables(rows, console.width):
+            console.print(table)
     writers: dict[str, Callable[[str, list[Row]], None]] = {
         "csv": write_csv, "latex": write_latex, "markdown": write_markdown,
     }  # fmt: skip

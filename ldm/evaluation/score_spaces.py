@@ -22,6 +22,7 @@ _TARGET_WORDS = {
     "smallnorb": "smallnorb",
 }
 WORLD = "world3d"  # our twin of Shapes3D: the same factors, but other images, so scores are not compared as equals
+PART = "_part"  # of a data set, a few values of some factors: scores of it are not those of the whole
 _NO_VARIANT = ("path", "test", "split", "text", "phrasing", "repeat", "do_augment", "seed")  # leave the images alone
 
 
@@ -165,6 +166,8 @@ def describe_dataset(run_dir: Path, space: FactorSpace, named: str | None = None
         name = WORLD
     elif name == "mpi3d" and target:
         name = f"mpi3d_{options.get('variant', 'toy')}"  # the references know the toy set alone
+    if name and options.get("keep"):
+        name += PART
     return {
         "name": name,
         "variant": {key: value for key, value in options.items() if key not in _NO_VARIANT},

@@ -6,7 +6,9 @@ import csv
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from ldm.evaluation.published import PublishedRow, published_beside, published_sources
@@ -27,13 +29,41 @@ def cell_text(cell: Cell | None) -> str:
     return text if cell.step is None else f"{text} @ {cell.step}"
 
 
-def score_table(rows: Iterable[Row]) -> Table:
-    """The last and the best checkpoint of every run, runs of one experiment together with their mean and spread."""
+def score_tables(rows: Iterable[Row], width: int) -> list[Table]:
+    """``score_table``, in as many tables of fewer figures as make each fit on ``width`` letters."""
+    rows = list(rows)
+    shown = shown_figures(table_lines(rows))
+    tables: list[Table] = []
+    while shown:
+        for count in range(len(shown), 0, -1):
+            table = score_table(rows, shown[:count])
+            if count == 1 or _needed_width(table) <= width:
+                break
+        tables.append(table)
+        shown = shown[count:]
+    for table in tables[:-1]:
+        table.caption = None
+    return tables
+
+
+def _needed_width(table: Table) -> int:
+    console = Console(width=10_000)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def score_table(rows: Iterable[Row], figures: Sequence[str] | None = None) -> Table:
+    """The last and the best checkpoint of every run, runs of one experiment together with their mean and spread.
+
+    Args:
+        rows: of ``collect_rows``.
+        figures: to show; None takes all there are.
+    """
     rows = list(rows)
     lines = table_lines(rows)
-    shown, published = shown_figures(lines), _published(rows, lines)
+    shown = shown_figures(lines) if figures is None else list(figures)
+    published = published_beside([row.dataset for row in rows], shown)
     title = "Scored checkpoints: last, and best of each score (value @ step)"
-    table = Table(title=title, caption=_sources(published), caption_justify="left")
+    table = Table(title=title, caption=_caption(rows, published), caption_justify="left")
     for heading in ("experiment", "run"):
         table.add_column(heading, overflow="fold")
     for heading in ("", "seed", "step", "epoch", *(HEADINGS[name] for name in shown)):
@@ -47,7 +77,8 @@ def score_table(rows: Iterable[Row]) -> Table:
         table.add_section()
     for row in published:
         where = [f"published, {row.dataset}", f"{row.method} [{row.source}]", "", "", "", ""]
-        table.add_row(*map(escape, where), *(cell_text(_published_cell(row, name)) for name in shown), style="dim")
+        cells = [cell_text(_published_cell(row, name)) for name in shown]
+        table.add_row(*map(escape, where), *cells, style="dim")
     return table
 
 
@@ -59,10 +90,16 @@ def _published_cell(row: PublishedRow, name: str) -> Cell | None:
     return Cell(*row.figures[name]) if name in row.figures else None
 
 
-def _sources(published: Iterable[PublishedRow]) -> str | None:
-    """Where the published figures were read."""
-    keys = dict.fromkeys(row.source for row in published)
-    return escape("\n".join(source_texts(keys))) or None
+def _caption(rows: Sequence[Row], published: Iterable[PublishedRow]) -> str | None:
+    """What deviations are over, and where the published figures were read."""
+    seeds = max((len(row.by_seed) for row in rows), default=1)
+    notes = [f"± in a run's line: over {seeds} seeds of the metrics' draws"] if seeds > 1 else []
+    published = list(published)
+    others = sorted({row.dataset for row in rows if row.dataset} - {row.dataset for row in published})
+    if published and others:
+        notes.append(f"the runs are of {', '.join(others)}: published figures are of other images")
+    notes += source_texts(dict.fromkeys(row.source for row in published))
+    return escape("\n".join(notes)) or None
 
 
 def source_texts(keys: Iterable[str]) -> list[str]:

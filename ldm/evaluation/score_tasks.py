@@ -173,7 +173,7 @@ class ScoreTask:
 
     def _kept_entries(self) -> dict[str, dict[str, Any]]:
         """Results of earlier commands, from the record and from the files of single jobs; by name."""
-        entries = _read_parts(self.record)
+        entries = read_record_file(self.record)
         for path in self._parts_folder.glob("*.json"):
             entry = _read_json(path)
             if "name" in entry:
@@ -193,10 +193,11 @@ def record_file(target: Path) -> Path:
 
 def read_record(target: Path) -> dict[str, dict[str, Any]]:
     """What was written about each part of a score file: ``{part: {"result", "seed", "protocol", "dataset", ...}}``."""
-    return _read_parts(record_file(target))
+    return read_record_file(record_file(target))
 
 
-def _read_parts(path: Path) -> dict[str, dict[str, Any]]:
+def read_record_file(path: Path) -> dict[str, dict[str, Any]]:
+    """The parts in a record; empty where there is none."""
     parts = _read_json(path).get("parts", {}) if path.is_file() else {}
     return parts if isinstance(parts, dict) else {}
 

@@ -111,6 +111,36 @@ def test_ctrl_c_ends_everything_cleanly(tmp_path):
 
 
 @pytest.mark.slow
+def test_killed_once_and_started_again_each_checkpoint_is_scored_once(tmp_path):
+    for epoch in range(20):
+        latents = np.random.default_rng(epoch).normal(size=(60, 4)) + np.arange(60)[:, None]
+        cases.write_latents(tmp_path / "run", epoch=epoch, step=epoch, latents=latents)
+    words = ["-l", str(tmp_path), "-p", "2", "--protocol", "fast"]
+    folder = tmp_path / "run/dis_metrics/protocol=fast"
+    command = subprocess.Popen([*COMMAND, *words], stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("*.json"))) < 4 and command.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    command.kill()  # nobody can clean up
+    command.wait()
+    assert_nothing_left_running(command.pid)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("records/**/*.json")}
+    scored = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    assert 4 <= len(scored) < 20, "killed half-way"
+    found = run(*words)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count(" scored") == 20 - len(scored)
+    assert {path: path.stat().st_mtime_ns for path in scored} == scored, "not scored again"
+    assert sorted(int(path.stem) for path in folder.glob("*.json")) == list(range(20))
+    names = {"information", "beta_vae", "mig", "factor_vae", "dci/0", "dci/1", "dci/2"}
+    for path in folder.glob("records/*.json"):
+        assert json.loads(path.read_text())["parts"].keys() == names
+        assert path not in before or path.stat().st_mtime_ns == before[path]
+    assert not [path for path in (folder / "records").iterdir() if path.is_dir()]
+    assert run(*words).stderr.count(" scored") == 0
+
+
+@pytest.mark.slow
 def test_watching_picks_up_new_files(tmp_path):
     path = cases.write_latents(tmp_path / "run")
     path.write_bytes(b"PK")  # still being written
