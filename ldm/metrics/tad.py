@@ -13,6 +13,15 @@ NUM_THRESHOLDS = 11  # 0, 0.1, ..., 1 of a unit's range
 FLAT_RANGE = 0.2  # units of smaller range are taken for dead
 CHANCE = 0.5
 
+# in the order of list_attr_celeba.txt
+CELEBA_ATTRIBUTES = tuple(
+    """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair
+    Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male
+    Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks
+    Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace
+    Wearing_Necktie Young""".split()
+)
+
 
 def tad(
     codes: np.ndarray,

@@ -138,14 +138,14 @@ class LPIPS(nn.Module):
 
     def _load(self, vgg_path: Path) -> None:
         state = {f"features.{key.split('.', 1)[1]}": key for key in self.net.state_dict()}
-        vgg = _read(vgg_path)
+        vgg = read_weights(vgg_path)
         missing = [name for name in state if name not in vgg]
         if missing:
             raise UserError(
                 f"{vgg_path} is no VGG16 of torchvision: it lacks {', '.join(missing[:3])}. Expected {VGG16_FILE}."
             )
         self.net.load_state_dict({key: vgg[name] for name, key in state.items()})
-        self.load_state_dict(_read(_find_linear_weights()), strict=False)
+        self.load_state_dict(read_weights(find_linear_weights("vgg")), strict=False)
 
 
 def _note_weights(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -174,14 +174,24 @@ def find_vgg16(path: str | os.PathLike | None = None) -> Path:
     return found
 
 
-def _find_linear_weights() -> Path:
+def find_linear_weights(net: str) -> Path:
+    """Channel weights of the distance on a network (vgg, alex), which torchmetrics carries.
+
+    Raises:
+        UserError: torchmetrics is not installed.
+    """
     spec = importlib.util.find_spec("torchmetrics")
     if spec is None or spec.origin is None:
         raise UserError("the perceptual loss takes its channel weights from torchmetrics: pip install torchmetrics.")
-    return Path(spec.origin).parent / "functional" / "image" / "lpips_models" / "vgg.pth"
+    return Path(spec.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth"
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a weight file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
