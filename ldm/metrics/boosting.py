@@ -52,10 +52,13 @@ class BoostedTrees:
         """Labels (m,) of codes (m, K).
 
         Raises:
-            MetricError: codes that are not finite.
+            MetricError: codes that are not finite, or of another number of units than were fitted.
         """
-        raw = np.repeat(self.prior[:, None], len(codes), axis=1)
-        trees.add_trees(checked_codes(codes), LEARNING_RATE, self.feature, self.threshold, self.value, raw)
+        columns = checked_codes(codes)
+        if columns.shape[1] != len(self.importances):
+            raise MetricError(f"these trees tell {len(self.importances)} units; found codes {columns.shape}.")
+        raw = np.repeat(self.prior[:, None], len(columns), axis=1)
+        trees.add_trees(columns, LEARNING_RATE, self.feature, self.threshold, self.value, raw)
         return self.classes[_winners(raw)]
 
 

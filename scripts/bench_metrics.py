@@ -1,0 +1,164 @@
+"""``ldm.metrics`` against the same metrics as their definitions read, with scikit-learn, on one core.
+
+    python scripts/bench_metrics.py                        # the whole protocol at 6 and 20 codes: 15 minutes
+    python scripts/bench_metrics.py --codes 20 --metrics dci
+    python scripts/bench_metrics.py --quick                # a twentieth of the samples: a minute
+
+Both sides run one after the other in this process on the same codes of Shapes3D's factor space, with one thread.
+Times are processor time of the whole metric, draws included; imports, compilation and a first run on few samples come
+before. ``--seeds`` also tells how far scikit-learn's DCI is from itself with another seed: splits that are equally
+good are decided by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plain_metrics import PLAIN, Scores
+from rich.console import Console
+from rich.table import Table
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+from ldm.data.factors import FactorSpace, factor_space
+from ldm.metrics import DEFAULT_METRICS, METRICS, PROTOCOL_SEED
+
+WIDTH = 120  # of the tables, at least
+QUICK = 20  # --quick divides the numbers of samples by this
+WARM_UP = {"num_train": 500, "num_eval": 500, "num_test": 500, "num_variance_estimate": 500}
+
+
+def make_codes(space: FactorSpace, num_units: int, seed: int = 0) -> np.ndarray:
+    """Codes (N, K) float32: one unit per factor, then mixtures of two or three factors; all with Gaussian noise."""
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((space.num_factors, num_units))
+    for unit in range(num_units):
+        if unit < space.num_factors:
+            weights[unit, unit] = 1.0
+        else:
+            mixed = rng.choice(space.num_factors, size=rng.integers(2, 4), replace=False)
+            weights[mixed, unit] = rng.normal(size=len(mixed))
+    factors = space.factors_of(np.arange(space.size)) / np.array(space.factors_num_values)
+    return (factors @ weights + rng.normal(scale=0.05, size=(space.size, num_units))).astype(np.float32)
+
+
+def timed(metric: Callable[..., Scores], codes: np.ndarray, space: FactorSpace, protocol: Mapping[str, Any]) -> tuple:
+    """Scores and seconds of processor time."""
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the protocols stop after 100 iterations
+        start = time.process_time()
+        scores = metric(codes, space, np.random.RandomState(PROTOCOL_SEED), **protocol)
+        return {key: float(value) for key, value in scores.items()}, time.process_time() - start
+
+
+def largest_difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
+    """Over the figures that both report."""
+    return max(abs(ours[key] - theirs[key]) for key in theirs)
+
+
+def fewer(protocol: Mapping[str, Any], divisor: int) -> dict[str, Any]:
+    """The protocol with its numbers of samples divided."""
+    return {key: value // divisor if key in WARM_UP else value for key, value in protocol.items()}
+
+
+def compare(name: str, codes: np.ndarray, space: FactorSpace, divisor: int, with_seeds: bool) -> dict[str, Any]:
+    """One metric on both sides."""
+    metric, protocol = METRICS[name], fewer(METRICS[name].protocol, divisor)
+    few = {key: min(value, WARM_UP.get(key, value)) for key, value in protocol.items()}
+    for side in (metric.function, PLAIN[name]):
+        timed(side, codes, space, few)
+    ours, our_seconds = timed(metric.function, codes, space, protocol)
+    theirs, their_seconds = timed(PLAIN[name], codes, space, protocol)
+    found = {
+        "metric": name,
+        "codes": codes.shape[1],
+        "figure": metric.figure,
+        "ours": ours,
+        "plain": theirs,
+        "seconds": our_seconds,
+        "plain_seconds": their_seconds,
+        "ratio": their_seconds / our_seconds,
+        "difference": largest_difference(ours, theirs),
+    }
+    if with_seeds and name == "dci":
+        other = timed(partial(PLAIN[name], seed=1), codes, space, protocol)[0]
+        found["difference_of_seeds"] = largest_difference(other, theirs)
+    return found
+
+
+def suite(results: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Seconds and ratio of the default metrics together, if all of them ran."""
+    chosen = [found for found in results if found["metric"] in DEFAULT_METRICS]
+    if len(chosen) < len(DEFAULT_METRICS):
+        return None
+    seconds, plain_seconds = (sum(found[key] for found in chosen) for key in ("seconds", "plain_seconds"))
+    return {"seconds": seconds, "plain_seconds": plain_seconds, "ratio": plain_seconds / seconds}
+
+
+def show(results: Sequence[Mapping[str, Any]], num_units: int, console: Console) -> None:
+    """A table of one number of codes."""
+    table = Table(title=f"{num_units} codes")
+    for heading in ("metric", "s", "plain s", "ratio", "figure", "ours", "plain", "largest difference"):
+        table.add_column(heading, justify="left" if heading in ("metric", "figure") else "right")
+    for found in results:
+        figure = found["figure"]
+        difference = f"{found['difference']:.1e}"
+        if "difference_of_seeds" in found:
+            difference += f" (seeds: {found['difference_of_seeds']:.1e})"
+        table.add_row(
+            found["metric"], f"{found['seconds']:.2f}", f"{found['plain_seconds']:.2f}", f"{found['ratio']:.1f}x",
+            figure, f"{found['ours'][figure]:.4f}", f"{found['plain'][figure]:.4f}", difference,
+        )  # fmt: skip
+    total = suite(results)
+    if total is not None:
+        table.add_section()
+        cells = (f"{total['seconds']:.2f}", f"{total['plain_seconds']:.2f}", f"{total['ratio']:.1f}x")
+        table.add_row("default suite", *cells, "", "", "", "")
+    console.print(table)
+
+
+def machine() -> dict[str, str]:
+    """Processor and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    packages = {name: version(name) for name in ("numpy", "numba", "scikit-learn", "scipy")}
+    return {"processor": names[0] if names else platform.processor(), "python": platform.python_version(), **packages}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--codes", type=int, nargs="+", default=[6, 20], help="numbers of codes (at least 2)")
+    parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=list(METRICS), metavar="NAME")
+    parser.add_argument("--quick", action="store_true", help=f"1/{QUICK} of the samples")
+    parser.add_argument("--seeds", action="store_true", help="also run scikit-learn's DCI with another seed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures in FILE")
+    options = parser.parse_args(arguments)
+    console, space = Console(), factor_space("shapes3d")
+    console.width = max(console.width, WIDTH)
+    about = machine()
+    console.print(", ".join(f"{key} {value}" for key, value in about.items()), highlight=False)
+    console.print("one thread, processor time, warmed up" + (f", 1/{QUICK} of the samples" if options.quick else ""))
+    every = []
+    for num_units in options.codes:
+        codes, results = make_codes(space, num_units), []
+        for name in options.metrics:
+            with console.status(f"{name}, {num_units} codes"):
+                results.append(compare(name, codes, space, QUICK if options.quick else 1, options.seeds))
+        show(results, num_units, console)
+        every.append({"codes": num_units, "suite": suite(results), "metrics": results})
+    if options.json:
+        options.json.write_text(json.dumps({"machine": about, "quick": options.quick, "results": every}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
