@@ -22,6 +22,7 @@ from ldm.training.run_folder import RUN_FILE, read_json
 from ldm.util import ConfigError, UserError, atomic_write
 
 REPORT_FILE = "report.html"
+MAX_UNITS_SHOWN = 80  # columns of a heat map
 MAX_COMPARED = 12  # runs whose heat maps and picture stand in a comparison
 _BEST_NOTE = "Best is chosen among the checkpoints by the very score that is shown, which flatters it."
 
@@ -149,10 +150,10 @@ def _heat_maps(parts: Mapping[str, Mapping[str, Any]], unit_names: Sequence[str]
     found = []
     importances = [parts.get(f"dci/{number}", {}).get("result", {}).get("importance") for number in range(len(factors))]
     if importances and all(importances):
-        values = np.array(importances, dtype=float)
+        values, names = _strongest(np.array(importances, dtype=float), unit_names)
         found.append(html.card(
             "Importance of each unit for each factor",
-            heat_map(values, factors, _column_names(values.shape[1], unit_names), "DCI importances"),
+            heat_map(values, factors, names, "DCI importances"),
             "Share of the boosted trees' splits (DCI): rows sum to 1. Disentangled: one strong cell in every column; "
             "complete: one in every row.",
         ))  # fmt: skip
@@ -160,19 +161,22 @@ def _heat_maps(parts: Mapping[str, Mapping[str, Any]], unit_names: Sequence[str]
     if told:
         information = np.array(told["mutual_information"], dtype=float).T  # (F, K)
         entropies = np.maximum(np.array(told["entropies"], dtype=float)[:, None], 1e-12)
+        shares, names = _strongest(information / entropies, unit_names)
         found.append(html.card(
             "What each unit tells of each factor",
-            heat_map(information / entropies, factors, _column_names(information.shape[1], unit_names),
-                     "mutual information"),
+            heat_map(shares, factors, names, "mutual information"),
             "Mutual information of the unit (20 bins) and the factor, as a share of the factor's entropy. MIG is the "
             "mean gap between the two largest cells of a row.",
         ))  # fmt: skip
     return html.cards(found)
 
 
-def _column_names(count: int, unit_names: Sequence[str]) -> list[str]:
+def _strongest(values: np.ndarray, unit_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Values (F, K) and names of the units, of very many units only those with the largest values."""
+    count = values.shape[1]
+    kept = np.sort(np.argsort(-values.max(axis=0), kind="stable")[:MAX_UNITS_SHOWN])
     named = len(unit_names) == count
-    return [f"{number} {unit_names[number]}".strip() if named else str(number) for number in range(count)]
+    return values[:, kept], [f"{unit} {unit_names[unit]}".strip() if named else str(unit) for unit in kept]
 
 
 def _run_curves(rows: Sequence[Row]) -> str:

@@ -122,7 +122,10 @@ class ScoreTask:
         about = {"name": name, "protocol": self.setting.protocol, "dataset": self.dataset}
         self._kept[name] = {**about, **self._identity(part), **outcome}
         self._fresh = True
-        write_json(self._part_file(name), self._kept[name])
+        try:
+            write_json(self._part_file(name), self._kept[name])
+        except FileNotFoundError:  # another command has just finished this step and taken the folder away
+            write_json(self._part_file(name), self._kept[name])
 
     def finish(self) -> bool:
         """Write record and score file from all parts there are; True if the score file is new or has become longer.

@@ -54,6 +54,10 @@ class Outcome:
 class Pool(Protocol):
     """What does jobs: processes of this machine, or a cluster."""
 
+    @property
+    def num_workers(self) -> int:
+        """Jobs it can do at a time, now."""
+
     def submit(self, job: Job, priority: float = 0.0) -> None:
         """Queue a job; higher priority first."""
 
@@ -83,6 +87,11 @@ class WorkerPool:
         self._waiting: list[tuple[float, int, Job]] = []
         self._order = itertools.count()
         self._attempts: dict[Hashable, int] = {}
+
+    @property
+    def num_workers(self) -> int:
+        """Jobs it can do at a time."""
+        return self._num_workers
 
     def submit(self, job: Job, priority: float = 0.0) -> None:
         """Queue a job; higher priority first, equal ones in order. May be called while reading ``outcomes``."""

@@ -156,7 +156,7 @@ def run_tasks(
     where = None if scheduler is None else shared_folder
     scratch_folder = tempfile.TemporaryDirectory(prefix=".scores-", dir=where, ignore_cleanup_errors=True)
     with scratch_folder as scratch, _pool(num_workers, scheduler) as pool:
-        _Scorer(files, Path(scratch).resolve(), report, on_progress).run(pool, num_workers)
+        _Scorer(files, Path(scratch).resolve(), report, on_progress).run(pool, max(num_workers, pool.num_workers))
 
 
 def _pool(num_workers: int, scheduler: str | None) -> Pool:
@@ -234,10 +234,10 @@ class _Scorer:
         self._open: dict[int, int] = {}  # file number -> jobs that have no outcome yet
         self._done_seconds, self._total_seconds = 0.0, sum(file.seconds for file in self._files)
 
-    def run(self, pool: Pool, num_workers: int) -> None:
-        """Score all files."""
+    def run(self, pool: Pool, width: int) -> None:
+        """Score all files, those of ``width`` jobs and one more at a time."""
         self._on_progress(0.0, self._total_seconds)
-        for _ in range(num_workers + 1):
+        for _ in range(width + 1):
             self._start_next(pool)
         for outcome in pool.outcomes():
             self._take(pool, outcome)

@@ -15,7 +15,7 @@ from PIL import Image
 from test_scoring import PoolInProcess
 
 from ldm.evaluation import scoring
-from ldm.evaluation.report import write_latents_report, write_reports
+from ldm.evaluation.report import _strongest, write_latents_report, write_reports
 from ldm.evaluation.report_pictures import run_pictures
 from ldm.evaluation.report_svg import Series, curves, heat_map, nice_ticks, strip
 from ldm.evaluation.score_rows import collect_rows
@@ -152,6 +152,12 @@ def test_heat_maps_number_their_cells():
     assert ">0.25<" in text and ">0.00<" not in text, "empty cells stay quiet"
     assert 'class="on">1.00' in text and 'class="off">0.25' in text
     assert heat_map(np.zeros((1, 60)), ["f"], [str(k) for k in range(60)], "wide").count("<text") == 61
+
+
+def test_very_many_units_are_cut_to_the_strongest():
+    values = np.linspace(0, 1, 500)[None, :].repeat(2, axis=0)
+    kept, names = _strongest(values, ())
+    assert kept.shape == (2, 80) and names[0] == "420" and kept.min() > 0.8
 
 
 def test_curves_and_strips_keep_inside_their_frame():

@@ -28,6 +28,7 @@ class PoolInProcess:
     """Runs jobs at once in this process, as ``WorkerPool`` would in others; counts them."""
 
     keys: list = []
+    num_workers = 1
 
     def __init__(self, num_workers: int) -> None:
         self._jobs: list[tuple[float, Job]] = []

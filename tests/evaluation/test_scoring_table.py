@@ -15,8 +15,9 @@ from rich.console import Console
 from ldm.data.factors import factor_space
 from ldm.evaluation.published import FILE, published_beside, published_rows, published_sources
 from ldm.evaluation.score_rows import HEADINGS, collect_rows
-from ldm.evaluation.score_table import score_table, write_csv, write_latex, write_markdown
+from ldm.evaluation.score_table import score_table, score_tables, write_csv, write_latex, write_markdown
 from ldm.evaluation.scoring import publish_latest
+from ldm.metrics import METRICS
 
 
 def write_score(run: Path, step: int, factor_vae: float, place: str = "dis_metrics") -> None:
@@ -98,6 +99,22 @@ def test_figures_of_other_evaluations_stand_beside(logdir):
     (logdir / "other" / "results.json").write_text('{"psnr": 31.5, "edit_accuracy": 0.75, "clip_accuracy": null}')
     text = text_of(collect_rows(logdir))
     assert "31.500" in text and "edit acc." in text and "CLIP acc." not in text
+
+
+def test_a_narrow_terminal_gets_several_tables(logdir):
+    rows = collect_rows(logdir)
+    one, many = score_tables(rows, 400), score_tables(rows, 90)
+    assert len(one) == 1 and len(many) > 1
+    headings = [column.header for table in many for column in table.columns[6:]]
+    assert headings == ["FactorVAE", "DCI", "MIG", "beta-VAE"]
+    console = Console(file=io.StringIO(), width=90)
+    for table in many:
+        console.print(table)
+    assert "2026-01-01T00-00-00_dis_s0" in console.file.getvalue()
+
+
+def test_every_metric_has_a_heading():
+    assert set(METRICS) <= set(HEADINGS)
 
 
 def test_csv_has_every_checkpoint(logdir, tmp_path):
