@@ -205,7 +205,13 @@ class CLIPDisDiff(UnitDiffusion):
 
     def on_test_start(self) -> None:
         """Prepare the read-out from the vocabulary of the config or of the test data set."""
-        vocabulary = self.vocabulary or test_vocabulary(self.trainer)
+        self._prepare_readout(self.vocabulary or test_vocabulary(self.trainer))
+
+    def prepare_representation(self, dataset: Any) -> None:
+        """The same for images of another data set, for scores while training."""
+        self._prepare_readout(self.vocabulary or getattr(dataset, "vocabulary", None))
+
+    def _prepare_readout(self, vocabulary: Any) -> None:
         self._readout = None
         if vocabulary is not None:
             encoder = self.cond_stage_model["text_encoder"]
