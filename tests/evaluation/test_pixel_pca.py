@@ -10,6 +10,7 @@ from test_train_scores import SPACE, Grid
 from ldm.evaluation.pixel_pca import PixelPCA, pixel_axes, write_pixel_pca
 from ldm.evaluation.score_files import read_latent_file
 from ldm.evaluation.scoring import score_folder
+from ldm.metrics.protocols import select_metrics
 
 
 def test_axes_are_the_principal_ones():
@@ -30,7 +31,7 @@ def test_file_is_one_that_can_be_scored(tmp_path):
     path = write_pixel_pca(Grid(split="test"), 3, tmp_path / "pixel_pca")
     head = read_latent_file(path)
     assert head.shape == (SPACE.size, 3) and head.factor_names == SPACE.factor_names
-    report = score_folder(tmp_path, 1, metrics={})
+    report = score_folder(tmp_path, 1, metrics=select_metrics("fast", ["mig"]))
     assert report.failures == []
 
 

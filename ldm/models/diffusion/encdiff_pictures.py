@@ -35,6 +35,7 @@ def encdiff_pictures(
     plot_swapped_concepts: bool = True,
     plot_traversals: bool = True,
     plot_attention: bool = True,
+    sample_swap: bool | None = None,
     **options: Any,
 ) -> dict[str, Tensor | CaptionedGrid]:
     """Inputs, samples of their units, and what each unit does.
@@ -49,6 +50,7 @@ def encdiff_pictures(
         plot_swapped_concepts: one row per unit, in which every sample takes that unit of the first image.
         plot_traversals: one row per unit, which moves over its range on the first image.
         plot_attention: one column per unit, each image lit where the unit is attended to.
+        sample_swap: the reference's name of ``plot_swapped_concepts``; where given, it decides.
         **options: of ``latent_diffusion_pictures``, whose further pictures are left out unless asked for.
 
     Returns:
@@ -62,7 +64,7 @@ def encdiff_pictures(
     pictures = latent_diffusion_pictures(
         model, batch, N=N, ddim_steps=ddim_steps, ddim_eta=ddim_eta, **{**_LDM_PICTURES, **options}
     )
-    if plot_swapped_concepts:
+    if plot_swapped_concepts if sample_swap is None else sample_swap:
         pictures["samples_swapping"] = _swap_grid(model, shown, base, x_T, sampling)
     if plot_traversals:
         pictures["traversals"] = traversal_grid(model, codes, base[:1], x_T[:1], points=points, **sampling)

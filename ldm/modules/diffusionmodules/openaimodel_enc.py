@@ -21,7 +21,6 @@ from ldm.modules.encoders import image
 from ldm.util import ConfigError
 
 HIDDEN_WIDTHS = (64, 128)  # of the networks that turn a scalar into a token
-_FINAL_SIDE = 4  # height and width of the image encoder's features before its linear layer
 
 
 class UNetModel(openaimodel.UNetModel):
@@ -162,8 +161,7 @@ class Encoder4(image.Encoder4):
         num_channels: int = 3,
         image_size: int = 64,
     ) -> None:
-        self.num_halvings = _num_halvings(image_size)
-        super().__init__(d, bn, num_channels, latent_unit)
+        super().__init__(d, bn, num_channels, latent_unit, image_size)
         self.latent_unit, self.context_dim = latent_unit, context_dim
         self.net = UnitTokens(latent_unit, context_dim)
 
@@ -184,18 +182,3 @@ class Encoder4(image.Encoder4):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, num_channels, image_size, image_size) in [-1, 1] -> tokens (B, U * D)."""
         return self.warp(self.encoding(x))
-
-
-def _num_halvings(image_size: int) -> int:
-    """Halvings that lead from an image to 4x4.
-
-    Raises:
-        ConfigError: there is no such number.
-    """
-    halvings = round(math.log2(image_size / _FINAL_SIDE)) if image_size > _FINAL_SIDE else 0
-    if halvings < 1 or _FINAL_SIDE * 2**halvings != image_size:
-        raise ConfigError(
-            f"cond_stage_config.params.image_size is {image_size}; EncDiff's encoder halves images down to "
-            f"{_FINAL_SIDE}x{_FINAL_SIDE}, so it takes 8, 16, 32, 64, 128, ...: resize the images to one of these."
-        )
-    return halvings
