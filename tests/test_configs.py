@@ -65,12 +65,15 @@ CONFIGS = {
     **{f"autoencoder/{data}_{stage}_4_16": [*WORLD, *SMALL_AUTOENCODER] for data, stage in FAMILY},
     **{f"latent-diffusion/{data}-{stage}-4-16": [*WORLD, *SMALL_LATENTS] for data, stage in FAMILY},
     **{f"latent-diffusion/{data}-{stage}-4-16-dis": [*WORLD, *SMALL_DISDIFF] for data, stage in FAMILY},
+    "quickstart/disdiff": [NO_FIRST_STAGE, NO_BASE],
     "quickstart/encdiff": [NO_FIRST_STAGE, *SMALL_ENCDIFF, "lightning.trainer.val_check_interval=1"],
     **{f"encdiff/{d}_encdiff": [*WORLD, *SMALL_LATENTS, *SMALL_ENCDIFF] for d in ("shapes3d", "mpi3d", "cars3d")},
 }
 RECIPES = {
     "recipe": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
     "recipe_gpu": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
+    "recipe_disdiff": ["vq", "ldm", "disdiff"],
+    "recipe_disdiff_gpu": ["vq", "ldm_eps", "disdiff"],
     "recipe_encdiff": ["vq", "encdiff"],
     "recipe_encdiff_gpu": ["vq", "encdiff"],
 }
@@ -97,7 +100,7 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
     """A ``main.py`` command on a shipped config, shortened."""
     overrides = [*SHORT, *overrides_of(name, clip_folder), *extra]
     base = [str(ROOT / "configs" / f"{name}.yaml")]
-    if name in ("quickstart/ldm", "quickstart/clip_disdiff", "quickstart/encdiff"):
+    if name in ("quickstart/ldm", "quickstart/disdiff", "quickstart/clip_disdiff", "quickstart/encdiff"):
         base.insert(0, str(QUICKSTART / "latents.yaml"))
     if name.startswith("quickstart"):
         base.insert(0, str(QUICKSTART / "world.yaml"))
@@ -106,7 +109,7 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
 
 def test_every_shipped_config_is_listed():
     shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/*.yaml")}
-    parts = {"quickstart/world", "quickstart/latents", *(f"quickstart/{name}" for name in RECIPES)}
+    parts = {f"quickstart/{name}" for name in ("world", "latents", "full_size", "full_size_disdiff", *RECIPES)}
     assert {name for name in shipped - parts if not name.startswith("_shared/")} == set(CONFIGS)
 
 
@@ -117,7 +120,7 @@ def test_recipes_are_valid_and_their_models_can_be_built(recipe, clip_folder):
     assert [stage.name for stage in stages] == RECIPES[recipe]
     for stage in stages:
         base = tuple(str(ROOT / path) for path in stage.base)
-        missing = overrides_of(f"quickstart/{stage.name}", clip_folder)
+        missing = overrides_of(f"quickstart/{stage.name.removesuffix('_eps')}", clip_folder)
         plan = make_plan(Options(base=base, overrides=(*stage.overrides, *missing), name="x", train=True))
         assert sum(p.numel() for p in build(plan.config, "model").parameters()) > 1000
 
