@@ -48,7 +48,7 @@ class ScoreWhileTraining(Checkpoint):
         every_n_train_steps: steps between two scores; the last step of training is always scored.
         metrics: names of metrics (``ldm.metrics.METRICS``).
         protocol: how many samples they take (``ldm.metrics.protocols``).
-        settings: metric -> keyword arguments that differ from the protocol's, such as ``{factor_vae: {num_train: 500}}``.
+        settings: metric -> keyword arguments that differ from the protocol's: ``{factor_vae: {num_train: 500}}``.
         final_protocol: score the last step by this protocol too, into ``<run>/metrics_sin/<step>.json``; None does
             not.
         split: whose data set is scored: ``validation`` or ``train``.
