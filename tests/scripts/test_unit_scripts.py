@@ -1,0 +1,42 @@
+"""The scripts that name units and score a PCA of the pixels say what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ldm.data.world import World3D
+from ldm.util import UserError
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_words_come_from_the_data_set_or_a_file(tmp_path):
+    script = load("name_units")
+    world = World3D(size=32, split="validation")
+    assert script.read_words(None, world) is world.vocabulary
+    path = tmp_path / "words.yaml"
+    path.write_text(yaml.safe_dump({"floor": ["a red floor", "a blue floor"], "shape": ["a cube", "a ball"]}))
+    assert script.read_words(str(path), world).factor_names == ("floor", "shape")
+    with pytest.raises(UserError, match="--words"):
+        script.read_words(None, [])
+    images = script.some_images(world, 5, seed=0)
+    assert images.shape == (5, 3, 32, 32) and images.abs().max() <= 1
+
+
+def test_pca_needs_a_number_of_components(capsys):
+    script = load("pca_baseline")
+    assert script.main(["-b", "configs/quickstart/world.yaml"]) == 1
+    assert "-k" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        script.main([])
