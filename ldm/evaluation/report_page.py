@@ -8,6 +8,13 @@ from string import Template
 
 from ldm.evaluation.report_pictures import Picture
 
+_PRINT = """@media print {
+  body { max-width: none; margin: 0; font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  th, td { white-space: normal; padding: 2px 4px; font-size: 8pt; } td:nth-child(2) { overflow-wrap: anywhere; }
+  .wide { overflow: visible; } .cards { gap: 10px; } .card { max-width: 48%; } .card svg { max-width: 100%;
+    height: auto; } .pictures img { max-width: 100%; max-height: 22cm; width: auto; }
+  figure, tr, .card { break-inside: avoid; } h2 { break-after: avoid; } }
+"""
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1f24; --soft: #5c6470; --line: #d9dde3; --panel: #f5f6f8;
   --heat: #1f5fa8; --c0: #1f5fa8; --c1: #c4501b; --c2: #2e7d4f; --c3: #8a3ea3; --c4: #a67c00; --c5: #0f7f8c;
@@ -19,11 +26,7 @@ STYLE = """
 @media print {
   :root { color-scheme: light; --paper: #fff; --ink: #000; --soft: #444; --line: #bbb; --panel: #fff; --heat: #1f5fa8;
     --c0: #1f5fa8; --c1: #c4501b; --c2: #2e7d4f; --c3: #8a3ea3; --c4: #8a6700; --c5: #0f7f8c; --c6: #b3245a;
-    --c7: #5b5f66; }
-  body { max-width: none; margin: 0; font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  th, td { white-space: normal; padding: 2px 4px; font-size: 8pt; overflow-wrap: anywhere; }
-  .wide { overflow: visible; } svg { max-width: 100%; height: auto; }
-  figure, table, .card { break-inside: avoid; } h2 { break-after: avoid; } }
+    --c7: #5b5f66; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1160px; padding: 24px 20px 60px; background: var(--paper); color: var(--ink);
   font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
@@ -51,7 +54,7 @@ details { margin: 8px 0; } summary { cursor: pointer; } pre { background: var(--
     f".c{number} {{ stroke: var(--c{number}); }} circle.c{number} {{ fill: var(--c{number}); stroke: none; }} "
     f"i.c{number} {{ background: var(--c{number}); }}\n"
     for number in range(8)
-)
+) + _PRINT
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
