@@ -87,5 +87,4 @@ def workspace(codes: SortedCodes) -> Workspace:
         stops=np.zeros(2 * LEAVES, dtype=np.int64),
         wanted=np.zeros(LEAVES, dtype=np.bool_),
         slots=np.zeros(LEAVES, dtype=np.int64),
-        origins=np.zeros(LEAVES),
     )

@@ -29,8 +29,7 @@ NUM_SLOTS = LEAVES // 2  # nodes of a level whose sums are kept at once
 MIN_GAP = np.float32(1e-7)  # values no further apart are never split, as in scikit-learn; float32 arithmetic
 PURE = np.finfo(np.float64).eps  # a node whose variance is not larger is a leaf, as in scikit-learn
 TIE = 1e-10  # gains nearer than this (relative) are equal up to the rounding of sums
-REBUILT = 1e-5  # a child whose share of the sum of squares is smaller is summed anew, not by subtraction; thus
-ROUNDING = 1e-9  # of a node's sum of squares is more than rounding can make in sums formed by subtraction
+ROUNDING = 1e-12  # of the root's sum of squares is more than rounding can make in sums formed by subtraction
 
 
 class SortedCodes(NamedTuple):
@@ -58,9 +57,8 @@ class Workspace(NamedTuple):
     members: np.ndarray  # (n,) uint32: ranks of a node's samples in a bucket
     starts: np.ndarray  # (16,) int64, by node: its samples are starts to stops - 1 of the list
     stops: np.ndarray  # (16,) int64
-    wanted: np.ndarray  # (8,) bool: nodes that are to be split and whose sums stand in
-    slots: np.ndarray  # (8,) int64: this slot,
-    origins: np.ndarray  # (8,) first summed, before any subtraction, with this sum of squares
+    wanted: np.ndarray  # (8,) bool: nodes that are to be split, and whose sums stand
+    slots: np.ndarray  # (8,) int64: in this slot
 
 
 @compiled(fast=True)
@@ -189,11 +187,9 @@ def _search_bucket(codes, work, residuals, unit, b, node, count, total, mean, si
 
 
 @compiled()
-def _search(codes, work, residuals, node, size, total_sum, square_sum, seed, best):
+def _search(codes, work, residuals, node, mean, size, error, seed, best):
     """Find a node's best split; ``best[1]`` stays -1 if no unit varies in it."""
     best[0], best[1], best[2] = -1.0, -1.0, -1.0
-    mean = total_sum / size
-    error = ROUNDING * square_sum
     slot = work.slots[node]
     counts, totals, squares = work.sums[slot, 0], work.sums[slot, 1], work.sums[slot, 2]
     for unit in range(len(codes.num_buckets)):
@@ -290,29 +286,24 @@ def _sum_children(codes, work, node):
         total, square = _sum_and_squares(work.residuals, start, stop)
         size = stop - start
         work.wanted[child] = size > 1 and square / size - (total / size) ** 2 > PURE
-        work.origins[child] = square
         for j in range(start, stop):
             work.node[work.samples[j]] = child
     work.slots[large] = work.slots[node]
     work.slots[small] = work.slots[node] + (1 if node == 1 else 2)
-    is_anew = work.origins[large] < REBUILT * work.origins[node]
-    if work.wanted[small] or (work.wanted[large] and not is_anew):
+    if work.wanted[small] or work.wanted[large]:
         _sum_child(codes, work, work.slots[small], work.starts[small], work.stops[small])
-    if work.wanted[large] and is_anew:
-        _sum_child(codes, work, work.slots[large], work.starts[large], work.stops[large])
-    elif work.wanted[large]:
+    if work.wanted[large]:
         _subtract(work.sums, work.slots[large], work.slots[small])
-        work.origins[large] = work.origins[node]
 
 
 @compiled()
-def _split(codes, work, residuals, node, seed, feature, threshold, importance):
+def _split(codes, work, residuals, node, error, seed, feature, threshold, importance):
     """Split one node, unless no unit varies in it."""
     start, stop = work.starts[node], work.stops[node]
     size = stop - start
-    total, square = _sum_and_squares(work.residuals, start, stop)
+    mean = _sum_and_squares(work.residuals, start, stop)[0] / size
     best = np.empty(3)
-    _search(codes, work, residuals, node, float(size), total, square, seed, best)
+    _search(codes, work, residuals, node, mean, float(size), error, seed, best)
     if best[1] < 0.0:
         return
     unit, rank = int(best[1]), int(best[2])
@@ -328,7 +319,7 @@ def _split(codes, work, residuals, node, seed, feature, threshold, importance):
 
 @compiled()
 def _plant(codes, work, residuals):
-    """Put all samples into the root, and its sums into the first slot."""
+    """Put all samples into the root and its sums into the first slot; tells what its squares' sums may be wrong by."""
     num = len(residuals)
     for sample in range(num):
         work.samples[sample] = sample
@@ -341,13 +332,13 @@ def _plant(codes, work, residuals):
     work.stops[1], work.slots[1] = num, 0
     total, square = _sum_and_squares(residuals, 0, num)
     work.wanted[1] = num > 1 and square / num - (total / num) ** 2 > PURE
-    work.origins[1] = square
     if work.wanted[1]:
         for unit in range(len(codes.num_buckets)):
             count, sums, squares = work.sums[0, 0, unit], work.sums[0, 1, unit], work.sums[0, 2, unit]
             count[0] = sums[0] = squares[0] = 0.0
             num_buckets = codes.num_buckets[unit]
             _sum_root(codes.order[unit], codes.starts[unit], num_buckets, residuals, count, sums, squares)
+    return ROUNDING * square
 
 
 @compiled()
@@ -382,12 +373,12 @@ def grow_trees(
         importance: (R, K) to which the fall of the mean squared error at each unit's splits is added.
     """
     for row in rows:
-        _plant(codes, work, residuals[row])
+        error = _plant(codes, work, residuals[row])
         for node in range(1, LEAVES):
             feature[row, node] = -1
             if work.wanted[node]:
                 seed = (stage * len(raw) + row) * LEAVES + node
-                _split(codes, work, residuals[row], node, seed, feature[row], threshold[row], importance[row])
+                _split(codes, work, residuals[row], node, error, seed, feature[row], threshold[row], importance[row])
         for node in range(1, 2 * LEAVES):
             start, stop = work.starts[node], work.stops[node]
             if start < stop and (node >= LEAVES or feature[row, node] < 0):

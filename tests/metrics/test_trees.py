@@ -39,7 +39,7 @@ def grow(codes: np.ndarray, residuals: np.ndarray) -> dict[str, np.ndarray]:
     ordered = sort_codes(codes)
     raw = np.zeros((1, len(codes)))
     out = {
-        "feature": np.zeros((1, trees.LEAVES), dtype=np.int64),
+        "feature": np.full((1, trees.LEAVES), -1),
         "threshold": np.zeros((1, trees.LEAVES)),
         "value": np.zeros((1, 2 * trees.LEAVES)),
         "importance": np.zeros((1, codes.shape[1])),
@@ -76,11 +76,14 @@ def test_importances_of_each_unit():
     tree = DecisionTreeRegressor(max_depth=3).fit(codes.astype(np.float32), residuals)
     importances = tree.tree_.compute_feature_importances(normalize=False)
     assert np.count_nonzero(importances) > 1
-    assert grow(codes, residuals)["importance"] == pytest.approx(importances, rel=1e-9)
+    found = grow(codes, residuals)
+    assert found["importance"] == pytest.approx(importances, rel=1e-9)
+    thresholds = found["threshold"][found["feature"] >= 0]
+    assert np.array_equal(np.sort(thresholds), np.sort(tree.tree_.threshold[tree.tree_.feature >= 0]))
 
 
 def test_large_child_of_small_residuals_keeps_its_precision():
-    """Half the samples have residuals 10,000 times smaller; subtraction alone would leave them eight digits less."""
+    """Its sums are the parent's less the small child's, which are ten million times larger."""
     rng = np.random.default_rng(0)
     codes = rng.normal(size=(3000, 3))
     residuals = np.where(codes[:, 0] > 0.3, 0.8, 1e-7 * (1 + rng.normal(size=3000) + 2 * np.sign(codes[:, 1])))
@@ -102,7 +105,7 @@ def test_predictions_follow_the_thresholds():
 @pytest.mark.parametrize("residuals", [np.zeros(50), np.full(50, 0.25)])
 def test_equal_residuals_are_one_leaf(residuals):
     found = grow(np.random.default_rng(0).normal(size=(50, 3)), residuals)
-    assert (found["feature"][1:] == -1).all()
+    assert (found["feature"] == -1).all()
     assert not found["importance"].any()
 
 
