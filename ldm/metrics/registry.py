@@ -57,7 +57,7 @@ METRICS: dict[str, Metric] = {
         dci,
         "disentanglement",
         {"num_train": 10000, "num_test": 5000},
-        seconds=lambda units, values: 0.2 * units * values,
+        seconds=lambda units, values: (0.015 + 0.002 * units) * values,
         part=dci_factor,
         join=scores_from_importances,
     ),
