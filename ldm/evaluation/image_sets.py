@@ -42,7 +42,7 @@ def image_batches(path: str | Path, batch_size: int = 50, is_unit_range: bool = 
     if images.ndim != 4 or 3 not in (images.shape[1], images.shape[3]) or not len(images):
         raise UserError(f"{path}: expected images of shape (n, H, W, 3) or (n, 3, H, W), found {images.shape}.")
     for start in range(0, len(images), batch_size):
-        batch = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+        batch = torch.from_numpy(np.array(images[start : start + batch_size]))
         batch = batch if images.shape[1] == 3 else batch.permute(0, 3, 1, 2)
         if batch.dtype != torch.uint8:
             batch = batch.float() * 2 - 1 if is_unit_range else batch.float()

@@ -29,7 +29,11 @@ class MetricError(ValueError):
 
 
 class FactorSampler(Protocol):
-    """Ground truth of a data set whose observations are row indices (e.g. ``ldm.data.factors.FactorSpace``)."""
+    """Ground truth of a data set whose observations are row indices (e.g. ``ldm.data.factors.FactorSpace``).
+
+    May also have ``size``, the number of rows, which is checked then; ``product_sizes``, see ``draw_points``; and
+    ``hold_fixed``, see the function of that name.
+    """
 
     @property
     def num_factors(self) -> int:

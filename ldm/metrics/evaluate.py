@@ -56,7 +56,7 @@ def evaluate(
     chosen = select_metrics(protocol, metrics)
     latents = latents if isinstance(latents, np.ndarray) else np.asarray(latents)
     sampler = as_sampler(factors)
-    check_latents(latents.shape, sampler.size)
+    check_latents(latents.shape, getattr(sampler, "size", len(latents) if latents.ndim else 0))
     units = scalar_units(latents)
     scores = {}
     for metric in chosen.values():

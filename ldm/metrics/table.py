@@ -12,6 +12,7 @@ of such data depend on which combinations there are, and compare only with score
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,7 +73,7 @@ class FactorTable:
     @property
     def is_complete(self) -> bool:
         """Whether every combination of values is there."""
-        return len(self._combinations.keys) == np.prod([float(size) for size in self.factors_num_values])
+        return len(self._combinations.keys) == math.prod(self.factors_num_values)
 
     @property
     def has_copies(self) -> bool:
@@ -121,7 +122,7 @@ class FactorTable:
     @functools.cached_property
     def _bases(self) -> np.ndarray:
         """What each value's number counts in a combination's."""
-        if np.prod([float(size) for size in self.factors_num_values]) >= MOST_COMBINATIONS:
+        if math.prod(self.factors_num_values) >= MOST_COMBINATIONS:
             raise MetricError(
                 f"factors of {self.factors_num_values} values have too many combinations: they look continuous. Cut "
                 "them into bins (numpy.digitize) or leave some out."

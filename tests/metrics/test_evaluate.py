@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -49,6 +50,16 @@ def test_every_metric_in_one_call():
 
 def test_tables_and_spaces_score_alike():
     assert evaluate(PERFECT, SPACE, QUICK) == evaluate(PERFECT, FACTORS, QUICK)
+
+
+def test_samplers_of_other_libraries():
+    other = SimpleNamespace(
+        num_factors=3,
+        factors_num_values=[5, 4, 3],
+        sample_factors=SPACE.sample_factors,
+        sample_observations_from_factors=SPACE.sample_observations_from_factors,
+    )
+    assert evaluate(PERFECT, other, QUICK) == evaluate(PERFECT, SPACE, QUICK)
 
 
 def test_vectors_are_reduced_except_for_med():
