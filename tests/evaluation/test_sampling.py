@@ -68,6 +68,24 @@ ENCDIFF = {
         },
     },
 }  # fmt: skip
+DISDIFF = {  # in the words of its own repository, where all models have one name
+    "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+    "params": {
+        **{key: ENCDIFF["params"][key] for key in (*SHARED, "image_size", "channels")},
+        "conditioning_key": "adm",
+        "cond_stage_trainable": True,
+        "concat_mode": False,
+        "dis_loss_flag": True,
+        "cond_stage_config": {
+            "target": "ldm.modules.encoders.modules.Encoder4",
+            "params": {"d": 128, "latent_dim": 48},
+        },
+        "unet_config": {
+            "target": SHIFT_UNET["target"],
+            "params": {**SHIFT_UNET["params"], "image_size": 16, "in_channels": 3, "out_channels": 3, "latent_unit": 3},
+        },
+    },
+}
 TEXT = ("red floor", "", "blue object", "", "cube", "")
 
 
@@ -80,9 +98,9 @@ def filled(config):
     """The model with the figures' weights in every part."""
     model = instantiate_from_config(config)
     parts = [model.model.diffusion_model, model.first_stage_model]
-    for part in parts + ([model.cond_stage_model] if config is ENCDIFF else []):
+    for part in parts + ([model.cond_stage_model] if config in (ENCDIFF, DISDIFF) else []):
         fill(part)
-    if config is ENCDIFF:
+    if config in (ENCDIFF, DISDIFF):
         tell_images_apart(model)
     if model.use_ema:
         model.model_ema.restart(model.model)
@@ -90,11 +108,13 @@ def filled(config):
 
 
 def tell_images_apart(model):
-    """Spread the codes of different images, which the recipe's weights leave nearly the same."""
+    """Spread the codes of different images, which the recipe's weights leave nearly the same, and what they do."""
     images = torch.from_numpy(World3D(64).images(np.arange(0, 480000, 30007))).permute(0, 3, 1, 2) / 127.5 - 1
     last = model.cond_stage_model.encoder[16]
     last.weight.data.mul_(5000)
-    last.bias.data.sub_(model.encode_units(images).mean(0))
+    last.bias.data.sub_(model.encode_units(images).mean(0).flatten())
+    if hasattr(model.model.diffusion_model, "shift_out"):
+        model.model.diffusion_model.shift_out[2].weight.data.mul_(100)
 
 
 def write_run(folder, config, data=DATA):
@@ -170,11 +190,12 @@ def test_a_checkpoint_of_the_references_with_a_config_beside_it(tmp_path):
         load_trained(str(tmp_path / "zoo" / "model.ckpt"))
 
 
-def test_units_of_real_images(tmp_path):
+@pytest.mark.parametrize("config", [ENCDIFF, DISDIFF], ids=["EncDiff", "DisDiff"])
+def test_units_of_real_images(tmp_path, config):
     """One sample per image, the first unit of the first image in all; a unit alone; the same whatever the batches."""
     data = json.loads(json.dumps(DATA))
     data["params"]["test"]["params"]["size"] = 64
-    model = write_run(tmp_path / "run", ENCDIFF, data).eval()
+    write_run(tmp_path / "run", config, data)
     grid = draw(tmp_path / "run", swap=True).swaps()
     assert grid.rows == ["samples", "unit 1", "unit 2", "unit 3"] and len(grid.images) == 4 * 3
     samples = draw(tmp_path / "run", batch_size=3).samples()
@@ -187,7 +208,6 @@ def test_units_of_real_images(tmp_path):
     partial = draw(tmp_path / "run", unit=1, swap=True)
     assert partial.total_steps == 2 * 2 * 2
     assert partial.swaps().rows == ["samples", "unit 2"]
-    assert model.latent_unit == 3
 
 
 def test_texts_of_the_request_and_of_the_data(tmp_path):
