@@ -119,7 +119,7 @@ def run_recipe(options: Options) -> Path:
     """Run the stages that are not finished, score, gather the figures and print them.
 
     Returns:
-        ``<logdir>/results.json``.
+        ``<logdir>/<recipe>_results.json``.
 
     Raises:
         ConfigError, UserError: with a message for the user.
@@ -203,7 +203,10 @@ def _run_record(run: Path) -> dict[str, Any]:
 
 
 def gather(recipe: Recipe, runs: Mapping[str, Path], seconds: dict[str, float]) -> Path:
-    """Merge the runs' figures into ``<logdir>/results.json``, print them and list the pictures."""
+    """Merge the runs' figures into ``<logdir>/<recipe>_results.json``, print them and list the pictures.
+
+    The recipe's name is in the file's, because several recipes may share a folder and with it their first stages.
+    """
     stages: dict[str, Any] = {}
     pictures: list[str] = []
     for name, run in runs.items():
@@ -212,7 +215,7 @@ def gather(recipe: Recipe, runs: Mapping[str, Path], seconds: dict[str, float]) 
         pictures += [str(path) for path in newest_pictures(run)]
     seconds = {**seconds, "total": round(sum(seconds.values()), 1)}
     figures = {key: value for results in stages.values() for key, value in results.items()}
-    path = Path(recipe.logdir) / RESULTS_FILE
+    path = Path(recipe.logdir) / f"{recipe.name}_{RESULTS_FILE}"
     content = {
         **figures,
         "recipe": recipe.name,

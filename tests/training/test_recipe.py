@@ -58,7 +58,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 def results(recipe: Path) -> dict:
-    return json.loads((recipe.parent / "logs" / "results.json").read_text())
+    return json.loads((recipe.parent / "logs" / "tiny_results.json").read_text())
 
 
 def test_stages_run_once_and_again_when_they_change(recipe: Path, calls: list[list[str]]) -> None:
