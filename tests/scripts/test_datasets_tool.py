@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import h5py
@@ -199,13 +198,3 @@ def test_help_shows_commands_that_parse(tool):
     assert len(lines) == 8 and {line[0] for line in lines} == {"check", "convert", "write", "world"}
     for words in lines:
         tool.parse(words)
-
-
-@pytest.mark.parametrize("old", ["make_lmdb", "export_world"])
-def test_old_names_pass_on(old, monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location(old, SCRIPTS / f"{old}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert callable(module.main)
-    sys.modules.pop("dataset", None)
