@@ -355,3 +355,22 @@ def test_a_plain_network_is_refused():
             unet_config={"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET},
             first_stage_config=vq_config(), cond_stage_config={"target": "torch.nn.Flatten"}, image_size=8, channels=4,
         )  # fmt: skip
+
+
+def test_keys_are_the_familys():
+    """Everything a DisDiff checkpoint of the reference holds, and nothing else."""
+    state = build(scale_by_std=True).state_dict()
+    heads = {name.partition(".")[0] for name in state}
+    assert heads == {
+        "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+        "shift_coef", "ddim_coef", "scale_factor", "model", "model_ema", "first_stage_model", "cond_stage_model",
+    }  # fmt: skip
+    encoder = {name.removeprefix("cond_stage_model.encoder.") for name in state if name.startswith("cond_stage_model.")}
+    assert {"0.weight", "1.running_var", "9.convs.2.num_batches_tracked", "12.convs.4.bias", "14.weight"} <= encoder
+    network = {name.split(".")[2] for name in state if name.startswith("model.")}
+    assert network == {
+        "time_embed", "input_blocks", "middle_block", "output_blocks", "out", "shift_middle_block",
+        "shift_output_blocks", "shift_out", "repre_embed", "part_emb", "part_latents",
+    }  # fmt: skip
