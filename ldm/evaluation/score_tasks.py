@@ -87,7 +87,6 @@ class ScoreTask:
         }
         self._scores = _read_json(self.target) if self.target.is_file() and not self.is_own else {}
         self._kept = self._kept_entries()
-        self._fresh = False  # whether a job was finished since the record was written
 
     @property
     def label(self) -> str:
@@ -112,16 +111,16 @@ class ScoreTask:
         return [part for part in self.parts.values() if part.name in names and part.name not in self._kept]
 
     @property
-    def is_written(self) -> bool:
-        """Whether the score file holds every metric."""
-        return all(metric.key in self._scores for metric in self.setting.metrics.values())
+    def is_done(self) -> bool:
+        """Whether the score file holds every metric, and nothing of an interrupted command is left over."""
+        is_written = all(metric.key in self._scores for metric in self.setting.metrics.values())
+        return is_written and not self.missing and not self._parts_folder.is_dir()
 
     def add(self, name: str, outcome: Mapping[str, Any]) -> None:
         """Keep a part's outcome on disk."""
         part = self.parts[name]
         about = {"name": name, "protocol": self.setting.protocol, "dataset": self.dataset}
         self._kept[name] = {**about, **self._identity(part), **outcome}
-        self._fresh = True
         try:
             write_json(self._part_file(name), self._kept[name])
         except FileNotFoundError:  # another command has just finished this step and taken the folder away
@@ -138,14 +137,13 @@ class ScoreTask:
             if all(part.name in self._kept for part in self._parts_of(name, metric))
         }
         content = _in_order({**joined, **self._scores})
-        if self._fresh or self._parts_folder.is_dir():
+        if self._kept != read_record_file(self.record):
             write_json(self.record, {"parts": self._kept})
         is_new = content.keys() != self._scores.keys()
         if is_new:
             write_json(self.target, content)
             self._scores = content
         shutil.rmtree(self._parts_folder, ignore_errors=True)
-        self._fresh = False
         return is_new
 
     def _joined(self, name: str, metric: Metric) -> dict[str, Any]:

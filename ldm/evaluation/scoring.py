@@ -217,7 +217,7 @@ def _plan_file(
     except (UserError, ConfigError, OSError) as err:
         failures.append(failure_of(latents.path, err))
         return []
-    tasks = [task for task in tasks if task.missing or not task.is_written]
+    tasks = [task for task in tasks if not task.is_done]
     return [FileTasks(latents, tasks)] if tasks else []
 
 

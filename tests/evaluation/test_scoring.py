@@ -204,6 +204,19 @@ def test_interrupted_just_before_the_score_file(tmp_path, in_process, monkeypatc
     assert in_process == []
 
 
+def test_interrupted_just_after_the_score_file(tmp_path, in_process, monkeypatch):
+    cases.write_latents(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("ldm.evaluation.score_tasks.shutil.rmtree", lambda *args, **options: None)
+        path = scoring.score_folder(tmp_path, 1, metrics=QUICK).written[0]
+    left, record = path.parent / "records/100", path.parent / "records/100.json"
+    before = record.stat().st_mtime_ns, path.stat().st_mtime_ns
+    assert left.is_dir()
+    in_process.clear()
+    assert not scoring.score_folder(tmp_path, 1, metrics=QUICK).written and in_process == []
+    assert not left.exists() and (record.stat().st_mtime_ns, path.stat().st_mtime_ns) == before
+
+
 def test_kept_parts_of_another_file_are_dropped(tmp_path, in_process):
     cases.write_latents(tmp_path)
     path = scoring.score_folder(tmp_path, 1, metrics=QUICK).written[0]
