@@ -8,8 +8,9 @@ generator is put where those calls would have left it.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from ldm.metrics.compiled import compiled
 
 SPARE_WORDS = 4096  # more than expected; what is not needed is given back
 
@@ -52,7 +53,7 @@ def _words(random_state: np.random.RandomState, num: int) -> np.ndarray:
     return random_state.randint(0, 1 << 32, size=num, dtype=np.uint32)
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled()
 def _replay(words: np.ndarray, largest: np.ndarray, masks: np.ndarray, chosen: np.ndarray, values: np.ndarray) -> int:
     """Fill ``chosen`` and ``values``; returns the number of words used, or -1 if they do not suffice."""
     num_points, num_sets, batch_size, num_factors = values.shape
