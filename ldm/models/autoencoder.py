@@ -190,6 +190,14 @@ class AutoencoderKL(Autoencoder):
         parameters = [parameter for part in parts for parameter in part.parameters()]
         return [*parameters, self.loss.logvar] if isinstance(self.loss, LPIPSWithDiscriminator) else parameters
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Files of the references have no optimizer state of the variance: it starts anew."""
+        last = len(self.generator_parameters()) - 1
+        for state in checkpoint.get("optimizer_states", [])[:1]:
+            known = state["param_groups"][0]["params"]
+            if len(known) == last and isinstance(self.loss, LPIPSWithDiscriminator):
+                known.append(last)
+
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], N: int = 8, **options: Any) -> dict[str, Tensor]:
         """``inputs``, ``reconstructions`` and ``samples`` of the standard normal latent, (n, 3, H, W) in [-1, 1]."""

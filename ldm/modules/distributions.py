@@ -12,10 +12,13 @@ class DiagonalGaussian:
     """Independent normal distributions.
 
     Args:
-        parameters: (B, 2C, ...) means, then log-variances, which are clipped to [-30, 20].
+        parameters: (B, 2C, ...) means, then log-variances, which are clipped to [-30, 20]; half precision is widened to
+            float32, in which a divergence can be summed up.
     """
 
     def __init__(self, parameters: Tensor) -> None:
+        if parameters.dtype in (torch.float16, torch.bfloat16):
+            parameters = parameters.float()
         self.mean, logvar = parameters.chunk(2, dim=1)
         self.logvar = logvar.clamp(*_LOGVAR_RANGE)
         self.std = (0.5 * self.logvar).exp()

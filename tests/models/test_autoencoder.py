@@ -190,3 +190,31 @@ def test_kl_starts_from_a_latent_diffusion_checkpoint_and_freezes_without_its_lo
     assert "unexpected keys" not in caplog.text
     with pytest.raises(ConfigError, match="double_z"):
         AutoencoderKL(ddconfig=TINY_DDCONFIG, embed_dim=4, lossconfig={"target": "torch.nn.Identity"})
+
+
+def test_kl_goes_on_from_an_optimizer_without_the_variance(tmp_path):
+    """As the references write it: their optimizer lacks the last parameter."""
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+               "enable_checkpointing": False}  # fmt: skip
+    loader, trainer = DataLoader(images(4), batch_size=2), pl.Trainer(max_steps=4, **options)
+    trainer.fit(build_kl(0.5), loader)
+    trainer.save_checkpoint(tmp_path / "ours.ckpt")
+    content = torch.load(tmp_path / "ours.ckpt", weights_only=True)
+    state = content["optimizer_states"][0]
+    last = state["param_groups"][0]["params"].pop()
+    del state["state"][last]
+    torch.save(content, tmp_path / "theirs.ckpt")
+    model = build_kl(0.5)
+    trainer = pl.Trainer(max_steps=8, **options)
+    trainer.fit(model, loader, ckpt_path=tmp_path / "theirs.ckpt", weights_only=True)
+    states = trainer.optimizers[0].state
+    assert states[model.encoder.conv_in.weight]["step"] == 4 and states[model.loss.logvar]["step"] == 2
+
+
+def test_half_precision_is_widened_for_the_divergence():
+    model = build_kl()
+    x = model.get_input({"image": torch.stack([item["image"] for item in images(2)])})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = model.encode(x)
+    assert half.mean.dtype == torch.float32
+    torch.testing.assert_close(half.kl(), model.encode(x).kl(), rtol=0.05, atol=0.0)

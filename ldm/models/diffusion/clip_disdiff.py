@@ -132,6 +132,7 @@ class CLIPDisDiff(UnitDiffusion):
             weight = cond.mask.float() + 1e-6
             # An exponential race instead of torch.multinomial, which checks its weights on the host.
             unit = (weight / torch.empty_like(weight).exponential_()).argmax(dim=1)
+        unit = unit[:count]
         edited = self._edits(pred, unit_grad, t, unit)  # (b, E, C, H, W)
         with torch.no_grad():
             z_before, image_before = self.decode_prediction(x_t, t, pred)

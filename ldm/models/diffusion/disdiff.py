@@ -1,4 +1,4 @@
-"""DisDiff: disentanglement of a diffusion model without labels (Yang, Wang, Lu & Zheng, NeurIPS 2023).
+"""DisDiff: disentanglement of a diffusion model without labels (Yang et al., NeurIPS 2023).
 
 An image encoder reads U codes off the clean image; a decoder on top of a frozen latent diffusion model turns each into
 a sub-gradient, and their sum has to carry the unconditional prediction to this very image. The disentangling loss adds
@@ -123,8 +123,7 @@ class DisDiff(UnitDiffusion):
         """See ``UnitDiffusion``; DisDiff's invariant and variant loss, the unit drawn uniformly."""
         count = self.dis_batch_size
         x_t, t, pred, unit_grad = x_t[:count], t[:count], out.pred[:count], out.unit_grad[:count]
-        if unit is None:
-            unit = torch.randint(self.latent_unit, (len(x_t),), device=x_t.device)
+        unit = torch.randint(self.latent_unit, (len(x_t),), device=x_t.device) if unit is None else unit[:count]
         one_grad = unit_grad[torch.arange(len(unit), device=unit.device), unit]  # (b, C, H, W)
         read = mean_code if self.train_enc_flag else mean_code_frozen
         with torch.no_grad():
