@@ -111,8 +111,8 @@ def _best_boundary(count, total, num_buckets, mean, size):
     best = 0.0
     for b in range(1, num_buckets):
         n = count[b]
-        excess = total[b] - mean * n
-        best = max(best, excess * excess / max(n * (size - n), 1.0))
+        excess, room = total[b] - mean * n, n * (size - n)
+        best = max(best, excess * excess / max(room, 1.0) if room > 0.0 else 0.0)
     return best
 
 

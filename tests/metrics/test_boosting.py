@@ -106,6 +106,14 @@ def test_codes_that_tell_all_are_learnt_without_overflow():
     assert np.array_equal(two.fitted, labels > 2)
 
 
+def test_splits_without_gain_are_made_for_the_sake_of_those_below():
+    """The parity of three units: only the third split gains anything."""
+    bits = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)] * 10)
+    labels = bits.sum(axis=1) % 2
+    assert np.array_equal(GradientBoostingClassifier().fit(bits, labels).predict(bits), labels)
+    assert np.array_equal(fit_boosted_trees(sort_codes(bits), labels).fitted, labels)
+
+
 def test_units_that_never_vary_have_no_share():
     codes, labels = on_levels(400, 2, 3, 4)
     padded = np.column_stack([np.full(400, 7.0), codes])
