@@ -67,10 +67,10 @@ def run(options: argparse.Namespace, overrides: list[str]) -> list[Path]:
     trained.model.to(options.device)
     columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.monotonic()
-    with Progress(*columns) as progress:
-        task = progress.add_task("steps")
-        sampler = Sampler(trained, request, lambda done: progress.update(task, completed=done))
-        progress.update(task, total=sampler.total_steps)
+    progress = Progress(*columns)
+    sampler = Sampler(trained, request, lambda done: progress.update(task, completed=done))
+    task = progress.add_task("steps", total=sampler.total_steps)
+    with progress:
         grid = sampler.swaps() if request.swap else None
         images = sampler.samples() if grid is None else grid.images
     folder = Path(options.logdir or trained.folder) / "samples" / trained.checkpoint.stem / now_text()
