@@ -178,6 +178,33 @@ def test_legacy_run_of_lightning_1_goes_on(tmp_path, database, checkpoint, refer
     assert 0 < (saved["state_dict"][name] - reference[name]).abs().max() < 1e-3
 
 
+def test_legacy_autoencoder_of_lightning_1_goes_on(tmp_path, database):
+    """With its adversarial loss, whose start is told in steps of the run."""
+    config = copy.deepcopy(MODELS["vq"])
+    config["params"]["lossconfig"]["params"].update(perceptual_weight=0.0, disc_ndf=8, disc_num_layers=1)
+    model = instantiate_from_config(config)
+    old = tmp_path / "2022-01-01T00-00-00_vq"
+    for folder in ("configs", "checkpoints", "testtube/version_0"):
+        (old / folder).mkdir(parents=True)
+    (old / "testtube" / "version_0" / "metrics.csv").write_text("step,train/loss\n38,0.5\n39,0.4\n")
+    optimizers = [optimizer.state_dict() for optimizer in model.configure_optimizers()[0]]
+    content = {"epoch": 20, "global_step": 40, "pytorch-lightning_version": "1.4.2", "callbacks": {},
+               "state_dict": model.state_dict(), "optimizer_states": optimizers, "lr_schedulers": []}  # fmt: skip
+    torch.save(content, old / "checkpoints" / "last.ckpt")
+    lightning = copy.deepcopy(LIGHTNING)
+    lightning["trainer"]["log_every_n_steps"] = 1
+    lightning["callbacks"]["image_logger"]["params"]["batch_frequency"] = 2
+    project = {"model": config, "data": data(path=str(database)), "lightning": lightning}
+    OmegaConf.save(OmegaConf.create(copy.deepcopy(project)), old / "configs" / "2022-01-01T00-00-00-project.yaml")
+    assert front_door.main(["-r", str(old), "-t", "--max_steps", "42", "--no-test"]) == 0
+    saved = torch.load(old / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 42
+    assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"] == 42
+    rows = (old / "testtube" / "version_0" / "metrics.csv").read_text().splitlines()[1:]
+    assert [row for row in rows if "0.5" in row.split(",")] and len(rows) >= 4
+    assert list(old.glob("images/train/reconstructions_gs-000042_*.png"))
+
+
 def test_legacy_published_weights_are_no_run_to_be_continued(tmp_path, database, reference, capsys):
     run = tmp_path / "run"
     (run / "configs").mkdir(parents=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -27,7 +28,8 @@ class Autoencoder(pl.LightningModule):
     """Encoder, decoder and loss; a subclass adds the bottleneck between them and says how it enters the loss.
 
     Optimisation is manual (two optimizers take turns on each batch); gradient accumulation is therefore done here,
-    over ``accumulate_grad_batches`` batches, and ``disc_start`` counts accumulated steps.
+    over ``accumulate_grad_batches`` batches. A step, of both optimizers together, is one of ``global_step``: ``max_steps``
+    and ``disc_start`` count as in LDM.
     """
 
     def __init__(
@@ -118,10 +120,8 @@ class Autoencoder(pl.LightningModule):
 
     @property
     def training_steps_done(self) -> int:
-        """Accumulated training steps; Lightning's global_step would count both optimizers."""
-        if self._trainer is None:
-            return 0
-        return self.trainer.fit_loop.total_batch_idx // self.accumulate_grad_batches
+        """Steps done before this one, as ``disc_start`` counts them; 0 outside of training."""
+        return 0 if self._trainer is None else self.trainer.global_step
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step of the autoencoder, then one of the discriminator if there is one; returns the former's loss."""
@@ -137,6 +137,8 @@ class Autoencoder(pl.LightningModule):
             self.manual_backward(loss / self.accumulate_grad_batches)
             if update:
                 self.clip_gradients(optimizer, self.gradient_clip_val)
+                if optimizer is not optimizers[-1]:
+                    _leave_uncounted(optimizer)
                 optimizer.step()
                 optimizer.zero_grad()
             self.untoggle_optimizer(optimizer)
@@ -210,6 +212,18 @@ class Autoencoder(pl.LightningModule):
         x = self.get_input(batch)[:N].to(self.device)
         with self.ema_scope():
             return {"inputs": x, "reconstructions": self.reconstruct(x)[0].clamp(-1, 1)}
+
+
+def _leave_uncounted(optimizer: LightningOptimizer) -> None:
+    """Keep this batch's step of the optimizer out of ``global_step``, where Lightning adds up all optimizers' steps.
+
+    Lightning has no public switch for it; it sets both hooks anew for every batch.
+    """
+    optimizer._on_before_step = optimizer._on_after_step = _do_nothing
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:

@@ -75,6 +75,18 @@ def test_two_half_batches_accumulated_move_the_weights_once():
     assert train(model, steps=2).global_step == 2  # four batches
 
 
+@pytest.mark.parametrize("disc_weight", [0.0, 0.75])
+def test_a_step_of_both_optimizers_counts_once(disc_weight):
+    model = build(disc_weight)
+    seen = []
+    forward = model.loss.forward
+    model.loss.forward = lambda *args, **kwargs: seen.append(args[4]) or forward(*args, **kwargs)
+    trainer = train(model, steps=3)
+    assert trainer.global_step == trainer.fit_loop.total_batch_idx + 1 == 3
+    assert seen == [step for step in range(3) for _ in trainer.optimizers]
+    assert all(state["step"] == 3 for optimizer in trainer.optimizers for state in optimizer.state.values())
+
+
 def test_interface_skips_the_codebook_only_when_told():
     lossconfig = {"target": "torch.nn.Identity"}
     model = VQModelInterface(embed_dim=4, ddconfig=TINY_DDCONFIG, lossconfig=lossconfig, n_embed=8).eval()
@@ -196,7 +208,7 @@ def test_kl_goes_on_from_an_optimizer_without_the_variance(tmp_path):
     """As the references write it: their optimizer lacks the last parameter."""
     options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
                "enable_checkpointing": False}  # fmt: skip
-    loader, trainer = DataLoader(images(4), batch_size=2), pl.Trainer(max_steps=4, **options)
+    loader, trainer = DataLoader(images(4), batch_size=2), pl.Trainer(max_steps=2, **options)
     trainer.fit(build_kl(0.5), loader)
     trainer.save_checkpoint(tmp_path / "ours.ckpt")
     content = torch.load(tmp_path / "ours.ckpt", weights_only=True)
@@ -205,7 +217,7 @@ def test_kl_goes_on_from_an_optimizer_without_the_variance(tmp_path):
     del state["state"][last]
     torch.save(content, tmp_path / "theirs.ckpt")
     model = build_kl(0.5)
-    trainer = pl.Trainer(max_steps=8, **options)
+    trainer = pl.Trainer(max_steps=4, **options)
     trainer.fit(model, loader, ckpt_path=tmp_path / "theirs.ckpt", weights_only=True)
     states = trainer.optimizers[0].state
     assert states[model.encoder.conv_in.weight]["step"] == 4 and states[model.loss.logvar]["step"] == 2

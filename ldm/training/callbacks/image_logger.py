@@ -137,7 +137,7 @@ class ImageLogger(pl.Callback):
 
 
 def _steps(trainer: pl.Trainer) -> int:
-    """Optimizer steps done; not ``global_step``, which counts each of two optimizers."""
+    """Steps done; not ``global_step``, which says the same on every batch that is accumulated."""
     return (trainer.fit_loop.total_batch_idx + 1) // trainer.accumulate_grad_batches
 
 

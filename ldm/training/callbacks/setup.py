@@ -51,14 +51,25 @@ class SetupCallback(pl.Callback):
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         trained, total = sum(n for n, needed in sizes if needed), sum(n for n, _ in sizes)
         logger.info("%s: %s parameters, %s of them trained", type(pl_module).__name__, f"{total:,}", f"{trained:,}")
-        steps = trainer.global_step
-        if not pl_module.automatic_optimization:  # Lightning counts each optimizer then, its loggers do not
-            steps = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        steps = trainer.fit_loop.epoch_loop._batches_that_stepped  # what Lightning gives to its loggers
         for run_logger in trainer.loggers:
             if isinstance(run_logger, MetricsCSVLogger):
                 run_logger.continue_from(steps)
         if trainer.ckpt_path:
-            logger.info("resumed at step %d, epoch %d, from %s", steps, trainer.current_epoch, trainer.ckpt_path)
+            logger.info("resumed at step %d, epoch %d, from %s", trainer.global_step, trainer.current_epoch, trainer.ckpt_path)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Files of Lightning 1.4 do not count what the order of the data, logs and pictures go by: count for them."""
+        fit_loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        batches = fit_loop.get("epoch_loop.batch_progress", {}).get("total", {})
+        if any(batches.values()):
+            return
+        steps = checkpoint["global_step"]
+        accumulated = getattr(pl_module, "accumulate_grad_batches", trainer.accumulate_grad_batches)
+        batches.update(dict.fromkeys(batches, steps * accumulated))
+        fit_loop.get("epoch_loop.state_dict", {})["_batches_that_stepped"] = steps
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
