@@ -28,8 +28,8 @@ class Autoencoder(pl.LightningModule):
     """Encoder, decoder and loss; a subclass adds the bottleneck between them and says how it enters the loss.
 
     Optimisation is manual (two optimizers take turns on each batch); gradient accumulation is therefore done here,
-    over ``accumulate_grad_batches`` batches. A step, of both optimizers together, is one of ``global_step``: ``max_steps``
-    and ``disc_start`` count as in LDM.
+    over ``accumulate_grad_batches`` batches. A step of both optimizers is one of ``global_step``, so that ``max_steps``
+    and ``disc_start`` mean what they mean in LDM.
     """
 
     def __init__(

@@ -56,7 +56,8 @@ class SetupCallback(pl.Callback):
             if isinstance(run_logger, MetricsCSVLogger):
                 run_logger.continue_from(steps)
         if trainer.ckpt_path:
-            logger.info("resumed at step %d, epoch %d, from %s", trainer.global_step, trainer.current_epoch, trainer.ckpt_path)
+            place = (trainer.global_step, trainer.current_epoch, trainer.ckpt_path)
+            logger.info("resumed at step %d, epoch %d, from %s", *place)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
