@@ -3,7 +3,9 @@
     python scripts/sample_diffusion.py -r logs/2026-01-31T12-00-00_shapes3d-vq-4-16 -n 64 -c 50
     python scripts/sample_diffusion.py -r model.ckpt --base configs/latent-diffusion/shapes3d-vq-4-16.yaml
     python scripts/sample_diffusion.py -r RUN --swap            # what each unit does (DisDiff, EncDiff, CLIP-DisDiff)
-    python scripts/sample_diffusion.py -r RUN --text "red floor | | small object | | | "
+    python scripts/sample_diffusion.py -r RUN --text "red floor | | small object | | | "      # CLIP-DisDiff
+    python scripts/sample_diffusion.py -r model.ckpt -b txt2img.yaml --text "a red cube" --guidance_scale 5
+    python scripts/sample_diffusion.py -r model.ckpt -b cin256.yaml --class 25 187 --guidance_scale 3
 
 Models with a condition take it from images of the config's data; key=value words change the config as in main.py.
 """
@@ -20,8 +22,9 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ldm.evaluation.conditions import Request, split_text
 from ldm.evaluation.load_model import load_trained
-from ldm.evaluation.sampling import Request, Sampler, split_text, write_samples
+from ldm.evaluation.sampling import Sampler, write_samples
 from ldm.training.cli import split_overrides
 from ldm.training.run_folder import now_text
 from ldm.util import ConfigError, UserError
@@ -41,8 +44,9 @@ def read_options(words: list[str]) -> argparse.Namespace:
     add("-s", "--seed", type=int, default=default.seed, help="of noise and conditions (%(default)s)")
     add("--unit", type=int, metavar="K", help="the gradient of unit K alone, counted from 1")
     add("--swap", action="store_true", help="one row per unit, in which all samples take that unit of the first one")
-    add("--text", action="append", default=[], metavar="TEXTS", help="one text per unit, separated by |; repeatable")
-    add("--guidance_scale", type=float, default=default.guidance, help="factor of text gradients (%(default)s)")
+    add("--text", action="append", default=[], help="one text, or one per unit separated by |; repeatable")
+    add("--class", dest="classes", type=int, nargs="+", default=[], metavar="C", help="classes, from 0, in turn")
+    add("--guidance_scale", type=float, default=default.guidance, help="towards texts or classes (%(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     return parser.parse_args(words)
 
@@ -57,6 +61,7 @@ def request_of(options: argparse.Namespace) -> Request:
         unit=None if options.unit is None else options.unit - 1,
         swap=options.swap,
         texts=tuple(split_text(text) for text in options.text),
+        classes=tuple(options.classes),
         guidance=options.guidance_scale,
     )
 

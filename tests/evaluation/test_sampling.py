@@ -11,8 +11,9 @@ from golden_recipe import fill
 from stand_ins import TINY_UNET, vq_config
 
 from ldm.data.world import World3D
+from ldm.evaluation.conditions import Request, split_text
 from ldm.evaluation.load_model import load_trained
-from ldm.evaluation.sampling import Request, Sampler, split_text, write_samples
+from ldm.evaluation.sampling import Sampler, write_samples
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 WORLD = {"target": "ldm.data.world.World3D", "params": {"limit": 40, "text": "attributes"}}
@@ -205,6 +206,9 @@ def test_units_of_real_images(tmp_path, config):
     assert max(distance(grid.images[3 * row + 1], samples[1]) for row in range(1, 4)) > 1e-3
     alone = draw(tmp_path / "run", unit=1).samples()
     assert distance(alone, samples) > 1e-3
+    for option, message in (("guidance", "unguided"), ("classes", "from classes"), ("texts", "from texts")):
+        with pytest.raises(UserError, match=message):
+            draw(tmp_path / "run", **{option: 2.0 if option == "guidance" else (TEXT,)})
     partial = draw(tmp_path / "run", unit=1, swap=True)
     assert partial.total_steps == 2 * 2 * 2
     assert partial.swaps().rows == ["samples", "unit 2"]
@@ -232,6 +236,8 @@ def test_texts_of_the_request_and_of_the_data(tmp_path):
         ({"unit": 0}, "LatentDiffusion has no units"),
         ({"swap": True}, "LatentDiffusion has no units"),
         ({"texts": (TEXT,)}, "does not sample from texts"),
+        ({"classes": (1,)}, "does not sample from classes"),
+        ({"guidance": 2.0}, "no condition on texts or classes"),
     ],
 )
 def test_what_a_model_cannot_do(tmp_path, options, message):

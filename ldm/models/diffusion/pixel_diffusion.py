@@ -24,7 +24,7 @@ from ldm.models.pictures import CaptionedGrid
 from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
 from ldm.modules.weights import EMA_PREFIX
-from ldm.util import ConfigError, instantiate_from_config
+from ldm.util import ConfigError, UserError, instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -255,11 +255,23 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         factor = instantiate_from_config(self.scheduler_config)
         return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
 
-    def denoiser(self, cond: Any) -> Denoiser:
-        """The function samplers call: noise in x_t under a condition."""
+    def denoiser(
+        self, cond: Any, unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Tensor | None = None
+    ) -> Denoiser:
+        """The function samplers call: noise in x_t under a condition, guided as ``sample`` says."""
+        guided = unconditional_guidance_scale != 1 and unconditional_conditioning is not None
+        if guided and not isinstance(cond, Tensor):
+            raise UserError(f"guidance needs a condition of one tensor; found {type(cond).__name__}")
+        both = torch.cat([unconditional_conditioning, cond]) if guided else None
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            if both is None:
+                return self.apply_model(x, t, cond)
+            without, under = self.apply_model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+            return without + unconditional_guidance_scale * (under - without)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            prediction = self.apply_model(x, t, cond)
+            prediction = predict(x, t)
             if self.parameterization == "eps":
                 return prediction
             return self.predict_noise_from_start(x, t, prediction)
@@ -275,17 +287,36 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         quantize_denoised: bool = False,
         inpainting: Inpainting | None = None,
         callback: StepCallback | None = None,
+        **guidance: Any,
     ) -> Tensor:
-        """From noise (B, C, H, W) to a sample, by DDIM with ``num_steps`` steps or, if None, by DDPM with all T."""
+        """From noise to a sample.
+
+        Args:
+            x_T: (B, C, H, W) standard normal.
+            cond: the condition, of B samples.
+            num_steps: DDIM steps; None samples all T by DDPM.
+            eta: DDIM's; 0 deterministic, 1 as noisy as DDPM.
+            quantize_denoised: put each estimate of x_0 on the codebook.
+            inpainting: what to keep of which latent.
+            callback: called after each step.
+            **guidance: LDM's ``unconditional_guidance_scale`` s and ``unconditional_conditioning`` (of cond's shape):
+                the noise is e_none + s (e_cond - e_none), classifier-free guidance (Ho & Salimans 2022).
+
+        Returns:
+            (B, C, H, W).
+
+        Raises:
+            UserError: guidance with a condition that is not one tensor.
+        """
         common = {
             "quantize_x0": self.quantize_latent if quantize_denoised else None,
             "inpainting": inpainting,
             "callback": callback,
         }
         if num_steps is not None:
-            return ddim_sample(self.denoiser(cond), x_T, self.alphas_cumprod, num_steps, eta, **common)
+            return ddim_sample(self.denoiser(cond, **guidance), x_T, self.alphas_cumprod, num_steps, eta, **common)
         buffers = {name: getattr(self, name) for name in self.schedule_names}
-        return ddpm_sample(self.denoiser(cond), x_T, buffers, clip_denoised=self.clip_denoised, **common)
+        return ddpm_sample(self.denoiser(cond, **guidance), x_T, buffers, clip_denoised=self.clip_denoised, **common)
 
     def quantize_latent(self, z: Tensor) -> Tensor:
         """z on the codebook of the first stage; here there is none."""

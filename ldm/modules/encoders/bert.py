@@ -214,6 +214,10 @@ class BERTEmbedder(nn.Module):
         """Same as :meth:`forward`."""
         return self(texts)
 
+    def unconditional_input(self, count: int) -> list[str]:
+        """Texts that say nothing, in models trained for guidance."""
+        return [""] * count
+
 
 def load_tokenizer(name: str | os.PathLike, length: int, allow_download: bool = False) -> tuple[Tokenize, int]:
     """A function from texts to (B, length) int64 ids, and the number of ids.

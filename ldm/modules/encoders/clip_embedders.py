@@ -105,8 +105,9 @@ class FrozenCLIPTextEmbedder(FrozenModule):
         self._has_warned = False
         self.width = self._embed([""]).shape[1]
         # Plain attributes, not buffers: processes see different strings, and DDP would broadcast a buffer.
-        self._rows: dict[str, int] = {"": 0}  # "" marks a unit left unset: a row of zeros
-        self._table = torch.zeros(1, self.width)
+        # "" marks a unit left unset: a row of zeros. In a sequence for cross-attention it is a text like any other.
+        self._rows: dict[str, int] = {"": 0} if n_repeat is None else {}
+        self._table = torch.zeros(len(self._rows), self.width)
 
     @property
     def logit_scale(self) -> float:
@@ -124,7 +125,8 @@ class FrozenCLIPTextEmbedder(FrozenModule):
             texts: B lists of U strings ("" = unit left unset), or B strings.
 
         Returns:
-            float32 (B, U, D) for nested lists, (B, D) or (B, n_repeat, D) for a flat list; "" gives zeros.
+            float32 (B, U, D) for nested lists, (B, D) or (B, n_repeat, D) for a flat list; without ``n_repeat`` ""
+            gives zeros.
 
         Raises:
             UserError: samples have different numbers of strings.
@@ -142,6 +144,10 @@ class FrozenCLIPTextEmbedder(FrozenModule):
             )
         rows = self._look_up([text for sample in texts for text in sample])  # (B*U, D)
         return rows.reshape(len(texts), num_units.pop(), -1)
+
+    def unconditional_input(self, count: int) -> list[str]:
+        """Texts that say nothing, in models trained for guidance."""
+        return [""] * count
 
     def vocabulary_embeddings(self, vocabulary: Sequence[Sequence[str]]) -> list[Tensor]:
         """Embeddings of each attribute's possible texts.

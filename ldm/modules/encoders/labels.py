@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,6 +53,11 @@ class ClassEmbedder(nn.Module):
                 "set cond_stage_config.params.key, or choose a data set with labels"
             )
         return self.embedding(batch[key][:, None])
+
+    def unconditional_input(self, count: int) -> Tensor:
+        """Labels (count,) that say nothing in models trained for guidance: by LDM's convention the last class."""
+        weight = self.embedding.weight
+        return torch.full((count,), len(weight) - 1, device=weight.device)
 
 
 class SpatialRescaler(nn.Module):
