@@ -51,6 +51,18 @@ def test_training_reaches_the_network_and_not_the_first_stage():
     assert model.first_stage_model.training is False
 
 
+def test_time_steps_lean_towards_noise_in_training_alone():
+    even, leaning = build(), build(noise_bias=2.0)
+    torch.manual_seed(0)
+    resting = leaning.eval().draw_timesteps(20_000)
+    even, leaning = even.train().draw_timesteps(20_000), leaning.train().draw_timesteps(20_000)
+    assert even.min() == 0 and even.max() == 19 and leaning.max() == 19
+    assert even.float().mean().item() == pytest.approx(9.5, abs=0.1) == resting.float().mean().item()
+    assert (leaning < 10).float().mean().item() == pytest.approx(0.25, abs=0.01)  # P(u^(1/2) < 1/2)
+    with pytest.raises(ConfigError, match="noise_bias is 0.0"):
+        build(noise_bias=0.0)
+
+
 def test_scale_by_std_gives_latents_of_unit_deviation():
     model = build(scale_by_std=True)
     train(model)

@@ -96,14 +96,6 @@ def test_only_one_unit_is_attended_to():
     torch.testing.assert_close(model.decode_units(others, x_T, num_steps=3, only=only), alone)
 
 
-def test_time_steps_lean_towards_noise():
-    torch.manual_seed(0)
-    even, leaning = build().draw_timesteps(20_000), build(noise_bias=2.0).draw_timesteps(20_000)
-    assert even.min() == 0 and even.max() == 19 and leaning.max() == 19
-    assert even.float().mean().item() == pytest.approx(9.5, abs=0.1)
-    assert (leaning < 10).float().mean().item() == pytest.approx(0.25, abs=0.01)  # P(u^(1/2) < 1/2)
-
-
 def test_state_dict_goes_round_and_has_the_family_s_keys():
     model = build(scale_by_std=True)
     state = model.state_dict()
@@ -118,7 +110,6 @@ def test_state_dict_goes_round_and_has_the_family_s_keys():
     ("changes", "words"),
     [
         ({"conditioning_key": "concat"}, "crossattn"),
-        ({"noise_bias": 0.0}, "noise_bias"),
         ({"eval_name": "shapes3"}, "shapes3d"),
         ({"cond_stage_config": {**ENCODER, "params": {**ENCODER["params"], "latent_unit": 4}}}, "latent_unit"),
         ({"cond_stage_config": {**ENCODER, "params": {**ENCODER["params"], "context_dim": 4}}}, "context_dim"),

@@ -37,7 +37,6 @@ class EncDiff(LatentDiffusion):
         cond_stage_trainable: bool = True,
         conditioning_key: str = "crossattn",
         eval_name: str | None = None,
-        noise_bias: float = 1.0,
         **kwargs: Any,
     ) -> None:
         """Build the model.
@@ -50,8 +49,6 @@ class EncDiff(LatentDiffusion):
             conditioning_key: ``crossattn``; accepted because the family's configs say so.
             eval_name: factors of the data set (shapes3d, mpi3d, cars3d, ...). Scores are taken with the data set's own
                 factors, this name is only compared with them.
-            noise_bias: time steps are drawn as T u^(1 / noise_bias) with u uniform: 1 is the paper's uniform draw,
-                above 1 noisy steps are drawn more often, at which the units matter most.
             **kwargs: see ``LatentDiffusion`` and ``DDPM``.
 
         Raises:
@@ -61,8 +58,6 @@ class EncDiff(LatentDiffusion):
             raise ConfigError(
                 f"model.params.conditioning_key is '{conditioning_key}'; EncDiff's units enter by 'crossattn'"
             )
-        if noise_bias <= 0:
-            raise ConfigError(f"model.params.noise_bias is {noise_bias}; expected a positive number, 1 for uniform")
         super().__init__(
             unet_config=unet_config,
             cond_stage_config=cond_stage_config,
@@ -72,7 +67,6 @@ class EncDiff(LatentDiffusion):
             **kwargs,
         )
         self.eval_space = None if eval_name is None else factor_space(eval_name)
-        self.noise_bias = noise_bias
         self._check_fit()
         self.latent_unit = self.cond_stage_model.latent_unit
         self.unit_names: list[str] | None = None  # what each unit tells, once somebody has found out
@@ -97,23 +91,6 @@ class EncDiff(LatentDiffusion):
                     f"model.params.cond_stage_config.params.{name} is {made}, but model.params.unet_config.params."
                     f"{name} is {taken}: set both to the same number"
                 )
-
-    def draw_timesteps(self, count: int) -> Tensor:
-        """(count,) int64 time steps for training, see ``noise_bias``."""
-        if self.noise_bias == 1.0:
-            return torch.randint(0, self.num_timesteps, (count,), device=self.device)
-        share = torch.rand(count, device=self.device) ** (1 / self.noise_bias)
-        return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
-
-    def shared_step(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
-        """Loss at drawn time steps, its terms, and the batch size; validation draws uniformly."""
-        x = self.get_input(batch)
-        if not self.training:
-            t = torch.randint(0, self.num_timesteps, (len(x),), device=self.device)
-        else:
-            t = self.draw_timesteps(len(x))
-        loss, terms = self.p_losses(x, self.get_condition(batch), t)
-        return loss, terms, len(x)
 
     def get_condition(self, batch: Mapping[str, Any]) -> Tensor:
         """Tokens (B, U * D) of the batch's images; gradients reach the encoder."""

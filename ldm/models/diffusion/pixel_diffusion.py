@@ -61,6 +61,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         scheduler_config: Mapping[str, Any] | None = None,
         learn_logvar: bool = False,
         logvar_init: float = 0.0,
+        noise_bias: float = 1.0,
     ) -> None:
         """Build network, schedule and moving average. Names and defaults are LDM's.
 
@@ -85,11 +86,19 @@ class DDPM(DiffusionProcess, pl.LightningModule):
             parameterization: the network predicts ``eps`` or ``x0``.
             scheduler_config: learning-rate multiplier, called with the number of optimizer steps.
             learn_logvar: learn one log variance per time step, starting at ``logvar_init``.
+            noise_bias: time steps are drawn for training as T u^(1 / noise_bias) with u uniform: 1 is the papers'
+                uniform draw; above 1 noisy steps are drawn more often, at which a condition matters most.
+
+        Raises:
+            ConfigError: an option has an unknown value.
         """
         super().__init__()
         if loss_type not in ("l1", "l2"):
             raise ConfigError(f"model.params.loss_type '{loss_type}' is unknown; choose 'l1' or 'l2'")
+        if noise_bias <= 0:
+            raise ConfigError(f"model.params.noise_bias is {noise_bias}; expected a positive number, 1 for uniform")
         self.learning_rate = 1e-4
+        self.noise_bias = noise_bias
         self.loss_type = loss_type
         self.first_stage_key, self.image_size, self.channels = first_stage_key, image_size, channels
         self.log_every_t, self.clip_denoised = log_every_t, clip_denoised
@@ -208,10 +217,17 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         """The condition of a batch as training sees it at time steps t (B,)."""
         return self.get_condition(batch)
 
+    def draw_timesteps(self, count: int) -> Tensor:
+        """(count,) int64 time steps: in training see ``noise_bias``, else uniform."""
+        if self.noise_bias == 1 or not self.training:
+            return torch.randint(0, self.num_timesteps, (count,), device=self.device)
+        share = torch.rand(count, device=self.device) ** (1 / self.noise_bias)
+        return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
+
     def shared_step(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
-        """Loss at uniformly drawn time steps, its terms, and the batch size."""
+        """Loss at drawn time steps, its terms, and the batch size."""
         x = self.get_input(batch)
-        t = torch.randint(0, self.num_timesteps, (len(x),), device=self.device)
+        t = self.draw_timesteps(len(x))
         loss, terms = self.p_losses(x, self.condition_at(batch, t), t)
         return loss, terms, len(x)
 
