@@ -87,16 +87,19 @@ class FromCondition:
         self.stage = getattr(model, "cond_stage_model", None)
         self.given = self._given()
         self.needs_data = self.stage is not None and not self.given
-        if request.guidance != 1 and not hasattr(self.stage, "unconditional_input"):
+        if request.guidance != 1 and not (self._takes_texts() or isinstance(self.stage, ClassEmbedder)):
             raise UserError(
                 f"{type(model).__name__} has no condition on texts or classes to be guided to: leave out "
                 "--guidance_scale"
             )
 
+    def _takes_texts(self) -> bool:
+        return isinstance(self.stage, _TEXT_STAGES) and getattr(self.stage, "use_tokenizer", True)
+
     def _given(self) -> tuple[str, ...] | tuple[int, ...]:
         """The request's texts or classes, if they are what the condition stage takes."""
         texts, classes = self.request.texts, self.request.classes
-        if texts and not isinstance(self.stage, _TEXT_STAGES):
+        if texts and not self._takes_texts():
             raise UserError(f"{type(self.model).__name__} does not sample from texts here: leave out --text")
         if any(len(strings) != 1 for strings in texts):
             raise UserError("this model takes one text per sample: leave out the | in --text")

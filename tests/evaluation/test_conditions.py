@@ -117,6 +117,15 @@ def test_what_a_model_of_classes_cannot_do(by_class, options, message):
         sampler(by_class, **options)
 
 
+def test_what_a_model_of_tokens_cannot_do():
+    params = {"n_embed": 6, "n_layer": 1, "vocab_size": 30, "max_seq_len": 5, "use_tokenizer": False}
+    model = build({"target": f"{ENCODERS}.BERTEmbedder", "params": params}, cond_stage_key="objects_bbox")
+    with pytest.raises(UserError, match="does not sample from texts"):
+        sampler(model, texts=(("red",),))
+    with pytest.raises(UserError, match="no condition on texts or classes"):
+        sampler(model, guidance=2.0)
+
+
 def test_what_a_model_of_texts_cannot_do(by_text):
     with pytest.raises(UserError, match="does not sample from classes"):
         sampler(by_text, classes=(1,))
