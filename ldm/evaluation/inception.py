@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.modules.weights import read_state_dict
+from ldm.modules.weights import find_weights, read_state_dict
 from ldm.util import UserError, atomic_write
 
 INCEPTION_FILES = ("weights-inception-2015-12-05-6726825d.pth", "pt_inception-2015-12-05-6726825d.pth")
@@ -143,18 +143,8 @@ def find_inception(path: str | os.PathLike | None = None) -> Path:
     Raises:
         UserError: they are nowhere; the message says which file to put where.
     """
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    given = path or os.environ.get(INCEPTION_VARIABLE)
-    place = Path(given) if given else cache
-    candidates = [place / name for name in INCEPTION_FILES] if place.is_dir() or not given else [place]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise UserError(
-        f"FID and KID need InceptionV3's weights, and there is no {candidates[0]}. Put {INCEPTION_FILES[0]} (from "
-        f"torch-fidelity's release v0.2.0) into {cache}, or name its path with --inception or in the variable "
-        f"{INCEPTION_VARIABLE}."
-    )
+    what, source = "FID and KID need InceptionV3's weights", "torch-fidelity's release v0.2.0"
+    return find_weights(path, what, INCEPTION_FILES, INCEPTION_VARIABLE, source, " or with --inception")
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:

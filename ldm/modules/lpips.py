@@ -12,12 +12,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.weights import find_weights
 from ldm.util import UserError
 
 VGG16_FILE = "vgg16-397923af.pth"
@@ -78,8 +80,61 @@ class ChannelWeights(nn.Module):
         return self.model(x)
 
 
-class LPIPS(nn.Module):
-    """Perceptual distance; all its weights are frozen.
+class PerceptualDistance(nn.Module):
+    """Distance of two images in the features of a network; all its weights are frozen.
+
+    Args:
+        features: (B, 3, H, W) -> features of several depths.
+        widths: their channels.
+    """
+
+    def __init__(self, features: nn.Module, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.scaling_layer = ScalingLayer()
+        self.net = features
+        for index, width in enumerate(widths):
+            self.add_module(f"lin{index}", ChannelWeights(width))
+        self.requires_grad_(False)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Distance.
+
+        Args:
+            first, second: (B, 3, H, W) in [-1, 1], at least 16 pixels a side (AlexNet: 31).
+
+        Returns:
+            (B, 1, 1, 1), 0 for equal images.
+        """
+        pairs = zip(self.net(self.scaling_layer(first)), self.net(self.scaling_layer(second)))
+        distance = torch.zeros((), device=first.device)
+        for index, (one, other) in enumerate(pairs):
+            difference = (_unit_length(one) - _unit_length(other)).square()
+            distance = distance + self.get_submodule(f"lin{index}")(difference).mean(dim=(2, 3), keepdim=True)
+        return distance
+
+    def load(self, path: Path, network: str, file: str) -> None:
+        """Take torchvision's weights of the network and the channel weights that belong to them.
+
+        Args:
+            path: the weights.
+            network: ``VGG16`` or ``AlexNet``.
+            file: what torchvision calls their file.
+
+        Raises:
+            UserError: the file is damaged or of another network.
+        """
+        state = {f"features.{key.split('.', 1)[1]}": key for key in self.net.state_dict()}
+        weights = read_weights(path)
+        missing = [name for name in state if name not in weights]
+        if missing:
+            raise UserError(f"{path} is no {network} of torchvision: it lacks {missing[0]}. Expected {file}.")
+        self.net.load_state_dict({key: weights[name] for name, key in state.items()})
+        linear = "vgg" if network == "VGG16" else "alex"
+        self.load_state_dict(read_weights(find_linear_weights(linear)), strict=False)
+
+
+class LPIPS(PerceptualDistance):
+    """Perceptual distance on VGG16.
 
     Where no weights are found the module is built all the same, so that a config can be looked at and a checkpoint
     that brings them can be loaded; the first distance asked for without them is the error.
@@ -90,36 +145,16 @@ class LPIPS(nn.Module):
     """
 
     def __init__(self, vgg_weights: str | os.PathLike | None = None, load_weights: bool = True) -> None:
-        super().__init__()
-        self.scaling_layer = ScalingLayer()
-        self.net = VGG16Features()
-        for index, widths in enumerate(_SLICES):
-            self.add_module(f"lin{index}", ChannelWeights(widths[-1]))
+        super().__init__(VGG16Features(), [widths[-1] for widths in _SLICES])
         self._lack: str | None = None
         if load_weights:
             self._find_and_load(vgg_weights)
         self.register_load_state_dict_pre_hook(_note_weights)
-        self.requires_grad_(False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distance.
-
-        Args:
-            first, second: (B, 3, H, W) in [-1, 1], at least 16 pixels a side.
-
-        Returns:
-            (B, 1, 1, 1), 0 for equal images.
-
-        Raises:
-            UserError: there are no weights.
-        """
+        """See ``PerceptualDistance``; a ``UserError`` if there are no weights."""
         self.require_weights()
-        pairs = zip(self.net(self.scaling_layer(first)), self.net(self.scaling_layer(second)))
-        distance = torch.zeros((), device=first.device)
-        for index, (one, other) in enumerate(pairs):
-            difference = (_unit_length(one) - _unit_length(other)).square()
-            distance = distance + self.get_submodule(f"lin{index}")(difference).mean(dim=(2, 3), keepdim=True)
-        return distance
+        return super().forward(first, second)
 
     def require_weights(self) -> None:
         """Raise a ``UserError`` that says where weights belong, if there are none."""
@@ -134,18 +169,7 @@ class LPIPS(nn.Module):
                 raise
             self._lack = str(error)
         else:
-            self._load(path)
-
-    def _load(self, vgg_path: Path) -> None:
-        state = {f"features.{key.split('.', 1)[1]}": key for key in self.net.state_dict()}
-        vgg = read_weights(vgg_path)
-        missing = [name for name in state if name not in vgg]
-        if missing:
-            raise UserError(
-                f"{vgg_path} is no VGG16 of torchvision: it lacks {', '.join(missing[:3])}. Expected {VGG16_FILE}."
-            )
-        self.net.load_state_dict({key: vgg[name] for name, key in state.items()})
-        self.load_state_dict(read_weights(find_linear_weights("vgg")), strict=False)
+            self.load(path, "VGG16", VGG16_FILE)
 
 
 def _note_weights(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -160,18 +184,9 @@ def find_vgg16(path: str | os.PathLike | None = None) -> Path:
     Raises:
         UserError: they are nowhere; the message says which file to put where.
     """
-    cache = Path(torch.hub.get_dir()) / "checkpoints" / VGG16_FILE
-    given = path or os.environ.get(VGG16_VARIABLE)
-    found = Path(given) if given else cache
-    if found.is_dir():
-        found = found / VGG16_FILE
-    if not found.is_file():
-        raise UserError(
-            f"the perceptual loss needs VGG16's weights, and there is no {found}. Put {VGG16_FILE} (from torchvision's "
-            f"model zoo) at {cache}, or name its path in the loss' `vgg_weights` or in the variable {VGG16_VARIABLE}; "
-            "or do without: `perceptual_weight: 0`."
-        )
-    return found
+    what, source = "the perceptual loss needs VGG16's weights", "torchvision's model zoo"
+    others = " or in the loss' `vgg_weights`; or do without: `perceptual_weight: 0`"
+    return find_weights(path, what, [VGG16_FILE], VGG16_VARIABLE, source, others)
 
 
 def find_linear_weights(net: str) -> Path:

@@ -11,11 +11,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from ldm.modules.lpips import LPIPS, ChannelWeights, ScalingLayer, find_linear_weights, read_weights
-from ldm.util import UserError
+from ldm.modules.lpips import PerceptualDistance
+from ldm.modules.weights import find_weights
 
 ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 ALEXNET_VARIABLE = "ALEXNET_WEIGHTS"
@@ -48,8 +47,8 @@ class AlexNetFeatures(nn.Module):
         return features
 
 
-class AlexLPIPS(LPIPS):
-    """Perceptual distance on AlexNet; all its weights are frozen. Call it as ``LPIPS``.
+class AlexLPIPS(PerceptualDistance):
+    """Perceptual distance on AlexNet.
 
     Args:
         weights: path of AlexNet's weights; None looks in the places named above.
@@ -59,21 +58,8 @@ class AlexLPIPS(LPIPS):
     """
 
     def __init__(self, weights: str | os.PathLike | None = None) -> None:
-        nn.Module.__init__(self)  # LPIPS' own would build VGG16
-        self.scaling_layer = ScalingLayer()
-        self.net = AlexNetFeatures()
-        for index, (_, _, outputs, *_) in enumerate(_CONVOLUTIONS):
-            self.add_module(f"lin{index}", ChannelWeights(outputs))
-        self._lack = None
-        path = find_alexnet(weights)
-        state = read_weights(path)
-        names = {key: f"features.{key.split('.', 1)[1]}" for key in self.net.state_dict()}
-        missing = [name for name in names.values() if name not in state]
-        if missing:
-            raise UserError(f"{path} is no AlexNet of torchvision: it lacks {missing[0]}. Expected {ALEXNET_FILE}.")
-        self.net.load_state_dict({key: state[name] for key, name in names.items()})
-        self.load_state_dict(read_weights(find_linear_weights("alex")), strict=False)
-        self.requires_grad_(False)
+        super().__init__(AlexNetFeatures(), [outputs for _, _, outputs, *_ in _CONVOLUTIONS])
+        self.load(find_alexnet(weights), "AlexNet", ALEXNET_FILE)
 
 
 def find_alexnet(path: str | os.PathLike | None = None) -> Path:
@@ -82,14 +68,5 @@ def find_alexnet(path: str | os.PathLike | None = None) -> Path:
     Raises:
         UserError: they are nowhere; the message says which file to put where.
     """
-    cache = Path(torch.hub.get_dir()) / "checkpoints" / ALEXNET_FILE
-    given = path or os.environ.get(ALEXNET_VARIABLE)
-    found = Path(given) if given else cache
-    if found.is_dir():
-        found = found / ALEXNET_FILE
-    if not found.is_file():
-        raise UserError(
-            f"LPIPS on AlexNet needs its weights, and there is no {found}. Put {ALEXNET_FILE} (from torchvision's "
-            f"model zoo) at {cache}, or name its path here or in the variable {ALEXNET_VARIABLE}."
-        )
-    return found
+    what, source = "LPIPS on AlexNet needs its weights", "torchvision's model zoo"
+    return find_weights(path, what, [ALEXNET_FILE], ALEXNET_VARIABLE, source, " or after --lpips")

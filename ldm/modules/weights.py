@@ -1,12 +1,13 @@
-"""Reading the weights of a checkpoint file, and picking a denoising network's out of them."""
+"""Finding and reading weight files, and picking a denoising network's out of a checkpoint."""
 
 from __future__ import annotations
 
+import os
 import pickle
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,35 @@ _BESIDE_WEIGHTS_EXACT = frozenset(("copyreg._reconstructor", "builtins.object", 
 # Mappings that are filled entry by entry, which torch's reader allows for plain dicts alone.
 _LIKE_DICTS = frozenset(("pytorch_lightning.utilities.parsing.AttributeDict", "builtins.dict"))
 _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)")
+
+
+def find_weights(
+    path: str | os.PathLike | None, what: str, names: Sequence[str], variable: str, source: str, others: str
+) -> Path:
+    """A published network's weights on this machine: at ``path``, where ``variable`` says, or in torch's cache.
+
+    Args:
+        path: the file, or a folder that holds it; None looks in the other two places.
+        what: for the message, "X needs Y's weights".
+        names: of the file, the first that is there.
+        variable: environment variable that names a file or folder.
+        source: for the message, where the file is published.
+        others: for the message, after "name its path in the variable": other ways out.
+
+    Raises:
+        UserError: they are nowhere; the message says which file to put where.
+    """
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    given = path or os.environ.get(variable)
+    place = Path(given) if given else cache
+    candidates = [place / name for name in names] if place.is_dir() or not given else [place]
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{what}, and there is no {candidates[0]}. Put {names[0]} (from {source}) into {cache}, or name its path "
+            f"in the variable {variable}{others}."
+        )
+    return found
 
 
 class _Inert:
