@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from golden_recipe import fill
 from legacy_configs import LIGHTNING, MODELS, data, save_clip, with_clip
 from omegaconf import OmegaConf
+from script_modules import load_script
 from torch import Tensor
 
 import main as front_door
@@ -21,17 +21,8 @@ from ldm.data.text_writers import write_text_lmdb
 from ldm.util import instantiate_from_config
 
 pytest.importorskip("lmdb")
-ROOT = Path(front_door.__file__).parent
 OF_DISDIFF = ("shift_coef", "ddim_coef")
 SCALE = 0.8
-
-
-def script(name: str) -> Any:
-    """A module of ``scripts/``."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +76,7 @@ def train(tmp_path: Path, model: dict[str, Any], database: Path, words: str = ""
 def sample(run: Path, *words: str) -> None:
     """Two samples of a run by the sampling script."""
     flags = ["-r", str(run), "-n", "2", "-c", "2", "--batch_size", "2", *words]
-    assert script("sample_diffusion").main(flags) == 0
+    assert load_script("sample_diffusion").main(flags) == 0
     assert list(run.glob("samples/last/*/*.png"))
 
 
@@ -220,7 +211,7 @@ def test_legacy_bare_weights_are_sampled_with_their_config(tmp_path, database, r
     torch.save(reference, tmp_path / "model.ckpt")
     OmegaConf.save(OmegaConf.create(copy.deepcopy({"model": MODELS["ldm"]})), tmp_path / "config.yaml")
     flags = ["-r", str(tmp_path / "model.ckpt"), "-b", str(tmp_path / "config.yaml"), "-n", "2", "-c", "2"]
-    assert script("sample_diffusion").main([*flags, "-l", str(tmp_path / "out")]) == 0
+    assert load_script("sample_diffusion").main([*flags, "-l", str(tmp_path / "out")]) == 0
     assert list((tmp_path / "out").glob("samples/model/*/*.png"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
 import shutil
@@ -13,6 +12,7 @@ import lmdb
 import numpy as np
 import pytest
 from PIL import Image
+from script_modules import load_script
 
 from ldm.data import factors
 from ldm.data.factors import FactorSpace, factor_space
@@ -22,16 +22,12 @@ from ldm.data.mpi3d import MPI3D
 from ldm.data.shapes3d import Shapes3D, labels_of
 from ldm.data.world import World3D
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 PART = "--keep floor_hue=2 wall_hue=2 object_hue=[0,4] scale=2 shape=4 orientation=1"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("dataset", SCRIPTS / "dataset.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("dataset")
 
 
 @pytest.fixture

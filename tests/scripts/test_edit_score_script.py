@@ -1,17 +1,15 @@
 """``scripts/edit_score.py`` takes the score of a run folder again, with the run's settings unless told otherwise."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from script_modules import load_script
 
 from ldm.models.judge import FactorJudge
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "edit_score.py"
 MODEL = '''
 import pytorch_lightning as pl
 import torch
@@ -34,10 +32,7 @@ class Flat(pl.LightningModule):
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("edit_score_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("edit_score")
 
 
 @pytest.fixture

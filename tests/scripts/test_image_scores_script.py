@@ -1,6 +1,5 @@
 """``scripts/image_scores.py``: reconstructions of a run, sets of images against each other, TAD."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,12 +8,12 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from script_modules import load_script
 
 from ldm.evaluation import inception
 from ldm.evaluation.image_sets import image_batches
 from ldm.util import UserError
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "image_scores.py"
 MODELS = '''
 import pytorch_lightning as pl
 import torch
@@ -55,10 +54,7 @@ class Unitary(pl.LightningModule):
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("image_scores_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("image_scores")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """``scripts/sample_diffusion.py`` takes latent-diffusion's flags and leaves whole files."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -9,11 +8,11 @@ import pytest
 import torch
 import yaml
 from golden_recipe import fill
+from script_modules import load_script
 from stand_ins import TINY_UNET, vq_config
 
 from ldm.util import instantiate_from_config
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "sample_diffusion.py"
 # As latent-diffusion and DisDiff write it.
 MODEL = {
     "base_learning_rate": 2e-6,
@@ -39,10 +38,7 @@ MODEL = {
 
 @pytest.fixture
 def script():
-    spec = importlib.util.spec_from_file_location("sample_diffusion_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("sample_diffusion")
 
 
 @pytest.fixture

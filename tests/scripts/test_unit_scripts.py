@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import yaml
+from script_modules import load_script
 
 from ldm.data.world import World3D
 from ldm.util import UserError
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_words_come_from_the_data_set_or_a_file(tmp_path):
-    script = load("name_units")
+    script = load_script("name_units")
     world = World3D(size=32, split="validation")
     assert script.read_words(None, world) is world.vocabulary
     path = tmp_path / "words.yaml"
@@ -35,7 +24,7 @@ def test_words_come_from_the_data_set_or_a_file(tmp_path):
 
 
 def test_pca_needs_a_number_of_components(capsys):
-    script = load("pca_baseline")
+    script = load_script("pca_baseline")
     assert script.main(["-b", "configs/quickstart/world.yaml"]) == 1
     assert "-k" in capsys.readouterr().err
     with pytest.raises(SystemExit):
