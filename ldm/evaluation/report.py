@@ -172,11 +172,11 @@ def _heat_maps(parts: Mapping[str, Mapping[str, Any]], unit_names: Sequence[str]
 
 
 def _strongest(values: np.ndarray, unit_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Values (F, K) and names of the units, of very many units only those with the largest values."""
+    """Values (F, K) and names of the units, counted from 1 as in all pictures; of very many only the strongest."""
     count = values.shape[1]
     kept = np.sort(np.argsort(-values.max(axis=0), kind="stable")[:MAX_UNITS_SHOWN])
     named = len(unit_names) == count
-    return values[:, kept], [f"{unit} {unit_names[unit]}".strip() if named else str(unit) for unit in kept]
+    return values[:, kept], [f"{unit + 1} {unit_names[unit] if named else ''}".strip() for unit in kept]
 
 
 def _run_curves(rows: Sequence[Row]) -> str:

@@ -7,6 +7,7 @@ from html import escape
 from string import Template
 
 from ldm.evaluation.report_pictures import Picture
+from ldm.evaluation.report_svg import NUM_COLOURS
 
 _PRINT = """@media print {
   body { max-width: none; margin: 0; font-size: 10pt; print-color-adjust: exact; -webkit-print-color-adjust: exact; }
@@ -53,7 +54,7 @@ details { margin: 8px 0; } summary { cursor: pointer; } pre { background: var(--
 """ + "".join(
     f".c{number} {{ stroke: var(--c{number}); }} circle.c{number} {{ fill: var(--c{number}); stroke: none; }} "
     f"i.c{number} {{ background: var(--c{number}); }}\n"
-    for number in range(8)
+    for number in range(NUM_COLOURS)
 ) + _PRINT
 
 _PAGE = Template("""<!DOCTYPE html>
@@ -123,8 +124,8 @@ def cards(found: Iterable[str]) -> str:
 
 def legend(names: Sequence[str]) -> str:
     """Names with their colours, in order."""
-    items = "".join(f'<span><i class="c{number % 8}"></i>{escape(name)}</span>' for number, name in enumerate(names))
-    return f'<div class="legend">{items}</div>'
+    items = [f'<span><i class="c{place % NUM_COLOURS}"></i>{escape(name)}</span>' for place, name in enumerate(names)]
+    return f'<div class="legend">{"".join(items)}</div>'
 
 
 def pictures(found: Iterable[Picture]) -> str:
