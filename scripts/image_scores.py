@@ -24,12 +24,10 @@ from torch import Tensor
 from ldm.evaluation.image_metrics import ReconstructionScores, image_tad
 from ldm.evaluation.image_sets import image_batches, read_array
 from ldm.evaluation.inception import Inception, Moments, frechet_distance, kernel_distance
+from ldm.evaluation.load_model import LoadedRun, load_run
 from ldm.metrics import MetricError
 from ldm.models.inputs import images_from_batch
 from ldm.modules.lpips_alex import AlexLPIPS
-from ldm.training.checkpoint_io import read_checkpoint
-from ldm.training.cli import parse_arguments
-from ldm.training.plan import Plan, make_plan
 from ldm.training.run import build
 from ldm.training.run_folder import write_json
 from ldm.util import ConfigError, UserError
@@ -64,15 +62,6 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def load_run(run: str, device: str) -> tuple[Plan, Any, int]:
-    """A run's plan, its model with the checkpoint's weights, and how many steps these were trained."""
-    plan = make_plan(parse_arguments(["-r", run]))
-    model = build(plan.config, "model")
-    checkpoint = read_checkpoint(plan.resume.checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
-    return plan, model.eval().to(device), int(checkpoint["global_step"])
-
-
 def reconstruct(model: Any, images: Tensor, options: argparse.Namespace, generator: torch.Generator) -> Tensor:
     """What an autoencoder, or a diffusion model with units, makes of images."""
     if hasattr(model, "reconstruct"):
@@ -86,8 +75,8 @@ def reconstruct(model: Any, images: Tensor, options: argparse.Namespace, generat
 @torch.no_grad()
 def score_reconstructions(options: argparse.Namespace) -> dict[str, Any]:
     lpips = None if options.lpips is None else AlexLPIPS(options.lpips or None).to(options.device)
-    plan, model, step = load_run(options.run, options.device)
-    data = build(plan.config, "data")
+    run = load_run(options.run)
+    model, data = run.model.to(options.device), build(run.plan.config, "data")
     data.setup("test")
     scores, generator = ReconstructionScores(lpips), torch.Generator().manual_seed(options.seed)
     left = options.num_images
@@ -99,7 +88,7 @@ def score_reconstructions(options: argparse.Namespace) -> dict[str, Any]:
                 left -= len(images)
             if left <= 0:
                 break
-    return keep(plan, step, options, scores.result() | {"num_images": options.num_images - left})
+    return keep(run, options, scores.result() | {"num_images": options.num_images - left})
 
 
 def score_sets(options: argparse.Namespace) -> dict[str, Any]:
@@ -128,18 +117,20 @@ def is_statistics(path: str) -> bool:
 
 def score_tad(options: argparse.Namespace) -> dict[str, Any]:
     attributes = read_array(Path(options.images), ("targ", "attributes"))
-    plan, model, step = load_run(options.run, options.device)
+    run = load_run(options.run)
+    model = run.model.to(options.device)
     batches = image_batches(options.images, options.batch_size, is_unit_range=True)
     signed = (b.float() / 127.5 - 1 if b.dtype == torch.uint8 else b for b in batches)
     with getattr(model, "ema_scope", contextlib.nullcontext)():
         scores = image_tad(model, (b.to(options.device) for b in signed), attributes, options.tad_range)
-    return keep(plan, step, options, scores | {"tad_range": options.tad_range, "num_images": len(attributes)})
+    return keep(run, options, scores | {"tad_range": options.tad_range, "num_images": len(attributes)})
 
 
-def keep(plan: Plan, step: int, options: argparse.Namespace, scores: dict[str, Any]) -> dict[str, Any]:
+def keep(run: LoadedRun, options: argparse.Namespace, scores: dict[str, Any]) -> dict[str, Any]:
     """Write a run's scores beside its checkpoints, with what they were taken with."""
-    path = Path(plan.resume.folder.path) / "image_scores" / f"{step}-{options.what}.json"
-    write_json(path, scores | {"checkpoint": str(plan.resume.checkpoint), "options": vars(options)})
+    place = run.plan.resume
+    path = Path(place.folder.path) / "image_scores" / f"{run.num_steps}-{options.what}.json"
+    write_json(path, scores | {"checkpoint": str(place.checkpoint), "options": vars(options)})
     return scores
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from ldm.data.collate import collate
 from ldm.data.vocabulary import AttributeVocabulary
+from ldm.evaluation.load_model import load_run
 from ldm.evaluation.row_encoder import RowEncoder
 from ldm.evaluation.unit_information import name_by_information
 from ldm.evaluation.unit_names import (
@@ -39,10 +40,6 @@ from ldm.evaluation.unit_names_report import caption_of, write_names
 from ldm.models.inputs import images_from_batch
 from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
-from ldm.training.checkpoint_io import read_checkpoint
-from ldm.training.cli import parse_arguments
-from ldm.training.plan import Plan, make_plan
-from ldm.training.run import build
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 RANGE_IMAGES = 1000  # real images that give the range of each unit
@@ -73,16 +70,6 @@ def read_words(path: str | None, dataset: Any) -> AttributeVocabulary:
     return vocabulary
 
 
-def load_model(plan: Plan) -> tuple[Any, int]:
-    """The run's model with the checkpoint's weights, and how many steps these were trained."""
-    model = build(plan.config, "model")
-    if not hasattr(model, "decode_units"):
-        raise UserError(f"{type(model).__name__} has no units to move: name a run of DisDiff or EncDiff with -r")
-    checkpoint = read_checkpoint(plan.resume.checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.eval(), int(checkpoint["global_step"])
-
-
 def some_images(dataset: Any, count: int, seed: int) -> Tensor:
     """``count`` images of a data set, (n, 3, H, W) in [-1, 1]."""
     rows = np.random.RandomState(seed).permutation(len(dataset))[:count].tolist()
@@ -93,13 +80,14 @@ def some_images(dataset: Any, count: int, seed: int) -> Tensor:
 @torch.no_grad()
 def find_names(options: argparse.Namespace) -> Path:
     """Do all the work; returns the JSON written."""
-    plan, device = make_plan(parse_arguments(["-r", options.run])), options.device
-    dataset = instantiate_from_config(plan.config.content["data"]["params"]["train"])
+    run, device = load_run(options.run), options.device
+    model = run.model.to(device)
+    if not hasattr(model, "decode_units"):
+        raise UserError(f"{type(model).__name__} has no units to move: name a run of DisDiff or EncDiff with -r")
+    dataset = instantiate_from_config(run.plan.config.content["data"]["params"]["train"])
     vocabulary = read_words(options.words, dataset)
     clip = (FrozenCLIPTextEmbedder(options.clip), FrozenClipImageEmbedder(options.clip))
     reader = clip_reader(*(half.to(device) for half in clip), vocabulary)
-    model, step = load_model(plan)
-    model.to(device)
     images = some_images(dataset, max(RANGE_IMAGES, options.num_images), options.seed).to(device)
     codes = torch.cat([model.encode_units(part) for part in images.split(256)])
     base = codes[: options.num_images]
@@ -116,7 +104,7 @@ def find_names(options: argparse.Namespace) -> Path:
     for name in names:
         print(caption_of(name) + "".join(f"  [{check} {answer or '-'}]" for check, answer in name.checks.items()))
     settings = {"clip": options.clip, "num_images": len(base), "points": options.points, "seed": options.seed}
-    return write_names(plan.resume.folder.path, step, names, vocabulary, paths, options.points, settings)
+    return write_names(run.plan.resume.folder.path, run.num_steps, names, vocabulary, paths, options.points, settings)
 
 
 def add_check(names: Sequence[UnitName], check: str, answers: Sequence[str]) -> None:

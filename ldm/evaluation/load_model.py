@@ -1,4 +1,4 @@
-"""A trained diffusion model from a run folder, a model-zoo folder or a checkpoint file, ready to sample.
+"""A trained diffusion model from a run folder, a model-zoo folder or a checkpoint file, ready to sample; and runs.
 
 The config is the run's own, the ``config.yaml`` beside the checkpoint (as in latent-diffusion's model zoo), or given.
 Checkpoints of earlier stages that it names are not needed: the checkpoint holds all stages.
@@ -14,8 +14,10 @@ from typing import Any
 
 from ldm.models.diffusion.pixel_diffusion import DDPM
 from ldm.modules.weights import NETWORK_PREFIX, read_state_dict
-from ldm.training.cli import DEFAULT_LOGDIR
+from ldm.training.checkpoint_io import read_checkpoint
+from ldm.training.cli import DEFAULT_LOGDIR, parse_arguments
 from ldm.training.config import Config, load_config
+from ldm.training.plan import Plan, make_plan
 from ldm.training.run import build
 from ldm.training.run_folder import RunFolder, last_checkpoint
 from ldm.training.validation import CHECKPOINT_KEY, validate
@@ -73,6 +75,34 @@ def load_trained(given: str, base: Sequence[str] = (), overrides: Sequence[str] 
     _check_network(model, state, checkpoint)
     model.init_from_ckpt(str(checkpoint))
     return Trained(model.eval(), config, checkpoint, folder)
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run of any model, exactly as its checkpoint left it.
+
+    Attributes:
+        plan: the run's config, folder and checkpoint.
+        model: the model in evaluation mode.
+        num_steps: how many steps it was trained.
+    """
+
+    plan: Plan
+    model: Any
+    num_steps: int
+
+
+def load_run(given: str) -> LoadedRun:
+    """Load the model of a run folder, or of one of its checkpoints.
+
+    Raises:
+        UserError: no such run or checkpoint.
+        ConfigError: the config says something that cannot be.
+    """
+    plan = make_plan(parse_arguments(["-r", given]))
+    model, checkpoint = build(plan.config, "model"), read_checkpoint(plan.resume.checkpoint)
+    model.load_state_dict(checkpoint["state_dict"])
+    return LoadedRun(plan, model.eval(), int(checkpoint["global_step"]))
 
 
 def _locate(given: Path) -> tuple[Path, list[Path], Path]:
