@@ -41,14 +41,33 @@ def parse_arguments() -> argparse.Namespace:
     add("-l", "--logdir", default="logs", help="a run folder, or any folder above runs (default: logs)")
     add("-p", "--processes", type=int, default=os.cpu_count() or 1, help="processes (default: the CPU cores)")
     add("-d", "--dataset", help="data set of files that do not say theirs: shapes3d, mpi3d, cars3d, dsprites, ...")
-    add("--metrics", nargs="+", metavar="NAME", help="beta_vae dci mig factor_vae sap modularity_explicitness irs "
-        "unsupervised med, or all (default: what the protocol runs)")
-    add("--protocol", default="disdiff", help="disdiff (default: that of DisDiff and EncDiff), disentanglement_lib, "
-        "med or fast; other protocols' scores go to dis_metrics/protocol=NAME")
-    add("--seeds", default="0", metavar="0-9", help="seeds of the metrics' random draws; published scores use 0, "
-        "others go to dis_metrics/seed=N (default: 0)")
-    add("--watch", type=float, nargs="?", const=60.0, metavar="SECONDS",
-        help="do not end, but look for new files every so many seconds (60)")
+    add(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help="beta_vae dci mig factor_vae sap modularity_explicitness irs "
+        "unsupervised med, or all (default: what the protocol runs)",
+    )
+    add(
+        "--protocol",
+        default="disdiff",
+        help="disdiff (default: that of DisDiff and EncDiff), disentanglement_lib, "
+        "med or fast; other protocols' scores go to dis_metrics/protocol=NAME",
+    )
+    add(
+        "--seeds",
+        default="0",
+        metavar="0-9",
+        help="seeds of the metrics' random draws; published scores use 0, others go to dis_metrics/seed=N (default: 0)",
+    )
+    add(
+        "--watch",
+        type=float,
+        nargs="?",
+        const=60.0,
+        metavar="SECONDS",
+        help="do not end, but look for new files every so many seconds (60)",
+    )
     add("--scheduler", metavar="tcp://HOST:PORT", help="let the workers of this Dask scheduler do the jobs")
     add("--csv", metavar="FILE", help="also write the figures of all scored checkpoints to this file")
     add("--latex", metavar="FILE", help="also write the table as LaTeX")

@@ -123,8 +123,10 @@ def _with_clip_width(network: Mapping[str, Any], text_encoder: Any) -> dict[str,
     params = dict(network.get("params") or {})
     given = params.setdefault("repre_emb_channels", width or CLIP_WIDTHS["ViT-L/14"])
     if width is not None and given != width:
-        _warn_once(f"unet_config.params.repre_emb_channels is {given}, but this CLIP's embeddings are {width} wide: "
-                   f"{width} is used")  # fmt: skip
+        _warn_once(
+            f"unet_config.params.repre_emb_channels is {given}, but this CLIP's embeddings are {width} wide: "
+            f"{width} is used"
+        )
         params["repre_emb_channels"] = width
     return {**network, "params": params}
 

@@ -112,19 +112,31 @@ def _folder(split: str | None = None) -> OldDataset:
 
 
 _IN_DIS = {
-    "Shapes3D": _SHAPES3D, "Shapes3DTrain": _SHAPES3D,
-    "MPI3D": _MPI3D, "MPI3DTrain": _MPI3D,
-    "Cars3D": _CARS3D, "Cars3DTrain": _CARS3D,
+    "Shapes3D": _SHAPES3D,
+    "Shapes3DTrain": _SHAPES3D,
+    "MPI3D": _MPI3D,
+    "MPI3DTrain": _MPI3D,
+    "Cars3D": _CARS3D,
+    "Cars3DTrain": _CARS3D,
     "CelebAlmdb": OldDataset(_CELEBA, {"original_resolution": 128, "crop_d2c": False}, _LMDB),
     "Celebarain": _FACES,
-    "Mercarilmdb": _IMAGES, "Mercaritrain": _IMAGES, "CustomDatasetTrain": _IMAGES,
-    "Mercarilmdb_clip": _TEXT_IMAGES, "Mercaritrain_clip": _TEXT_IMAGES, "CustomDatasetTrainCLIP": _TEXT_IMAGES,
-    "Bedroom_lmdb": _large("LSUN", 128, category="bedroom"), "BedroomTrain": _large("LSUN", 64, category="bedroom"),
-    "Horse_lmdb": _large("LSUN", 128, category="horse"), "HorseTrain": _large("LSUN", 64, category="horse"),
-    "FFHQlmdb": _large("FFHQ", 256), "FFHQTrain": _large("FFHQ", 64),
-    "AFHQTrain": _folder(), "AFHQVal": _folder("validation"),
-    "FlowerTrain": _folder(), "FlowerVal": _folder("validation"),
-}  # fmt: skip
+    "Mercarilmdb": _IMAGES,
+    "Mercaritrain": _IMAGES,
+    "CustomDatasetTrain": _IMAGES,
+    "Mercarilmdb_clip": _TEXT_IMAGES,
+    "Mercaritrain_clip": _TEXT_IMAGES,
+    "CustomDatasetTrainCLIP": _TEXT_IMAGES,
+    "Bedroom_lmdb": _large("LSUN", 128, category="bedroom"),
+    "BedroomTrain": _large("LSUN", 64, category="bedroom"),
+    "Horse_lmdb": _large("LSUN", 128, category="horse"),
+    "HorseTrain": _large("LSUN", 64, category="horse"),
+    "FFHQlmdb": _large("FFHQ", 256),
+    "FFHQTrain": _large("FFHQ", 64),
+    "AFHQTrain": _folder(),
+    "AFHQVal": _folder("validation"),
+    "FlowerTrain": _folder(),
+    "FlowerVal": _folder("validation"),
+}
 OLD_DATASETS = {f"ldm.data.{module}.{name}": data for module in ("dis", "disdata") for name, data in _IN_DIS.items()}
 CARS3D_NAMES = frozenset(name for name, data in OLD_DATASETS.items() if data is _CARS3D)
 CARS3D_REPEAT = 10  # the references' training set holds every image so many times
@@ -144,10 +156,19 @@ NOT_SHIPPED = {
     **{
         f"ldm.data.{module}.{name}": _FOLDER
         for module in ("dis", "disdata")
-        for name in ("Clevr", "AFHQ", "Flower", "LSUNchurch", "LSUNChurch", "Shapes3D_SD", "Shapes3DTrainSD",
-                     "MPI3D_SD", "MPI3DTrainSD")
+        for name in (
+            "Clevr",
+            "AFHQ",
+            "Flower",
+            "LSUNchurch",
+            "LSUNChurch",
+            "Shapes3D_SD",
+            "Shapes3DTrainSD",
+            "MPI3D_SD",
+            "MPI3DTrainSD",
+        )
     },
-}  # fmt: skip
+}
 
 # Params that are dropped without a word whatever they say, because nothing differs.
 SELF_EVIDENT = frozenset(("as_tensor", "do_normalize", "do_transform", "original_resolution", "cond_stage_trainable"))
@@ -162,24 +183,42 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     "ldm.models.autoencoder.AutoencoderKL": _AUTOENCODER,
     f"{_DDPM}.DDPM": ("use_positional_encodings",),
     LATENT_DIFFUSION: (
-        "use_positional_encodings", "dis_loss_flag", "dis_loss_type", "dis_weight", "detach_flag", "train_enc_flag",
-        "kl_loss_flag", "kl_weight", *_MCL, "eval_name",
+        "use_positional_encodings",
+        "dis_loss_flag",
+        "dis_loss_type",
+        "dis_weight",
+        "detach_flag",
+        "train_enc_flag",
+        "kl_loss_flag",
+        "kl_weight",
+        *_MCL,
+        "eval_name",
     ),
     DISDIFF: ("use_positional_encodings", *_MCL, "eval_name"),
     CLIP_DISDIFF: (
-        "use_positional_encodings", "train_enc_flag", "kl_loss_flag", "kl_weight", "cond_stage_trainable", *_MCL,
+        "use_positional_encodings",
+        "train_enc_flag",
+        "kl_loss_flag",
+        "kl_weight",
+        "cond_stage_trainable",
+        *_MCL,
         "eval_name",
     ),
     ENCDIFF: (
-        "use_positional_encodings", "dis_loss_flag", "dis_loss_type", "dis_weight", "detach_flag", "train_enc_flag",
+        "use_positional_encodings",
+        "dis_loss_flag",
+        "dis_loss_type",
+        "dis_weight",
+        "detach_flag",
+        "train_enc_flag",
         *_MCL,
     ),
     _CSV_LOGGER: ("debug", "create_git_tag", "log_graph", "prefix"),
-}  # fmt: skip
+}
 
 # Params that got another name: target -> {old: today}.
 RENAMED_PARAMS: dict[str, dict[str, str]] = {
-    f"{_PL}.callbacks.ModelCheckpoint": {"period": "every_n_epochs", "every_n_val_epochs": "every_n_epochs"},
+    f"{_PL}.callbacks.ModelCheckpoint": {"period": "every_n_epochs", "every_n_val_epochs": "every_n_epochs"}
 }
 
 # Defaults of the reference's class where today's class has others.
@@ -191,6 +230,13 @@ OLD_DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Width of a CLIP's embedding, by OpenAI's name of it.
 CLIP_WIDTHS = {
-    "ViT-L/14": 768, "ViT-L/14@336px": 768, "ViT-B/32": 512, "ViT-B/16": 512,
-    "RN50": 1024, "RN101": 512, "RN50x4": 640, "RN50x16": 768, "RN50x64": 1024,
-}  # fmt: skip
+    "ViT-L/14": 768,
+    "ViT-L/14@336px": 768,
+    "ViT-B/32": 512,
+    "ViT-B/16": 512,
+    "RN50": 1024,
+    "RN101": 512,
+    "RN50x4": 640,
+    "RN50x16": 768,
+    "RN50x64": 1024,
+}

@@ -116,9 +116,15 @@ def show(results: Sequence[Mapping[str, Any]], num_units: int, console: Console)
         if "difference_of_seeds" in found:
             difference += f" (seeds: {found['difference_of_seeds']:.1e})"
         table.add_row(
-            found["metric"], f"{found['seconds']:.2f}", f"{found['plain_seconds']:.2f}", f"{found['ratio']:.1f}x",
-            figure, f"{found['ours'][figure]:.4f}", f"{found['plain'][figure]:.4f}", difference,
-        )  # fmt: skip
+            found["metric"],
+            f"{found['seconds']:.2f}",
+            f"{found['plain_seconds']:.2f}",
+            f"{found['ratio']:.1f}x",
+            figure,
+            f"{found['ours'][figure]:.4f}",
+            f"{found['plain'][figure]:.4f}",
+            difference,
+        )
     total = suite(results)
     if total is not None:
         table.add_section()

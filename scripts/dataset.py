@@ -85,9 +85,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     world = commands.add_parser("world", help="the embedded world in the layout of 3dshapes.h5")
     world.add_argument("target", type=Path, help="the file to write, such as data/shapes3d/3dshapes.h5")
-    world.add_argument("--keep", nargs="+", default=[], metavar="factor=N",
-                       help="write only N values of a factor (or [0,3,...]), in all combinations; factors: "
-                       + ", ".join(factor_space("shapes3d").all_names))  # fmt: skip
+    world.add_argument(
+        "--keep",
+        nargs="+",
+        default=[],
+        metavar="factor=N",
+        help="write only N values of a factor (or [0,3,...]), in all combinations; factors: "
+        + ", ".join(factor_space("shapes3d").all_names),
+    )
     world.set_defaults(run=run_world)
     options, rest = parser.parse_known_args(arguments)  # argparse loses key=value words that come after a --flag
     if rest and (not hasattr(options, "options") or any(word.startswith("-") for word in rest)):
@@ -101,8 +106,9 @@ def run_check(options: argparse.Namespace) -> int:
     num_problems = 0
     for name, dataset in _datasets(options):
         with _progress("images read", len(dataset)) as (progress, task):
-            report = check_dataset(dataset, options.quick,
-                                   lambda done, total: progress.update(task, completed=done, total=total))
+            report = check_dataset(
+                dataset, options.quick, lambda done, total: progress.update(task, completed=done, total=total)
+            )
         print(f"\n{name}")
         for what, value in report.facts:
             print(f"  {what + ':':20s} {value}")

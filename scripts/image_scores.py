@@ -52,8 +52,12 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     tad.add_argument(
         "--images", required=True, metavar="NPZ", help="data (n, 3, H, W), uint8 or in [0, 1]; targ (n, A)"
     )
-    tad.add_argument("--tad-range", default="signed", choices=("signed", "unit"), help="what the encoder is shown: "
-                     "[-1, 1], as in training, or [0, 1], as DisDiff and EncDiff do it")  # fmt: skip
+    tad.add_argument(
+        "--tad-range",
+        default="signed",
+        choices=("signed", "unit"),
+        help="what the encoder is shown: [-1, 1], as in training, or [0, 1], as DisDiff and EncDiff do it",
+    )
     for command in (recon, fid, tad):
         if command is not fid:
             command.add_argument("-r", "--run", required=True, metavar="PATH", help="run folder or checkpoint")

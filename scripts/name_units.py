@@ -28,14 +28,7 @@ from ldm.data.vocabulary import AttributeVocabulary
 from ldm.evaluation.load_model import load_run
 from ldm.evaluation.row_encoder import RowEncoder
 from ldm.evaluation.unit_information import name_by_information
-from ldm.evaluation.unit_names import (
-    UnitName,
-    clip_reader,
-    judged_names,
-    name_units,
-    traverse_units,
-    vocabulary_of,
-)
+from ldm.evaluation.unit_names import UnitName, clip_reader, judged_names, name_units, traverse_units, vocabulary_of
 from ldm.evaluation.unit_names_report import caption_of, write_names
 from ldm.models.inputs import images_from_batch
 from ldm.models.judge import load_judge

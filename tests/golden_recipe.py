@@ -20,14 +20,29 @@ from torch import Tensor, nn
 GOLDEN_DIR = Path(__file__).parent / "golden"
 
 VQ_DDCONFIG: dict[str, Any] = {
-    "double_z": False, "z_channels": 3, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
-    "ch_mult": [1, 2, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+    "double_z": False,
+    "z_channels": 3,
+    "resolution": 64,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1, 2, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
 }
 KL_DDCONFIG: dict[str, Any] = {**VQ_DDCONFIG, "double_z": True, "z_channels": 4}
 UNET_CONFIG: dict[str, Any] = {
-    "image_size": 16, "in_channels": 3, "out_channels": 3, "model_channels": 64, "num_res_blocks": 2,
-    "attention_resolutions": [1, 2, 4], "channel_mult": [1, 2, 4, 4], "num_heads": 8,
-    "use_scale_shift_norm": True, "resblock_updown": True,
+    "image_size": 16,
+    "in_channels": 3,
+    "out_channels": 3,
+    "model_channels": 64,
+    "num_res_blocks": 2,
+    "attention_resolutions": [1, 2, 4],
+    "channel_mult": [1, 2, 4, 4],
+    "num_heads": 8,
+    "use_scale_shift_norm": True,
+    "resblock_updown": True,
 }
 
 

@@ -12,14 +12,30 @@ from torch import Tensor, nn
 from ldm.data.world import World3D
 
 TINY_DDCONFIG = {
-    "double_z": False, "z_channels": 4, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1],
-    "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0, "patch_size": 4,
-}  # fmt: skip
+    "double_z": False,
+    "z_channels": 4,
+    "resolution": 32,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+    "patch_size": 4,
+}
 TINY_UNET = {
-    "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
-    "attention_resolutions": [2], "channel_mult": [1, 2], "num_heads": 4, "use_scale_shift_norm": True,
+    "image_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 1,
+    "attention_resolutions": [2],
+    "channel_mult": [1, 2],
+    "num_heads": 4,
+    "use_scale_shift_norm": True,
     "resblock_updown": True,
-}  # fmt: skip
+}
 
 
 class World64(World3D):
@@ -71,10 +87,13 @@ def vq_config(**params: object) -> dict:
     return {
         "target": "ldm.models.autoencoder.VQModelInterface",
         "params": {
-            "embed_dim": 4, "n_embed": 64, "ddconfig": TINY_DDCONFIG, "lossconfig": {"target": "torch.nn.Identity"},
+            "embed_dim": 4,
+            "n_embed": 64,
+            "ddconfig": TINY_DDCONFIG,
+            "lossconfig": {"target": "torch.nn.Identity"},
             **params,
         },
-    }  # fmt: skip
+    }
 
 
 class StopAt(pl.Callback):

@@ -253,8 +253,7 @@ def check_keys(file, expected):
 def test_hyperparameters_are_the_references(data, stage):
     monitor = "val/rec_loss" if data == "shapes3d" else "train/epoch_num"
     check_keys(
-        f"autoencoder/{data}_{stage}_4_16",
-        AUTOENCODER | AUTOENCODER_OF[stage] | {"model.params.monitor": monitor},
+        f"autoencoder/{data}_{stage}_4_16", AUTOENCODER | AUTOENCODER_OF[stage] | {"model.params.monitor": monitor}
     )
     channels = {f"model.params.unet_config.params.{name}": CHANNELS[stage] for name in ("in_channels", "out_channels")}
     first_stage = AUTOENCODER_OF[stage]["model.target"] + ("Interface" if stage == "vq" else "")

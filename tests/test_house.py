@@ -7,9 +7,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "ldm.util": 1, "ldm.legacy": 1, "ldm.lr_scheduler": 1, "ldm.data": 1, "ldm.metrics": 1, "ldm.modules": 2,
-    "ldm.diffusion": 3, "ldm.losses": 3, "ldm.models": 4, "ldm.training": 5, "ldm.evaluation": 5,
-}  # fmt: skip
+    "ldm.util": 1,
+    "ldm.legacy": 1,
+    "ldm.lr_scheduler": 1,
+    "ldm.data": 1,
+    "ldm.metrics": 1,
+    "ldm.modules": 2,
+    "ldm.diffusion": 3,
+    "ldm.losses": 3,
+    "ldm.models": 4,
+    "ldm.training": 5,
+    "ldm.evaluation": 5,
+}
 FILES = sorted((ROOT / "ldm").rglob("*.py"))
 
 

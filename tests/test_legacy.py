@@ -104,9 +104,13 @@ def clip_folder(tmp_path_factory):
 
 
 CLASSES = {
-    "disdiff": "DisDiff", "disdiff kl": "DisDiff", "clip-disdiff": "CLIPDisDiff", "encdiff": "EncDiff",
-    "vq": "VQModel", "kl": "AutoencoderKL",
-}  # fmt: skip
+    "disdiff": "DisDiff",
+    "disdiff kl": "DisDiff",
+    "clip-disdiff": "CLIPDisDiff",
+    "encdiff": "EncDiff",
+    "vq": "VQModel",
+    "kl": "AutoencoderKL",
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -128,9 +132,13 @@ def test_old_trainer_arguments_are_mapped_or_named(tmp_path):
     flags = "--gpus 0,1 --accelerator ddp --terminate_on_nan --weights_summary top --amp_level O1 --track_grad_norm 2"
     settings = as_plan(tmp_path, MODELS["ldm"], flags).settings
     assert settings.arguments | {"benchmark": True} == {
-        "accelerator": "gpu", "devices": [0, 1], "strategy": "ddp", "detect_anomaly": True,
-        "enable_model_summary": True, "benchmark": True,
-    }  # fmt: skip
+        "accelerator": "gpu",
+        "devices": [0, 1],
+        "strategy": "ddp",
+        "detect_anomaly": True,
+        "enable_model_summary": True,
+        "benchmark": True,
+    }
     assert settings.dropped == ["amp_level", "track_grad_norm"]
 
 
@@ -195,17 +203,33 @@ def test_clip_text_of_latent_diffusion_is_a_sequence():
         ("dis.Cars3DTrain", {"test": False}, "cars3d.Cars3D", {"repeat": 1}),
         ("dis.Cars3DTrain", {"repeat": 3}, "cars3d.Cars3D", {"repeat": 3}),
         ("dis.Celebarain", {}, "celeba.CelebA", {"image_size": 64, "original_resolution": None, "crop_d2c": True}),
-        ("dis.Celebarain", {"original_resolution": 128, "crop_d2c": False, "do_normalize": True}, "celeba.CelebA",
-         {"image_size": 64, "original_resolution": 128, "crop_d2c": False}),
-        ("dis.Mercaritrain", {"path": "x"}, "lmdb_text.LMDBImages",
-         {"path": "x", "image_size": 64, "original_resolution": 128, "crop_d2c": False}),
-        ("dis.Mercaritrain_clip", {}, "lmdb_text.LMDBTextImages",
-         {"image_size": 64, "original_resolution": 128, "crop_d2c": False}),
-        ("disdata.HorseTrain", {}, "lmdb_sets.LSUN",
-         {"image_size": 64, "original_resolution": 256, "category": "horse"}),
+        (
+            "dis.Celebarain",
+            {"original_resolution": 128, "crop_d2c": False, "do_normalize": True},
+            "celeba.CelebA",
+            {"image_size": 64, "original_resolution": 128, "crop_d2c": False},
+        ),
+        (
+            "dis.Mercaritrain",
+            {"path": "x"},
+            "lmdb_text.LMDBImages",
+            {"path": "x", "image_size": 64, "original_resolution": 128, "crop_d2c": False},
+        ),
+        (
+            "dis.Mercaritrain_clip",
+            {},
+            "lmdb_text.LMDBTextImages",
+            {"image_size": 64, "original_resolution": 128, "crop_d2c": False},
+        ),
+        (
+            "disdata.HorseTrain",
+            {},
+            "lmdb_sets.LSUN",
+            {"image_size": 64, "original_resolution": 256, "category": "horse"},
+        ),
         ("disdata.AFHQVal", {}, "folder.ImageFolder", {"image_size": 64, "fit": "stretch", "split": "validation"}),
     ],
-)  # fmt: skip
+)
 def test_data_sets_by_their_old_names(old, given, today, params):
     assert legacy.translate(f"ldm.data.{old}", given) == (f"ldm.data.{today}", params)
 

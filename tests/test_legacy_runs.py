@@ -132,13 +132,19 @@ def test_legacy_encdiff_trains_and_samples(tmp_path, database, checkpoint):
         "image_logger": {
             "target": "main_val.ImageLogger",
             "params": {
-                "batch_frequency": 2, "max_images": 2, "increase_log_steps": False,
+                "batch_frequency": 2,
+                "max_images": 2,
+                "increase_log_steps": False,
                 "log_config": {"target": "ldm.tools.Record", "params": {"plot_image": True, "every_step_num": 1}},
-                "log_images_kwargs": {"inpaint": False, "sample_swap": True, "plot_progressive_rows": False,
-                                      "ddim_steps": 2},
+                "log_images_kwargs": {
+                    "inpaint": False,
+                    "sample_swap": True,
+                    "plot_progressive_rows": False,
+                    "ddim_steps": 2,
+                },
             },
         }
-    }  # fmt: skip
+    }
     model = legacy_configs.model("ldm.models.diffusion.ddpm_enc.LatentDiffusion", **params)
     run, _ = train(tmp_path, model, database, "--token_num 3", lightning={"callbacks": callbacks})
     assert run.name.endswith("_TK3_run")
@@ -179,8 +185,15 @@ def test_legacy_autoencoder_of_lightning_1_goes_on(tmp_path, database):
         (old / folder).mkdir(parents=True)
     (old / "testtube" / "version_0" / "metrics.csv").write_text("step,train/loss\n38,0.5\n39,0.4\n")
     optimizers = [optimizer.state_dict() for optimizer in model.configure_optimizers()[0]]
-    content = {"epoch": 20, "global_step": 40, "pytorch-lightning_version": "1.4.2", "callbacks": {},
-               "state_dict": model.state_dict(), "optimizer_states": optimizers, "lr_schedulers": []}  # fmt: skip
+    content = {
+        "epoch": 20,
+        "global_step": 40,
+        "pytorch-lightning_version": "1.4.2",
+        "callbacks": {},
+        "state_dict": model.state_dict(),
+        "optimizer_states": optimizers,
+        "lr_schedulers": [],
+    }
     torch.save(content, old / "checkpoints" / "last.ckpt")
     lightning = copy.deepcopy(LIGHTNING)
     lightning["trainer"]["log_every_n_steps"] = 1

@@ -109,16 +109,19 @@ def _from_json(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tu
     width = len(rows[0][1])
     for name, entries in rows:
         if len(entries) != width:
-            raise UserError(f"{path}: {name!r} has {len(entries)} attributes, the ones before have {width}; give every "
-                            "picture as many (an empty one where it is unknown)")
+            raise UserError(
+                f"{path}: {name!r} has {len(entries)} attributes, the ones before have {width}; give every "
+                "picture as many (an empty one where it is unknown)"
+            )
     return columns or [f"attribute {number}" for number in range(1, width + 1)], rows
 
 
 def _from_csv(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tuple[str, ...]]]]:
     lines = list(csv.reader(io.StringIO(text)))
     if len(lines) < 2 or len(lines[0]) < 2:
-        raise UserError(f"{path}: expected a header (image, attribute, ...) and a line per picture; "
-                        f"found {len(lines)} lines")
+        raise UserError(
+            f"{path}: expected a header (image, attribute, ...) and a line per picture; found {len(lines)} lines"
+        )
     header = [name.strip() for name in lines[0]]
     place = header.index("path") if "path" in header else 0
     rows = []
@@ -173,8 +176,10 @@ def table_factors(table: AttributeTable, names: Sequence[str] | None = None) -> 
         logger.info("%s: no factors for the metrics (%s)", table.path, problem)
         return None
     if problem:
-        raise UserError(f"{table.path}: {problem}; metrics draw pictures of every combination of the factors "
-                        f"{', '.join(columns)}. Name fewer columns in factors:, or complete the pictures")
+        raise UserError(
+            f"{table.path}: {problem}; metrics draw pictures of every combination of the factors "
+            f"{', '.join(columns)}. Name fewer columns in factors:, or complete the pictures"
+        )
     numbers = [{word: number for number, word in enumerate(known)} for known in words]
     entries = zip(*(table.column(name) for name in columns))
     factors = np.array([[number[word] for number, word in zip(numbers, row)] for row in entries])

@@ -76,16 +76,21 @@ def _car(file: Path) -> np.ndarray:
     try:
         content = loadmat(file, variable_names=["im"])
     except (OSError, ValueError, TypeError, NotImplementedError, zlib.error, EOFError) as err:
-        raise UserError(f"{file} cannot be read as .mat ({err}); unpack the archive of Cars3D again, it may be "
-                        "truncated") from err
+        raise UserError(
+            f"{file} cannot be read as .mat ({err}); unpack the archive of Cars3D again, it may be truncated"
+        ) from err
     if "im" not in content:
         raise UserError(f"{file} has no 'im'; expected {_MAT_SHAPE} uint8. Unpack the archive of Cars3D again")
     pictures = content["im"]
     if pictures.shape != _MAT_SHAPE or pictures.dtype != np.uint8:
-        raise UserError(f"{file}: 'im' is {pictures.shape} {pictures.dtype}, expected {_MAT_SHAPE} uint8; unpack the "
-                        "archive of Cars3D again")
-    small = [Image.fromarray(picture).resize((64, 64), Image.Resampling.LANCZOS)
-             for picture in pictures.transpose(4, 3, 0, 1, 2).reshape(-1, *_MAT_SHAPE[:3])]  # fmt: skip
+        raise UserError(
+            f"{file}: 'im' is {pictures.shape} {pictures.dtype}, expected {_MAT_SHAPE} uint8; unpack the "
+            "archive of Cars3D again"
+        )
+    small = [
+        Image.fromarray(picture).resize((64, 64), Image.Resampling.LANCZOS)
+        for picture in pictures.transpose(4, 3, 0, 1, 2).reshape(-1, *_MAT_SHAPE[:3])
+    ]
     return np.stack([np.asarray(picture) for picture in small]).reshape(4, 24, 64, 64, 3)
 
 

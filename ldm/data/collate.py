@@ -38,8 +38,10 @@ def _column(key: str, values: list[Any]) -> Any:
     if isinstance(first, torch.Tensor):
         shapes = {tuple(v.shape) for v in values}
         if len(shapes) > 1:
-            raise ValueError(f"cannot stack {key!r} of different shapes {sorted(shapes)} to one batch; "
-                             "let the data set resize them alike")
+            raise ValueError(
+                f"cannot stack {key!r} of different shapes {sorted(shapes)} to one batch; "
+                "let the data set resize them alike"
+            )
         return torch.stack(values)
     if isinstance(first, (bool, int, float, np.integer, np.floating)):
         return torch.tensor(values)

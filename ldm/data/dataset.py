@@ -59,8 +59,9 @@ def split_rows(size: int, split: str | None, limit: int | None = None) -> np.nda
         return np.sort(shuffled[:limit])
     held_out = min(HELD_OUT, size // 10)
     if not held_out:
-        raise ConfigError(f"split {split!r} holds out a tenth of the images but the data set has only {size}; "
-                          "use split: null")
+        raise ConfigError(
+            f"split {split!r} holds out a tenth of the images but the data set has only {size}; use split: null"
+        )
     return (shuffled[held_out:] if split == "train" else shuffled[: min(VALIDATION, held_out)])[:limit]
 
 
@@ -201,17 +202,22 @@ class FactorDataset(ImageDataset):
         if text not in (None, "attributes", "caption"):
             raise ConfigError(f"unknown text {text!r}; expected attributes, caption or null (no text)")
         if text is not None and vocabulary is None:
-            raise ConfigError(f"{type(self).__name__} has no vocabulary, so it cannot give text: {text}; "
-                              "set text: null")
+            raise ConfigError(
+                f"{type(self).__name__} has no vocabulary, so it cannot give text: {text}; set text: null"
+            )
         if phrasing not in ("random", "canonical"):
             raise ConfigError(f"unknown phrasing {phrasing!r}; expected random or canonical")
         check_unset_prob(unset_prob)
         if unset_prob and text != "attributes":
-            raise ConfigError(f"unset_prob: {unset_prob} empties attribute texts, but text is {text!r}; "
-                              "set text: attributes or unset_prob: 0")
+            raise ConfigError(
+                f"unset_prob: {unset_prob} empties attribute texts, but text is {text!r}; "
+                "set text: attributes or unset_prob: 0"
+            )
         if caption_weights is not None and (len(caption_weights) != space.num_factors or min(caption_weights) <= 0):
-            raise ConfigError(f"caption_weights needs {space.num_factors} positive numbers, one for each of "
-                              f"{', '.join(space.factor_names)}; found {list(caption_weights)}")
+            raise ConfigError(
+                f"caption_weights needs {space.num_factors} positive numbers, one for each of "
+                f"{', '.join(space.factor_names)}; found {list(caption_weights)}"
+            )
         if not 0.0 <= single_caption_share <= 1.0:
             raise ConfigError(f"single_caption_share is a share in [0, 1], found {single_caption_share}")
         self.space = space

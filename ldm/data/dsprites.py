@@ -20,8 +20,12 @@ from ldm.data.stored_factors import StoredFactors
 from ldm.util import UserError
 
 _NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64"
-_PLACES = tuple(f"{folder}{name}{suffix}" for suffix in (".npy", ".h5", ".npz") for folder in ("", "dsprites/")
-                for name in (_NAME, "dsprites"))  # fmt: skip
+_PLACES = tuple(
+    f"{folder}{name}{suffix}"
+    for suffix in (".npy", ".h5", ".npz")
+    for folder in ("", "dsprites/")
+    for name in (_NAME, "dsprites")
+)
 
 
 def open_source(path: str | os.PathLike | None = None) -> ImageArray:
@@ -43,16 +47,20 @@ def _check_classes(path: Path, space: FactorSpace) -> None:
     start = 0
     for block in npz_blocks(path, "latents_classes"):
         if block.ndim != 2 or block.shape[1] != len(space.all_sizes):
-            raise UserError(f"{path}: 'latents_classes' is (N, {', '.join(map(str, block.shape[1:]))}), expected (N, "
-                            f"{len(space.all_sizes)}): {', '.join(space.all_names)}; download it again")
+            raise UserError(
+                f"{path}: 'latents_classes' is (N, {', '.join(map(str, block.shape[1:]))}), expected (N, "
+                f"{len(space.all_sizes)}): {', '.join(space.all_names)}; download it again"
+            )
         try:
             expected = np.arange(start, start + len(block))
             wrong = np.flatnonzero(space.index_of(block) != expected)
         except ValueError as err:
             raise UserError(f"{path}: 'latents_classes' do not fit the factors ({err}); download it again") from err
         if len(wrong):
-            raise UserError(f"{path}: image {start + wrong[0]} has the factors {block[wrong[0]].tolist()}, which "
-                            f"belong in row {space.index_of(block[wrong[:1]])[0]}; download it again")
+            raise UserError(
+                f"{path}: image {start + wrong[0]} has the factors {block[wrong[0]].tolist()}, which "
+                f"belong in row {space.index_of(block[wrong[:1]])[0]}; download it again"
+            )
         start += len(block)
 
 

@@ -91,13 +91,17 @@ class FactorSpace:
         """
         factors = np.asarray(factors)
         if factors.ndim != 2 or factors.shape[1] != len(self.all_sizes):
-            raise ValueError(f"index_of: expected factors of shape (n, {len(self.all_sizes)}) for "
-                             f"{self.all_names}, found {factors.shape}")
+            raise ValueError(
+                f"index_of: expected factors of shape (n, {len(self.all_sizes)}) for "
+                f"{self.all_names}, found {factors.shape}"
+            )
         bad = (factors < 0) | (factors >= np.asarray(self.all_sizes))
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            raise ValueError(f"index_of: {self.all_names[column]} = {factors[row, column]} in row {row}, "
-                             f"expected 0 to {self.all_sizes[column] - 1}")
+            raise ValueError(
+                f"index_of: {self.all_names[column]} = {factors[row, column]} in row {row}, "
+                f"expected 0 to {self.all_sizes[column] - 1}"
+            )
         return factors.astype(np.int64) @ self._bases
 
     def factors_of(self, index: np.ndarray) -> np.ndarray:
@@ -114,8 +118,7 @@ class FactorSpace:
         """
         index = np.asarray(index, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= self.size):
-            raise ValueError(f"factors_of: rows must lie in 0 to {self.size - 1}, "
-                             f"found {index.min()} to {index.max()}")
+            raise ValueError(f"factors_of: rows must lie in 0 to {self.size - 1}, found {index.min()} to {index.max()}")
         values = index[:, None] // self._bases % np.asarray(self.all_sizes)
         return values[:, list(self.latent)]
 
@@ -124,9 +127,7 @@ class FactorSpace:
         columns = [random_state.randint(self.all_sizes[i], size=num) for i in self.latent]
         return np.stack(columns, axis=1).astype(np.int64)
 
-    def sample_observations_from_factors(
-        self, factors: np.ndarray, random_state: np.random.RandomState
-    ) -> np.ndarray:
+    def sample_observations_from_factors(self, factors: np.ndarray, random_state: np.random.RandomState) -> np.ndarray:
         """Rows (n,) int64 showing the latent ``factors`` (n, F); factors that are not latent are drawn now."""
         values = np.zeros((len(factors), len(self.all_sizes)), dtype=np.int64)
         values[:, list(self.latent)] = factors
@@ -167,8 +168,10 @@ class FactorSpace:
             raise ConfigError(f"keep: expected a mapping such as {{{self.all_names[0]}: 2}}, found {keep!r}")
         for name in keep:
             if name not in self.all_names:
-                raise ConfigError(f"keep: there is no factor {name!r}.{did_you_mean(name, self.all_names)} "
-                                  f"Known: {', '.join(self.all_names)}")
+                raise ConfigError(
+                    f"keep: there is no factor {name!r}.{did_you_mean(name, self.all_names)} "
+                    f"Known: {', '.join(self.all_names)}"
+                )
         values, rows = {}, np.zeros(1, dtype=np.int64)
         for name, size, base in zip(self.all_names, self.all_sizes, self._bases.tolist()):
             there = sorted((available or {}).get(name, range(size)))
@@ -215,8 +218,15 @@ def _chosen(name: str, available: Sequence[int], kept: int | Sequence[int]) -> l
     return sorted(kept)
 
 
-_MPI3D = ("object_color", "object_shape", "object_size", "camera_height", "background_color",
-          "horizontal_axis", "vertical_axis")  # fmt: skip
+_MPI3D = (
+    "object_color",
+    "object_shape",
+    "object_size",
+    "camera_height",
+    "background_color",
+    "horizontal_axis",
+    "vertical_axis",
+)
 
 _SPACES: dict[str, FactorSpace] = {
     "shapes3d": FactorSpace(
@@ -226,7 +236,8 @@ _SPACES: dict[str, FactorSpace] = {
     "mpi3d_complex": FactorSpace(_MPI3D, (4, 4, 2, 3, 3, 40, 40)),
     "cars3d": FactorSpace(("elevation", "azimuth", "object"), (4, 24, 183)),
     "dsprites": FactorSpace(
-        ("color", "shape", "scale", "orientation", "x_position", "y_position"), (1, 3, 6, 40, 32, 32),
+        ("color", "shape", "scale", "orientation", "x_position", "y_position"),
+        (1, 3, 6, 40, 32, 32),
         latent=(1, 2, 3, 4, 5),
     ),
     "smallnorb": FactorSpace(

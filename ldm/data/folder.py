@@ -100,8 +100,10 @@ class ImageFolder(ImageDataset):
         if found is not None:
             table, self.space = table.select(found.order), found.space
         if expected not in (None, len(table.columns)):
-            raise UserError(f"{table.path} has {len(table.columns)} attributes ({', '.join(table.columns)}), expected "
-                            f"{expected}; set num_attributes and the model's latent_unit to the number of columns")
+            raise UserError(
+                f"{table.path} has {len(table.columns)} attributes ({', '.join(table.columns)}), expected "
+                f"{expected}; set num_attributes and the model's latent_unit to the number of columns"
+            )
         self.pictures, self._texts = list(table.pictures), table_texts(table, templates)
         self.vocabulary = table_vocabulary(table, templates)
 
@@ -124,8 +126,9 @@ class ImageFolder(ImageDataset):
 
 def _pictures(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise UserError(f"there is no folder {folder}; set path: (or the environment variable DATA_ROOT) to a folder "
-                        "of pictures")
+        raise UserError(
+            f"there is no folder {folder}; set path: (or the environment variable DATA_ROOT) to a folder of pictures"
+        )
     found = find_pictures(folder)
     if not found:
         raise UserError(f"{folder} and its sub-folders hold no pictures (.png, .jpg, .jpeg, .webp, .bmp)")
@@ -141,8 +144,10 @@ def _split_folder(folder: Path, pictures: Sequence[str], split: str | None) -> t
     for name in _SPLIT_FOLDERS[split]:
         if name in there:
             return f"{name}/", None
-    raise ConfigError(f"{folder} has a folder train, but none of {', '.join(_SPLIT_FOLDERS[split])} for split: "
-                      f"{split}; use split: null for all pictures")
+    raise ConfigError(
+        f"{folder} has a folder train, but none of {', '.join(_SPLIT_FOLDERS[split])} for split: "
+        f"{split}; use split: null for all pictures"
+    )
 
 
 def _table(folder: Path, attributes: str | os.PathLike, pictures: frozenset[str]) -> AttributeTable:
@@ -152,11 +157,18 @@ def _table(folder: Path, attributes: str | os.PathLike, pictures: frozenset[str]
     table = read_table(path)
     missing = [name for name in table.pictures if name not in pictures]
     if missing:
-        raise UserError(f"{folder / missing[0]} does not exist, but {path} names it (and {len(missing) - 1} more that "
-                        "do not exist); names are paths below the folder")
+        raise UserError(
+            f"{folder / missing[0]} does not exist, but {path} names it (and {len(missing) - 1} more that "
+            "do not exist); names are paths below the folder"
+        )
     if len(table.pictures) < len(pictures):
-        logger.info("%s names %d of the %d pictures in %s; the others are left out", path, len(table.pictures),
-                    len(pictures), folder)  # fmt: skip
+        logger.info(
+            "%s names %d of the %d pictures in %s; the others are left out",
+            path,
+            len(table.pictures),
+            len(pictures),
+            folder,
+        )
     return table
 
 

@@ -41,8 +41,9 @@ def write_h5(
     with explained_writing(target, int(np.prod(shape))):
         try:
             with h5py.File(temporary, "w") as file:
-                images = file.create_dataset("images", shape, np.uint8, compression="gzip", compression_opts=1,
-                                             chunks=(1, *shape[1:]))
+                images = file.create_dataset(
+                    "images", shape, np.uint8, compression="gzip", compression_opts=1, chunks=(1, *shape[1:])
+                )
                 _fill(images, blocks, on_progress)
                 for name, array in arrays().items():
                     file.create_dataset(name, data=array, dtype=h5py.string_dtype() if array.dtype == object else None)

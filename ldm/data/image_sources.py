@@ -166,8 +166,10 @@ class ImageArray(CachedSource):
         try:
             return array[start : start + BLOCK]
         except OSError as err:
-            raise UserError(f"{self.path}: images {start} to {start + BLOCK - 1} of {self.key!r} cannot be read "
-                            f"({err}); the file is damaged, download or export it again") from err
+            raise UserError(
+                f"{self.path}: images {start} to {start + BLOCK - 1} of {self.key!r} cannot be read "
+                f"({err}); the file is damaged, download or export it again"
+            ) from err
 
     def _in_order(self, pixels: np.ndarray) -> np.ndarray:
         """Channels last, bytes scaled."""
@@ -225,5 +227,7 @@ def _layout(
             height, width, *depth = (shape[axis] for axis in axes[1:])
             if (depth or [1]) == [channels] and size in (None, (height, width)):
                 return axes
-    raise UserError(f"{path}: {key!r} is {tuple(shape)} {dtype}, expected {wanted} uint8, or channels first; convert "
-                    "it, or name another file in path:")
+    raise UserError(
+        f"{path}: {key!r} is {tuple(shape)} {dtype}, expected {wanted} uint8, or channels first; convert "
+        "it, or name another file in path:"
+    )

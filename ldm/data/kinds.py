@@ -32,8 +32,10 @@ class Kind:
 def _shapes3d_source(path: str | None) -> ImageSource:
     source, values = shapes3d.open_source(path)
     if values is not None:
-        raise UserError(f"{source.path} holds a part of 3dshapes, which its labels tell: it is read as it is, there is "
-                        "nothing to convert")
+        raise UserError(
+            f"{source.path} holds a part of 3dshapes, which its labels tell: it is read as it is, there is "
+            "nothing to convert"
+        )
     return source
 
 

@@ -24,8 +24,9 @@ def import_lmdb() -> Any:
     try:
         import lmdb
     except ModuleNotFoundError as err:
-        raise UserError("LMDB data sets need the package lmdb: pip install 'clip-disdiff[lmdb]' "
-                        "(or pip install lmdb)") from err
+        raise UserError(
+            "LMDB data sets need the package lmdb: pip install 'clip-disdiff[lmdb]' (or pip install lmdb)"
+        ) from err
     return lmdb
 
 
@@ -43,8 +44,9 @@ def _close_before_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_close_before_fork, after_in_parent=_environments_lock.release,
-                        after_in_child=_environments_lock.release)
+    os.register_at_fork(
+        before=_close_before_fork, after_in_parent=_environments_lock.release, after_in_child=_environments_lock.release
+    )
 
 
 def _environment(path: str) -> Any:
@@ -58,17 +60,21 @@ def _open_checked(path: str) -> Any:
     lmdb = import_lmdb()
     folder = os.path.isdir(path)
     try:
-        environment = lmdb.open(path, subdir=folder, readonly=True, lock=False, readahead=False, meminit=False,
-                                max_readers=32)
+        environment = lmdb.open(
+            path, subdir=folder, readonly=True, lock=False, readahead=False, meminit=False, max_readers=32
+        )
     except lmdb.Error as err:
-        raise UserError(f"{path} cannot be opened as LMDB ({err}); set path: (or the environment variable "
-                        "DB_PATH) to an LMDB such as 'python scripts/dataset.py write' makes") from err
+        raise UserError(
+            f"{path} cannot be opened as LMDB ({err}); set path: (or the environment variable "
+            "DB_PATH) to an LMDB such as 'python scripts/dataset.py write' makes"
+        ) from err
     found = os.path.getsize(os.path.join(path, "data.mdb") if folder else path)
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if found < expected:  # reading beyond the end of a mapped file would kill the process without a word
         environment.close()
-        raise UserError(f"{path} has {found} bytes, expected at least {expected}: it is truncated. Copy or write "
-                        "it anew")
+        raise UserError(
+            f"{path} has {found} bytes, expected at least {expected}: it is truncated. Copy or write it anew"
+        )
     return environment
 
 
@@ -91,8 +97,9 @@ class LMDBReader:
             with _environments_lock, _environment(self.path).begin(write=False) as transaction:
                 return transaction.get(key.encode())
         except lmdb.Error as err:
-            raise UserError(f"{self.path}: key {key!r} cannot be read ({err}); the LMDB is damaged, write it "
-                            "anew") from err
+            raise UserError(
+                f"{self.path}: key {key!r} cannot be read ({err}); the LMDB is damaged, write it anew"
+            ) from err
 
     def require(self, *keys: str) -> bytes:
         """The value of the first of ``keys`` that exists.
@@ -105,8 +112,10 @@ class LMDBReader:
             if value is not None:
                 return value
         named = " nor ".join(repr(key) for key in keys)
-        raise UserError(f"{self.path} has no key {named}; check original_resolution (now {self.resolution}) and "
-                        "that the LMDB was written to its end")
+        raise UserError(
+            f"{self.path} has no key {named}; check original_resolution (now {self.resolution}) and "
+            "that the LMDB was written to its end"
+        )
 
     def __len__(self) -> int:
         value = self.require("length")

@@ -53,8 +53,9 @@ class FFHQ(LMDBImages):
         if split not in rows:
             raise ConfigError(f"unknown split {split!r} of FFHQ; expected train, validation, test or null (all)")
         if not rows[split]:
-            raise ConfigError(f"split: {split} of FFHQ begins at picture {FFHQ_TEST}, but the LMDB has only {size}; "
-                              "use split: null")
+            raise ConfigError(
+                f"split: {split} of FFHQ begins at picture {FFHQ_TEST}, but the LMDB has only {size}; use split: null"
+            )
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise ConfigError(f"limit must be a whole number of images, at least 1, or null; found {limit!r}")
         return np.array(rows[split])[:limit]

@@ -151,7 +151,9 @@ def split_texts(text: str, num_attributes: int | None, name: str) -> list[str]:
     """
     texts = text.split(SEPARATOR)
     if num_attributes not in (None, len(texts)):
-        raise UserError(f"{name} has {len(texts)} attributes ({text!r}), expected {num_attributes}; set num_attributes "
-                        "and the model's latent_unit to the number written, or write the set anew (leave unknown ones "
-                        "empty)")
+        raise UserError(
+            f"{name} has {len(texts)} attributes ({text!r}), expected {num_attributes}; set num_attributes "
+            "and the model's latent_unit to the number written, or write the set anew (leave unknown ones "
+            "empty)"
+        )
     return texts

@@ -120,8 +120,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
             if not isinstance(size, int) or size < 1:
                 raise ConfigError(f"data.params.{name} must be a whole number, at least 1; found {size!r}")
         if num_workers is not None and (not isinstance(num_workers, int) or num_workers < 0):
-            raise ConfigError("data.params.num_workers must be a whole number, at least 0, or null; "
-                              f"found {num_workers!r}")
+            raise ConfigError(
+                f"data.params.num_workers must be a whole number, at least 0, or null; found {num_workers!r}"
+            )
         sections = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.dataset_configs = {name: config for name, config in sections.items() if config is not None}
         self.datasets: dict[str, Any] = {}
@@ -146,8 +147,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def _dataset(self, name: str) -> Any:
         if name not in self.dataset_configs:
-            raise ConfigError(f"data.params.{name} is missing: add a {{target, params}} entry for the {name} images "
-                              f"(found only: {', '.join(self.dataset_configs) or 'none'})")
+            raise ConfigError(
+                f"data.params.{name} is missing: add a {{target, params}} entry for the {name} images "
+                f"(found only: {', '.join(self.dataset_configs) or 'none'})"
+            )
         if name not in self.datasets:
             stage = next(s for s, names in _SECTIONS_OF_STAGE.items() if name in names)
             self.setup(stage)
@@ -239,5 +242,10 @@ class DataModuleFromConfig(pl.LightningDataModule):
             found["batches_per_epoch"] = self.batches_per_epoch()
         for key, value in found.items():
             if key in state and state[key] != value:
-                logger.warning("the checkpoint was trained with %s = %s, now it is %s: training goes on, but not "
-                               "with the batches the uninterrupted run would have seen", key, state[key], value)
+                logger.warning(
+                    "the checkpoint was trained with %s = %s, now it is %s: training goes on, but not "
+                    "with the batches the uninterrupted run would have seen",
+                    key,
+                    state[key],
+                    value,
+                )

@@ -33,10 +33,18 @@ def open_source(path: str | os.PathLike | None = None, variant: str = "toy") -> 
     if variant not in _FILES:
         raise ConfigError(f"unknown variant {variant!r} of MPI3D; known: {', '.join(_FILES)}")
     folders = ("", "mpi3d/", f"mpi3d_{variant}/", f"mpi_{variant}/")
-    places = [f"{folder}{name}{suffix}" for suffix in (".npy", ".h5", ".npz") for folder in folders
-              for name in _FILES[variant]]  # fmt: skip
-    found = find_source(f"MPI3D {variant}", path, places,
-                        f"download {_FILES[variant][0]}.npz (github.com/rr-learning/disentanglement_dataset)")
+    places = [
+        f"{folder}{name}{suffix}"
+        for suffix in (".npy", ".h5", ".npz")
+        for folder in folders
+        for name in _FILES[variant]
+    ]
+    found = find_source(
+        f"MPI3D {variant}",
+        path,
+        places,
+        f"download {_FILES[variant][0]}.npz (github.com/rr-learning/disentanglement_dataset)",
+    )
     return ImageArray(found)
 
 

@@ -29,8 +29,9 @@ def decode_picture(data: bytes | Path, name: str) -> Image.Image:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
             return picture.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as err:
-        raise UserError(f"{name} cannot be decoded ({err}); expected a whole PNG or JPEG picture. Write it "
-                        "anew") from err
+        raise UserError(
+            f"{name} cannot be decoded ({err}); expected a whole PNG or JPEG picture. Write it anew"
+        ) from err
 
 
 def find_pictures(folder: Path) -> list[str]:
@@ -40,8 +41,9 @@ def find_pictures(folder: Path) -> list[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         below = Path(place).relative_to(folder).as_posix()
         prefix = "" if below == "." else f"{below}/"
-        found += [prefix + name for name in names
-                  if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")]  # fmt: skip
+        found += [
+            prefix + name for name in names if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")
+        ]
     return sorted(found)
 
 
@@ -71,8 +73,10 @@ def crop_face(picture: Image.Image, name: str) -> Image.Image:
     """
     right, bottom = _D2C_LEFT + _D2C_SIDE, _D2C_TOP + _D2C_SIDE
     if picture.width < right or picture.height < bottom:
-        raise UserError(f"{name} has {picture.width} x {picture.height} pixels; crop_d2c cuts aligned CelebA "
-                        f"pictures of 178 x 218, at least {right} x {bottom}. Set crop_d2c: false")
+        raise UserError(
+            f"{name} has {picture.width} x {picture.height} pixels; crop_d2c cuts aligned CelebA "
+            f"pictures of 178 x 218, at least {right} x {bottom}. Set crop_d2c: false"
+        )
     return picture.crop((_D2C_LEFT, _D2C_TOP, right, bottom))
 
 

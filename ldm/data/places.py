@@ -39,5 +39,7 @@ def find_source(
         if accept(candidate):
             return candidate
     origin = f"path: {path}" if path is not None else f"DATA_ROOT={os.environ.get('DATA_ROOT') or '(not set)'}"
-    raise UserError(f"{name} not found ({origin}); sought {', '.join(map(str, sought))}. Set path: or DATA_ROOT to "
-                    f"its folder, {next_step}")
+    raise UserError(
+        f"{name} not found ({origin}); sought {', '.join(map(str, sought))}. Set path: or DATA_ROOT to "
+        f"its folder, {next_step}"
+    )

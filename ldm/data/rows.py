@@ -56,8 +56,10 @@ def open_h5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as err:
-        raise UserError(f"{path} cannot be read as HDF5 ({err}); expected a whole .h5 file. "
-                        "Download or export it again, it may be truncated") from err
+        raise UserError(
+            f"{path} cannot be read as HDF5 ({err}); expected a whole .h5 file. "
+            "Download or export it again, it may be truncated"
+        ) from err
 
 
 def read_h5_rows(images: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
@@ -70,8 +72,10 @@ def read_h5_rows(images: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
     try:
         return np.stack([images[row] for row in unique.tolist()])[inverse]  # h5py's own list indexing is slower
     except OSError as err:
-        raise UserError(f"{images.file.filename}: images {unique[0]} to {unique[-1]} of '{images.name}' cannot be "
-                        f"read ({err}); the file is damaged, download or export it again") from err
+        raise UserError(
+            f"{images.file.filename}: images {unique[0]} to {unique[-1]} of '{images.name}' cannot be "
+            f"read ({err}); the file is damaged, download or export it again"
+        ) from err
 
 
 def is_slow_layout(images: h5py.Dataset) -> bool:
@@ -92,8 +96,9 @@ def npz_member(path: Path, key: str) -> tuple[zipfile.ZipInfo, tuple[int, ...], 
         try:
             member = archive.getinfo(f"{key}.npy")
         except KeyError:
-            raise UserError(f"{path} has no array {key!r}; found "
-                            f"{[name.removesuffix('.npy') for name in archive.namelist()]}") from None
+            raise UserError(
+                f"{path} has no array {key!r}; found {[name.removesuffix('.npy') for name in archive.namelist()]}"
+            ) from None
         with archive.open(member) as stream:
             return member, *_array_header(stream)
 
@@ -149,8 +154,9 @@ def _readable_npz(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as err:
-        raise UserError(f"{path} cannot be read as .npz ({err}); expected a whole file. "
-                        "Download it again, it may be truncated") from err
+        raise UserError(
+            f"{path} cannot be read as .npz ({err}); expected a whole file. Download it again, it may be truncated"
+        ) from err
 
 
 def map_npy(path: Path) -> np.ndarray:
@@ -162,8 +168,10 @@ def map_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as err:
-        raise UserError(f"{path} cannot be read as .npy ({err}); expected a whole file. "
-                        "Download or convert it again, it may be truncated") from err
+        raise UserError(
+            f"{path} cannot be read as .npy ({err}); expected a whole file. "
+            "Download or convert it again, it may be truncated"
+        ) from err
 
 
 def halve(images: np.ndarray) -> np.ndarray:
@@ -203,8 +211,10 @@ def explained_writing(path: Path, num_bytes: int) -> Iterator[None]:
             raise OSError(f"the disk has {free / 1e9:.1f} GB left")
         yield
     except OSError as err:
-        raise UserError(f"{path} ({num_bytes / 1e9:.1f} GB) could not be written ({err}); free some space, or choose "
-                        "another place (caches: the environment variable XDG_CACHE_HOME)") from err
+        raise UserError(
+            f"{path} ({num_bytes / 1e9:.1f} GB) could not be written ({err}); free some space, or choose "
+            "another place (caches: the environment variable XDG_CACHE_HOME)"
+        ) from err
 
 
 def fingerprint(*files: Path) -> str:

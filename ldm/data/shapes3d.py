@@ -33,10 +33,18 @@ LABEL_VALUES = (
     np.arange(4.0),
     np.linspace(-30.0, 30.0, 15),
 )
-_PLACES = ("3dshapes.npy", "shapes3d/3dshapes.npy", "3dshapes.h5", "shapes3d/3dshapes.h5", "3dshapes.npz",
-           "shapes3d/3dshapes.npz")  # fmt: skip
-_NEXT_STEP = ("download it (github.com/google-deepmind/3d-shapes), write a stand-in with "
-              "'python scripts/dataset.py world', or use target: ldm.data.world.World3D")
+_PLACES = (
+    "3dshapes.npy",
+    "shapes3d/3dshapes.npy",
+    "3dshapes.h5",
+    "shapes3d/3dshapes.h5",
+    "3dshapes.npz",
+    "shapes3d/3dshapes.npz",
+)
+_NEXT_STEP = (
+    "download it (github.com/google-deepmind/3d-shapes), write a stand-in with "
+    "'python scripts/dataset.py world', or use target: ldm.data.world.World3D"
+)
 _WORLD_BLOCK = 960
 
 
@@ -63,8 +71,10 @@ def open_source(path: str | os.PathLike | None = None) -> tuple[ImageArray, dict
             _check_labels(found, rows, labels, labels_of(rows))
         return source, None
     if labels is None:
-        raise UserError(f"{found} holds {source.count} images, expected {space.size}: a part of 3dshapes needs "
-                        f"'labels' that tell which. Otherwise {_NEXT_STEP}")
+        raise UserError(
+            f"{found} holds {source.count} images, expected {space.size}: a part of 3dshapes needs "
+            f"'labels' that tell which. Otherwise {_NEXT_STEP}"
+        )
     return source, _values_of(found, space, labels)
 
 
@@ -87,8 +97,9 @@ def _labels(path: Path, count: int, rows: np.ndarray) -> np.ndarray | None:
 def _check_label_array(path: Path, count: int, array: np.ndarray | h5py.Dataset) -> None:
     wanted = (count, len(LABEL_VALUES))
     if array.shape != wanted or array.dtype.kind != "f":
-        raise UserError(f"{path}: 'labels' is {array.shape} {array.dtype}, expected {wanted} float64. "
-                        f"Otherwise {_NEXT_STEP}")
+        raise UserError(
+            f"{path}: 'labels' is {array.shape} {array.dtype}, expected {wanted} float64. Otherwise {_NEXT_STEP}"
+        )
 
 
 def _values_of(path: Path, space: FactorSpace, labels: np.ndarray) -> dict[str, list[int]]:
@@ -98,14 +109,18 @@ def _values_of(path: Path, space: FactorSpace, labels: np.ndarray) -> dict[str, 
         shown = np.unique(column)
         nearest = np.abs(known[:, None] - shown).argmin(axis=0)
         if np.abs(known[nearest] - shown).max() > 1e-3 or len(set(nearest.tolist())) < len(shown):
-            raise UserError(f"{path}: labels give {name} the values {shown.tolist()[:20]}, expected some of "
-                            f"{known.round(4).tolist()}")
+            raise UserError(
+                f"{path}: labels give {name} the values {shown.tolist()[:20]}, expected some of "
+                f"{known.round(4).tolist()}"
+            )
         values[name] = nearest.tolist()
     part = space.restrict(values)
     if part.space.size != len(labels):
         sizes = " x ".join(map(str, part.space.all_sizes))
-        raise UserError(f"{path} holds {len(labels)} images, but the values in its labels make {part.space.size} "
-                        f"({sizes}): each combination has to be there once. Otherwise {_NEXT_STEP}")
+        raise UserError(
+            f"{path} holds {len(labels)} images, but the values in its labels make {part.space.size} "
+            f"({sizes}): each combination has to be there once. Otherwise {_NEXT_STEP}"
+        )
     _check_labels(path, part.rows, labels, labels_of(part.rows))
     return values
 
@@ -113,8 +128,10 @@ def _values_of(path: Path, space: FactorSpace, labels: np.ndarray) -> dict[str, 
 def _check_labels(path: Path, rows: np.ndarray, found: np.ndarray, expected: np.ndarray) -> None:
     if not np.allclose(found, expected, atol=1e-3):
         i = np.abs(found - expected).max(1).argmax()
-        raise UserError(f"{path}: labels of image {rows[i]} are {found[i].tolist()}, expected {expected[i].tolist()}; "
-                        "the images are not in the order of 3dshapes")
+        raise UserError(
+            f"{path}: labels of image {rows[i]} are {found[i].tolist()}, expected {expected[i].tolist()}; "
+            "the images are not in the order of 3dshapes"
+        )
 
 
 class Shapes3D(StoredFactors):
@@ -134,8 +151,9 @@ class Shapes3D(StoredFactors):
 
     def __init__(self, path: str | os.PathLike | None = None, size: int = 64, **options: Any) -> None:
         source, self.available = open_source(path)
-        super().__init__(space=factor_space("shapes3d"), vocabulary=world_vocabulary(), source=source, size=size,
-                         **options)
+        super().__init__(
+            space=factor_space("shapes3d"), vocabulary=world_vocabulary(), source=source, size=size, **options
+        )
 
 
 def write_shapes3d(
@@ -159,6 +177,11 @@ def write_shapes3d(
     """
     world = World3D(size=64, keep=keep)
     parts = np.split(world.rows, range(_WORLD_BLOCK, len(world), _WORLD_BLOCK))
-    write_h5(path, (len(world), *IMAGE_SHAPE), (world.images(rows) for rows in parts),
-             lambda: {"labels": labels_of(world.rows)}, on_progress=on_progress)
+    write_h5(
+        path,
+        (len(world), *IMAGE_SHAPE),
+        (world.images(rows) for rows in parts),
+        lambda: {"labels": labels_of(world.rows)},
+        on_progress=on_progress,
+    )
     return len(world)

@@ -39,8 +39,9 @@ def open_source(path: str | os.PathLike | None = None) -> ImageSource:
     Raises:
         UserError: files missing, damaged, or not of each combination once.
     """
-    found = find_source("SmallNORB", path, _PLACES, _NEXT_STEP,
-                        lambda p: p.is_file() or file_of(p, PARTS[0], "dat").is_file())  # fmt: skip
+    found = find_source(
+        "SmallNORB", path, _PLACES, _NEXT_STEP, lambda p: p.is_file() or file_of(p, PARTS[0], "dat").is_file()
+    )
     return ImageArray(found, channels=1) if found.is_file() else NorbFiles(found)
 
 
@@ -54,8 +55,10 @@ def read_matrix(path: Path) -> np.ndarray:
         size = path.stat().st_size
         head = np.fromfile(path, "<i4", 2)
         if len(head) < 2 or int(head[0]) not in _DTYPES:
-            raise UserError(f"{path} starts with {head.tolist()}, expected one of the magic numbers {list(_DTYPES)}; "
-                            "unpack the file anew")
+            raise UserError(
+                f"{path} starts with {head.tolist()}, expected one of the magic numbers {list(_DTYPES)}; "
+                "unpack the file anew"
+            )
         dtype, ndim = np.dtype(_DTYPES[int(head[0])]), int(head[1])
         written = max(3, ndim)
         shape = tuple(np.fromfile(path, "<i4", written, offset=8)[:ndim].tolist())
@@ -64,8 +67,9 @@ def read_matrix(path: Path) -> np.ndarray:
     offset = 8 + 4 * written
     expected = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if len(shape) != ndim or size != expected:
-        raise UserError(f"{path} has {size} bytes, its head says {expected} ({shape} {dtype}); it may be truncated, "
-                        "unpack it anew")
+        raise UserError(
+            f"{path} has {size} bytes, its head says {expected} ({shape} {dtype}); it may be truncated, unpack it anew"
+        )
     return np.memmap(path, dtype, "r", offset, shape)
 
 
@@ -86,11 +90,15 @@ class NorbFiles(ImageSource):
         for part in PARTS:
             pictures, category, info = (read_matrix(file_of(folder, part, kind)) for kind in ("dat", "cat", "info"))
             if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1] != 2:
-                raise UserError(f"{file_of(folder, part, 'dat')} holds {pictures.shape} {pictures.dtype}, expected "
-                                "(N, 2, H, W) uint8; unpack it anew")
+                raise UserError(
+                    f"{file_of(folder, part, 'dat')} holds {pictures.shape} {pictures.dtype}, expected "
+                    "(N, 2, H, W) uint8; unpack it anew"
+                )
             if len(category) != len(pictures) or info.shape != (len(pictures), 4):
-                raise UserError(f"{folder}: {part} has {len(pictures)} pictures, but {len(category)} categories and "
-                                f"{info.shape} factor values; expected as many and 4 each. Unpack all files anew")
+                raise UserError(
+                    f"{folder}: {part} has {len(pictures)} pictures, but {len(category)} categories and "
+                    f"{info.shape} factor values; expected as many and 4 each. Unpack all files anew"
+                )
             self._parts.append(pictures)
             features.append(np.column_stack((category, info)))
         self.count = sum(len(pictures) for pictures in self._parts)
@@ -123,9 +131,11 @@ def _places(folder: Path, space: FactorSpace, features: np.ndarray) -> np.ndarra
     counts = np.bincount(rows, minlength=space.size)
     if len(features) != space.size or (counts != 1).any():
         row = int(np.flatnonzero(counts != 1)[0]) if (counts != 1).any() else 0
-        raise UserError(f"{folder} holds {len(features)} pictures, expected each of {space.size} combinations of "
-                        f"{', '.join(space.all_names)} once; combination {row} is there {counts[row]} times. Unpack "
-                        "all files anew")
+        raise UserError(
+            f"{folder} holds {len(features)} pictures, expected each of {space.size} combinations of "
+            f"{', '.join(space.all_names)} once; combination {row} is there {counts[row]} times. Unpack "
+            "all files anew"
+        )
     places = np.empty(space.size, dtype=np.int64)
     places[rows] = np.arange(space.size)
     return places

@@ -33,9 +33,11 @@ class StoredFactors(FactorDataset):
         count = space.size if self._stored is None else len(self._stored)
         if source.count != count:
             sizes = " x ".join(map(str, space.all_sizes))
-            raise UserError(f"{source.path} holds {source.count} images, but the factors of {type(self).__name__} make "
-                            f"{count} ({sizes}: {', '.join(space.all_names)}); download it again, or name "
-                            "another file in path:")
+            raise UserError(
+                f"{source.path} holds {source.count} images, but the factors of {type(self).__name__} make "
+                f"{count} ({sizes}: {', '.join(space.all_names)}); download it again, or name "
+                "another file in path:"
+            )
         self.size, self.path, self._source = size, source.path, source
         source.prepare(halved=size == 32)
 
@@ -50,8 +52,10 @@ class StoredFactors(FactorDataset):
             places = np.searchsorted(self._stored, rows).clip(max=len(self._stored) - 1)
             absent = rows[self._stored[places] != rows]
             if len(absent):
-                raise UserError(f"{self.path} holds {len(self._stored)} of {self.space.size} images; row {absent[0]} "
-                                "is not among them")
+                raise UserError(
+                    f"{self.path} holds {len(self._stored)} of {self.space.size} images; row {absent[0]} "
+                    "is not among them"
+                )
             rows = places
         pixels = self._source.read(rows)
         return pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1)

@@ -111,8 +111,9 @@ def _new(path: str | os.PathLike) -> Path:
     return target
 
 
-def _write_samples(environment: Any, samples: Iterable[Sample], resolution: int, image_format: str,
-                   on_progress: Callable[[int], None]) -> int:
+def _write_samples(
+    environment: Any, samples: Iterable[Sample], resolution: int, image_format: str, on_progress: Callable[[int], None]
+) -> int:
     count, pending = 0, []
     for picture, text in _checked(samples):
         name = f"{resolution}-{str(count).zfill(7)}"
@@ -136,12 +137,16 @@ def _checked(samples: Iterable[Sample]) -> Iterator[tuple[Image.Image | np.ndarr
         width = None if texts is None else len(texts)
         first = width if index == 0 else first
         if width != first:
-            raise UserError(f"picture {index} has {width or 'no'} attributes, the ones before have {first or 'none'}; "
-                            "give every picture as many (an empty one where it is unknown)")
+            raise UserError(
+                f"picture {index} has {width or 'no'} attributes, the ones before have {first or 'none'}; "
+                "give every picture as many (an empty one where it is unknown)"
+            )
         for text in texts or ():
             if SEPARATOR in text:
-                raise UserError(f"picture {index}: attribute {text!r} contains {SEPARATOR!r}, which separates "
-                                "attributes; use another sign")
+                raise UserError(
+                    f"picture {index}: attribute {text!r} contains {SEPARATOR!r}, which separates "
+                    "attributes; use another sign"
+                )
         yield picture, None if texts is None else SEPARATOR.join(texts)
 
 

@@ -59,17 +59,22 @@ class AttributeVocabulary:
         self.templates = [list(ts) for ts in templates]
         for k, name in enumerate(self.factor_names):
             self._check_factor(k, name)
-        self._phrases = [[[t.format(w) for t in self.templates[k]] for w in self.words[k]]
-                         for k in range(self.num_units)]
+        self._phrases = [
+            [[t.format(w) for t in self.templates[k]] for w in self.words[k]] for k in range(self.num_units)
+        ]
 
     def _check_factor(self, k: int, name: str) -> None:
         if not self.templates[k] or any(t.count("{}") != 1 for t in self.templates[k]):
-            raise ConfigError(f"vocabulary: every template of {name!r} needs exactly one '{{}}' for the word, "
-                              f"found {self.templates[k]}")
+            raise ConfigError(
+                f"vocabulary: every template of {name!r} needs exactly one '{{}}' for the word, "
+                f"found {self.templates[k]}"
+            )
         positions = self.value_to_word[k]
         if not positions.size or positions.min() < 0 or positions.max() >= len(self.words[k]):
-            raise ConfigError(f"vocabulary: value_to_word of {name!r} must hold positions 0 to "
-                              f"{len(self.words[k]) - 1}, found {positions.tolist()}")
+            raise ConfigError(
+                f"vocabulary: value_to_word of {name!r} must hold positions 0 to "
+                f"{len(self.words[k]) - 1}, found {positions.tolist()}"
+            )
 
     @property
     def num_units(self) -> int:
@@ -161,9 +166,7 @@ def world_vocabulary() -> AttributeVocabulary:
     return AttributeVocabulary(
         factor_names=("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation"),
         words=(HUES, HUES, HUES, SCALES, SHAPES, SIDES),
-        value_to_word=(
-            range(10), range(10), range(10), np.arange(8) // 2, range(4), np.arange(15) // 3,
-        ),
+        value_to_word=(range(10), range(10), range(10), np.arange(8) // 2, range(4), np.arange(15) // 3),
         templates=(
             _hue_templates("a", "floor"),
             _hue_templates("a", "wall"),

@@ -72,8 +72,9 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         logger.warning("the cache %s cannot be read (%s); making it anew", path, err)
         return None
     if maps.shape != shape or maps.dtype != np.uint8:
-        logger.warning("the cache %s holds %s %s, expected %s uint8; making it anew",
-                       path, maps.shape, maps.dtype, shape)
+        logger.warning(
+            "the cache %s holds %s %s, expected %s uint8; making it anew", path, maps.shape, maps.dtype, shape
+        )
         return None
     return maps
 
@@ -83,8 +84,7 @@ def _write_cache(path: Path, maps: np.ndarray) -> None:
         with atomic_write(path, "wb") as stream:
             np.savez_compressed(stream, maps=maps)
     except OSError as err:
-        logger.warning("the world's geometry could not be cached in %s (%s); the next run makes it again",
-                       path, err)
+        logger.warning("the world's geometry could not be cached in %s (%s); the next run makes it again", path, err)
 
 
 def compose(maps: np.ndarray, factors: np.ndarray) -> np.ndarray:

@@ -121,8 +121,13 @@ def _cylinder() -> Solid:
 
 def _sphere() -> Solid:
     centre = np.array([0.0, 1.0, 0.0])
-    return Solid(lambda o, d: _sphere_hit(o, d, centre, 1.0), lambda p: _unit(p - centre),
-                 lambda p: _beyond(p[:, ::2], 0.45), 1.0, 1.0)
+    return Solid(
+        lambda o, d: _sphere_hit(o, d, centre, 1.0),
+        lambda p: _unit(p - centre),
+        lambda p: _beyond(p[:, ::2], 0.45),
+        1.0,
+        1.0,
+    )
 
 
 def _capsule() -> Solid:
@@ -138,8 +143,7 @@ def _capsule() -> Solid:
         oc = o - centre
         along_d, along_o = d @ axis, oc @ axis
         across_d, across_o = d - along_d[:, None] * axis, oc - along_o[:, None] * axis
-        side = _first_root(_dot(across_d, across_d), _dot(across_d, across_o),
-                           _dot(across_o, across_o) - radius**2)
+        side = _first_root(_dot(across_d, across_d), _dot(across_d, across_o), _dot(across_o, across_o) - radius**2)
         side = np.where(np.abs(along_o + side * along_d) <= half, side, _FAR)
         return np.minimum(side, np.minimum(*ends))
 
@@ -221,8 +225,15 @@ def _empty_room(degrees: float, pixels: int) -> _Room:
     gap[np.arange(len(gap)), surface] = _FAR  # the surface itself is no edge to it
     corner_shade = 1 - 0.30 * np.exp(-gap / 0.32).sum(-1)
     falloff = 1.06 - 0.022 * _dot(points, points)  # a lamp above the object rather than the sun
-    return _Room(eye, rays, distance, points, is_floor, _AMBIENT * corner_shade,
-                 _DIFFUSE * _LAMP[surface] * corner_shade * np.clip(falloff, 0.55, 1.1))
+    return _Room(
+        eye,
+        rays,
+        distance,
+        points,
+        is_floor,
+        _AMBIENT * corner_shade,
+        _DIFFUSE * _LAMP[surface] * corner_shade * np.clip(falloff, 0.55, 1.1),
+    )
 
 
 def _object_light(solid: Solid, scale: float, points: np.ndarray, rays: np.ndarray) -> tuple:

@@ -81,8 +81,9 @@ def _match_schedule(module: DiffusionProcess, state_dict: dict[str, Any], prefix
         _log.warning(
             "the checkpoint was trained with another noise schedule (%s) than the config's (%s), which is used: set "
             "timesteps, beta_schedule, linear_start and linear_end of model.params to the checkpoint's",
-            _describe(found), _describe(own),
-        )  # fmt: skip
+            _describe(found),
+            _describe(own),
+        )
     for name in {*module.schedule_names, *_NOT_EVERYWHERE}:
         key, mine = prefix + name, module._buffers.get(name)
         if mine is None or name in module._non_persistent_buffers_set:

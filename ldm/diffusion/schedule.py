@@ -15,11 +15,7 @@ SCHEDULES = ("linear", "cosine", "sqrt_linear", "sqrt")
 
 
 def make_beta_schedule(
-    schedule: str,
-    num_timesteps: int,
-    linear_start: float = 1e-4,
-    linear_end: float = 2e-2,
-    cosine_s: float = 8e-3,
+    schedule: str, num_timesteps: int, linear_start: float = 1e-4, linear_end: float = 2e-2, cosine_s: float = 8e-3
 ) -> np.ndarray:
     """Betas of a named schedule.
 

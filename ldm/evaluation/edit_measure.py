@@ -84,9 +84,7 @@ def available_words(vocabulary: AttributeVocabulary, unit: int) -> np.ndarray:
     return np.unique(vocabulary.value_to_word[unit])
 
 
-def plan_edits(
-    vocabulary: AttributeVocabulary, latent_shape: tuple[int, ...], num_samples: int, seed: int
-) -> EditPlan:
+def plan_edits(vocabulary: AttributeVocabulary, latent_shape: tuple[int, ...], num_samples: int, seed: int) -> EditPlan:
     """Draw base factors, asked words and noises.
 
     Raises:

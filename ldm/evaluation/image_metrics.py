@@ -121,11 +121,7 @@ def encode_all(
 
 
 def image_tad(
-    model: nn.Module,
-    batches: Iterable[Tensor],
-    attributes: np.ndarray,
-    tad_range: str = "signed",
-    **options: Any,
+    model: nn.Module, batches: Iterable[Tensor], attributes: np.ndarray, tad_range: str = "signed", **options: Any
 ) -> dict[str, Any]:
     """TAD of a model with units, see ``ldm.metrics.tad``.
 

@@ -92,9 +92,7 @@ def wrap_text(text: str, font: ImageFont.FreeTypeFont, width: float) -> tuple[li
     return lines, has_cut
 
 
-def fit_captions(
-    texts: Sequence[str], width: float, height: float, largest: int, bold: bool = False
-) -> Captions:
+def fit_captions(texts: Sequence[str], width: float, height: float, largest: int, bold: bool = False) -> Captions:
     """Wrap captions into boxes of ``width`` x ``height`` pixels with the largest common font that fits.
 
     When even the smallest font is too tall nothing is dropped: the captions come back taller than the box and

@@ -80,6 +80,8 @@ def published_beside(datasets: Iterable[str | None], figures: Iterable[str]) -> 
     wanted = [name for dataset in whole for name in (dataset, *_NEAR.get(dataset, ()))]
     shown = set(figures)
     return [
-        row for name in dict.fromkeys(wanted) for row in published_rows()
+        row
+        for name in dict.fromkeys(wanted)
+        for row in published_rows()
         if row.dataset == name and shown & row.figures.keys()
-    ]  # fmt: skip
+    ]

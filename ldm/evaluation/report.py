@@ -83,8 +83,9 @@ def _run_page(rows: Sequence[Row], protocol: str) -> str:
         html.section("Scores over checkpoints", _run_curves(rows)),
         html.section("Seeds of the metrics", _seed_strips(last)),
         html.section("Pictures", html.pictures(run_pictures(run_dir))),
-        html.section("How it was scored", html.paragraph(PROTOCOLS[protocol].summary),
-                     html.pairs(_scoring_facts(parts))),
+        html.section(
+            "How it was scored", html.paragraph(PROTOCOLS[protocol].summary), html.pairs(_scoring_facts(parts))
+        ),
         html.section("How it was trained", html.pairs(_training_facts(record)), _config(run_dir)),
     ]
     return html.page(last.run, _dataset_text(parts, last), sections)
@@ -122,9 +123,16 @@ def _score_table(rows: Sequence[Row]) -> str:
     shown = shown_figures(lines)
     headings = ["experiment", "run", "checkpoint", "step", *(HEADINGS[name] for name in shown)]
     body = [
-        ([line.experiment, line.what, line.which, line.step,
-          *(_tied(cell_text(line.cells.get(name))) for name in shown)],
-         "mean" if line.is_mean else "")  # fmt: skip
+        (
+            [
+                line.experiment,
+                line.what,
+                line.which,
+                line.step,
+                *(_tied(cell_text(line.cells.get(name))) for name in shown),
+            ],
+            "mean" if line.is_mean else "",
+        )
         for line in lines
     ]
     for row in published_beside([row.dataset for row in rows], shown):
@@ -151,23 +159,27 @@ def _heat_maps(parts: Mapping[str, Mapping[str, Any]], unit_names: Sequence[str]
     importances = [parts.get(f"dci/{number}", {}).get("result", {}).get("importance") for number in range(len(factors))]
     if importances and all(importances):
         values, names = _strongest(np.array(importances, dtype=float), unit_names)
-        found.append(html.card(
-            "Importance of each unit for each factor",
-            heat_map(values, factors, names, "DCI importances"),
-            "Share of the boosted trees' splits (DCI): rows sum to 1. Disentangled: one strong cell in every column; "
-            "complete: one in every row.",
-        ))  # fmt: skip
+        found.append(
+            html.card(
+                "Importance of each unit for each factor",
+                heat_map(values, factors, names, "DCI importances"),
+                "Share of the boosted trees' splits (DCI): rows sum to 1. Disentangled: one strong cell in every "
+                "column; complete: one in every row.",
+            )
+        )
     told = parts.get(INFORMATION_NAME, {}).get("result")
     if told:
         information = np.array(told["mutual_information"], dtype=float).T  # (F, K)
         entropies = np.maximum(np.array(told["entropies"], dtype=float)[:, None], 1e-12)
         shares, names = _strongest(information / entropies, unit_names)
-        found.append(html.card(
-            "What each unit tells of each factor",
-            heat_map(shares, factors, names, "mutual information"),
-            "Mutual information of the unit (20 bins) and the factor, as a share of the factor's entropy. MIG is the "
-            "mean gap between the two largest cells of a row.",
-        ))  # fmt: skip
+        found.append(
+            html.card(
+                "What each unit tells of each factor",
+                heat_map(shares, factors, names, "mutual information"),
+                "Mutual information of the unit (20 bins) and the factor, as a share of the factor's entropy. MIG is "
+                "the mean gap between the two largest cells of a row.",
+            )
+        )
     return html.cards(found)
 
 
@@ -186,8 +198,13 @@ def _run_curves(rows: Sequence[Row]) -> str:
     charts = []
     for name in _scores(rows):
         points = [(row.step, row.figures[name]) for row in rows if name in row.figures]
-        scatter = [(row.step, found[name]) for row in rows if len(row.by_seed) > 1
-                   for found in row.by_seed.values() if name in found]  # fmt: skip
+        scatter = [
+            (row.step, found[name])
+            for row in rows
+            if len(row.by_seed) > 1
+            for found in row.by_seed.values()
+            if name in found
+        ]
         charts.append(html.card(HEADINGS[name], curves([Series(HEADINGS[name], points, scatter)], HEADINGS[name])))
     return html.cards(charts)
 
@@ -224,8 +241,11 @@ def _scoring_facts(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _training_facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """What ``run.json`` says."""
-    facts = {name: record[name] for name in ("seed", "status", "started", "seconds", "global_step", "learning_rate")
-             if name in record}  # fmt: skip
+    facts = {
+        name: record[name]
+        for name in ("seed", "status", "started", "seconds", "global_step", "learning_rate")
+        if name in record
+    }
     facts |= {f"version of {key}": value for key, value in record.get("versions", {}).items()}
     if record.get("git"):
         dirty = " (with changes)" if record["git"].get("dirty") else ""
@@ -261,8 +281,10 @@ def _run_strips(runs: Sequence[Sequence[Row]]) -> str:
     charts = []
     for name in _scores(last):
         groups = [
-            (experiment, [(row.run, row.figures[name]) for row in last
-                          if row.experiment == experiment and name in row.figures])  # fmt: skip
+            (
+                experiment,
+                [(row.run, row.figures[name]) for row in last if row.experiment == experiment and name in row.figures],
+            )
             for experiment in dict.fromkeys(row.experiment for row in last)
         ]
         charts.append(html.card(HEADINGS[name], strip([group for group in groups if group[1]], HEADINGS[name])))

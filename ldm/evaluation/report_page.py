@@ -16,7 +16,8 @@ _PRINT = """@media print {
     height: auto; } .pictures img { max-width: 100%; max-height: 22cm; width: auto; }
   figure, tr, .card { break-inside: avoid; } h2 { break-after: avoid; } }
 """
-STYLE = """
+STYLE = (
+    """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c1f24; --soft: #5c6470; --line: #d9dde3; --panel: #f5f6f8;
   --heat: #1f5fa8; --c0: #1f5fa8; --c1: #c4501b; --c2: #2e7d4f; --c3: #8a3ea3; --c4: #a67c00; --c5: #0f7f8c;
   --c6: #b3245a; --c7: #5b5f66; }
@@ -51,11 +52,14 @@ svg { display: block; max-width: none; } svg text { font: 12px system-ui, -apple
 .faint { opacity: .45; }
 details { margin: 8px 0; } summary { cursor: pointer; } pre { background: var(--panel); border: 1px solid var(--line);
   border-radius: 8px; padding: 12px; overflow: auto; max-height: 70vh; font-size: .82rem; line-height: 1.4; }
-""" + "".join(
-    f".c{number} {{ stroke: var(--c{number}); }} circle.c{number} {{ fill: var(--c{number}); stroke: none; }} "
-    f"i.c{number} {{ background: var(--c{number}); }}\n"
-    for number in range(NUM_COLOURS)
-) + _PRINT
+"""
+    + "".join(
+        f".c{number} {{ stroke: var(--c{number}); }} circle.c{number} {{ fill: var(--c{number}); stroke: none; }} "
+        f"i.c{number} {{ background: var(--c{number}); }}\n"
+        for number in range(NUM_COLOURS)
+    )
+    + _PRINT
+)
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">

@@ -57,8 +57,10 @@ def heat_map(values: np.ndarray, row_names: Sequence[str], column_names: Sequenc
         x, y = left + column * width, top + row * height
         share = min(1.0, max(0.0, float(value)))
         title = f"{row_names[row]}, {column_names[column]}: {value:.3f}"
-        parts.append(f'<rect class="heat" x="{x:.1f}" y="{y:.1f}" width="{width - 2}" height="{height - 2}" '
-                     f'fill-opacity="{share:.3f}"><title>{escape(title)}</title></rect>')  # fmt: skip
+        parts.append(
+            f'<rect class="heat" x="{x:.1f}" y="{y:.1f}" width="{width - 2}" height="{height - 2}" '
+            f'fill-opacity="{share:.3f}"><title>{escape(title)}</title></rect>'
+        )
         if width >= 30 and share >= 0.005:
             kind = "on" if share > 0.55 else "off"
             parts.append(_text(x + width / 2 - 1, y + 16, f"{value:.2f}", "middle", f' class="{kind}"'))
@@ -150,8 +152,10 @@ def curves(series: Sequence[Series], label: str) -> str:
 
 def _dot(frame: _Frame, point: tuple[float, float], kind: str, radius: float, name: str) -> str:
     title = f"{name}: {point[1]:.4f} at step {point[0]:,.0f}"
-    return (f'<circle class="{kind}" cx="{frame.x(point[0]):.1f}" cy="{frame.y(point[1]):.1f}" r="{radius}">'
-            f"<title>{escape(title)}</title></circle>")  # fmt: skip
+    return (
+        f'<circle class="{kind}" cx="{frame.x(point[0]):.1f}" cy="{frame.y(point[1]):.1f}" r="{radius}">'
+        f"<title>{escape(title)}</title></circle>"
+    )
 
 
 def strip(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], label: str) -> str:
@@ -171,11 +175,15 @@ def strip(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], label: str)
         parts.append(frame.x_label(place, name if len(name) <= letters else f"{name[: letters - 1]}…"))
         mean = sum(value for _, value in points) / len(points)
         x, reach = frame.x(place), min(24.0, room * 0.3)
-        parts.append(f'<line class="{colour}" x1="{x - reach:.1f}" x2="{x + reach:.1f}" y1="{frame.y(mean):.1f}" '
-                     f'y2="{frame.y(mean):.1f}"/>')  # fmt: skip
+        parts.append(
+            f'<line class="{colour}" x1="{x - reach:.1f}" x2="{x + reach:.1f}" y1="{frame.y(mean):.1f}" '
+            f'y2="{frame.y(mean):.1f}"/>'
+        )
         for number, (point, value) in enumerate(points):
             shift = 0.0 if len(points) == 1 else (number / (len(points) - 1) - 0.5) * reach
             title = escape(f"{name}, {point}: {value:.4f}")
-            parts.append(f'<circle class="{colour}" cx="{x + shift:.1f}" cy="{frame.y(value):.1f}" r="4">'
-                         f"<title>{title}</title></circle>")  # fmt: skip
+            parts.append(
+                f'<circle class="{colour}" cx="{x + shift:.1f}" cy="{frame.y(value):.1f}" r="4">'
+                f"<title>{title}</title></circle>"
+            )
     return _svg(frame.width, frame.height, parts, label)

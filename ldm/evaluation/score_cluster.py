@@ -84,8 +84,11 @@ class ClusterPool:
             last = err.last_worker.address
             return Outcome(job, error=f"the workers that took it died (the last: {last}); is memory short?")
         except Exception as err:
-            return Outcome(job, error=f"the cluster lost it ({type(err).__name__}: {' '.join(str(err).split())}); is "
-                           "the scheduler still running, and is this package installed on its workers?")  # fmt: skip
+            return Outcome(
+                job,
+                error=f"the cluster lost it ({type(err).__name__}: {' '.join(str(err).split())}); is "
+                "the scheduler still running, and is this package installed on its workers?",
+            )
 
     def __enter__(self) -> ClusterPool:
         return self

@@ -86,9 +86,17 @@ def run_scoring(options: Options) -> int:
     while True:
         with _progress_bar(messages) as on_progress:
             report = score_folder(
-                options.logdir, options.processes, options.dataset, seeds, metrics, options.protocol,
-                scheduler=options.scheduler, for_report=options.report, on_progress=on_progress, skip=failed,
-            )  # fmt: skip
+                options.logdir,
+                options.processes,
+                options.dataset,
+                seeds,
+                metrics,
+                options.protocol,
+                scheduler=options.scheduler,
+                for_report=options.report,
+                on_progress=on_progress,
+                skip=failed,
+            )
         failures = [failure for failure in report.failures if failure.is_settled or options.watch is None]
         if first or report.written or failures:
             _show(report, options, seeds)
@@ -146,10 +154,18 @@ def _score_file(options: Options, seeds: Sequence[int], metrics: dict[str, Metri
     target = score_file(options.latents, options.out)
     with _progress_bar(messages) as on_progress:
         report = score_latents(
-            options.latents, options.dataset, options.factors, target, metrics, protocol=options.protocol,
-            seeds=seeds, num_workers=options.processes, scheduler=options.scheduler, for_report=options.report,
+            options.latents,
+            options.dataset,
+            options.factors,
+            target,
+            metrics,
+            protocol=options.protocol,
+            seeds=seeds,
+            num_workers=options.processes,
+            scheduler=options.scheduler,
+            for_report=options.report,
             on_progress=on_progress,
-        )  # fmt: skip
+        )
     rows = single_row(options.latents, target, seeds, options.dataset) if report.written else []
     _write_tables(options, rows)
     if rows:
@@ -193,8 +209,10 @@ def _write_tables(options: Options, rows: list[Row]) -> None:
         for table in score_tables(rows, console.width):
             console.print(table)
     writers: dict[str, Callable[[str, list[Row]], None]] = {
-        "csv": write_csv, "latex": write_latex, "markdown": write_markdown,
-    }  # fmt: skip
+        "csv": write_csv,
+        "latex": write_latex,
+        "markdown": write_markdown,
+    }
     for name, write in writers.items():
         path = getattr(options, name)
         if path is not None:

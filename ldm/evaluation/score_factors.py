@@ -67,12 +67,16 @@ def factors_from_table(path: Path, num_images: int, target: Path) -> Factors:
         UserError: another number of rows, or a column that holds no discrete factor.
     """
     columns = _read_columns(path)
-    numbers = [values if values.dtype.kind in "fiub" else np.unique(values, return_inverse=True)[1].reshape(-1)
-               for values in columns.values()]  # fmt: skip
+    numbers = [
+        values if values.dtype.kind in "fiub" else np.unique(values, return_inverse=True)[1].reshape(-1)
+        for values in columns.values()
+    ]
     codes = np.stack(numbers, axis=1)
     if len(codes) != num_images:
-        raise UserError(f"{path} holds {len(codes)} rows, but the latents are those of {num_images} images; expected "
-                        "one row of factors per image, in the same order")  # fmt: skip
+        raise UserError(
+            f"{path} holds {len(codes)} rows, but the latents are those of {num_images} images; expected "
+            "one row of factors per image, in the same order"
+        )
     try:
         table = FactorTable(codes, tuple(columns))
     except MetricError as err:
@@ -119,8 +123,9 @@ def _csv_columns(path: Path) -> dict[str, np.ndarray]:
     else:
         lines = lines[1:]
     columns = [np.array(column) for column in zip(*lines)]
-    return {str(name): column.astype(np.float64) if _are_numbers(column) else column
-            for name, column in zip(names, columns)}  # fmt: skip
+    return {
+        str(name): column.astype(np.float64) if _are_numbers(column) else column for name, column in zip(names, columns)
+    }
 
 
 def _is_number(word: str) -> bool:

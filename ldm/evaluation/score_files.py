@@ -100,8 +100,10 @@ def read_latent_file(path: Path) -> LatentFile:
         missing = [name for name in ("latents", "num_samples") if name not in content]
         if missing:
             found = ", ".join(content.files) or "nothing"
-            raise UserError(f"{path} holds {found}; expected latents and num_samples, as a run's test stage writes "
-                            "them (any other array: --latents FILE)")  # fmt: skip
+            raise UserError(
+                f"{path} holds {found}; expected latents and num_samples, as a run's test stage writes "
+                "them (any other array: --latents FILE)"
+            )
         names = _texts(content, "factor_names")
         sizes = tuple(int(size) for size in content["factor_sizes"]) if "factor_sizes" in content else None
         stored = json.loads(str(content["factor_space"])) if "factor_space" in content else None

@@ -120,8 +120,21 @@ def _rows_of(run_dir: Path, logdir: Path, seeds: Sequence[int], protocol: str) -
         figures, deviations = _over_seeds(list(by_seed.values()))
         figures |= _other_results(run_dir) if step == steps[-1] else {}
         target = scores_folder(run_dir, next(iter(by_seed)), protocol) / f"{step}.json"
-        rows.append(Row(experiment, run_dir.resolve().name, run_dir, training_seed, step, heads.get(step),
-                        step == steps[-1], figures, deviations, by_seed, _dataset(run_dir, target)))  # fmt: skip
+        rows.append(
+            Row(
+                experiment,
+                run_dir.resolve().name,
+                run_dir,
+                training_seed,
+                step,
+                heads.get(step),
+                step == steps[-1],
+                figures,
+                deviations,
+                by_seed,
+                _dataset(run_dir, target),
+            )
+        )
     return rows
 
 
@@ -232,8 +245,9 @@ def _by_run(rows: Iterable[Row]) -> list[list[Row]]:
 
 def _best_cells(checkpoints: Sequence[Row]) -> dict[str, Cell]:
     """Each figure where it is best, with its step; figures of ``results.json`` have no steps and are left out."""
-    scored = {row.step: {name: value for name, value in row.figures.items() if name not in RESULTS}
-              for row in checkpoints}  # fmt: skip
+    scored = {
+        row.step: {name: value for name, value in row.figures.items() if name not in RESULTS} for row in checkpoints
+    }
     by_step = {row.step: row for row in checkpoints}
     return {
         name: Cell(value, by_step[step].deviations.get(name), step) for name, (step, value) in best_of(scored).items()

@@ -173,5 +173,6 @@ def single_row(latents: str | Path, target: Path, seeds: Sequence[int], dataset:
     by_seed = {int(seed): figures_of(found) for seed, found in content.get(SEEDS_KEY, {seeds[0]: content}).items()}
     deviations = figures_of(content.get(DEVIATION_KEY, {}))
     path = Path(latents)
-    return [Row(path.stem, path.name, target.parent, None, 0, None, True, figures_of(content), deviations, by_seed,
-                dataset)]  # fmt: skip
+    return [
+        Row(path.stem, path.name, target.parent, None, 0, None, True, figures_of(content), deviations, by_seed, dataset)
+    ]

@@ -48,8 +48,10 @@ def space_of(latents: LatentFile, named: str | None = None) -> FactorSpace:
     else:
         space = _agreed(latents, named or configured, "-d" if named else "its run's config")
     if latents.shape[0] != space.size:
-        raise UserError(f"{latents.path} holds {latents.shape[0]} images, but its factors make {_found(space)}."
-                        + _length_hint(latents.shape[0], space.size))
+        raise UserError(
+            f"{latents.path} holds {latents.shape[0]} images, but its factors make {_found(space)}."
+            + _length_hint(latents.shape[0], space.size)
+        )
     return space
 
 
@@ -173,4 +175,3 @@ def describe_dataset(run_dir: Path, space: FactorSpace, named: str | None = None
         "variant": {key: value for key, value in options.items() if key not in _NO_VARIANT},
         "factors": dict(zip(space.factor_names, space.factors_num_values)),
     }
-

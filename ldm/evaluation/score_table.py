@@ -15,10 +15,21 @@ from ldm.evaluation.published import PublishedRow, published_beside, published_s
 from ldm.evaluation.score_rows import HEADINGS, Cell, Line, Row, shown_figures, table_lines
 from ldm.util import atomic_write
 
-_LATEX = str.maketrans({
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
-})  # fmt: skip
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+    }
+)
 
 
 def cell_text(cell: Cell | None) -> str:
@@ -116,19 +127,52 @@ def write_csv(path: str | Path, rows: Iterable[Row]) -> None:
     """
     rows = list(rows)
     lines = table_lines(rows)
-    best = {(line.experiment, line.what, cell.step, name)
-            for line in lines if line.which == "best" for name, cell in line.cells.items()}  # fmt: skip
+    best = {
+        (line.experiment, line.what, cell.step, name)
+        for line in lines
+        if line.which == "best"
+        for name, cell in line.cells.items()
+    }
     with atomic_write(path) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         deviations = [f"{name}_std" for name in HEADINGS]
-        writer.writerow(["kind", "experiment", "run", "seed", "step", "epoch", "latest", "best", "dataset",
-                         "scoring_seeds", *HEADINGS, *deviations])  # fmt: skip
+        writer.writerow(
+            [
+                "kind",
+                "experiment",
+                "run",
+                "seed",
+                "step",
+                "epoch",
+                "latest",
+                "best",
+                "dataset",
+                "scoring_seeds",
+                *HEADINGS,
+                *deviations,
+            ]
+        )
         for row in rows:
             marks = [name for name in row.figures if (row.experiment, row.run, row.step, name) in best]
-            where = ["run", row.experiment, row.run, _text(row.seed), row.step, _text(row.epoch), int(row.latest),
-                     " ".join(marks), row.dataset or "", len(row.by_seed)]  # fmt: skip
-            writer.writerow([*where, *(row.figures.get(name, "") for name in HEADINGS),
-                             *(row.deviations.get(name, "") for name in HEADINGS)])  # fmt: skip
+            where = [
+                "run",
+                row.experiment,
+                row.run,
+                _text(row.seed),
+                row.step,
+                _text(row.epoch),
+                int(row.latest),
+                " ".join(marks),
+                row.dataset or "",
+                len(row.by_seed),
+            ]
+            writer.writerow(
+                [
+                    *where,
+                    *(row.figures.get(name, "") for name in HEADINGS),
+                    *(row.deviations.get(name, "") for name in HEADINGS),
+                ]
+            )
         for row in _published(rows, lines):
             where = ["published", row.method, row.source, "", "", "", "", "", row.dataset, ""]
             cells = [row.figures.get(name, ("", "")) for name in HEADINGS]

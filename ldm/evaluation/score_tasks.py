@@ -103,8 +103,11 @@ class ScoreTask:
     @property
     def missing(self) -> list[Part]:
         """Parts still to be computed; none once every metric stands in the score file."""
-        wanted = [name for name, metric in self.setting.metrics.items()
-                  if metric.key not in self._scores or name in self.setting.pictured]  # fmt: skip
+        wanted = [
+            name
+            for name, metric in self.setting.metrics.items()
+            if metric.key not in self._scores or name in self.setting.pictured
+        ]
         names = {part.name for name in wanted for part in self._parts_of(name, self.setting.metrics[name])}
         if self.setting.information and (names - self._kept.keys() or self.setting.pictured):
             names.add(INFORMATION_NAME)

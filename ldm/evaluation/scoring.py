@@ -208,12 +208,16 @@ def _plan_file(
 ) -> list[FileTasks]:
     """The tasks of one file that are not done, checked as far as its head tells; otherwise a failure."""
     try:
-        targets = [scores_folder(latents.run_dir, setting.seed, setting.protocol) / f"{latents.num_samples}.json"
-                   for setting in settings]  # fmt: skip
+        targets = [
+            scores_folder(latents.run_dir, setting.seed, setting.protocol) / f"{latents.num_samples}.json"
+            for setting in settings
+        ]
         space = space_of(latents, dataset)
         about = describe_dataset(latents.run_dir, space, dataset)
-        tasks = [ScoreTask(latents, Factors.of_space(space), about, setting, target)
-                 for setting, target in zip(settings, targets)]  # fmt: skip
+        tasks = [
+            ScoreTask(latents, Factors.of_space(space), about, setting, target)
+            for setting, target in zip(settings, targets)
+        ]
     except (UserError, ConfigError, OSError) as err:
         failures.append(failure_of(latents.path, err))
         return []

@@ -58,11 +58,7 @@ def beta_vae(
 
 
 def _pair_points(
-    lookup: Lookup,
-    sampler: FactorSampler,
-    random_state: np.random.RandomState,
-    num_points: int,
-    batch_size: int,
+    lookup: Lookup, sampler: FactorSampler, random_state: np.random.RandomState, num_points: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points (num_points, K) and the factor each one's pairs share (num_points,)."""
     points, labels = [], []

@@ -46,9 +46,7 @@ class FactorSampler(Protocol):
     def sample_factors(self, num: int, random_state: np.random.RandomState) -> np.ndarray:
         """Draw (num, F) integer factor values."""
 
-    def sample_observations_from_factors(
-        self, factors: np.ndarray, random_state: np.random.RandomState
-    ) -> np.ndarray:
+    def sample_observations_from_factors(self, factors: np.ndarray, random_state: np.random.RandomState) -> np.ndarray:
         """Row indices (num,) of images that show the given factor values (num, F)."""
 
 

@@ -13,14 +13,7 @@ from typing import Any
 import numpy as np
 
 from ldm.metrics.boosting import fit_boosted_trees, sort_codes
-from ldm.metrics.common import (
-    FactorSampler,
-    MetricError,
-    Representation,
-    factor_codes,
-    require_factors,
-    require_units,
-)
+from ldm.metrics.common import FactorSampler, MetricError, Representation, factor_codes, require_factors, require_units
 from ldm.metrics.trees import SortedCodes
 
 EMPTY_SHARE = 1e-11  # added to importances before they are normalised, as in disentanglement_lib

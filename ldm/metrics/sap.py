@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldm.metrics.common import (
-    FactorSampler,
-    Representation,
-    factor_codes,
-    require_units,
-    require_varying,
-)
+from ldm.metrics.common import FactorSampler, Representation, factor_codes, require_units, require_varying
 
 FLAT = 1e-12  # units of smaller variance tell nothing of a continuous factor
 

@@ -228,9 +228,11 @@ def _do_nothing() -> None:
 
 def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
     """Peak signal-to-noise ratio per image in dB, (B,), of images in [-1, 1] mapped to [0, 1] and clamped."""
-    error = F.mse_loss(
-        (reconstruction.clamp(-1, 1) + 1) / 2, (images.clamp(-1, 1) + 1) / 2, reduction="none"
-    ).flatten(1).mean(1)  # fmt: skip
+    error = (
+        F.mse_loss((reconstruction.clamp(-1, 1) + 1) / 2, (images.clamp(-1, 1) + 1) / 2, reduction="none")
+        .flatten(1)
+        .mean(1)
+    )
     return -10 * torch.log10(error.clamp_min(1e-10))
 
 

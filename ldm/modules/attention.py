@@ -31,9 +31,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            GEGLU(channels, 4 * channels), nn.Dropout(dropout), nn.Linear(4 * channels, channels)
-        )
+        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Dropout(dropout), nn.Linear(4 * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., channels) -> the same shape."""
@@ -44,12 +42,7 @@ class CrossAttention(nn.Module):
     """Multi-head attention from positions to tokens, or among positions if there is no context."""
 
     def __init__(
-        self,
-        query_dim: int,
-        context_dim: int | None = None,
-        heads: int = 8,
-        dim_head: int = 64,
-        dropout: float = 0.0,
+        self, query_dim: int, context_dim: int | None = None, heads: int = 8, dim_head: int = 64, dropout: float = 0.0
     ) -> None:
         super().__init__()
         inner = heads * dim_head
@@ -144,9 +137,7 @@ class SpatialTransformer(nn.Module):
         self.norm = normalization(in_channels, GROUP_NORM_EPS)
         self.proj_in = nn.Conv2d(in_channels, inner, 1)
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(
-                inner, num_heads, dim_head, dropout, context_dim, use_checkpoint, use_self_attention
-            )
+            BasicTransformerBlock(inner, num_heads, dim_head, dropout, context_dim, use_checkpoint, use_self_attention)
             for _ in range(depth)
         )
         self.proj_out = zero_module(nn.Conv2d(inner, in_channels, 1))

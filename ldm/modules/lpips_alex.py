@@ -20,8 +20,13 @@ ALEXNET_FILE = "alexnet-owt-7be5be79.pth"
 ALEXNET_VARIABLE = "ALEXNET_WEIGHTS"
 
 # index in torchvision's ``features``, inputs, outputs, kernel, stride, padding; a max-pooling stands before 3 and 6
-_CONVOLUTIONS = ((0, 3, 64, 11, 4, 2), (3, 64, 192, 5, 1, 2), (6, 192, 384, 3, 1, 1), (8, 384, 256, 3, 1, 1),
-                 (10, 256, 256, 3, 1, 1))  # fmt: skip
+_CONVOLUTIONS = (
+    (0, 3, 64, 11, 4, 2),
+    (3, 64, 192, 5, 1, 2),
+    (6, 192, 384, 3, 1, 1),
+    (8, 384, 256, 3, 1, 1),
+    (10, 256, 256, 3, 1, 1),
+)
 _POOLED = (3, 6)
 
 

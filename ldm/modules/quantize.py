@@ -112,9 +112,7 @@ class VectorQuantizer2(nn.Module):
         """Index of the nearest code: vectors (N, C) -> (N,)."""
         codes = self.embedding.weight
         with torch.autocast(vectors.device.type, enabled=False):  # halves would confuse near codes
-            distances = (
-                vectors.square().sum(dim=1, keepdim=True) + codes.square().sum(dim=1) - 2 * vectors @ codes.T
-            )
+            distances = vectors.square().sum(dim=1, keepdim=True) + codes.square().sum(dim=1) - 2 * vectors @ codes.T
         return distances.argmin(dim=1)
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:

@@ -28,9 +28,22 @@ _BESIDE_WEIGHTS = frozenset(
     """pytorch_lightning lightning lightning_fabric lightning_utilities torchmetrics omegaconf argparse collections
     pathlib numpy torch typing enum datetime ldm taming main main_val""".split()
 )
-_BESIDE_WEIGHTS_EXACT = frozenset(("copyreg._reconstructor", "builtins.object", "builtins.dict", "builtins.list",
-                                   "builtins.int", "builtins.float", "builtins.str", "builtins.bool", "builtins.tuple",
-                                   "builtins.set", "builtins.slice", "builtins.complex"))  # fmt: skip
+_BESIDE_WEIGHTS_EXACT = frozenset(
+    (
+        "copyreg._reconstructor",
+        "builtins.object",
+        "builtins.dict",
+        "builtins.list",
+        "builtins.int",
+        "builtins.float",
+        "builtins.str",
+        "builtins.bool",
+        "builtins.tuple",
+        "builtins.set",
+        "builtins.slice",
+        "builtins.complex",
+    )
+)
 # Mappings that are filled entry by entry, which torch's reader allows for plain dicts alone.
 _LIKE_DICTS = frozenset(("pytorch_lightning.utilities.parsing.AttributeDict", "builtins.dict"))
 _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)")
@@ -98,9 +111,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise
     except DAMAGE as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{path} is damaged, cut short or no checkpoint ({reason}): copy or train it again."
-        ) from error
+        raise UserError(f"{path} is damaged, cut short or no checkpoint ({reason}): copy or train it again.") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:

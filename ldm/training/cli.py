@@ -113,9 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name in sorted(TRAINER_ARGS | {"gpus", "resume_from_checkpoint"}):
         group.add_argument(f"--{name}", nargs="?", const="true", default=argparse.SUPPRESS, metavar="VALUE")
     for name in sorted((RENAMED_ARGS | DROPPED_ARGS) - {"gpus", "resume_from_checkpoint"}):
-        group.add_argument(
-            f"--{name}", nargs="?", const="true", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
+        group.add_argument(f"--{name}", nargs="?", const="true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 
@@ -214,5 +212,3 @@ def find_config_file(given: str) -> Path:
         choices = [str(match) for match in sorted(Path().glob(f"configs/**/*{path.stem[:6]}*.yaml"))[:3]]
     hint = f" Near: {', '.join(choices)}" if choices else f" There are no .yaml files in {path.parent}/"
     raise UserError(f"config file {given} does not exist.{hint}")
-
-

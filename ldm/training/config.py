@@ -155,9 +155,7 @@ def _file_names(path: Path, layer: DictConfig) -> list[str]:
     layer.pop(INCLUDE_KEY, None)
     names = [named] if isinstance(named, str) else [] if named is None else named
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(
-            f"{path}: {INCLUDE_KEY}: expected a list of YAML files relative to this one, found {named!r}"
-        )
+        raise ConfigError(f"{path}: {INCLUDE_KEY}: expected a list of YAML files relative to this one, found {named!r}")
     return names
 
 

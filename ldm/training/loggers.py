@@ -32,11 +32,7 @@ class MetricsCSVLogger(Logger):
     """
 
     def __init__(
-        self,
-        save_dir: str,
-        name: str = "testtube",
-        version: int | str = 0,
-        flush_logs_every_n_steps: int = 20,
+        self, save_dir: str, name: str = "testtube", version: int | str = 0, flush_logs_every_n_steps: int = 20
     ) -> None:
         super().__init__()
         self._save_dir = save_dir

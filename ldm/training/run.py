@@ -18,14 +18,7 @@ from ldm.training.callbacks.results import PREFIX
 from ldm.training.callbacks.setup import SetupCallback
 from ldm.training.config import Config, save_config
 from ldm.training.plan import Plan, scale_learning_rate
-from ldm.training.run_folder import (
-    RunFolder,
-    collect_versions,
-    git_state,
-    new_run_folder,
-    now_text,
-    utc_now,
-)
+from ldm.training.run_folder import RunFolder, collect_versions, git_state, new_run_folder, now_text, utc_now
 from ldm.training.trainer import build_trainer, choose_devices
 from ldm.util import BuildError, ConfigError, Interrupted, UserError, instantiate_from_config
 

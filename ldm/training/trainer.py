@@ -247,4 +247,3 @@ def build_callbacks(config: Mapping[str, Any], folder: RunFolder) -> list[pl.Cal
         except ConfigError as error:
             raise ConfigError(f"lightning.callbacks.{name}: {error}") from error
     return callbacks
-

@@ -109,9 +109,7 @@ def _check_nested(config: Config, key: str, value: Any) -> None:
             _check_nested(config, f"{key}.{index}", item)
 
 
-def _check_object(
-    config: Config, key: str, described: Any, is_certain: bool, check_required: bool = True
-) -> None:
+def _check_object(config: Config, key: str, described: Any, is_certain: bool, check_required: bool = True) -> None:
     """Check one ``{target, params}``: the target exists and takes these params."""
     if not isinstance(described, Mapping):
         raise ConfigError(f"{_where(config, key)}: expected a mapping with target and params, found {described!r}")

@@ -179,25 +179,30 @@ def test_split_folders_share_the_words_of_the_whole_table(tmp_path):
 
 def test_in_workers(labelled):
     folder, table, *_ = labelled
-    config = {"target": "ldm.data.folder.ImageFolder",
-              "params": {"path": str(folder), "attributes": str(table), "image_size": 8, "unset_prob": 0.4}}
+    config = {
+        "target": "ldm.data.folder.ImageFolder",
+        "params": {"path": str(folder), "attributes": str(table), "image_size": 8, "unset_prob": 0.4},
+    }
     inline, workers = (list(DataModuleFromConfig(5, test=config, num_workers=n).test_dataloader()) for n in (0, 2))
     for a, b in zip(inline, workers, strict=True):
         assert (a["image"] == b["image"]).all() and a["text"] == b["text"] and (a["factors"] == b["factors"]).all()
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("a.csv", "image,a\n1.png,x,y\n", "line 2: 3 columns, the header has 2"),
-    ("a.csv", "image\n", "expected a header"),
-    ("a.csv", "image,a,a\n1.png,x,y\n", "two columns have the same name"),
-    ("a.csv", "image,a\n1.png,x\n1.png,y\n", "names '1.png' more than once"),
-    ("a.json", "[1]", "expected an object"),
-    ("a.json", "{", "is not JSON"),
-    ("a.json", '{"1.png": "red"}', "expected a list of strings"),
-    ("a.json", '{"1.png": {"a": "x"}, "2.png": {"b": "x"}}', "expected an object with the keys a"),
-    ("a.json", '{"1.png": ["x"], "2.png": ["x", "y"]}', "'2.png' has 2 attributes, the ones before have 1"),
-    ("a.txt", "", "expected .csv or .json"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.csv", "image,a\n1.png,x,y\n", "line 2: 3 columns, the header has 2"),
+        ("a.csv", "image\n", "expected a header"),
+        ("a.csv", "image,a,a\n1.png,x,y\n", "two columns have the same name"),
+        ("a.csv", "image,a\n1.png,x\n1.png,y\n", "names '1.png' more than once"),
+        ("a.json", "[1]", "expected an object"),
+        ("a.json", "{", "is not JSON"),
+        ("a.json", '{"1.png": "red"}', "expected a list of strings"),
+        ("a.json", '{"1.png": {"a": "x"}, "2.png": {"b": "x"}}', "expected an object with the keys a"),
+        ("a.json", '{"1.png": ["x"], "2.png": ["x", "y"]}', "'2.png' has 2 attributes, the ones before have 1"),
+        ("a.txt", "", "expected .csv or .json"),
+    ],
+)
 def test_malformed_tables_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):

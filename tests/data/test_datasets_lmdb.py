@@ -68,8 +68,10 @@ def test_older_sets_without_prefix(path):
 
 
 def test_batches_keep_texts_as_lists_in_workers_too(path):
-    config = {"target": "ldm.data.lmdb_text.LMDBTextImages",
-              "params": {"path": str(path), "image_size": 32, "original_resolution": 64}}
+    config = {
+        "target": "ldm.data.lmdb_text.LMDBTextImages",
+        "params": {"path": str(path), "image_size": 32, "original_resolution": 64},
+    }
     for workers in (0, 2):
         data = DataModuleFromConfig(4, train=config, test=config, num_workers=workers)
         batches = list(data.test_dataloader())
@@ -94,15 +96,18 @@ def test_path_from_the_environment(path, monkeypatch):
     assert len(LMDBImages(original_resolution=64)) == 6
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"length": None}, "no key 'length'"),
-    ({"length": b"many"}, "'length' holds b'many', expected a number"),
-    ({"img_64_0000001": None}, "no key 'img-64-0000001' nor '64-0000001'; check original_resolution .now 64"),
-    ({"txt_64_0000001": None}, "no key 'txt-64-0000001'"),
-    ({"img_64_0000001": b"\x89PNG\r\n\x1a\nrest"}, "picture 'img-64-0000001' cannot be decoded"),
-    ({"txt_64_0000001": b"one|two"}, r"picture 1 has 2 attributes \('one.two'\), expected 6; set num_attributes"),
-    ({"txt_64_0000001": b"\xff|"}, "'txt-64-0000001' is not UTF-8"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"length": None}, "no key 'length'"),
+        ({"length": b"many"}, "'length' holds b'many', expected a number"),
+        ({"img_64_0000001": None}, "no key 'img-64-0000001' nor '64-0000001'; check original_resolution .now 64"),
+        ({"txt_64_0000001": None}, "no key 'txt-64-0000001'"),
+        ({"img_64_0000001": b"\x89PNG\r\n\x1a\nrest"}, "picture 'img-64-0000001' cannot be decoded"),
+        ({"txt_64_0000001": b"one|two"}, r"picture 1 has 2 attributes \('one.two'\), expected 6; set num_attributes"),
+        ({"txt_64_0000001": b"\xff|"}, "'txt-64-0000001' is not UTF-8"),
+    ],
+)
 def test_damages_are_named(path, changes, message):
     edit(path, **changes)
     with pytest.raises(UserError, match=message):

@@ -31,17 +31,20 @@ def test_a_part_is_a_full_product_of_the_chosen_values():
     assert (whole.rows == np.arange(60)).all() and whole.space.to_dict() == SPACE.to_dict()
 
 
-@pytest.mark.parametrize("keep, message", [
-    ({"hues": 2}, "no factor 'hues'. Did you mean 'hue'"),
-    ({"hue": 6}, "hue has 5 values, cannot keep 6"),
-    ({"hue": 0}, "cannot keep 0"),
-    ({"hue": [0, 5]}, r"\[5\] must be different values of \[0, 1, 2, 3, 4\]"),
-    ({"hue": [1, 1]}, "must be different"),
-    ({"hue": []}, "how many values"),
-    ({"hue": "red"}, "how many values"),
-    ([2, 3], "expected a mapping such as"),
-    ({"hue": 1, "shape": 1}, "no factor has two values left"),
-])
+@pytest.mark.parametrize(
+    "keep, message",
+    [
+        ({"hues": 2}, "no factor 'hues'. Did you mean 'hue'"),
+        ({"hue": 6}, "hue has 5 values, cannot keep 6"),
+        ({"hue": 0}, "cannot keep 0"),
+        ({"hue": [0, 5]}, r"\[5\] must be different values of \[0, 1, 2, 3, 4\]"),
+        ({"hue": [1, 1]}, "must be different"),
+        ({"hue": []}, "how many values"),
+        ({"hue": "red"}, "how many values"),
+        ([2, 3], "expected a mapping such as"),
+        ({"hue": 1, "shape": 1}, "no factor has two values left"),
+    ],
+)
 def test_what_cannot_be_kept_is_named(keep, message):
     with pytest.raises(ConfigError, match=message):
         SPACE.restrict(keep)
@@ -49,14 +52,21 @@ def test_what_cannot_be_kept_is_named(keep, message):
 
 def test_a_space_in_words():
     assert FactorSpace.from_dict(SPACE.to_dict()).to_dict() == {
-        "names": ["hue", "instance", "shape"], "sizes": [5, 3, 4], "latent": [0, 2]}
+        "names": ["hue", "instance", "shape"],
+        "sizes": [5, 3, 4],
+        "latent": [0, 2],
+    }
     with pytest.raises(ConfigError, match="latent missing"):
         FactorSpace.from_dict({"names": ["a"], "sizes": [2]})
 
 
 def test_a_data_set_of_a_part():
-    world = World3D(size=32, keep={"floor_hue": 2, "wall_hue": 1, "object_hue": 5, "orientation": 3}, text="attributes",
-                    phrasing="canonical")
+    world = World3D(
+        size=32,
+        keep={"floor_hue": 2, "wall_hue": 1, "object_hue": 5, "orientation": 3},
+        text="attributes",
+        phrasing="canonical",
+    )
     assert len(world) == 2 * 5 * 8 * 4 * 3 == world.position_space.size
     item = world[len(world) - 1]
     assert item["factors"].tolist() == [5, 0, 8, 7, 3, 10] and item["index"] == int(world.rows[-1])

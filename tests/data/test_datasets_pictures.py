@@ -119,11 +119,14 @@ def test_splits_of_own_pictures(tmp_path):
     assert sorted([*parts[0].rows, *parts[1].rows]) == list(range(30)) == parts[2].rows.tolist()
 
 
-@pytest.mark.parametrize("key, write", [
-    ("images", lambda path, array: np.save(path.with_suffix(".npy"), array)),
-    ("imgs", lambda path, array: np.savez(path.with_suffix(".npz"), imgs=array)),
-    ("data", lambda path, array: write_h5_array(path.with_suffix(".h5"), array)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, write",
+    [
+        ("images", lambda path, array: np.save(path.with_suffix(".npy"), array)),
+        ("imgs", lambda path, array: np.savez(path.with_suffix(".npz"), imgs=array)),
+        ("data", lambda path, array: write_h5_array(path.with_suffix(".h5"), array)),
+    ],
+)
 @pytest.mark.parametrize("is_chw", [False, True])
 def test_arrays_of_pictures(tmp_path, key, write, is_chw):
     """Such as Clevr's data.npz and the churches' .npy."""
@@ -163,12 +166,15 @@ def test_the_twin_in_workers(twins):
     assert again[3]["text"] == ["red 3", "", "cube"]
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda file: file.__delitem__("texts"), "has no 'texts'; found .'images'."),
-    (lambda file: file.attrs.__setitem__("length", 301), "holds 300 images, but its attribute 'length' says 301"),
-    (lambda file: (file.__delitem__("texts"), file.__setitem__("texts", ["a|b"] * 299)), r"'texts' is \(299,\)"),
-    (lambda file: (file.__delitem__("texts"), file.__setitem__("texts", np.zeros(300))), "not UTF-8 strings"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda file: file.__delitem__("texts"), "has no 'texts'; found .'images'."),
+        (lambda file: file.attrs.__setitem__("length", 301), "holds 300 images, but its attribute 'length' says 301"),
+        (lambda file: (file.__delitem__("texts"), file.__setitem__("texts", ["a|b"] * 299)), r"'texts' is \(299,\)"),
+        (lambda file: (file.__delitem__("texts"), file.__setitem__("texts", np.zeros(300))), "not UTF-8 strings"),
+    ],
+)
 def test_damages_of_the_twin_are_named(twins, change, message):
     with h5py.File(twins / "some.h5", "r+") as file:
         change(file)

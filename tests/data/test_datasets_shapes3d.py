@@ -114,17 +114,22 @@ def test_npz_as_disdiff_keeps_it(tmp_path, monkeypatch):
         Shapes3D(tmp_path / "other.npz")
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"images_shape": (1000, 64, 64, 3), "labels": labels_of(np.arange(1000))},
-     r"holds 1000 images, but the values in its labels make 1440 \(1 x 1 x 3 x 8 x 4 x 15\)"),
-    ({"images_shape": (960, 64, 64, 3), "labels": labels_of(np.arange(960)[::-1])}, "not in the order of 3dshapes"),
-    ({"images_shape": (960, 64, 64, 3), "labels": labels_of(np.arange(960)) + 0.03}, "floor_hue the values"),
-    ({"images_shape": (960, 64, 64, 3)}, r"'labels' is \(480000, 6\) float64, expected \(960, 6\)"),
-    ({"images_shape": (480_000, 32, 32, 3), "chunks": (1, 32, 32, 3)}, r"\(480000, 32, 32, 3\) uint8, expected"),
-    ({"dtype": np.float32}, "float32, expected .* uint8"),
-    ({"labels": np.zeros((480_000, 6))}, "not in the order of 3dshapes"),
-    ({"labels": np.zeros((480_000, 5))}, r"'labels' is \(480000, 5\)"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"images_shape": (1000, 64, 64, 3), "labels": labels_of(np.arange(1000))},
+            r"holds 1000 images, but the values in its labels make 1440 \(1 x 1 x 3 x 8 x 4 x 15\)",
+        ),
+        ({"images_shape": (960, 64, 64, 3), "labels": labels_of(np.arange(960)[::-1])}, "not in the order of 3dshapes"),
+        ({"images_shape": (960, 64, 64, 3), "labels": labels_of(np.arange(960)) + 0.03}, "floor_hue the values"),
+        ({"images_shape": (960, 64, 64, 3)}, r"'labels' is \(480000, 6\) float64, expected \(960, 6\)"),
+        ({"images_shape": (480_000, 32, 32, 3), "chunks": (1, 32, 32, 3)}, r"\(480000, 32, 32, 3\) uint8, expected"),
+        ({"dtype": np.float32}, "float32, expected .* uint8"),
+        ({"labels": np.zeros((480_000, 6))}, "not in the order of 3dshapes"),
+        ({"labels": np.zeros((480_000, 5))}, r"'labels' is \(480000, 5\)"),
+    ],
+)
 def test_other_layouts_are_named(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         Shapes3D(write_sparse(tmp_path / "3dshapes.h5", **options))

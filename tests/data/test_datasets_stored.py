@@ -63,8 +63,9 @@ def write_dsprites(root, **arrays):
     made = pictures(space.size, 64, 64, high=2)
     classes = np.column_stack((np.zeros(space.size, int), space.factors_of(np.arange(space.size))))
     root.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(root / "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz",
-                        **({"imgs": made, "latents_classes": classes} | arrays))  # fmt: skip
+    np.savez_compressed(
+        root / "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz", **({"imgs": made, "latents_classes": classes} | arrays)
+    )
     return made
 
 
@@ -73,8 +74,9 @@ def write_cars(root, cars=2, is_compressed=False, **content):
     (root / "cars").mkdir(parents=True)
     made = [np.random.RandomState(car).randint(0, 256, (128, 128, 3, 24, 4), dtype=np.uint8) for car in range(cars)]
     for car in reversed(range(cars)):
-        scipy.io.savemat(root / "cars" / f"car_{car:03d}_mesh.mat", {"im": made[car]} | content,
-                         do_compression=is_compressed)
+        scipy.io.savemat(
+            root / "cars" / f"car_{car:03d}_mesh.mat", {"im": made[car]} | content, do_compression=is_compressed
+        )
     return made
 
 
@@ -90,7 +92,8 @@ def write_norb(root):
     folder = root / "small_norb"
     folder.mkdir(parents=True)
     shown = np.random.RandomState(1).permutation(
-        [(c, i, e, a, li) for c in range(2) for i in range(4) for e in range(2) for a in range(3) for li in range(1)])
+        [(c, i, e, a, li) for c in range(2) for i in range(4) for e in range(2) for a in range(3) for li in range(1)]
+    )
     for part, instances in zip(PARTS, ((2, 3), (0, 1))):
         chosen = shown[np.isin(shown[:, 1], instances)]
         dat = np.zeros((len(chosen), 2, 96, 96), np.uint8)
@@ -116,10 +119,15 @@ def test_mpi3d_is_mapped_as_it_is(tmp_path, monkeypatch):
     assert MPI3D().path == tmp_path / "mpi_toy" / "mpi3d_toy.npz"
 
 
-@pytest.mark.parametrize("variant, name, size", [
-    ("realistic", "mpi3d_realistic", 24), ("real", "mpi3d_real", 24), ("complex", "mpi3d_real_complex", 16),
-    ("complex", "real3d_complicated_shapes_ordered", 16),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "variant, name, size",
+    [
+        ("realistic", "mpi3d_realistic", 24),
+        ("real", "mpi3d_real", 24),
+        ("complex", "mpi3d_real_complex", 16),
+        ("complex", "real3d_complicated_shapes_ordered", 16),
+    ],
+)
 def test_variants_of_mpi3d(tmp_path, variant, name, size):
     made = write_mpi3d(tmp_path / "mpi3d", variant, name)
     data = MPI3D(tmp_path, variant=variant)
@@ -153,12 +161,15 @@ def test_a_compressed_file_is_unpacked_once_and_read_by_workers(tmp_path):
     assert (again.images(np.array([23])) == made[23:]).all()
 
 
-@pytest.mark.parametrize("arrays, message", [
-    ({"images": pictures(23, 64, 64, 3)}, "holds 23 images, but the factors of MPI3D make 24"),
-    ({"images": pictures(24, 64, 64, 3).astype(np.float32)}, "float32, expected .* uint8"),
-    ({"images": pictures(24, 32, 32, 3)}, r"'images' is \(24, 32, 32, 3\) uint8, expected \(N, 64, 64, 3\)"),
-    ({"images": pictures(24, 64, 64)}, r"'images' is \(24, 64, 64\)"),
-])
+@pytest.mark.parametrize(
+    "arrays, message",
+    [
+        ({"images": pictures(23, 64, 64, 3)}, "holds 23 images, but the factors of MPI3D make 24"),
+        ({"images": pictures(24, 64, 64, 3).astype(np.float32)}, "float32, expected .* uint8"),
+        ({"images": pictures(24, 32, 32, 3)}, r"'images' is \(24, 32, 32, 3\) uint8, expected \(N, 64, 64, 3\)"),
+        ({"images": pictures(24, 64, 64)}, r"'images' is \(24, 64, 64\)"),
+    ],
+)
 def test_other_files_of_mpi3d_are_named(tmp_path, arrays, message):
     write_mpi3d(tmp_path, **arrays)
     with pytest.raises(UserError, match=message):
@@ -215,13 +226,16 @@ def test_published_size_of_dsprites():
     assert space.size == 737_280 and space.factors_num_values == (3, 6, 40, 32, 32)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"latents_classes": np.zeros((24, 6), int)}, r"image 1 has the factors .* which belong in row 0"),
-    ({"latents_classes": np.full((24, 6), 3)}, "do not fit the factors .*color = 3"),
-    ({"latents_classes": np.zeros((24, 5), int)}, r"\(N, 5\), expected \(N, 6\)"),
-    ({"imgs": np.zeros((24, 64, 64))}, r"'imgs' is \(24, 64, 64\) float64, expected \(N, 64, 64\) uint8"),
-    ({"imgs": pictures(20, 64, 64)}, "holds 20 images, but the factors of DSprites make 24"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"latents_classes": np.zeros((24, 6), int)}, r"image 1 has the factors .* which belong in row 0"),
+        ({"latents_classes": np.full((24, 6), 3)}, "do not fit the factors .*color = 3"),
+        ({"latents_classes": np.zeros((24, 5), int)}, r"\(N, 5\), expected \(N, 6\)"),
+        ({"imgs": np.zeros((24, 64, 64))}, r"'imgs' is \(24, 64, 64\) float64, expected \(N, 64, 64\) uint8"),
+        ({"imgs": pictures(20, 64, 64)}, "holds 20 images, but the factors of DSprites make 24"),
+    ],
+)
 def test_other_files_of_dsprites_are_named(tmp_path, change, message):
     write_dsprites(tmp_path, **change)
     with pytest.raises(UserError, match=message):
@@ -254,10 +268,13 @@ def test_cars3d_repeats_for_training_only_where_told(tmp_path):
         Cars3D(tmp_path, repeat=0)
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"im": np.zeros((128, 128, 3, 24, 3), np.uint8)}, r"'im' is \(128, 128, 3, 24, 3\) uint8, expected"),
-    ({"im": np.zeros((128, 128, 3, 24, 4))}, "float64"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"im": np.zeros((128, 128, 3, 24, 3), np.uint8)}, r"'im' is \(128, 128, 3, 24, 3\) uint8, expected"),
+        ({"im": np.zeros((128, 128, 3, 24, 4))}, "float64"),
+    ],
+)
 def test_other_meshes_are_named(tmp_path, content, message):
     write_cars(tmp_path, **content)
     with pytest.raises(UserError, match=message):

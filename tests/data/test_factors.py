@@ -15,22 +15,31 @@ def test_draws_equal_the_published_library():
     assert drawn.tolist() == [[5, 3, 3, 4, 0, 10], [0, 7, 5, 7, 0, 1], [3, 9, 2, 6, 0, 6]]
 
 
-@pytest.mark.parametrize("name, factors, row", [
-    ("shapes3d", (1, 1, 1, 1, 1, 1), 48000 + 4800 + 480 + 60 + 15 + 1),
-    ("cars3d", (1, 2, 3), 4761),
-    ("cars3d", (3, 23, 182), 17567),
-    ("mpi3d", (1, 1, 1, 1, 1, 1, 1), 172800 + 28800 + 14400 + 4800 + 1600 + 40 + 1),
-])
+@pytest.mark.parametrize(
+    "name, factors, row",
+    [
+        ("shapes3d", (1, 1, 1, 1, 1, 1), 48000 + 4800 + 480 + 60 + 15 + 1),
+        ("cars3d", (1, 2, 3), 4761),
+        ("cars3d", (3, 23, 182), 17567),
+        ("mpi3d", (1, 1, 1, 1, 1, 1, 1), 172800 + 28800 + 14400 + 4800 + 1600 + 40 + 1),
+    ],
+)
 def test_rows(name, factors, row):
     space = factor_space(name)
     assert space.index_of(np.array([factors])).tolist() == [row]
     assert space.factors_of(np.array([row])).tolist() == [list(factors)]
 
 
-@pytest.mark.parametrize("name, size, factors", [
-    ("shapes3d", 480_000, 6), ("mpi3d", 1_036_800, 7), ("cars3d", 17_568, 3), ("dsprites", 737_280, 5),
-    ("smallnorb", 48_600, 4),
-])
+@pytest.mark.parametrize(
+    "name, size, factors",
+    [
+        ("shapes3d", 480_000, 6),
+        ("mpi3d", 1_036_800, 7),
+        ("cars3d", 17_568, 3),
+        ("dsprites", 737_280, 5),
+        ("smallnorb", 48_600, 4),
+    ],
+)
 def test_sizes_and_round_trip(name, size, factors):
     space = factor_space(name)
     assert space.size == size and space.num_factors == factors == len(space.factor_names)

@@ -29,8 +29,9 @@ def test_training_covers_everything_in_an_order_of_its_own_per_seed():
 
 
 def test_test_and_validation_run_in_order_and_whole():
-    data = DataModuleFromConfig(16, validation=world(split="validation", limit=40),
-                                test=world(split="test", limit=40, text="attributes"))
+    data = DataModuleFromConfig(
+        16, validation=world(split="validation", limit=40), test=world(split="test", limit=40, text="attributes")
+    )
     batches = list(data.test_dataloader())
     assert [len(b["index"]) for b in batches] == [16, 16, 8]
     assert torch.cat([b["index"] for b in batches]).tolist() == data.datasets["test"].rows.tolist()
@@ -41,8 +42,9 @@ def test_test_and_validation_run_in_order_and_whole():
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_shards_of_devices_are_disjoint_and_equally_long(world_size):
-    shards = [ResumableShuffle(range(25), 4, 0, lambda: (3, 0), rank=r, world_size=world_size)
-              for r in range(world_size)]
+    shards = [
+        ResumableShuffle(range(25), 4, 0, lambda: (3, 0), rank=r, world_size=world_size) for r in range(world_size)
+    ]
     seen = [list(s) for s in shards]
     assert {len(s) for s in seen} == {25 // world_size} == {len(s) for s in shards}
     joined = sum(seen, [])
@@ -92,8 +94,9 @@ def test_messages():
 
 
 def test_collate_keeps_texts_and_stacks_the_rest():
-    items = [{"image": np.full((2, 2, 3), i, np.uint8), "text": [f"a{i}", "b"], "index": i, "name": "x"}
-             for i in range(3)]
+    items = [
+        {"image": np.full((2, 2, 3), i, np.uint8), "text": [f"a{i}", "b"], "index": i, "name": "x"} for i in range(3)
+    ]
     batch = collate(items)
     assert batch["image"].shape == (3, 2, 2, 3) and batch["image"].dtype == torch.uint8
     assert batch["text"] == [["a0", "b"], ["a1", "b"], ["a2", "b"]]

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SCRIPT = '''
+SCRIPT = """
 import json, os, sys
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -33,18 +33,18 @@ def run(name, ckpt=None):
 
 run("whole")
 run("rest", os.path.join({folder!r}, "step=2.ckpt"))
-'''
+"""
 
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT.format(tests=str(ROOT / "tests" / "data"), root=str(ROOT), folder=str(tmp_path)))
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240,
-                          cwd=tmp_path)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=240, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    whole, rest = ([json.loads((tmp_path / f"{name}{rank}.json").read_text()) for rank in (0, 1)]
-                   for name in ("whole", "rest"))
+    whole, rest = (
+        [json.loads((tmp_path / f"{name}{rank}.json").read_text()) for rank in (0, 1)] for name in ("whole", "rest")
+    )
     for rank in (0, 1):
         assert [len(batch) for batch in whole[rank]] == [4, 4, 3] * 2  # 22 images, 11 per process
         assert rest[rank] == whole[rank][2:]

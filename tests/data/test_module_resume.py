@@ -64,13 +64,24 @@ class StopDuring(Callback):
 def fit(tmp_path, recorder=None, workers=0, ckpt=None, seed=5, callbacks=(), validation=False, **trainer_options):
     recorder = recorder or Recorder()
     config = {"target": f"{__name__}.Numbers"}
-    data = DataModuleFromConfig(BATCH, train=config, validation=config if validation else None,
-                                num_workers=workers, seed=seed)
-    options = {"max_epochs": 4, "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-               "accelerator": "cpu", "num_sanity_val_steps": 0}
+    data = DataModuleFromConfig(
+        BATCH, train=config, validation=config if validation else None, num_workers=workers, seed=seed
+    )
+    options = {
+        "max_epochs": 4,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "num_sanity_val_steps": 0,
+    }
     checkpointing = any(isinstance(c, ModelCheckpoint) for c in callbacks)
-    trainer = pl.Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), enable_checkpointing=checkpointing,
-                         **(options | trainer_options))
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path,
+        callbacks=list(callbacks),
+        enable_checkpointing=checkpointing,
+        **(options | trainer_options),
+    )
     try:
         trainer.fit(recorder, data, ckpt_path=ckpt)
     except RuntimeError as err:
@@ -109,8 +120,7 @@ def test_resume_with_validation_in_between(tmp_path):
 
 
 def test_resume_from_an_epoch_end_checkpoint(tmp_path):
-    keep = ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1,
-                           save_on_train_epoch_end=True)
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", every_n_epochs=1, save_top_k=-1, save_on_train_epoch_end=True)
     whole, _ = fit(tmp_path, callbacks=[keep])
     rest, _ = fit(tmp_path, ckpt=tmp_path / "epoch=1.ckpt")
     assert rest == whole[12:]

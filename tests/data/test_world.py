@@ -78,8 +78,7 @@ def test_bytes_do_not_depend_on_the_batch():
 def test_hues_are_told_apart_in_light_and_shade():
     """No shaded byte colour of one hue comes near any shade of another."""
     shades = np.linspace(0.5, 1, 26)[:, None] * PALETTE[:, None].astype(float)
-    gap = [np.linalg.norm(shades[i][:, None] - shades[j][None], axis=-1).min()
-           for i in range(10) for j in range(i)]
+    gap = [np.linalg.norm(shades[i][:, None] - shades[j][None], axis=-1).min() for i in range(10) for j in range(i)]
     assert min(gap) > 30
 
 
@@ -124,15 +123,18 @@ def test_splits_are_fixed_disjoint_and_nested():
     assert train[:3].tolist() == [458706, 357250, 296650]  # numpy freezes this generator for good
 
 
-@pytest.mark.parametrize("params, message", [
-    ({"size": 48}, "size must be 32 or 64 pixels, found 48"),
-    ({"split": "val"}, "unknown split 'val'"),
-    ({"limit": 0}, "limit must be"),
-    ({"text": "words"}, "unknown text 'words'"),
-    ({"phrasing": "plain"}, "unknown phrasing"),
-    ({"text": "attributes", "unset_prob": 1.5}, "probability"),
-    ({"unset_prob": 0.1}, "set text: attributes"),
-])
+@pytest.mark.parametrize(
+    "params, message",
+    [
+        ({"size": 48}, "size must be 32 or 64 pixels, found 48"),
+        ({"split": "val"}, "unknown split 'val'"),
+        ({"limit": 0}, "limit must be"),
+        ({"text": "words"}, "unknown text 'words'"),
+        ({"phrasing": "plain"}, "unknown phrasing"),
+        ({"text": "attributes", "unset_prob": 1.5}, "probability"),
+        ({"unset_prob": 0.1}, "set text: attributes"),
+    ],
+)
 def test_messages(params, message):
     with pytest.raises(ConfigError, match=message):
         World3D(**params)

@@ -17,17 +17,25 @@ ENCODERS = "ldm.modules.encoders.modules"
 
 def build(stage, **params):
     torch.manual_seed(0)
-    model = instantiate_from_config({
-        "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
-        "params": {
-            "image_size": 8, "channels": 4, "timesteps": 20, "first_stage_config": vq_config(), "use_ema": False,
-            "conditioning_key": "crossattn", "cond_stage_config": stage, **params,
-            "unet_config": {
-                "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
-                "params": {**TINY_UNET, "use_spatial_transformer": True, "context_dim": 6},
+    model = instantiate_from_config(
+        {
+            "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
+            "params": {
+                "image_size": 8,
+                "channels": 4,
+                "timesteps": 20,
+                "first_stage_config": vq_config(),
+                "use_ema": False,
+                "conditioning_key": "crossattn",
+                "cond_stage_config": stage,
+                **params,
+                "unet_config": {
+                    "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
+                    "params": {**TINY_UNET, "use_spatial_transformer": True, "context_dim": 6},
+                },
             },
-        },
-    }).eval()  # fmt: skip
+        }
+    ).eval()
     fill(model.model.diffusion_model)
     fill(model.first_stage_model)
     return model

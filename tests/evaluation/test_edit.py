@@ -207,9 +207,13 @@ def run_callback(tmp_path, model=None, dataset=None, **options):
     options = {"judge": tmp_path / "judge.ckpt", "num_samples": 6, "batch_size": 4, "columns": 3} | options
     callback = EditScore(num_steps=3, guidance_scale=1.5, **options)
     trainer = pl.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[callback], default_root_dir=tmp_path / "run",
-    )  # fmt: skip
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback],
+        default_root_dir=tmp_path / "run",
+    )
     loader = DataLoader(dataset or World3D(limit=20), batch_size=10, collate_fn=lambda batch: batch)
     trainer.test(model or Painter(), loader, verbose=False)
     return tmp_path / "run"

@@ -48,10 +48,7 @@ def test_images_become_bytes():
 
 @pytest.mark.parametrize(
     "images,message",
-    [
-        (torch.full((1, 3, 4, 4), 255.0), "values from 255 to 255: scale"),
-        (torch.zeros(1, 4, 4, 3), r"\(B, 3, H, W\)"),
-    ],
+    [(torch.full((1, 3, 4, 4), 255.0), "values from 255 to 255: scale"), (torch.zeros(1, 4, 4, 3), r"\(B, 3, H, W\)")],
 )
 def test_other_ranges_and_shapes_are_refused(images, message):
     with pytest.raises(UserError, match=message):

@@ -76,8 +76,13 @@ def logdir(tmp_path_factory) -> Path:
         for step in (100, 200):
             noise = np.random.default_rng(seed).normal(scale=100 / step, size=(60, 4))
             factors = cases.SPACE.factors_of(np.arange(60))
-            cases.write_latents(run, epoch=step, step=step, latents=noise + factors @ np.eye(3, 4),
-                                unit_names=np.array(["hue", "shape", "size", ""]))  # fmt: skip
+            cases.write_latents(
+                run,
+                epoch=step,
+                step=step,
+                latents=noise + factors @ np.eye(3, 4),
+                unit_names=np.array(["hue", "shape", "size", ""]),
+            )
     first = root / "2026-01-01T00-00-00_<dis>_s0"
     (first / "configs").mkdir()
     (first / "configs/2026-01-01T00-00-00-project.yaml").write_text("note: <b>&amp;</b> $HOME\n")
@@ -101,8 +106,14 @@ def test_reports_of_runs_and_of_their_comparison(logdir):
         assert_self_contained(Page(path), path)
     run, comparison = Page(written[0]), Page(written[-1])
     assert "2026-01-01T00-00-00_<dis>_s0" in run.text and "note: <b>&amp;</b> $HOME" in run.text, "escaped"
-    for heading in ("Scores", "Units and factors", "Scores over checkpoints", "Seeds of the metrics", "Pictures",
-                    "How it was scored"):  # fmt: skip
+    for heading in (
+        "Scores",
+        "Units and factors",
+        "Scores over checkpoints",
+        "Seeds of the metrics",
+        "Pictures",
+        "How it was scored",
+    ):
         assert heading in run.text
     assert f"version of numpy{np.__version__}" in run.text.replace("\n", "") and "1 hue" in run.text
     assert run.tags.count("img") == 3 and comparison.tags.count("img") == 1
@@ -138,9 +149,10 @@ def test_runs_without_records_or_pictures_have_a_report_too(tmp_path):
 def test_pictures_are_the_newest_of_each_kind_scaled_down(logdir):
     found = run_pictures(sorted(logdir.iterdir())[0])
     assert [picture.title.split("/")[-1] for picture in found] == [
-        "edit_grid_gs-000200_e-000001_b-000000.png", "samples_gs-000200_e-000001_b-000000.png",
+        "edit_grid_gs-000200_e-000001_b-000000.png",
+        "samples_gs-000200_e-000001_b-000000.png",
         "inputs_gs-000200_e-000001_b-000000.png",
-    ]  # fmt: skip
+    ]
     assert (found[0].width, found[0].height) == (1100, 22) and found[1].width == 40
     assert len(run_pictures(sorted(logdir.iterdir())[0], limit=1)) == 1
 
@@ -170,7 +182,7 @@ def test_curves_and_strips_keep_inside_their_frame():
 
 @pytest.mark.parametrize(
     "low,high,expected", [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (0, 0.3, [0, 0.1, 0.2, 0.3]), (5, 5, None), (0, 0, None)]
-)  # fmt: skip
+)
 def test_ticks_are_round_and_reach_both_ends(low, high, expected):
     ticks = nice_ticks(low, high)
     assert ticks[0] <= low and ticks[-1] >= high and len(ticks) >= 2
@@ -183,10 +195,20 @@ def test_chromium_has_nothing_to_complain_of(logdir, tmp_path):
     for number, path in enumerate(write_reports(logdir, collect_rows(logdir, (0, 1)))):
         picture = tmp_path / f"{number}.png"
         found = subprocess.run(
-            ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-             "--window-size=1240,1800", f"--screenshot={picture}", path.as_uri()],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
+            [
+                "chromium",
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--enable-logging=stderr",
+                "--window-size=1240,1800",
+                f"--screenshot={picture}",
+                path.as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert "CONSOLE" not in found.stderr
         with Image.open(picture) as image:
             colours = image.convert("RGB").getcolors(1_000_000)

@@ -52,8 +52,16 @@ ENCDIFF = {
         "first_stage_config": vq_config(
             embed_dim=3,
             ddconfig={
-                "double_z": False, "z_channels": 3, "resolution": 64, "in_channels": 3, "out_ch": 3, "ch": 32,
-                "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": [], "patch_size": 4,
+                "double_z": False,
+                "z_channels": 3,
+                "resolution": 64,
+                "in_channels": 3,
+                "out_ch": 3,
+                "ch": 32,
+                "ch_mult": [1],
+                "num_res_blocks": 1,
+                "attn_resolutions": [],
+                "patch_size": 4,
             },
         ),
         "cond_stage_config": {
@@ -63,12 +71,17 @@ ENCDIFF = {
         "unet_config": {
             "target": f"{ENCDIFF_ENCODER}.UNetModel",
             "params": {
-                **TINY_UNET, "image_size": 16, "in_channels": 3, "out_channels": 3, "use_spatial_transformer": True,
-                "context_dim": 8, "latent_unit": 3,
+                **TINY_UNET,
+                "image_size": 16,
+                "in_channels": 3,
+                "out_channels": 3,
+                "use_spatial_transformer": True,
+                "context_dim": 8,
+                "latent_unit": 3,
             },
         },
     },
-}  # fmt: skip
+}
 DISDIFF = {  # in the words of its own repository, where all models have one name
     "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
     "params": {
@@ -163,8 +176,10 @@ def test_averaged_weights_are_sampled(tmp_path):
     model = write_run(tmp_path / "run", LDM)
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     expected = draw(tmp_path / "run").samples()
-    state = {key: torch.randn_like(value) if key.startswith("model.diffusion_model") else value
-             for key, value in model.state_dict().items()}  # fmt: skip
+    state = {
+        key: torch.randn_like(value) if key.startswith("model.diffusion_model") else value
+        for key, value in model.state_dict().items()
+    }
     torch.save({"state_dict": state}, path)
     assert distance(draw(tmp_path / "run").samples(), expected) < 1e-3
     torch.save({"state_dict": {k: v for k, v in state.items() if not k.startswith("model_ema")}}, path)

@@ -54,8 +54,12 @@ def cluster(tmp_path):
 
         def start(*words: str) -> subprocess.Popen:
             log = stack.enter_context((tmp_path / f"{words[0]}-{len(os.listdir(tmp_path))}.log").open("w"))
-            process = subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
-                                       env=environment, stdout=log, stderr=log)  # fmt: skip
+            process = subprocess.Popen(
+                [sys.executable, "-m", "distributed.cli.dask_" + words[0], *words[1:]],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
             stack.callback(process.wait)
             stack.callback(process.kill)
             return process

@@ -91,8 +91,14 @@ def test_a_table_with_words_equals_the_factor_space(tmp_path):
     metrics = select_metrics("fast", ["mig", "sap"])
     score_latents(latents, factors=tmp_path / "f.csv", out=tmp_path / "table.json", metrics=metrics)
     run_file = tmp_path / "z.npz"
-    np.savez(run_file, latents=CODES, num_samples=5, factor_names=SPACE.all_names, factor_sizes=SPACE.all_sizes,
-             factor_space=json.dumps(SPACE.to_dict()))  # fmt: skip
+    np.savez(
+        run_file,
+        latents=CODES,
+        num_samples=5,
+        factor_names=SPACE.all_names,
+        factor_sizes=SPACE.all_sizes,
+        factor_space=json.dumps(SPACE.to_dict()),
+    )
     score_latents(run_file, out=tmp_path / "space.json", metrics=metrics)
     found, expected = (json.loads((tmp_path / name).read_text()) for name in ("table.json", "space.json"))
     assert found.keys() == {"MIG", "SAP"}
@@ -102,18 +108,34 @@ def test_a_table_with_words_equals_the_factor_space(tmp_path):
 
 def test_all_metrics_have_the_protocols_keys(tmp_path):
     latents = write(tmp_path / "z.npy", CODES)
-    report = score_latents(latents, factors=write(tmp_path / "f.npy", FACTORS), out=tmp_path / "s.json",
-                           metrics=select_metrics("fast", ["all"]))  # fmt: skip
+    report = score_latents(
+        latents,
+        factors=write(tmp_path / "f.npy", FACTORS),
+        out=tmp_path / "s.json",
+        metrics=select_metrics("fast", ["all"]),
+    )
     assert not report.failures
     assert list(json.loads((tmp_path / "s.json").read_text())) == [
-        "beta_VAE", "dci", "MIG", "factor_VAE", "SAP", "modularity_explicitness", "IRS", "unsupervised", "MED",
-    ]  # fmt: skip
+        "beta_VAE",
+        "dci",
+        "MIG",
+        "factor_VAE",
+        "SAP",
+        "modularity_explicitness",
+        "IRS",
+        "unsupervised",
+        "MED",
+    ]
 
 
 def test_a_single_unit_costs_the_metrics_that_compare_units_alone(tmp_path):
     latents = write(tmp_path / "z.npy", CODES[:, :1])
-    report = score_latents(latents, factors=write(tmp_path / "f.npy", FACTORS), out=tmp_path / "s.json",
-                           metrics=select_metrics("fast", ["mig", "factor_vae"]))  # fmt: skip
+    report = score_latents(
+        latents,
+        factors=write(tmp_path / "f.npy", FACTORS),
+        out=tmp_path / "s.json",
+        metrics=select_metrics("fast", ["mig", "factor_vae"]),
+    )
     assert ["mig: " in failure.reason and "at least 2" in failure.reason for failure in report.failures] == [True]
     assert list(json.loads((tmp_path / "s.json").read_text())) == ["factor_VAE"]
 
@@ -193,9 +215,7 @@ def test_half_a_file(tmp_path):
     assert "is damaged or not complete" in report.failures[0].reason
 
 
-@pytest.mark.parametrize(
-    "text,seeds", [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("5,0-1", (5, 0, 1)), ("1,1-2", (1, 2))]
-)  # fmt: skip
+@pytest.mark.parametrize("text,seeds", [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("5,0-1", (5, 0, 1)), ("1,1-2", (1, 2))])
 def test_seeds(text, seeds):
     assert parse_seeds(text) == seeds
 
@@ -212,8 +232,10 @@ def test_the_command(tmp_path):
     words = ["--latents", "z.npy", "--factors", "f.npy", "--metrics", "MIG", "--protocol", "fast", "-p", "1"]
     found = subprocess.run(
         [sys.executable, str(ROOT / "run_para_metrics.py"), *words, "--out", "scores.json", "--csv", "all.csv"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert found.returncode == 0, found.stderr
     assert "scores: scores.json" in found.stderr and "MIG" in found.stdout
     assert json.loads((tmp_path / "scores.json").read_text())["MIG"]["discrete_mig"] > 0.9

@@ -87,8 +87,14 @@ def test_scores_every_run_and_only_once(tmp_path, in_process):
 
 def test_longest_parts_go_first(tmp_path, in_process):
     cases.write_latents(tmp_path)
-    slow = Metric("Sizes", cases.total_size, "total", seconds=lambda units, values: float(values * units),
-                  part=cases.factor_size, join=cases.total_size)
+    slow = Metric(
+        "Sizes",
+        cases.total_size,
+        "total",
+        seconds=lambda units, values: float(values * units),
+        part=cases.factor_size,
+        join=cases.total_size,
+    )
     scoring.score_folder(tmp_path, 1, metrics={"spread": cases.SPREAD, "sizes": slow})
     names = [key[-1] for key in in_process]
     assert names == ["prepare", "sizes/2", "sizes/0", "sizes/1", "spread", "information"]
@@ -349,8 +355,12 @@ def test_workers_killed_in_the_middle_cost_their_metric_alone(tmp_path):
     report = scoring.score_folder(tmp_path, 2, metrics=deadly)
     assert len(report.failures) == 1 and "deadly: its process was killed 2 times" in report.failures[0].reason
     assert sorted(read_record(tmp_path / "run/dis_metrics/100.json")) == [
-        "information", "sizes/0", "sizes/1", "sizes/2", "spread",
-    ]  # fmt: skip
+        "information",
+        "sizes/0",
+        "sizes/1",
+        "sizes/2",
+        "spread",
+    ]
 
 
 def test_scoring_never_imports_torch():

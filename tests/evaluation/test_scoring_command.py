@@ -50,8 +50,10 @@ def test_help_answers_at_once():
 
 
 def test_help_imports_nothing_heavy():
-    code = "import runpy, sys\nsys.argv = ['run_para_metrics.py', '--help']\ntry:\n    runpy.run_path(sys.argv[0], " \
+    code = (
+        "import runpy, sys\nsys.argv = ['run_para_metrics.py', '--help']\ntry:\n    runpy.run_path(sys.argv[0], "
         "run_name='__main__')\nexcept SystemExit:\n    sys.exit('numpy' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
@@ -81,8 +83,13 @@ def test_termination_ends_as_cleanly_as_ctrl_c(tmp_path):
     write_slow_run(tmp_path / "run")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    command = subprocess.Popen([*COMMAND, "-l", str(tmp_path), "-p", "1"], stderr=subprocess.PIPE, text=True,
-                               start_new_session=True, env=os.environ | {"TMPDIR": str(scratch)})
+    command = subprocess.Popen(
+        [*COMMAND, "-l", str(tmp_path), "-p", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": str(scratch)},
+    )
     deadline = time.monotonic() + 60
     while not list(scratch.glob(".scores-*/0/units.npy")) and command.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -96,8 +103,9 @@ def test_termination_ends_as_cleanly_as_ctrl_c(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_ends_everything_cleanly(tmp_path):
     write_slow_run(tmp_path / "run")
-    command = subprocess.Popen([*COMMAND, "-l", str(tmp_path), "-p", "3"], stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)  # two processes are at work on DCI, the third shows progress
+    command = subprocess.Popen(
+        [*COMMAND, "-l", str(tmp_path), "-p", "3"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )  # two processes are at work on DCI, the third shows progress
     records = tmp_path / "run/dis_metrics/records/100"
     deadline = time.monotonic() + 60
     while not list(records.glob("*.json")) and command.poll() is None and time.monotonic() < deadline:
@@ -147,8 +155,12 @@ def test_watching_picks_up_new_files(tmp_path):
     old = cases.write_latents(tmp_path / "old")
     old.write_bytes(b"PK")
     os.utime(old, (0, 0))  # damaged for long
-    command = subprocess.Popen([*COMMAND, "-l", str(tmp_path), "-p", "2", "--watch", "0.2"], stderr=subprocess.PIPE,
-                               stdout=subprocess.DEVNULL, text=True)
+    command = subprocess.Popen(
+        [*COMMAND, "-l", str(tmp_path), "-p", "2", "--watch", "0.2"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
     try:
         time.sleep(3)
         assert command.poll() is None

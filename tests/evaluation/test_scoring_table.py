@@ -196,9 +196,15 @@ def test_latest_scores_reach_results(logdir):
     (run / "results.json").write_text('{"psnr": 30.0}')
     publish_latest(run)
     assert json.loads((run / "results.json").read_text()) == {
-        "psnr": 30.0, "factor_vae": 0.8, "dci": 0.5, "mig": 0.25, "beta_vae": 1.0,
+        "psnr": 30.0,
+        "factor_vae": 0.8,
+        "dci": 0.5,
+        "mig": 0.25,
+        "beta_vae": 1.0,
         "best_scores": {
-            "beta_vae": {"score": 1.0, "step": 100}, "dci": {"score": 0.5, "step": 100},
-            "mig": {"score": 0.25, "step": 100}, "factor_vae": {"score": 0.8, "step": 2000},
+            "beta_vae": {"score": 1.0, "step": 100},
+            "dci": {"score": 0.5, "step": 100},
+            "mig": {"score": 0.25, "step": 100},
+            "factor_vae": {"score": 0.8, "step": 2000},
         },
-    }  # fmt: skip
+    }

@@ -23,9 +23,11 @@ from ldm.evaluation.unit_names_report import caption_of, write_names
 from ldm.util import ConfigError
 
 VOCABULARY = AttributeVocabulary(
-    ("hue", "size"), (("red", "green", "blue"), ("small", "large")), ((0, 1, 2), (0, 1)),
+    ("hue", "size"),
+    (("red", "green", "blue"), ("small", "large")),
+    ((0, 1, 2), (0, 1)),
     (("{} thing", "a {} thing"), ("{}",)),
-)  # fmt: skip
+)
 POINTS = 4
 
 

@@ -9,15 +9,7 @@ import numpy as np
 import pytest
 
 from ldm.data.factors import FactorSpace
-from ldm.metrics import (
-    METRICS,
-    FactorTable,
-    MetricError,
-    evaluate,
-    modularity_explicitness,
-    score,
-    select_metrics,
-)
+from ldm.metrics import METRICS, FactorTable, MetricError, evaluate, modularity_explicitness, score, select_metrics
 from ldm.metrics.protocols import PROTOCOLS, Protocol
 from ldm.metrics.representation import scalar_units
 from ldm.util import ConfigError

@@ -9,17 +9,7 @@ import numpy as np
 import pytest
 
 from ldm.data.factors import FactorSpace, factor_space
-from ldm.metrics import (
-    beta_vae,
-    dci,
-    factor_vae,
-    irs,
-    med,
-    mig,
-    modularity_explicitness,
-    sap,
-    unsupervised,
-)
+from ldm.metrics import beta_vae, dci, factor_vae, irs, med, mig, modularity_explicitness, sap, unsupervised
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "metrics.json").read_text())
 
@@ -77,12 +67,7 @@ def test_dci(representation, space):
 @pytest.mark.parametrize("is_continuous,key,tolerance", [(True, "sap_cont", 1e-9), (False, "sap_disc", 0.01)])
 def test_sap(representation, space, is_continuous, key, tolerance):
     found = sap(
-        representation,
-        space,
-        np.random.RandomState(0),
-        num_train=1000,
-        num_test=500,
-        continuous_factors=is_continuous,
+        representation, space, np.random.RandomState(0), num_train=1000, num_test=500, continuous_factors=is_continuous
     )
     assert found == pytest.approx(GOLDEN[key], abs=tolerance)
 

@@ -29,9 +29,18 @@ def make_codes(kind: str, rng: np.random.Generator, num: int, num_units: int) ->
 
 
 KINDS = (
-    "distinct", "rounded", "integers", "mostly zero", "chained", "inseparable", "repeated rows", "constant units",
-    "equal units", "heavy tails", "huge",
-)  # fmt: skip
+    "distinct",
+    "rounded",
+    "integers",
+    "mostly zero",
+    "chained",
+    "inseparable",
+    "repeated rows",
+    "constant units",
+    "equal units",
+    "heavy tails",
+    "huge",
+)
 
 
 def grow(codes: np.ndarray, residuals: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,16 +15,28 @@ KL_LOSS = "ldm.modules.losses.contperceptual.LPIPSWithDiscriminator"
 def build(disc_weight=0.0, **params):
     torch.manual_seed(0)
     factor = 1.0 if disc_weight else 0.0
-    loss = {"disc_start": 0, "disc_weight": disc_weight, "disc_factor": factor, "perceptual_weight": 0.0, "disc_ndf": 8,
-            "disc_num_layers": 1}  # fmt: skip
+    loss = {
+        "disc_start": 0,
+        "disc_weight": disc_weight,
+        "disc_factor": factor,
+        "perceptual_weight": 0.0,
+        "disc_ndf": 8,
+        "disc_num_layers": 1,
+    }
     lossconfig = {"target": LOSS, "params": loss}
     return VQModel(ddconfig=TINY_DDCONFIG, lossconfig=lossconfig, n_embed=32, embed_dim=4, **params)
 
 
 def build_kl(disc_weight=0.0, **params):
     torch.manual_seed(0)
-    loss = {"disc_start": 0, "disc_weight": disc_weight, "perceptual_weight": 0.0, "disc_ndf": 8, "disc_num_layers": 1,
-            "kl_weight": 1e-3}  # fmt: skip
+    loss = {
+        "disc_start": 0,
+        "disc_weight": disc_weight,
+        "perceptual_weight": 0.0,
+        "disc_ndf": 8,
+        "disc_num_layers": 1,
+        "kl_weight": 1e-3,
+    }
     ddconfig = {**TINY_DDCONFIG, "double_z": True}
     return AutoencoderKL(ddconfig=ddconfig, lossconfig={"target": KL_LOSS, "params": loss}, embed_dim=4, **params)
 
@@ -36,9 +48,14 @@ def images(count=8):
 
 def train(model, steps=4, **options):
     trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **options,
-    )  # fmt: skip
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
     trainer.fit(model, DataLoader(images(), batch_size=2))
     return trainer
 
@@ -61,9 +78,15 @@ def test_the_discriminator_does_not_train_the_autoencoder():
     x = model.get_input({"image": torch.stack([item["image"] for item in images(2)])})
     reconstruction, codebook_loss, indices = model(x)
     loss, _ = model.loss(
-        codebook_loss, x, reconstruction, 1, 0, last_layer=model.get_last_layer(), split="train",
+        codebook_loss,
+        x,
+        reconstruction,
+        1,
+        0,
+        last_layer=model.get_last_layer(),
+        split="train",
         predicted_indices=indices,
-    )  # fmt: skip
+    )
     loss.backward()
     assert all(p.grad is None for p in model.encoder.parameters())
     assert any(p.grad is not None and p.grad.any() for p in model.loss.discriminator.parameters())
@@ -139,8 +162,13 @@ def test_ema_is_used_and_left(tmp_path):
 
 @pytest.mark.parametrize("disc_weight", [0.0, 0.5])
 def test_kl_trains_what_it_should_and_its_variance(disc_weight):
-    model = build_kl(disc_weight, scheduler_config={"target": "ldm.lr_scheduler.LambdaLinearScheduler", "params": {
-        "warm_up_steps": [1], "cycle_lengths": [100], "f_start": [1.0], "f_max": [1.0], "f_min": [1.0]}})  # fmt: skip
+    model = build_kl(
+        disc_weight,
+        scheduler_config={
+            "target": "ldm.lr_scheduler.LambdaLinearScheduler",
+            "params": {"warm_up_steps": [1], "cycle_lengths": [100], "f_start": [1.0], "f_max": [1.0], "f_min": [1.0]},
+        },
+    )
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trainer = train(model, steps=4, num_sanity_val_steps=0)
     moved = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
@@ -154,8 +182,13 @@ def test_kl_trains_what_it_should_and_its_variance(disc_weight):
 def test_kl_validation_and_pictures_do_not_depend_on_a_draw():
     model = build_kl(0.5)
     loader = DataLoader(images(4), batch_size=2)
-    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False,
-                         enable_model_summary=False)  # fmt: skip
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
     first, second = (trainer.validate(model, loader, verbose=False)[0] for _ in range(2))
     assert {"val/rec_loss", "val/kl_loss", "val/psnr", "val/disc_loss"} <= set(first)
     assert first == second
@@ -195,9 +228,11 @@ def test_kl_starts_from_a_latent_diffusion_checkpoint_and_freezes_without_its_lo
     for name in ("kl", "ldm"):
         for lossconfig in ("torch.nn.Identity", "ldm.modules.losses.contperceptual.DummyLoss"):
             target = AutoencoderKL(
-                ddconfig={**TINY_DDCONFIG, "double_z": True}, embed_dim=4, lossconfig={"target": lossconfig},
+                ddconfig={**TINY_DDCONFIG, "double_z": True},
+                embed_dim=4,
+                lossconfig={"target": lossconfig},
                 ckpt_path=str(tmp_path / f"{name}.ckpt"),
-            )  # fmt: skip
+            )
             assert torch.equal(source.quant_conv.weight, target.quant_conv.weight)
     assert "unexpected keys" not in caplog.text
     with pytest.raises(ConfigError, match="double_z"):
@@ -206,8 +241,13 @@ def test_kl_starts_from_a_latent_diffusion_checkpoint_and_freezes_without_its_lo
 
 def test_kl_goes_on_from_an_optimizer_without_the_variance(tmp_path):
     """As the references write it: their optimizer lacks the last parameter."""
-    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
-               "enable_checkpointing": False}  # fmt: skip
+    options = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
     loader, trainer = DataLoader(images(4), batch_size=2), pl.Trainer(max_steps=2, **options)
     trainer.fit(build_kl(0.5), loader)
     trainer.save_checkpoint(tmp_path / "ours.ckpt")

@@ -15,9 +15,11 @@ def build(**params):
     torch.manual_seed(0)
     defaults = {"image_size": 8, "channels": 4, "timesteps": 20, "monitor": None}
     return LatentDiffusion(
-        first_stage_config=vq_config(), cond_stage_config="__is_unconditional__", unet_config=UNET,
+        first_stage_config=vq_config(),
+        cond_stage_config="__is_unconditional__",
+        unet_config=UNET,
         **{**defaults, **params},
-    )  # fmt: skip
+    )
 
 
 def images(count=8, size=32):
@@ -32,9 +34,14 @@ def batch(count=2, size=32):
 
 def train(model, **options):
     trainer = pl.Trainer(
-        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, **options,
-    )  # fmt: skip
+        max_steps=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
     trainer.fit(model, DataLoader(images(), batch_size=2))
     return trainer
 
@@ -119,9 +126,14 @@ def test_class_condition_through_cross_attention():
     model = LatentDiffusion(
         first_stage_config=vq_config(),
         cond_stage_config={"target": "stand_ins.HashedText", "params": {"width": 5}},
-        cond_stage_key="text", conditioning_key="crossattn", image_size=8, channels=4, timesteps=10, monitor=None,
+        cond_stage_key="text",
+        conditioning_key="crossattn",
+        image_size=8,
+        channels=4,
+        timesteps=10,
+        monitor=None,
         unet_config={"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": unet},
-    )  # fmt: skip
+    )
     loss, _, _ = model.shared_step({**batch(2), "text": [["a", "b"], ["c", "d"]]})
     assert torch.isfinite(loss)
 
@@ -156,9 +168,7 @@ def test_only_the_network_may_be_loaded(tmp_path):
     before = build().first_stage_model.quant_conv.weight
     model = build(ckpt_path=str(tmp_path / "whole.ckpt"), load_only_unet=True)
     assert torch.equal(model.first_stage_model.quant_conv.weight, before)
-    assert torch.equal(
-        model.model.diffusion_model.out[0].weight, state["model.diffusion_model.out.0.weight"]
-    )
+    assert torch.equal(model.model.diffusion_model.out[0].weight, state["model.diffusion_model.out.0.weight"])
 
 
 def test_a_numbered_checkpoint_holds_the_average_of_its_own_step(tmp_path):
@@ -166,9 +176,14 @@ def test_a_numbered_checkpoint_holds_the_average_of_its_own_step(tmp_path):
     numbered = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     loader = DataLoader([{name: value[0] for name, value in batch(1).items()}] * 2, batch_size=1)
     trainer = pl.Trainer(
-        max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[numbered], default_root_dir=tmp_path,
-    )  # fmt: skip
+        max_steps=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[numbered],
+        default_root_dir=tmp_path,
+    )
     trainer.fit(model, loader)
     for step in (1, 2):
         state = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"]

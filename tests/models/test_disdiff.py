@@ -20,15 +20,24 @@ ENCODERS = "ldm.modules.encoders.modules"
 SHIFT = "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel"
 KL_STAGE = {
     "target": "ldm.models.autoencoder.AutoencoderKL",
-    "params": {"embed_dim": 4, "ddconfig": {**TINY_DDCONFIG, "double_z": True},
-               "lossconfig": {"target": "torch.nn.Identity"}},
-}  # fmt: skip
+    "params": {
+        "embed_dim": 4,
+        "ddconfig": {**TINY_DDCONFIG, "double_z": True},
+        "lossconfig": {"target": "torch.nn.Identity"},
+    },
+}
 
 
 def build(encoder="Encoder4", unet=None, **params):
     torch.manual_seed(0)
-    network = {**TINY_UNET, "latent_unit": UNITS, "repre_emb_channels": WIDTH, "seprate_decoder": True,
-               "orth_emb": True, **(unet or {})}  # fmt: skip
+    network = {
+        **TINY_UNET,
+        "latent_unit": UNITS,
+        "repre_emb_channels": WIDTH,
+        "seprate_decoder": True,
+        "orth_emb": True,
+        **(unet or {}),
+    }
     defaults = {"first_stage_config": vq_config(), "image_size": 8, "channels": 4, "timesteps": 20, "monitor": None}
     encoder = {"target": f"{ENCODERS}.{encoder}", "params": {"d": 8, "latent_dim": UNITS * WIDTH, "image_size": 32}}
     options = {**defaults, "cond_stage_config": encoder, **params}
@@ -188,8 +197,11 @@ def test_units_are_drawn_by_torch_from_all():
         for seed in (0, 0, *range(1, 12)):
             torch.manual_seed(seed)
             seen.add(tuple(model.dis_loss(x, t, out, cond).tolist()))
-        given = {tuple(model.dis_loss(x, t, out, cond, torch.tensor([a, b])).tolist())
-                 for a in range(UNITS) for b in range(UNITS)}  # fmt: skip
+        given = {
+            tuple(model.dis_loss(x, t, out, cond, torch.tensor([a, b])).tolist())
+            for a in range(UNITS)
+            for b in range(UNITS)
+        }
     assert len(given) == UNITS**2
     assert seen <= given and len(seen) > UNITS
 
@@ -248,10 +260,23 @@ def test_pictures_have_the_familys_names_and_captions():
         batch(), N=3, n_row=2, ddim_steps=2, plot_swapped_concepts=True, plot_decoded_xstart=True
     )
     assert set(pictures) == {
-        "inputs", "reconstruction", "diffusion_row", "samples", "samples_x0_quantized", "mask", "samples_inpainting",
-        "samples_outpainting", "progressive_row", "samples_swapping", "samples_swapping_partial", "predXstart_st",
-        "predXstart_fl", "predXstart_0", "predXstart_1", "predXstart_2",
-    }  # fmt: skip
+        "inputs",
+        "reconstruction",
+        "diffusion_row",
+        "samples",
+        "samples_x0_quantized",
+        "mask",
+        "samples_inpainting",
+        "samples_outpainting",
+        "progressive_row",
+        "samples_swapping",
+        "samples_swapping_partial",
+        "predXstart_st",
+        "predXstart_fl",
+        "predXstart_0",
+        "predXstart_1",
+        "predXstart_2",
+    }
     for name in ("samples_swapping", "samples_swapping_partial"):
         grid = pictures[name]
         assert grid.rows == ["own units", "unit 1", "unit 2", "unit 3"] and len(grid.images) == 4 * 3
@@ -292,9 +317,13 @@ def test_half_precision_stays_finite(options):
 def fit(folder, resume=None):
     """Four steps in two epochs, with a checkpoint of each."""
     trainer = pl.Trainer(
-        max_steps=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        max_steps=4,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
         callbacks=[StepSeed(5), ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)],
-    )  # fmt: skip
+    )
     loader = DataLoader(items(4), batch_size=2, collate_fn=collate)
     trainer.fit(build(), loader, ckpt_path=resume, weights_only=True)
     return torch.load(folder / "step=4.ckpt", weights_only=True)["state_dict"]
@@ -317,9 +346,14 @@ def test_starts_from_the_averaged_weights_and_the_scale_of_a_latent_diffusion_mo
     torch.manual_seed(1)
     network = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET}
     ldm = LatentDiffusion(
-        first_stage_config=vq_config(), cond_stage_config="__is_unconditional__", unet_config=network, image_size=8,
-        channels=4, timesteps=20, scale_by_std=True,
-    )  # fmt: skip
+        first_stage_config=vq_config(),
+        cond_stage_config="__is_unconditional__",
+        unet_config=network,
+        image_size=8,
+        channels=4,
+        timesteps=20,
+        scale_by_std=True,
+    )
     ldm.scale_factor.fill_(0.7)
     ldm.model_ema.diffusion_modelout2bias += 1
     torch.save({"state_dict": ldm.state_dict()}, tmp_path / "ldm.ckpt")
@@ -353,8 +387,11 @@ def test_a_plain_network_is_refused():
     with pytest.raises(ConfigError, match="openaimodel_shift.UNetModel"):
         DisDiff(
             unet_config={"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET},
-            first_stage_config=vq_config(), cond_stage_config={"target": "torch.nn.Flatten"}, image_size=8, channels=4,
-        )  # fmt: skip
+            first_stage_config=vq_config(),
+            cond_stage_config={"target": "torch.nn.Flatten"},
+            image_size=8,
+            channels=4,
+        )
 
 
 def test_keys_are_the_familys():
@@ -362,15 +399,39 @@ def test_keys_are_the_familys():
     state = build(scale_by_std=True).state_dict()
     heads = {name.partition(".")[0] for name in state}
     assert heads == {
-        "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-        "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
-        "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-        "shift_coef", "ddim_coef", "scale_factor", "model", "model_ema", "first_stage_model", "cond_stage_model",
-    }  # fmt: skip
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+        "shift_coef",
+        "ddim_coef",
+        "scale_factor",
+        "model",
+        "model_ema",
+        "first_stage_model",
+        "cond_stage_model",
+    }
     encoder = {name.removeprefix("cond_stage_model.encoder.") for name in state if name.startswith("cond_stage_model.")}
     assert {"0.weight", "1.running_var", "9.convs.2.num_batches_tracked", "12.convs.4.bias", "14.weight"} <= encoder
     network = {name.split(".")[2] for name in state if name.startswith("model.")}
     assert network == {
-        "time_embed", "input_blocks", "middle_block", "output_blocks", "out", "shift_middle_block",
-        "shift_output_blocks", "shift_out", "repre_embed", "part_emb", "part_latents",
-    }  # fmt: skip
+        "time_embed",
+        "input_blocks",
+        "middle_block",
+        "output_blocks",
+        "out",
+        "shift_middle_block",
+        "shift_output_blocks",
+        "shift_out",
+        "repre_embed",
+        "part_emb",
+        "part_latents",
+    }

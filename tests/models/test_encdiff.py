@@ -134,9 +134,14 @@ def test_pictures():
     shares = [int(column.rpartition("\n")[2].rstrip("%")) for column in attention.columns[1:]]
     assert sum(shares) == pytest.approx(100, abs=2)
     few = model.log_images(
-        batch(4), N=2, ddim_steps=2, plot_swapped_concepts=False, plot_traversals=False, plot_attention=False,
+        batch(4),
+        N=2,
+        ddim_steps=2,
+        plot_swapped_concepts=False,
+        plot_traversals=False,
+        plot_attention=False,
         plot_diffusion_rows=True,
-    )  # fmt: skip
+    )
     assert set(few) == {"inputs", "reconstruction", "samples", "diffusion_row"}
 
 
@@ -189,8 +194,16 @@ def test_captions_without_names():
 
 
 def test_config_builds_it():
-    config = {"target": "ldm.models.diffusion.encdiff.EncDiff", "params": {
-        "first_stage_config": vq_config(), "unet_config": UNET, "cond_stage_config": ENCODER, "image_size": 8,
-        "channels": 4, "timesteps": 20, "eval_name": "shapes3d",
-    }}  # fmt: skip
+    config = {
+        "target": "ldm.models.diffusion.encdiff.EncDiff",
+        "params": {
+            "first_stage_config": vq_config(),
+            "unet_config": UNET,
+            "cond_stage_config": ENCODER,
+            "image_size": 8,
+            "channels": 4,
+            "timesteps": 20,
+            "eval_name": "shapes3d",
+        },
+    }
     assert instantiate_from_config(config).eval_space.num_factors == 6

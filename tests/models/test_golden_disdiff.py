@@ -25,8 +25,12 @@ ROUNDED = {("IM", "cond_stage_model.encoder.0.weight"): 2e-4}
 @pytest.fixture(scope="module")
 def filled():
     network = {"latent_unit": 6, "repre_emb_channels": 32, "seprate_decoder": True, "orth_emb": True}
-    first_stage = {"embed_dim": 3, "n_embed": 2048, "ddconfig": VQ_DDCONFIG,
-                   "lossconfig": {"target": "torch.nn.Identity"}}  # fmt: skip
+    first_stage = {
+        "embed_dim": 3,
+        "n_embed": 2048,
+        "ddconfig": VQ_DDCONFIG,
+        "lossconfig": {"target": "torch.nn.Identity"},
+    }
     model = DisDiff(
         unet_config={
             "target": "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel",

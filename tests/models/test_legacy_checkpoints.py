@@ -26,10 +26,19 @@ from ldm.util import UserError, instantiate_from_config
 
 UNET = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET}
 SCHEDULE = {
-    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
-    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-}  # fmt: skip
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+}
 DISDIFF_SCHEDULE = {"shift_coef", "ddim_coef"}
 COMMON = {"image_size": 8, "channels": 4, "timesteps": 20, "monitor": None}
 
@@ -46,10 +55,12 @@ def clip_disdiff(**params):
     return CLIPDisDiff(
         unet_config={"target": "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel", "params": shift},
         first_stage_config=vq_config(),
-        cond_stage_config={"text_encoder": {"target": "stand_ins.HashedText"},
-                           "image_encoder": {"target": "stand_ins.LinearImage"}},
+        cond_stage_config={
+            "text_encoder": {"target": "stand_ins.HashedText"},
+            "image_encoder": {"target": "stand_ins.LinearImage"},
+        },
         **{**COMMON, **params},
-    )  # fmt: skip
+    )
 
 
 def reference_state(scale_by_std=True, use_ema=True):
@@ -73,13 +84,18 @@ def lightning_file(path, state):
     try:
         torch.save(
             {
-                "epoch": 3, "global_step": 40, "pytorch-lightning_version": "1.4.2", "state_dict": state,
-                "callbacks": {callback: {"best_model_path": pathlib.PurePosixPath("a")}}, "optimizer_states": [],
-                "lr_schedulers": [], "hyper_parameters": parsing.AttributeDict(lr=0.1, args=argparse.Namespace(gpus=1)),
+                "epoch": 3,
+                "global_step": 40,
+                "pytorch-lightning_version": "1.4.2",
+                "state_dict": state,
+                "callbacks": {callback: {"best_model_path": pathlib.PurePosixPath("a")}},
+                "optimizer_states": [],
+                "lr_schedulers": [],
+                "hyper_parameters": parsing.AttributeDict(lr=0.1, args=argparse.Namespace(gpus=1)),
                 "extra": collections.defaultdict(list),
             },
             path,
-        )  # fmt: skip
+        )
     finally:
         for name, module in real.items():
             sys.modules.pop(name) if module is None else sys.modules.__setitem__(name, module)
@@ -220,15 +236,23 @@ def test_legacy_keys_of_encdiff():
     assert torch.equal(state["alphas_cumprod_next"][:-1], state["alphas_cumprod"][1:])
     encoder = {key for key in state if key.startswith("cond_stage_model")}
     assert {"cond_stage_model.encoder.16.weight", "cond_stage_model.net.3.4.bias"} <= encoder
-    model.load_state_dict({k: v for k, v in state.items() if k != "alphas_cumprod_next"} | {
-        "shift_coef": torch.zeros(1000), "ddim_coef": torch.zeros(1000)}, strict=True)  # fmt: skip
+    model.load_state_dict(
+        {k: v for k, v in state.items() if k != "alphas_cumprod_next"}
+        | {"shift_coef": torch.zeros(1000), "ddim_coef": torch.zeros(1000)},
+        strict=True,
+    )
 
 
 def test_legacy_keys_of_a_model_with_units():
     model = clip_disdiff(scale_by_std=True)
     trained = {name for name, value in model.model.diffusion_model.named_parameters() if value.requires_grad}
     assert {name.split(".")[0] for name in trained} == {
-        "shift_middle_block", "shift_output_blocks", "shift_out", "repre_embed", "part_emb", "part_latents"
-    }  # fmt: skip
+        "shift_middle_block",
+        "shift_output_blocks",
+        "shift_out",
+        "repre_embed",
+        "part_emb",
+        "part_latents",
+    }
     averaged = {key for key in model.state_dict() if key.startswith("model_ema.diffusion_model")}
     assert averaged == {f"model_ema.diffusion_model{name.replace('.', '')}" for name in trained}

@@ -49,10 +49,13 @@ def item(index):
 def collate(items):
     stacked = {key: [one[key] for one in items] for key in items[0]}
     return {
-        key: torch.stack(values) if isinstance(values[0], torch.Tensor)
-        else torch.tensor(values) if isinstance(values[0], int) else values
+        key: torch.stack(values)
+        if isinstance(values[0], torch.Tensor)
+        else torch.tensor(values)
+        if isinstance(values[0], int)
+        else values
         for key, values in stacked.items()
-    }  # fmt: skip
+    }
 
 
 BATCH = collate([item(index) for index in range(2)])
@@ -61,32 +64,38 @@ BERT = {"n_embed": 6, "n_layer": 1, "vocab_size": 30, "max_seq_len": 5}
 FAMILIES = {
     "class": (
         {"target": f"{ENCODERS}.ClassEmbedder", "params": {"embed_dim": 6, "n_classes": 3, "key": "class_label"}},
-        CROSS, {"cond_stage_key": "class_label", "conditioning_key": "crossattn", "cond_stage_trainable": True},
+        CROSS,
+        {"cond_stage_key": "class_label", "conditioning_key": "crossattn", "cond_stage_trainable": True},
     ),
     "label": (
-        {"target": "torch.nn.Identity"}, {"num_classes": 3},
+        {"target": "torch.nn.Identity"},
+        {"num_classes": 3},
         {"cond_stage_key": "class_label", "conditioning_key": "adm"},
     ),
     "text": (
-        {"target": f"{ENCODERS}.BERTEmbedder", "params": {**BERT, "tokenizer": "WORDS"}}, CROSS,
+        {"target": f"{ENCODERS}.BERTEmbedder", "params": {**BERT, "tokenizer": "WORDS"}},
+        CROSS,
         {"cond_stage_key": "caption", "conditioning_key": "crossattn", "cond_stage_trainable": True},
     ),
     "layout": (
-        {"target": f"{ENCODERS}.BERTEmbedder", "params": {**BERT, "use_tokenizer": False}}, CROSS,
+        {"target": f"{ENCODERS}.BERTEmbedder", "params": {**BERT, "use_tokenizer": False}},
+        CROSS,
         {"cond_stage_key": "coordinates_bbox", "conditioning_key": "crossattn", "cond_stage_trainable": True},
     ),
     "super-resolution": ({"target": "torch.nn.Identity"}, SR, {"cond_stage_key": "LR_image", "concat_mode": True}),
     "segmentation": (
-        {"target": f"{ENCODERS}.SpatialRescaler", "params": {"n_stages": 2, "in_channels": 5, "out_channels": 3}}, SR,
+        {"target": f"{ENCODERS}.SpatialRescaler", "params": {"n_stages": 2, "in_channels": 5, "out_channels": 3}},
+        SR,
         {"cond_stage_key": "segmentation", "concat_mode": True, "cond_stage_trainable": True},
     ),
     "map": ({"target": "torch.nn.Identity"}, {"in_channels": 5}, {"cond_stage_key": "depth"}),
     "first stage": ("__is_first_stage__", {"in_channels": 8}, {"cond_stage_key": "image", "concat_mode": True}),
     "hybrid": (
-        {"target": "test_legacy_conditions.BothWays"}, {"in_channels": 7, **CROSS},
+        {"target": "test_legacy_conditions.BothWays"},
+        {"in_channels": 7, **CROSS},
         {"cond_stage_key": "LR_image", "conditioning_key": "hybrid"},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture

@@ -32,9 +32,21 @@ def reconstruct():
 def test_discriminator_layout():
     discriminator = NLayerDiscriminator(3, 64, 3)
     keys = {key for key in discriminator.state_dict() if key.endswith(("weight", "bias"))}
-    assert keys == {"main.0.weight", "main.0.bias", "main.2.weight", "main.3.weight", "main.3.bias",
-                    "main.5.weight", "main.6.weight", "main.6.bias", "main.8.weight", "main.9.weight",
-                    "main.9.bias", "main.11.weight", "main.11.bias"}
+    assert keys == {
+        "main.0.weight",
+        "main.0.bias",
+        "main.2.weight",
+        "main.3.weight",
+        "main.3.bias",
+        "main.5.weight",
+        "main.6.weight",
+        "main.6.bias",
+        "main.8.weight",
+        "main.9.weight",
+        "main.9.bias",
+        "main.11.weight",
+        "main.11.bias",
+    }
     assert discriminator(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 6, 6)
     assert discriminator.main[2].weight.std().item() == pytest.approx(0.02, rel=0.05)
 

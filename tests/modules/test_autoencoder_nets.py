@@ -14,8 +14,16 @@ from ldm.modules.quantize import VectorQuantizer2
 from ldm.util import ConfigError
 
 GOLDEN = load_golden("modules")
-TINY = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "resolution": 16, "in_channels": 3, "out_ch": 3,
-        "z_channels": 4, "double_z": False}
+TINY = {
+    "ch": 32,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "resolution": 16,
+    "in_channels": 3,
+    "out_ch": 3,
+    "z_channels": 4,
+    "double_z": False,
+}
 
 
 class VQ(nn.Module):
@@ -80,8 +88,12 @@ def test_kl_figures():
 def test_attention_and_level_keys():
     encoder = Encoder(**{**TINY, "attn_resolutions": [8], "resolution": 16})
     keys = set(encoder.state_dict())
-    assert {"down.1.attn.0.q.weight", "down.0.downsample.conv.weight", "mid.attn_1.proj_out.bias",
-            "down.1.block.0.nin_shortcut.weight"} <= keys
+    assert {
+        "down.1.attn.0.q.weight",
+        "down.0.downsample.conv.weight",
+        "mid.attn_1.proj_out.bias",
+        "down.1.block.0.nin_shortcut.weight",
+    } <= keys
     assert not any(key.startswith(("down.0.attn", "down.1.downsample")) for key in keys)
     decoder_keys = set(Decoder(**TINY).state_dict())
     assert {"up.1.upsample.conv.weight", "up.0.block.1.conv2.weight", "up.0.block.0.nin_shortcut.bias"} <= decoder_keys

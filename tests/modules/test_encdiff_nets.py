@@ -13,10 +13,18 @@ from ldm.util import ConfigError
 
 GOLDEN = load_golden("modules")["encdiff"]
 TINY_UNET = {
-    "latent_unit": 3, "image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
-    "attention_resolutions": [1, 2], "channel_mult": [1, 2], "num_heads": 4, "use_spatial_transformer": True,
+    "latent_unit": 3,
+    "image_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 1,
+    "attention_resolutions": [1, 2],
+    "channel_mult": [1, 2],
+    "num_heads": 4,
+    "use_spatial_transformer": True,
     "context_dim": 5,
-}  # fmt: skip
+}
 STEPS = torch.tensor([7, 912])
 
 

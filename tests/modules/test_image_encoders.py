@@ -35,8 +35,13 @@ def test_variational_encoder_figures():
 
 def test_keys():
     keys = set(Encoder4(d=8).state_dict())
-    assert {"encoder.0.weight", "encoder.9.running_mean", "encoder.11.convs.2.weight", "encoder.14.convs.4.bias",
-            "encoder.16.weight"} <= keys
+    assert {
+        "encoder.0.weight",
+        "encoder.9.running_mean",
+        "encoder.11.convs.2.weight",
+        "encoder.14.convs.4.bias",
+        "encoder.16.weight",
+    } <= keys
     assert "encoder.14.convs.3.weight" in Encoder4(d=8, bn=False).state_dict()
 
 

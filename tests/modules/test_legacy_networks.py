@@ -21,8 +21,16 @@ from ldm.util import ConfigError, UserError
 
 GOLDEN = load_golden("legacy")
 STEPS = torch.tensor([7, 912])
-BASE = {"image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
-        "attention_resolutions": [1, 2], "channel_mult": [1, 2], "num_heads": 4}  # fmt: skip
+BASE = {
+    "image_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 1,
+    "attention_resolutions": [1, 2],
+    "channel_mult": [1, 2],
+    "num_heads": 4,
+}
 CROSS = {"use_spatial_transformer": True, "context_dim": 6}
 UNETS = {
     "plain": {},
@@ -54,18 +62,27 @@ UNETS = {
 }
 PERCEIVER = {"depth": 3, "dim": 32, "latent_dim": 32}
 ENCODERS = {
-    "bert": (modules.BERTEmbedder, {"n_embed": 24, "n_layer": 3, "vocab_size": 50, "max_seq_len": 12,
-                                    "use_tokenizer": False}, torch.arange(18).view(2, 9) * 2),
+    "bert": (
+        modules.BERTEmbedder,
+        {"n_embed": 24, "n_layer": 3, "vocab_size": 50, "max_seq_len": 12, "use_tokenizer": False},
+        torch.arange(18).view(2, 9) * 2,
+    ),
     "pe": (modules.PerceiverEncoder, {**PERCEIVER, "index_num": 8, "z_index_dim": 5}, inp((2, 3, 16, 16))),
-    "pe_tied": (modules.PerceiverEncoder, {**PERCEIVER, "index_num": 8, "z_index_dim": 5, "weight_tie_layers": True},
-                inp((2, 3, 16, 16))),
+    "pe_tied": (
+        modules.PerceiverEncoder,
+        {**PERCEIVER, "index_num": 8, "z_index_dim": 5, "weight_tie_layers": True},
+        inp((2, 3, 16, 16)),
+    ),
     "pd": (modules.PerceiverDecoder, {**PERCEIVER, "index_num": 4, "z_index_dim": 6}, inp((2, 9, 32))),
-    "pd_f": (modules.PerceiverDecoder, {**PERCEIVER, "depth": 2, "index_num": 4, "z_index_dim": 6,
-                                        "fourier_encode_data": True}, inp((2, 9, 6))),
+    "pd_f": (
+        modules.PerceiverDecoder,
+        {**PERCEIVER, "depth": 2, "index_num": 4, "z_index_dim": 6, "fourier_encode_data": True},
+        inp((2, 9, 6)),
+    ),
     "mlp": (modules.MLP_layers, {"z_dim": 16, "latent_dim": 8, "num_latents": 3}, inp((2, 16))),
     "spatial": (modules.SpatialRescaler, {"n_stages": 2, "in_channels": 5, "out_channels": 3}, inp((2, 5, 16, 16))),
     "cls": (modules.ClassEmbedder, {"embed_dim": 6, "n_classes": 9, "key": "k"}, {"k": torch.tensor([2, 5])}),
-}  # fmt: skip
+}
 
 
 def assert_layout(module: nn.Module, golden: dict) -> None:
@@ -129,8 +146,9 @@ def test_token_stages_take_tokens_only_as_long_as_they_are():
 
 
 def build_bert(tokenizer, **params):
-    return modules.BERTEmbedder(**{"n_embed": 8, "n_layer": 1, "vocab_size": 9, "max_seq_len": 5, **params},
-                                tokenizer=tokenizer)  # fmt: skip
+    return modules.BERTEmbedder(
+        **{"n_embed": 8, "n_layer": 1, "vocab_size": 9, "max_seq_len": 5, **params}, tokenizer=tokenizer
+    )
 
 
 def test_bert_embedder_reads_texts_with_our_own_words(tmp_path):

@@ -15,8 +15,16 @@ from ldm.util import ConfigError, UserError
 GOLDEN = load_golden("modules")
 STEPS = torch.tensor([7, 912])
 SHIFT = {"seprate_decoder": True, "orth_emb": True, "latent_unit": 6, "repre_emb_channels": 32}
-BASE = {"image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
-        "attention_resolutions": [2], "channel_mult": [1, 2], "num_heads": 4}
+BASE = {
+    "image_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 1,
+    "attention_resolutions": [2],
+    "channel_mult": [1, 2],
+    "num_heads": 4,
+}
 TINY = {**BASE, "seprate_decoder": True, "orth_emb": True, "latent_unit": 3, "repre_emb_channels": 5}
 
 
@@ -77,8 +85,9 @@ def test_text_unit_figures():
     assert_stat(out.unit_grad.transpose(0, 1), golden["sub_grad"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"channel_mult": [2, 3], "num_heads": 8}, {"use_scale_shift_norm": True},
-                                     {"resblock_updown": True}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"channel_mult": [2, 3], "num_heads": 8}, {"use_scale_shift_norm": True}, {"resblock_updown": True}]
+)
 def test_folded_units_equal_a_loop_with_gradients(changes):
     """Shared skips are convolved once; [2, 3] makes groups straddle the concatenation."""
     x, steps, context = tiny_inputs(dtype=torch.float64)
@@ -98,8 +107,11 @@ def test_skip_half_is_convolved_once(monkeypatch):
     unet = tiny()
     rows = []
     convolve = blocks._convolve
-    monkeypatch.setattr(blocks, "_convolve", lambda conv, x, *rest, **options: rows.append(len(x)) or
-                        convolve(conv, x, *rest, **options))
+    monkeypatch.setattr(
+        blocks,
+        "_convolve",
+        lambda conv, x, *rest, **options: rows.append(len(x)) or convolve(conv, x, *rest, **options),
+    )
     unet(*tiny_inputs())
     assert rows.count(2) == rows.count(6) > 0
 
@@ -216,7 +228,9 @@ def test_starts_from_an_ldm_checkpoint(tmp_path):
     base = ldm_checkpoint(path)
     expected = base.input_blocks[0][0].weight
     for flags, offset in (
-        ({}, 0), ({"load_ema_ckpt": True}, 1), ({"load_ema_ckpt": True, "legacy_load_ema_flag": True}, 0),
+        ({}, 0),
+        ({"load_ema_ckpt": True}, 1),
+        ({"load_ema_ckpt": True, "legacy_load_ema_flag": True}, 0),
         ({"load_ema_ckpt": False, "legacy_load_ema_flag": True}, 1),
     ):
         unet = UNetModel(**TINY, ckpt_path=str(path), **flags)

@@ -12,8 +12,16 @@ from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.util import ConfigError
 
 GOLDEN = load_golden("modules")
-TINY = {"image_size": 8, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": 1,
-        "attention_resolutions": [2], "channel_mult": [1, 2], "num_heads": 4}
+TINY = {
+    "image_size": 8,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": 1,
+    "attention_resolutions": [2],
+    "channel_mult": [1, 2],
+    "num_heads": 4,
+}
 STEPS = torch.tensor([7, 912])
 
 

@@ -10,7 +10,7 @@ from script_modules import load_script
 
 from ldm.models.judge import FactorJudge
 
-MODEL = '''
+MODEL = """
 import pytorch_lightning as pl
 import torch
 
@@ -27,7 +27,7 @@ class Flat(pl.LightningModule):
 
     def sample_edit(self, texts, x_T, num_steps, eta, guidance_scale):
         return self.level.expand(len(texts), 3, 32, 32)
-'''
+"""
 
 
 @pytest.fixture

@@ -18,8 +18,12 @@ class Measured(pl.LightningModule):
 def test_only_figures_are_kept_beside_older_ones(tmp_path):
     (tmp_path / "results.json").write_text('{"psnr": 30.0}')
     trainer = pl.Trainer(
-        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, callbacks=[ResultsWriter()],
-    )  # fmt: skip
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[ResultsWriter()],
+    )
     trainer.test(Measured(), DataLoader(torch.arange(5), batch_size=4), verbose=False)
     assert json.loads((tmp_path / "results.json").read_text()) == {"psnr": 30.0, "share": 2.0}

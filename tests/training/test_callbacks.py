@@ -160,5 +160,3 @@ def test_old_logger_names(tmp_path: Path) -> None:
     (logger,) = build_loggers(choice, RunFolder(tmp_path))
     assert isinstance(logger, MetricsCSVLogger)
     assert logger.log_dir == str(tmp_path / "testtube" / "version_0")
-
-

@@ -17,8 +17,12 @@ from ldm.training.plan import make_plan
 from ldm.training.run import run
 from ldm.util import UserError, instantiate_from_config
 
-SHORT = ["lightning.trainer.max_steps=2", "lightning.trainer.limit_val_batches=1", "data.params.num_workers=0",
-         "lightning.callbacks.image_logger=null"]  # fmt: skip
+SHORT = [
+    "lightning.trainer.max_steps=2",
+    "lightning.trainer.limit_val_batches=1",
+    "data.params.num_workers=0",
+    "lightning.callbacks.image_logger=null",
+]
 ROOT = Path(__file__).parents[2]
 OWN_DATA = """
 data:
@@ -34,23 +38,39 @@ VQ = {
     "target": "ldm.models.autoencoder.VQModel",
     "base_learning_rate": 1e-4,
     "params": {
-        "embed_dim": 4, "n_embed": 64, "ddconfig": TINY_DDCONFIG,
-        "lossconfig": {"target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
-                       "params": {"disc_start": 0, "disc_factor": 0.0, "perceptual_weight": 0.0}},
+        "embed_dim": 4,
+        "n_embed": 64,
+        "ddconfig": TINY_DDCONFIG,
+        "lossconfig": {
+            "target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+            "params": {"disc_start": 0, "disc_factor": 0.0, "perceptual_weight": 0.0},
+        },
     },
-}  # fmt: skip
+}
 CLIP_DISDIFF = {
     "target": "ldm.models.diffusion.clip_disdiff.CLIPDisDiff",
     "base_learning_rate": 1e-4,
     "params": {
-        "timesteps": 20, "image_size": 8, "channels": 4, "first_stage_config": vq_config(),
-        "cond_stage_config": {"text_encoder": {"target": "stand_ins.HashedText"},
-                              "image_encoder": {"target": "stand_ins.LinearImage"}},
-        "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel",
-                        "params": {**TINY_UNET, "latent_unit": 2, "repre_emb_channels": 16, "seprate_decoder": True,
-                                   "orth_emb": True}},
+        "timesteps": 20,
+        "image_size": 8,
+        "channels": 4,
+        "first_stage_config": vq_config(),
+        "cond_stage_config": {
+            "text_encoder": {"target": "stand_ins.HashedText"},
+            "image_encoder": {"target": "stand_ins.LinearImage"},
+        },
+        "unet_config": {
+            "target": "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel",
+            "params": {
+                **TINY_UNET,
+                "latent_unit": 2,
+                "repre_emb_channels": 16,
+                "seprate_decoder": True,
+                "orth_emb": True,
+            },
+        },
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -70,14 +90,26 @@ def options(tmp_path, photos, model, *overrides, **params):
     """The one YAML a user writes, and the command."""
     described = {
         "target": "ldm.data.folder.ImageFolder",
-        "params": {"path": str(photos), "attributes": "table.csv", "templates": {"colour": "{} thing"},
-                   "image_size": 32, **params},
-    }  # fmt: skip
-    data = {"target": "ldm.data.module.DataModuleFromConfig",
-            "params": {"batch_size": 4, "train": described, "validation": described, "test": described}}  # fmt: skip
+        "params": {
+            "path": str(photos),
+            "attributes": "table.csv",
+            "templates": {"colour": "{} thing"},
+            "image_size": 32,
+            **params,
+        },
+    }
+    data = {
+        "target": "ldm.data.module.DataModuleFromConfig",
+        "params": {"batch_size": 4, "train": described, "validation": described, "test": described},
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
-    return Options(base=(str(tmp_path / "mine.yaml"),), overrides=(*SHORT, *overrides), name="mine", train=True,
-                   logdir=str(tmp_path / "logs"))  # fmt: skip
+    return Options(
+        base=(str(tmp_path / "mine.yaml"),),
+        overrides=(*SHORT, *overrides),
+        name="mine",
+        train=True,
+        logdir=str(tmp_path / "logs"),
+    )
 
 
 def test_a_first_stage_trains_on_own_pictures(tmp_path, photos):
@@ -107,10 +139,14 @@ def test_own_pictures_take_the_place_of_any_other_data(tmp_path, photos, name):
     """The YAML names the data alone and follows a shipped config; what that said of other data is left out."""
     (tmp_path / "mine.yaml").write_text(OWN_DATA.format(folder=photos))
     base = (str(ROOT / "configs" / f"{name}.yaml"), str(tmp_path / "mine.yaml"))
-    nothing = [f"{key}=null" for key in ("model.params.unet_config.params.ckpt_path",
-                                         "model.params.first_stage_config.params.ckpt_path")]  # fmt: skip
-    clip = [f"model.params.cond_stage_config.{key}=ViT-L/14" for key in
-            ("text_encoder.params.version", "image_encoder.params.model")]  # fmt: skip
+    nothing = [
+        f"{key}=null"
+        for key in ("model.params.unet_config.params.ckpt_path", "model.params.first_stage_config.params.ckpt_path")
+    ]
+    clip = [
+        f"model.params.cond_stage_config.{key}=ViT-L/14"
+        for key in ("text_encoder.params.version", "image_encoder.params.model")
+    ]
     plan = make_plan(Options(base=base, overrides=(*nothing, *clip) if "clip" in name else (), name="x", train=True))
     train = plan.config.content["data"]["params"]["train"]
     assert train["target"] == "ldm.data.folder.ImageFolder"

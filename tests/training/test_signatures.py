@@ -9,7 +9,7 @@ import pytest
 
 from ldm.training.signatures import UnknownNameError, read_signature
 
-SOURCE = '''
+SOURCE = """
 from dataclasses import dataclass
 import other_package
 
@@ -36,7 +36,7 @@ class Described(Base):
         self.sizes = Sizes.from_params(params)
 
 def build(x, y=2): ...
-'''
+"""
 
 
 @pytest.fixture

@@ -85,9 +85,11 @@ def test_the_learning_rate_is_scaled_as_ldm_does(config: Path, words: str, rate:
 
 
 def test_flags_of_the_disentangling_loss(config: Path) -> None:
-    config.write_text(CONFIG.replace("ddpm.DDPM", "clip_disdiff.CLIPDisDiff").replace(
-        "unet_config: {}", "unet_config: {}, first_stage_config: {}, cond_stage_config: {}, dis_weight: 0.3"
-    ))
+    config.write_text(
+        CONFIG.replace("ddpm.DDPM", "clip_disdiff.CLIPDisDiff").replace(
+            "unet_config: {}", "unet_config: {}, first_stage_config: {}, cond_stage_config: {}, dis_weight: 0.3"
+        )
+    )
     params = make_plan(parse_arguments(["-b", str(config)])).config.content["model"]["params"]
     assert params["dis_weight"] == 0.3
     params = make_plan(parse_arguments(["-b", str(config), "-dw", "2", "-dt", "Z"])).config.content["model"]["params"]
@@ -112,8 +114,13 @@ def model_monitoring(monitor: str | None) -> pl.LightningModule:
 
 @pytest.mark.parametrize(
     ("monitor", "mode", "top"),
-    [("val/loss", "min", 3), ("val/psnr", "max", 3), ("train/epoch_num", "max", 3), ("val/clip_score", "max", 3),
-     (None, "min", 1)],
+    [
+        ("val/loss", "min", 3),
+        ("val/psnr", "max", 3),
+        ("train/epoch_num", "max", 3),
+        ("val/clip_score", "max", 3),
+        (None, "min", 1),
+    ],
 )
 def test_mode_follows_the_metric(folder: RunFolder, monitor: str | None, mode: str, top: int) -> None:
     numbered, last = build_checkpoints(None, model_monitoring(monitor), folder, has_validation=True)

@@ -17,12 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.losses.disentangling import (
-    clip_logits_aligned,
-    clip_logits_reference,
-    clip_logits_sampled,
-    disentangling_loss,
-)
+from ldm.losses.disentangling import clip_logits_aligned, clip_logits_reference, clip_logits_sampled, disentangling_loss
 from ldm.models.diffusion.latent_diffusion import freeze
 from ldm.models.diffusion.swap_pictures import unit_pictures
 from ldm.models.diffusion.unit_diffusion import UnitCodes, UnitDiffusion
@@ -34,9 +29,14 @@ from ldm.util import ConfigError, UserError, instantiate_from_config
 
 DIS_MODES = ("aligned", "sampled", "reference")
 _PICTURES: dict[str, Any] = {  # what texts do, on noise that stays in place; of LDM's pictures only what is asked for
-    "ddim_steps": 50, "ddim_eta": 0.0, "plot_swapped_concepts": True, "plot_diffusion_rows": False,
-    "plot_progressive_rows": False, "quantize_denoised": False, "inpaint": False,
-}  # fmt: skip
+    "ddim_steps": 50,
+    "ddim_eta": 0.0,
+    "plot_swapped_concepts": True,
+    "plot_diffusion_rows": False,
+    "plot_progressive_rows": False,
+    "quantize_denoised": False,
+    "inpaint": False,
+}
 
 
 class CLIPDisDiff(UnitDiffusion):

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 
 # Options of DisDiff's and EncDiff's pictures: the family's configs of plain models name them too.
-OPTIONS_ELSEWHERE = (
-    "plot_swapped_concepts", "plot_swapped_concepts_partial", "plot_decoded_xstart", "sample_swap",
-)  # fmt: skip
+OPTIONS_ELSEWHERE = ("plot_swapped_concepts", "plot_swapped_concepts_partial", "plot_decoded_xstart", "sample_swap")
 
 
 class Trajectory:

@@ -62,9 +62,15 @@ def unit_pictures(
     batch = {key: value[:N] for key, value in batch.items() if hasattr(value, "__getitem__")}
     wanted = {**_SAMPLED, **options}
     pictures: Pictures = latent_diffusion_pictures(
-        model, batch, N=N, n_row=n_row, sample=sample and any(wanted[name] for name in _SAMPLED),
-        ddim_steps=ddim_steps, ddim_eta=ddim_eta, **options,
-    )  # fmt: skip
+        model,
+        batch,
+        N=N,
+        n_row=n_row,
+        sample=sample and any(wanted[name] for name in _SAMPLED),
+        ddim_steps=ddim_steps,
+        ddim_eta=ddim_eta,
+        **options,
+    )
     images, z = images_from_batch(batch, model.first_stage_key), model.get_input(batch)
     cond = model.get_condition(batch)._replace(guidance=guidance_scale)
     units, columns = model.unit_captions(batch)

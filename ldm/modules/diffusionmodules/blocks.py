@@ -117,9 +117,7 @@ class ResBlock(nn.Module):
         else:
             self.skip_connection = conv_nd(dims, channels, out_channels, 1)
 
-    def forward(
-        self, x: Tensor, emb: Tensor, cond: Tensor | None = None, skip: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, cond: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
         """Apply the block.
 
         Args:
@@ -200,11 +198,7 @@ class AttentionBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        num_heads: int,
-        use_checkpoint: bool = False,
-        use_new_attention_order: bool = False,
+        self, channels: int, num_heads: int, use_checkpoint: bool = False, use_new_attention_order: bool = False
     ) -> None:
         super().__init__()
         if channels % num_heads:

@@ -13,13 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
-from ldm.modules.diffusionmodules.blocks import (
-    AttentionBlock,
-    Downsample,
-    ResBlock,
-    TimestepEmbedSequential,
-    Upsample,
-)
+from ldm.modules.diffusionmodules.blocks import AttentionBlock, Downsample, ResBlock, TimestepEmbedSequential, Upsample
 from ldm.modules.diffusionmodules.util import conv_nd, normalization, timestep_embedding, zero_module
 from ldm.util import ConfigError
 
@@ -112,12 +106,7 @@ class UNetConfig:
         return self.num_heads
 
     def res_block(
-        self,
-        channels: int,
-        out_channels: int,
-        cond_channels: int | None = None,
-        up: bool = False,
-        down: bool = False,
+        self, channels: int, out_channels: int, cond_channels: int | None = None, up: bool = False, down: bool = False
     ) -> ResBlock:
         """A residual block of this network."""
         return ResBlock(
@@ -185,9 +174,7 @@ def build_middle(config: UNetConfig, cond_channels: int | None = None) -> Timest
     )
 
 
-def build_decoder(
-    config: UNetConfig, skip_channels: Sequence[int], cond_channels: int | None = None
-) -> nn.ModuleList:
+def build_decoder(config: UNetConfig, skip_channels: Sequence[int], cond_channels: int | None = None) -> nn.ModuleList:
     """The decoder's blocks, coarsest first; blocks take a second embedding with ``cond_channels``."""
     remaining = list(skip_channels)
     channels = config.widths[-1]
@@ -233,9 +220,7 @@ class UNetModel(nn.Module):
         config = UNetConfig.from_params(params)
         self.config = config
         self.time_embed = nn.Sequential(
-            nn.Linear(config.model_channels, config.embed_dim),
-            nn.SiLU(),
-            nn.Linear(config.embed_dim, config.embed_dim),
+            nn.Linear(config.model_channels, config.embed_dim), nn.SiLU(), nn.Linear(config.embed_dim, config.embed_dim)
         )
         if config.num_classes is not None:
             self.label_emb = nn.Embedding(config.num_classes, config.embed_dim)
@@ -248,9 +233,7 @@ class UNetModel(nn.Module):
                 normalization(config.widths[0]), conv_nd(config.dims, config.widths[0], config.n_embed, 1)
             )
 
-    def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
         """Predict.
 
         Args:

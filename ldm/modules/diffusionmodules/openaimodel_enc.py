@@ -153,13 +153,7 @@ class Encoder4(image.Encoder4):
     """
 
     def __init__(
-        self,
-        d: int,
-        context_dim: int,
-        latent_unit: int,
-        bn: bool = True,
-        num_channels: int = 3,
-        image_size: int = 64,
+        self, d: int, context_dim: int, latent_unit: int, bn: bool = True, num_channels: int = 3, image_size: int = 64
     ) -> None:
         super().__init__(d, bn, num_channels, latent_unit, image_size)
         self.latent_unit, self.context_dim = latent_unit, context_dim

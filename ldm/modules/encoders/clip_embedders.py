@@ -50,9 +50,7 @@ class FrozenModule(nn.Module):
         return super().state_dict()
 
 
-def _keep_own_weights(
-    module: FrozenModule, state_dict: dict[str, Any], prefix: str, *_bookkeeping: Any
-) -> None:
+def _keep_own_weights(module: FrozenModule, state_dict: dict[str, Any], prefix: str, *_bookkeeping: Any) -> None:
     """Answer every question of ``load_state_dict`` below ``prefix`` with what the module already holds."""
     for key in [key for key in state_dict if key.startswith(prefix)]:
         del state_dict[key]
@@ -196,8 +194,10 @@ class FrozenCLIPTextEmbedder(FrozenModule):
                 self._has_warned = True
                 _log.warning(
                     "a text has %d tokens and CLIP reads %d, so its end is cut off (said once): %.80r",
-                    len(encode(text)) + 2, self.max_length, text,
-                )  # fmt: skip
+                    len(encode(text)) + 2,
+                    self.max_length,
+                    text,
+                )
                 return
 
 
@@ -249,9 +249,7 @@ class FrozenClipImageEmbedder(FrozenModule):
         """
         x = x.float()
         if x.shape[-2:] != self.image_size:
-            x = F.interpolate(
-                x, self.image_size, mode="bicubic", align_corners=True, antialias=self.antialias
-            )
+            x = F.interpolate(x, self.image_size, mode="bicubic", align_corners=True, antialias=self.antialias)
         return ((x + 1) / 2 - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:

@@ -42,11 +42,8 @@ OPENAI_CACHE = "~/.cache/clip"  # where both OpenAI's package and open_clip keep
 
 _OPENAI_NAMES = {
     name: name.replace("/", "-").replace("@336px", "-336") + "-quickgelu"
-    for name in (
-        "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64",
-        "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px",
-    )
-}  # fmt: skip
+    for name in ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64", "ViT-B/32", "ViT-B/16", "ViT-L/14", "ViT-L/14@336px")
+}
 
 
 @dataclass(frozen=True)
@@ -137,9 +134,7 @@ def _model_folder(name: str) -> Path | None:
     return None
 
 
-def _folder_source(
-    name: str, folder: Path, weights: str | os.PathLike | None, allow_download: bool
-) -> ClipSource:
+def _folder_source(name: str, folder: Path, weights: str | os.PathLike | None, allow_download: bool) -> ClipSource:
     config = _read_config(folder)
     if "model_cfg" not in config:
         raise UserError(f"{folder / CONFIG_FILE} has no 'model_cfg' section, so it describes no CLIP")

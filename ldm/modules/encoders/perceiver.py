@@ -128,10 +128,16 @@ class PerceiverEncoder(nn.Module):
         self.max_freq, self.num_freq_bands = max_freq, num_freq_bands
         half = latent_dim // 2
         self.encoder = nn.Sequential(
-            nn.Conv2d(3, half, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU(),
-            nn.Conv2d(half, latent_dim, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(latent_dim), nn.ReLU(),
-            ResBlock(latent_dim, True), nn.BatchNorm2d(latent_dim), ResBlock(latent_dim, True),
-        )  # fmt: skip
+            nn.Conv2d(3, half, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(half),
+            nn.ReLU(),
+            nn.Conv2d(half, latent_dim, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(latent_dim),
+            nn.ReLU(),
+            ResBlock(latent_dim, True),
+            nn.BatchNorm2d(latent_dim),
+            ResBlock(latent_dim, True),
+        )
         width = dim + 2 * (2 * num_freq_bands + 1)
         self.latents = nn.Parameter(torch.randn(z_index_dim, latent_dim))
         self.cs_layers = nn.ModuleList(_pair(latent_dim, cross_heads, cross_dim_head, width) for _ in range(depth))

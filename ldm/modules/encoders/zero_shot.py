@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attribute_probabilities(
-    image_embedding: Tensor, vocabulary: Sequence[Tensor], logit_scale: float
-) -> list[Tensor]:
+def attribute_probabilities(image_embedding: Tensor, vocabulary: Sequence[Tensor], logit_scale: float) -> list[Tensor]:
     """How probable CLIP finds each text of each attribute, an attribute at a time.
 
     ``p_k(w | x) = softmax_w(s <i(x), t_kw> / |i(x)|)``, Radford et al. 2021, section 3.1.2.

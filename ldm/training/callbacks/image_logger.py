@@ -95,9 +95,7 @@ class ImageLogger(pl.Callback):
         if batch_idx == 0 and not trainer.sanity_checking:
             self._log(trainer, pl_module, batch, batch_idx, "val")
 
-    def _log(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, split: str
-    ) -> None:
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, split: str) -> None:
         step = _steps(trainer)
         index = batch_idx if self.log_on_batch_idx else step
         if self.disabled or not hasattr(pl_module, "log_images") or not self.is_due(index, split):

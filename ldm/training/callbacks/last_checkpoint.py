@@ -89,9 +89,7 @@ class LastCheckpoint(Checkpoint):
         if self._agreed(trainer, bool(self._stop_signal)):
             raise Interrupted(self._stop_signal or signal.SIGTERM)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save what is whole: not after a broken model, a failed save, or half a step."""
         is_ours = isinstance(exception, (Interrupted, UserError, KeyboardInterrupt))
         is_whole = trainer.training and trainer.global_step == self._boundary_step

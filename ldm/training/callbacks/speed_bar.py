@@ -89,9 +89,7 @@ class SpeedBar(ProgressBar):
         """Do not count validation as waiting for data."""
         self._batch_ended_at = time.monotonic()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the terminal as it was."""
         self._close()
 
