@@ -89,7 +89,7 @@ def main() -> int:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    from ldm.evaluation.score_command import Options, run_scoring  # late, so that --help answers at once
+    from ldm.scoring.command import Options, run_scoring  # late, so that --help answers at once
     from ldm.util import ConfigError, UserError
 
     try:

@@ -39,7 +39,7 @@ setup(
     description="Disentangling diffusion models: one sub-gradient per factor, steered by text through CLIP",
     license="MIT",
     packages=find_packages(include=["ldm", "ldm.*"]),
-    package_data={"ldm.evaluation": ["published.json"]},
+    package_data={"ldm.scoring": ["published.json"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

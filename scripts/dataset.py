@@ -29,18 +29,18 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ldm.data.attribute_tables import read_table
+from ldm.config.loading import load_config, parse_overrides
 from ldm.data.check import check_dataset
 from ldm.data.factors import factor_space
-from ldm.data.h5_files import write_h5
-from ldm.data.image_sources import H5_SUFFIXES
+from ldm.data.factors.shapes3d import write_shapes3d
+from ldm.data.formats.attribute_tables import read_table
+from ldm.data.formats.h5_files import write_h5
+from ldm.data.formats.image_sources import H5_SUFFIXES
+from ldm.data.formats.picture_files import decode_picture, find_pictures
+from ldm.data.formats.text_writers import write_text_h5, write_text_lmdb
 from ldm.data.kinds import KINDS, build_kind, kind_of
-from ldm.data.picture_files import decode_picture, find_pictures
 from ldm.data.rows import write_npy
-from ldm.data.shapes3d import write_shapes3d
-from ldm.data.text_writers import write_text_h5, write_text_lmdb
 from ldm.data.world import World3D
-from ldm.training.config import load_config, parse_overrides
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from ldm.evaluation.edit import EditScore
-from ldm.training.checkpoint_io import AtomicCheckpointIO
+from ldm.config.build import build
+from ldm.evaluation.editing.callback import EditScore
+from ldm.runs.checkpoint_io import AtomicCheckpointIO
 from ldm.training.cli import parse_arguments
 from ldm.training.plan import Plan, make_plan
-from ldm.training.run import build
 from ldm.training.trainer import choose_devices
 from ldm.util import ConfigError, UserError
 

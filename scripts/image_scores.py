@@ -21,15 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.evaluation.image_metrics import ReconstructionScores, image_tad
-from ldm.evaluation.image_sets import image_batches, read_array
-from ldm.evaluation.inception import Inception, Moments, frechet_distance, kernel_distance
-from ldm.evaluation.load_model import LoadedRun, load_run
+from ldm.config.build import build
+from ldm.evaluation.images.inception import Inception, Moments, frechet_distance, kernel_distance
+from ldm.evaluation.images.metrics import ReconstructionScores, image_tad
+from ldm.evaluation.images.sets import image_batches, read_array
 from ldm.metrics import MetricError
 from ldm.models.inputs import images_from_batch
 from ldm.modules.lpips_alex import AlexLPIPS
-from ldm.training.run import build
-from ldm.training.run_folder import write_json
+from ldm.runs.folder import write_json
+from ldm.runs.load import LoadedRun, load_run
 from ldm.util import ConfigError, UserError
 
 
@@ -80,7 +80,7 @@ def reconstruct(model: Any, images: Tensor, options: argparse.Namespace, generat
 def score_reconstructions(options: argparse.Namespace) -> dict[str, Any]:
     lpips = None if options.lpips is None else AlexLPIPS(options.lpips or None).to(options.device)
     run = load_run(options.run)
-    model, data = run.model.to(options.device), build(run.plan.config, "data")
+    model, data = run.model.to(options.device), build(run.config, "data")
     data.setup("test")
     scores, generator = ReconstructionScores(lpips), torch.Generator().manual_seed(options.seed)
     left = options.num_images
@@ -132,7 +132,7 @@ def score_tad(options: argparse.Namespace) -> dict[str, Any]:
 
 def keep(run: LoadedRun, options: argparse.Namespace, scores: dict[str, Any]) -> dict[str, Any]:
     """Write a run's scores beside its checkpoints, with what they were taken with."""
-    place = run.plan.resume
+    place = run.source
     path = Path(place.folder.path) / "image_scores" / f"{run.num_steps}-{options.what}.json"
     write_json(path, scores | {"checkpoint": str(place.checkpoint), "options": vars(options)})
     return scores

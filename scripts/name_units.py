@@ -25,14 +25,14 @@ from torch.utils.data import DataLoader
 
 from ldm.data.collate import collate
 from ldm.data.vocabulary import AttributeVocabulary
-from ldm.evaluation.load_model import load_run
 from ldm.evaluation.row_encoder import RowEncoder
-from ldm.evaluation.unit_information import name_by_information
-from ldm.evaluation.unit_names import UnitName, clip_reader, judged_names, name_units, traverse_units, vocabulary_of
-from ldm.evaluation.unit_names_report import caption_of, write_names
+from ldm.evaluation.units.information import name_by_information
+from ldm.evaluation.units.names import UnitName, clip_reader, judged_names, name_units, traverse_units, vocabulary_of
+from ldm.evaluation.units.report import caption_of, write_names
 from ldm.models.inputs import images_from_batch
 from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
+from ldm.runs.load import load_run
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 RANGE_IMAGES = 1000  # real images that give the range of each unit
@@ -77,7 +77,7 @@ def find_names(options: argparse.Namespace) -> Path:
     model = run.model.to(device)
     if not hasattr(model, "decode_units"):
         raise UserError(f"{type(model).__name__} has no units to move: name a run of DisDiff or EncDiff with -r")
-    dataset = instantiate_from_config(run.plan.config.content["data"]["params"]["train"])
+    dataset = instantiate_from_config(run.config.content["data"]["params"]["train"])
     vocabulary = read_words(options.words, dataset)
     clip = (FrozenCLIPTextEmbedder(options.clip), FrozenClipImageEmbedder(options.clip))
     reader = clip_reader(*(half.to(device) for half in clip), vocabulary)
@@ -97,7 +97,7 @@ def find_names(options: argparse.Namespace) -> Path:
     for name in names:
         print(caption_of(name) + "".join(f"  [{check} {answer or '-'}]" for check, answer in name.checks.items()))
     settings = {"clip": options.clip, "num_images": len(base), "points": options.points, "seed": options.seed}
-    return write_names(run.plan.resume.folder.path, run.num_steps, names, vocabulary, paths, options.points, settings)
+    return write_names(run.source.folder.path, run.num_steps, names, vocabulary, paths, options.points, settings)
 
 
 def add_check(names: Sequence[UnitName], check: str, answers: Sequence[str]) -> None:

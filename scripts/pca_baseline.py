@@ -16,11 +16,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from ldm.config.loading import load_config
 from ldm.evaluation.pixel_pca import FOLDER, write_pixel_pca
-from ldm.evaluation.score_files import latent_paths, read_latent_file, read_scores
-from ldm.evaluation.scoring import figures_of, score_folder
-from ldm.training.config import load_config
-from ldm.training.run_folder import resolve_resume
+from ldm.runs.folder import resolve_resume
+from ldm.scoring.files import latent_paths, read_latent_file, read_scores
+from ldm.scoring.run import figures_of, score_folder
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 

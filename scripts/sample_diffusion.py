@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ldm.evaluation.conditions import Request, split_text
-from ldm.evaluation.load_model import load_trained
-from ldm.evaluation.sampling import Sampler, write_samples
+from ldm.evaluation.sampling.conditions import Request, split_text
+from ldm.evaluation.sampling.job import Sampler, write_samples
+from ldm.runs.folder import now_text
+from ldm.runs.load import load_trained
 from ldm.training.cli import split_overrides
-from ldm.training.run_folder import now_text
 from ldm.util import ConfigError, UserError
 
 

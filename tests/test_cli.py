@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import main as front_door
-from ldm.training.cli import Options, find_config_file, parse_arguments, str2bool
+from ldm.config.files import find_config_file
+from ldm.training.cli import Options, parse_arguments, str2bool
 from ldm.util import ConfigError, UserError
 
 ROOT = Path(front_door.__file__).parent

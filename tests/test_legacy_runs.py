@@ -17,7 +17,7 @@ from script_modules import load_script
 from torch import Tensor
 
 import main as front_door
-from ldm.data.text_writers import write_text_lmdb
+from ldm.data.formats.text_writers import write_text_lmdb
 from ldm.util import instantiate_from_config
 
 pytest.importorskip("lmdb")

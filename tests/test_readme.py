@@ -4,7 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
-from ldm.training.cli import find_config_file, parse_arguments
+from ldm.config.files import find_config_file
+from ldm.training.cli import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
@@ -38,9 +39,9 @@ def test_targets_exist():
     for target in re.findall(r"`(ldm\.[\w.]+)`", README):
         module, _, name = target.rpartition(".")
         path = ROOT / Path(*module.split("."))
-        source = path.with_suffix(".py")
-        is_module = (path / f"{name}.py").is_file()
-        assert is_module or (source.is_file() and name in source.read_text()), target
+        sources = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+        is_module = (path / f"{name}.py").is_file() or (path / name).is_dir()
+        assert is_module or any(name in source.read_text() for source in sources), target
 
 
 def test_links_lead_somewhere():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from ldm.config.signatures import read_signature
 from ldm.legacy import ALIASES, resolve_target
-from ldm.training.signatures import read_signature
 from ldm.util import (
     BuildError,
     ConfigError,

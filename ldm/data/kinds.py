@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data import cars3d, dsprites, mpi3d, shapes3d, smallnorb
-from ldm.data.factors import factor_space
-from ldm.data.image_sources import ImageSource
+from ldm.data.factors import cars3d, dsprites, factor_space, mpi3d, shapes3d, smallnorb
+from ldm.data.formats.image_sources import ImageSource
 from ldm.util import ConfigError, UserError, did_you_mean, instantiate_from_config
 
 
@@ -44,20 +43,20 @@ def _shapes3d_labels() -> dict[str, np.ndarray]:
 
 
 KINDS: dict[str, Kind] = {
-    "shapes3d": Kind("ldm.data.shapes3d.Shapes3D", _shapes3d_source, _shapes3d_labels),
-    "mpi3d": Kind("ldm.data.mpi3d.MPI3D", mpi3d.open_source),
-    "cars3d": Kind("ldm.data.cars3d.Cars3D", cars3d.open_source),
-    "dsprites": Kind("ldm.data.dsprites.DSprites", dsprites.open_source),
-    "smallnorb": Kind("ldm.data.smallnorb.SmallNORB", smallnorb.open_source),
+    "shapes3d": Kind("ldm.data.factors.shapes3d.Shapes3D", _shapes3d_source, _shapes3d_labels),
+    "mpi3d": Kind("ldm.data.factors.mpi3d.MPI3D", mpi3d.open_source),
+    "cars3d": Kind("ldm.data.factors.cars3d.Cars3D", cars3d.open_source),
+    "dsprites": Kind("ldm.data.factors.dsprites.DSprites", dsprites.open_source),
+    "smallnorb": Kind("ldm.data.factors.smallnorb.SmallNORB", smallnorb.open_source),
     "world": Kind("ldm.data.world.World3D"),
-    "celeba": Kind("ldm.data.celeba.CelebA"),
-    "ffhq": Kind("ldm.data.lmdb_sets.FFHQ"),
-    "lsun": Kind("ldm.data.lmdb_sets.LSUN"),
-    "lmdb": Kind("ldm.data.lmdb_text.LMDBImages"),
-    "text-lmdb": Kind("ldm.data.lmdb_text.LMDBTextImages"),
-    "array": Kind("ldm.data.h5_text.ArrayImages"),
-    "text-h5": Kind("ldm.data.h5_text.H5TextImages"),
-    "folder": Kind("ldm.data.folder.ImageFolder"),
+    "celeba": Kind("ldm.data.formats.celeba.CelebA"),
+    "ffhq": Kind("ldm.data.formats.lmdb_sets.FFHQ"),
+    "lsun": Kind("ldm.data.formats.lmdb_sets.LSUN"),
+    "lmdb": Kind("ldm.data.formats.lmdb_text.LMDBImages"),
+    "text-lmdb": Kind("ldm.data.formats.lmdb_text.LMDBTextImages"),
+    "array": Kind("ldm.data.formats.h5_text.ArrayImages"),
+    "text-h5": Kind("ldm.data.formats.h5_text.H5TextImages"),
+    "folder": Kind("ldm.data.formats.folder.ImageFolder"),
 }
 
 

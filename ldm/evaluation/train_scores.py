@@ -19,10 +19,10 @@ from pytorch_lightning.callbacks import Checkpoint
 from ldm.evaluation.pixel_pca import PixelPCA, pixel_axes
 from ldm.evaluation.row_encoder import RowEncoder, evaluating, whole_set
 from ldm.evaluation.train_scores_curve import ScoreCurve
-from ldm.evaluation.unit_information import name_by_information
+from ldm.evaluation.units.information import name_by_information
 from ldm.metrics import PROTOCOL_SEED, Metric
 from ldm.metrics.protocols import select_metrics
-from ldm.training.run_folder import update_results
+from ldm.runs.folder import update_results
 from ldm.util import ConfigError, UserError, atomic_write
 
 logger = logging.getLogger(__name__)

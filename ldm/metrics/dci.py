@@ -1,6 +1,6 @@
 """DCI (Eastwood & Williams, 2018): disentanglement, completeness and informativeness from tree importances.
 
-Nearly all the time goes into one boosted classifier per factor (``ldm.metrics.boosting``). The factors are
+Nearly all the time goes into one boosted classifier per factor (``ldm.metrics.boosting.classifier``). The factors are
 independent, so the metric comes in two parts: ``factor_importance`` for one factor, and ``scores_from_importances``
 over all of them.
 """
@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm.metrics.boosting import fit_boosted_trees, sort_codes
+from ldm.metrics.boosting.classifier import fit_boosted_trees, sort_codes
+from ldm.metrics.boosting.trees import SortedCodes
 from ldm.metrics.common import FactorSampler, MetricError, Representation, factor_codes, require_factors, require_units
-from ldm.metrics.trees import SortedCodes
 
 EMPTY_SHARE = 1e-11  # added to importances before they are normalised, as in disentanglement_lib
 

@@ -23,7 +23,7 @@ from ldm.metrics.common import (
 from ldm.util import did_you_mean
 
 if TYPE_CHECKING:
-    from ldm.metrics.boosting import BoostedTrees
+    from ldm.metrics.boosting.classifier import BoostedTrees
 
 Predict = Callable[[np.ndarray], np.ndarray]  # codes (m, K) -> labels (m,)
 NUM_FOLDS = 5
@@ -286,7 +286,7 @@ def _predictor(name: str, sizes: Sequence[int]) -> Callable[[np.ndarray, np.ndar
 
 
 def _boosted_trees(codes: np.ndarray, labels: np.ndarray) -> BoostedTrees:
-    from ldm.metrics.boosting import fit_boosted_trees, sort_codes  # late: loads numba
+    from ldm.metrics.boosting.classifier import fit_boosted_trees, sort_codes  # late: loads numba
 
     return fit_boosted_trees(sort_codes(codes), labels)
 

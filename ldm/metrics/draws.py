@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldm.metrics.compiled import compiled
+from ldm.metrics.boosting.compiled import compiled
 
 SPARE_WORDS = 4096  # more than expected; what is not needed is given back
 

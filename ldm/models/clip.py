@@ -22,10 +22,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from ldm.data.vocabulary import AttributeVocabulary, world_vocabulary
 from ldm.losses.contrastive import caption_matches, multi_positive_loss
 from ldm.models.inputs import batch_value, images_from_batch
-from ldm.models.pictures import CaptionedGrid
 from ldm.modules.encoders.clip_loading import CONFIG_FILE, WEIGHT_FILES, build_clip
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
 from ldm.modules.encoders.zero_shot import attribute_hits, attribute_probabilities
+from ldm.pictures.grid import CaptionedGrid
 from ldm.util import UserError, atomic_write, instantiate_from_config
 
 MAX_LOGIT_SCALE = 100.0  # Radford et al. 2021, section 2.5: keeps the training stable

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NoReturn
 
-from ldm.training.trainer_args import DROPPED_ARGS, KNOWN_ARGS, RENAMED_ARGS, TRAINER_ARGS
-from ldm.util import ConfigError, UserError, did_you_mean
+from ldm.config.trainer_args import DROPPED_ARGS, KNOWN_ARGS, RENAMED_ARGS, TRAINER_ARGS
+from ldm.runs.folder import DEFAULT_LOGDIR
+from ldm.util import ConfigError, did_you_mean
 
 DEFAULT_SEED = 23
-DEFAULT_LOGDIR = "logs"
 
 _EXAMPLES = """examples:
   everything, from no file at all to scored and drawn results:
@@ -187,28 +185,3 @@ def _complain_unknown(unknown: Sequence[str]) -> NoReturn:
     flags = [text for action in build_parser()._actions for text in action.option_strings]
     hint = did_you_mean(flag, flags)
     raise ConfigError(f"command line: unknown flag {flag}.{hint} See python main.py --help")
-
-
-def find_config_file(given: str) -> Path:
-    """Return the config file meant; ``-`` and ``_`` in its name may stand for each other.
-
-    Args:
-        given: path as written.
-
-    Raises:
-        UserError: no such file; near names are listed.
-    """
-    path = Path(given)
-    if path.is_file():
-        return path
-    wanted = path.name.replace("-", "_")
-    siblings = sorted(path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    for sibling in siblings:
-        if sibling.name.replace("-", "_") == wanted:
-            return sibling
-    near = difflib.get_close_matches(path.name, [sibling.name for sibling in siblings], n=3, cutoff=0.4)
-    choices = [str(path.parent / name) for name in near]
-    if not choices:
-        choices = [str(match) for match in sorted(Path().glob(f"configs/**/*{path.stem[:6]}*.yaml"))[:3]]
-    hint = f" Near: {', '.join(choices)}" if choices else f" There are no .yaml files in {path.parent}/"
-    raise UserError(f"config file {given} does not exist.{hint}")

@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from ldm.training.run_folder import RunFolder
+from ldm.runs.folder import RunFolder
 from ldm.util import UserError, atomic_write, instantiate_from_config
 
 logger = logging.getLogger(__name__)

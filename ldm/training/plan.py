@@ -11,13 +11,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ldm.config.loading import COMMAND_LINE, Config, load_config, parse_overrides
+from ldm.config.signatures import UnknownNameError, read_signature
+from ldm.config.trainer_args import TrainerSettings, translate_trainer_args
+from ldm.config.validation import validate
 from ldm.legacy import translate
-from ldm.training.cli import DEFAULT_LOGDIR, DEFAULT_SEED, Options
-from ldm.training.config import COMMAND_LINE, Config, load_config, parse_overrides
-from ldm.training.run_folder import Resume, resolve_resume
-from ldm.training.signatures import UnknownNameError, read_signature
-from ldm.training.trainer_args import TrainerSettings, translate_trainer_args
-from ldm.training.validation import validate
+from ldm.runs.folder import DEFAULT_LOGDIR, Resume, resolve_resume
+from ldm.training.cli import DEFAULT_SEED, Options
 from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -31,10 +31,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ldm.config.loading import load_config
+from ldm.runs.folder import RESULTS_FILE, RunFolder, list_runs, read_json, utc_now, write_json
 from ldm.training.cli import Options
-from ldm.training.config import load_config
 from ldm.training.plan import make_plan
-from ldm.training.run_folder import RESULTS_FILE, RunFolder, list_runs, read_json, utc_now, write_json
 from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +14,19 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
+from ldm.config.build import build
+from ldm.config.loading import save_config
+from ldm.runs.folder import RunFolder, collect_versions, git_state, new_run_folder, now_text, utc_now
 from ldm.training.callbacks.results import PREFIX
 from ldm.training.callbacks.setup import SetupCallback
-from ldm.training.config import Config, save_config
 from ldm.training.plan import Plan, scale_learning_rate
-from ldm.training.run_folder import RunFolder, collect_versions, git_state, new_run_folder, now_text, utc_now
 from ldm.training.trainer import build_trainer, choose_devices
-from ldm.util import BuildError, ConfigError, Interrupted, UserError, instantiate_from_config
+from ldm.util import ConfigError, Interrupted, UserError
 
 logger = logging.getLogger(__name__)
 
 # Tells the processes Lightning starts for further devices which folder the first one made.
 _RUN_DIR_VARIABLE = "LDM_RUN_DIR"
-
-
-def build(config: Config, section: str) -> Any:
-    """Instantiate a section; a failure names the dotted key and the file.
-
-    Raises:
-        ConfigError: the target does not accept its arguments.
-    """
-    try:
-        return instantiate_from_config(config.content[section])
-    except BuildError as error:
-        key = _find_target(config.content[section], error.target, section)
-        raise ConfigError(f"{config.origin(key)}: {key}: {error}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{config.origin(section)}: {section}: {error}") from error
-
-
-def _find_target(content: Any, target: str, key: str) -> str:
-    """Return the dotted key of the mapping with that target."""
-    if isinstance(content, Mapping):
-        if content.get("target") == target:
-            return key
-        for name, value in content.items():
-            found = _find_target(value, target, f"{key}.{name}")
-            if found:
-                return found
-    return "" if "." in key else key
 
 
 def run(plan: Plan) -> RunFolder:

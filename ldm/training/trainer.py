@@ -13,14 +13,14 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 
+from ldm.config.trainer_args import TrainerSettings
+from ldm.runs.checkpoint_io import AtomicCheckpointIO
+from ldm.runs.folder import RunFolder
 from ldm.training.callbacks.last_checkpoint import LastCheckpoint
 from ldm.training.callbacks.non_finite import NonFiniteGuard
 from ldm.training.callbacks.speed_bar import SpeedBar
 from ldm.training.callbacks.step_seed import StepSeed
-from ldm.training.checkpoint_io import AtomicCheckpointIO
 from ldm.training.loggers import build_loggers
-from ldm.training.run_folder import RunFolder
-from ldm.training.trainer_args import TrainerSettings
 from ldm.util import ConfigError, instantiate_from_config
 
 logger = logging.getLogger(__name__)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.data.attribute_tables import read_table
-from ldm.data.folder import ImageFolder
+from ldm.data.formats.attribute_tables import read_table
+from ldm.data.formats.folder import ImageFolder
+from ldm.data.formats.picture_files import square
 from ldm.data.module import DataModuleFromConfig
-from ldm.data.picture_files import square
 from ldm.util import ConfigError, UserError
 
 HUES, SHAPES = ("red", "green", "blue"), ("ball", "cube")
@@ -180,7 +180,7 @@ def test_split_folders_share_the_words_of_the_whole_table(tmp_path):
 def test_in_workers(labelled):
     folder, table, *_ = labelled
     config = {
-        "target": "ldm.data.folder.ImageFolder",
+        "target": "ldm.data.formats.folder.ImageFolder",
         "params": {"path": str(folder), "attributes": str(table), "image_size": 8, "unset_prob": 0.4},
     }
     inline, workers = (list(DataModuleFromConfig(5, test=config, num_workers=n).test_dataloader()) for n in (0, 2))

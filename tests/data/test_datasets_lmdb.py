@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.lmdb_text import LMDBImages, LMDBTextImages
+from ldm.data.formats.lmdb_text import LMDBImages, LMDBTextImages
+from ldm.data.formats.picture_files import square
+from ldm.data.formats.text_writers import write_text_lmdb
 from ldm.data.module import DataModuleFromConfig
-from ldm.data.picture_files import square
-from ldm.data.text_writers import write_text_lmdb
 from ldm.data.world import World3D
 from ldm.util import ConfigError, UserError
 
@@ -69,7 +69,7 @@ def test_older_sets_without_prefix(path):
 
 def test_batches_keep_texts_as_lists_in_workers_too(path):
     config = {
-        "target": "ldm.data.lmdb_text.LMDBTextImages",
+        "target": "ldm.data.formats.lmdb_text.LMDBTextImages",
         "params": {"path": str(path), "image_size": 32, "original_resolution": 64},
     }
     for workers in (0, 2):

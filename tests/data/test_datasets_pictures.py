@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.data.celeba import CelebA
-from ldm.data.h5_text import ArrayImages, H5TextImages
-from ldm.data.lmdb_sets import FFHQ, LSUN
-from ldm.data.lmdb_text import LMDBImages, LMDBTextImages
+from ldm.data.formats.celeba import CelebA
+from ldm.data.formats.h5_text import ArrayImages, H5TextImages
+from ldm.data.formats.lmdb_sets import FFHQ, LSUN
+from ldm.data.formats.lmdb_text import LMDBImages, LMDBTextImages
+from ldm.data.formats.picture_files import square
+from ldm.data.formats.text_writers import write_text_h5, write_text_lmdb
 from ldm.data.module import DataModuleFromConfig
-from ldm.data.picture_files import square
-from ldm.data.text_writers import write_text_h5, write_text_lmdb
 from ldm.util import ConfigError, UserError
 
 
@@ -69,7 +69,7 @@ def test_celeba_of_128_pixels(tmp_path):
 
 
 def test_ffhq_splits_at_ten_thousand(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldm.data.lmdb_sets.FFHQ_TEST", 3)
+    monkeypatch.setattr("ldm.data.formats.lmdb_sets.FFHQ_TEST", 3)
     faces = noise(5, 32, 32)
     write_lmdb(tmp_path / "ffhq256.lmdb", faces, 256, 5)
     for split, expected in ((None, [0, 1, 2, 3, 4]), ("train", [3, 4]), ("test", [0, 1, 2])):
@@ -159,7 +159,10 @@ def test_the_twin_equals_the_lmdb(twins):
 
 
 def test_the_twin_in_workers(twins):
-    config = {"target": "ldm.data.h5_text.H5TextImages", "params": {"path": str(twins / "some.h5"), "image_size": 32}}
+    config = {
+        "target": "ldm.data.formats.h5_text.H5TextImages",
+        "params": {"path": str(twins / "some.h5"), "image_size": 32},
+    }
     batches = list(DataModuleFromConfig(128, test=config, num_workers=2).test_dataloader())
     assert sum((batch["text"] for batch in batches), [])[299] == ["red 299", "", "cube"]
     again = pickle.loads(pickle.dumps(H5TextImages(twins / "some.h5")))

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data import factors
 from ldm.data import rows as rows_module
 from ldm.data.factors import FactorSpace, factor_space
-from ldm.data.image_sources import ImageArray
+from ldm.data.factors import space as factors
+from ldm.data.factors.shapes3d import Shapes3D, labels_of, write_shapes3d
+from ldm.data.formats.image_sources import ImageArray
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.rows import halve
-from ldm.data.shapes3d import Shapes3D, labels_of, write_shapes3d
 from ldm.data.world import World3D
 from ldm.util import ConfigError, UserError
 
@@ -70,7 +70,7 @@ def test_found_by_path_folder_and_environment(true_file, monkeypatch, tmp_path):
 
 
 def test_works_in_worker_processes_and_after_pickling(true_file):
-    config = {"target": "ldm.data.shapes3d.Shapes3D", "params": {"path": str(true_file), "limit": 8}}
+    config = {"target": "ldm.data.factors.shapes3d.Shapes3D", "params": {"path": str(true_file), "limit": 8}}
     inline, workers = (list(DataModuleFromConfig(4, test=config, num_workers=n).test_dataloader()) for n in (0, 2))
     assert all(torch.equal(a["image"], b["image"]) for a, b in zip(inline, workers, strict=True))
     dataset = Shapes3D(true_file)

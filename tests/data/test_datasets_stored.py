@@ -17,14 +17,14 @@ import scipy.io
 import torch
 from PIL import Image
 
-from ldm.data import factors
-from ldm.data.cars3d import Cars3D
-from ldm.data.dsprites import DSprites
 from ldm.data.factors import FactorSpace, factor_space
+from ldm.data.factors import space as factors
+from ldm.data.factors.cars3d import Cars3D
+from ldm.data.factors.dsprites import DSprites
+from ldm.data.factors.mpi3d import MPI3D
+from ldm.data.factors.smallnorb import PARTS, SmallNORB, file_of
 from ldm.data.module import DataModuleFromConfig
-from ldm.data.mpi3d import MPI3D
 from ldm.data.rows import halve
-from ldm.data.smallnorb import PARTS, SmallNORB, file_of
 from ldm.util import ConfigError, UserError
 
 SIZES = {
@@ -153,7 +153,7 @@ def test_converted_files_come_first(tmp_path, suffix):
 def test_a_compressed_file_is_unpacked_once_and_read_by_workers(tmp_path):
     made = write_mpi3d(tmp_path)
     np.savez_compressed(tmp_path / "mpi3d_toy.npz", images=made)
-    config = {"target": "ldm.data.mpi3d.MPI3D", "params": {"path": str(tmp_path)}}
+    config = {"target": "ldm.data.factors.mpi3d.MPI3D", "params": {"path": str(tmp_path)}}
     batches = list(DataModuleFromConfig(8, test=config, num_workers=2).test_dataloader())
     assert (torch.cat([batch["image"] for batch in batches]).numpy() == made).all()
     assert len(list((tmp_path / "cache" / "clip-disdiff").glob("*.npy"))) == 1

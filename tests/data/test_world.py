@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.data import world as world_module
 from ldm.data.dataset import split_rows
 from ldm.data.world import PALETTE, World3D, compose, world_maps
+from ldm.data.world import dataset as world_module
 from ldm.util import ConfigError
 
 

@@ -6,10 +6,10 @@ import torch
 from golden_recipe import fill
 from stand_ins import TINY_UNET, vq_config
 
-from ldm.evaluation.conditions import Request
-from ldm.evaluation.load_model import Trained
-from ldm.evaluation.sampling import Sampler
+from ldm.evaluation.sampling.conditions import Request
+from ldm.evaluation.sampling.job import Sampler
 from ldm.modules.encoders.tokenizer import WordTokenizer
+from ldm.runs.load import Trained
 from ldm.util import UserError, instantiate_from_config
 
 ENCODERS = "ldm.modules.encoders.modules"

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader
 
 from ldm.data.vocabulary import AttributeVocabulary, world_vocabulary
 from ldm.data.world import World3D
-from ldm.evaluation.edit import EditScore
-from ldm.evaluation.edit_measure import edit_grid, edit_score, judge_accuracy, plan_edits, summarise_edits
+from ldm.evaluation.editing.callback import EditScore
+from ldm.evaluation.editing.measure import edit_grid, edit_score, judge_accuracy, plan_edits, summarise_edits
 from ldm.models.judge import FactorJudge
 from ldm.util import UserError
 

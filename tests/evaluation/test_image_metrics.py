@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.evaluation.image_metrics import ReconstructionScores, encode_all, image_distances, image_tad
+from ldm.evaluation.images.metrics import ReconstructionScores, encode_all, image_distances, image_tad
 from ldm.metrics.tad import CELEBA_ATTRIBUTES
 from ldm.util import UserError
 

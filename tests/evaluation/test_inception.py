@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.evaluation.inception import Inception, Moments, find_inception, frechet_distance, kernel_distance, to_bytes
+from ldm.evaluation.images.inception import (
+    Inception,
+    Moments,
+    find_inception,
+    frechet_distance,
+    kernel_distance,
+    to_bytes,
+)
 from ldm.util import UserError
 
 fidelity = pytest.importorskip("torch_fidelity")

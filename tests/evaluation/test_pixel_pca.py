@@ -8,9 +8,9 @@ import torch
 from test_train_scores import SPACE, Grid
 
 from ldm.evaluation.pixel_pca import PixelPCA, pixel_axes, write_pixel_pca
-from ldm.evaluation.score_files import read_latent_file
-from ldm.evaluation.scoring import score_folder
 from ldm.metrics.protocols import select_metrics
+from ldm.scoring.files import read_latent_file
+from ldm.scoring.run import score_folder
 
 
 def test_axes_are_the_principal_ones():

@@ -11,9 +11,9 @@ from golden_recipe import fill
 from stand_ins import TINY_UNET, vq_config
 
 from ldm.data.world import World3D
-from ldm.evaluation.conditions import Request, split_text
-from ldm.evaluation.load_model import load_trained
-from ldm.evaluation.sampling import Sampler, write_samples
+from ldm.evaluation.sampling.conditions import Request, split_text
+from ldm.evaluation.sampling.job import Sampler, write_samples
+from ldm.runs.load import load_trained
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 WORLD = {"target": "ldm.data.world.World3D", "params": {"limit": 40, "text": "attributes"}}
@@ -32,7 +32,7 @@ SHIFT_UNET = {
     "params": {**TINY_UNET, "latent_unit": 6, "repre_emb_channels": 16, "seprate_decoder": True, "orth_emb": True},
 }
 CLIP_DISDIFF = {
-    "target": "ldm.models.diffusion.clip_disdiff.CLIPDisDiff",
+    "target": "ldm.models.diffusion.methods.clip_disdiff.model.CLIPDisDiff",
     "params": {
         **SHARED,
         "unet_config": SHIFT_UNET,
@@ -44,7 +44,7 @@ CLIP_DISDIFF = {
 }
 ENCDIFF_ENCODER = "ldm.modules.diffusionmodules.openaimodel_enc"
 ENCDIFF = {
-    "target": "ldm.models.diffusion.encdiff.EncDiff",
+    "target": "ldm.models.diffusion.methods.encdiff.model.EncDiff",
     "params": {
         **SHARED,
         "image_size": 16,

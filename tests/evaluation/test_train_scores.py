@@ -16,8 +16,8 @@ from ldm.data.module import DataModuleFromConfig
 from ldm.evaluation.row_encoder import RowEncoder, evaluating
 from ldm.evaluation.train_scores import ScoreWhileTraining
 from ldm.evaluation.train_scores_curve import ScoreCurve
-from ldm.evaluation.unit_information import name_by_information
-from ldm.training.checkpoint_io import AtomicCheckpointIO
+from ldm.evaluation.units.information import name_by_information
+from ldm.runs.checkpoint_io import AtomicCheckpointIO
 from ldm.util import ConfigError, UserError
 
 SETTINGS = {"factor_vae": {"num_train": 60, "num_eval": 40, "num_variance_estimate": 200, "batch_size": 16}}

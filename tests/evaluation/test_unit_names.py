@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ldm.data.vocabulary import AttributeVocabulary
-from ldm.evaluation.unit_information import information_shares, names_of
-from ldm.evaluation.unit_names import (
+from ldm.evaluation.units.information import information_shares, names_of
+from ldm.evaluation.units.names import (
     agreement,
     clip_reader,
     judged_names,
@@ -19,7 +19,7 @@ from ldm.evaluation.unit_names import (
     traverse_units,
     vocabulary_of,
 )
-from ldm.evaluation.unit_names_report import caption_of, write_names
+from ldm.evaluation.units.report import caption_of, write_names
 from ldm.util import ConfigError
 
 VOCABULARY = AttributeVocabulary(
@@ -98,7 +98,7 @@ def test_confidence_is_low_where_images_disagree():
     """Half of the images say hue, half say size, by a hair."""
     reader = clip_reader(Texts(), see, VOCABULARY)
     posteriors = [torch.cat(part) for part in zip(*(reader(images) for images in [all_paths()[0], all_paths()[2]]))]
-    from ldm.evaluation.unit_names import name_unit
+    from ldm.evaluation.units.names import name_unit
 
     assert 0.3 < name_unit(0, posteriors, POINTS, VOCABULARY).confidence < 1.0
 

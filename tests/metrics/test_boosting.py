@@ -7,7 +7,7 @@ import pytest
 from sklearn.ensemble import GradientBoostingClassifier
 
 from ldm.metrics import MetricError
-from ldm.metrics.boosting import fit_boosted_trees, sort_codes
+from ldm.metrics.boosting.classifier import fit_boosted_trees, sort_codes
 
 
 def on_levels(num: int, num_units: int, num_classes: int, num_levels: int, seed: int = 0) -> tuple:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ldm.metrics import MetricError
-from ldm.metrics.boosting_codes import bucket_starts, sort_codes
-from ldm.metrics.trees import MIN_GAP
+from ldm.metrics.boosting.codes import bucket_starts, sort_codes
+from ldm.metrics.boosting.trees import MIN_GAP
 
 
 def test_buckets_of_distinct_values_have_the_size_asked_for():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import pytest
 
-from ldm.metrics.compiled import compiled
+from ldm.metrics.boosting.compiled import compiled
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.tree import DecisionTreeRegressor
 
-from ldm.metrics import trees
-from ldm.metrics.boosting_codes import sort_codes, workspace
+from ldm.metrics.boosting import trees
+from ldm.metrics.boosting.codes import sort_codes, workspace
 
 
 def make_codes(kind: str, rng: np.random.Generator, num: int, num_units: int) -> np.ndarray:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from stand_ins import TINY_UNET, vq_config
 
-from ldm.models.diffusion.clip_disdiff import CLIPDisDiff
+from ldm.models.diffusion.methods.clip_disdiff.model import CLIPDisDiff
 from ldm.util import ConfigError, UserError
 
 TEXTS = [["red floor", "green wall"], ["blue floor", "pink wall"], ["red floor", ""]]

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from ldm.data.collate import collate
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.diffusion.disdiff import DisDiff
-from ldm.models.diffusion.unit_diffusion import UnitCodes
+from ldm.models.diffusion.methods.disdiff.model import DisDiff
+from ldm.models.diffusion.units import UnitCodes
 from ldm.training.callbacks.step_seed import StepSeed
 from ldm.util import ConfigError, UserError
 

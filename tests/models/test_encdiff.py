@@ -6,9 +6,9 @@ import pytest
 import torch
 from stand_ins import TINY_UNET, vq_config
 
-from ldm.models.diffusion.encdiff import EncDiff
-from ldm.models.diffusion.encdiff_attention import CrossAttentionMaps, light_up
-from ldm.models.diffusion.traverse import traversed_codes, unit_captions, unit_path
+from ldm.models.diffusion.methods.encdiff.attention import CrossAttentionMaps, light_up
+from ldm.models.diffusion.methods.encdiff.model import EncDiff
+from ldm.models.diffusion.traversal import traversed_codes, unit_captions, unit_path
 from ldm.util import ConfigError, instantiate_from_config
 
 MODULE = "ldm.modules.diffusionmodules.openaimodel_enc"
@@ -195,7 +195,7 @@ def test_captions_without_names():
 
 def test_config_builds_it():
     config = {
-        "target": "ldm.models.diffusion.encdiff.EncDiff",
+        "target": "ldm.models.diffusion.methods.encdiff.model.EncDiff",
         "params": {
             "first_stage_config": vq_config(),
             "unet_config": UNET,

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from golden_recipe import UNET_CONFIG, VQ_DDCONFIG, assert_stat, fill, inp, load_golden
 
-from ldm.models.diffusion.clip_disdiff import CLIPDisDiff
-from ldm.models.diffusion.unit_diffusion import UnitCodes
+from ldm.models.diffusion.methods.clip_disdiff.model import CLIPDisDiff
+from ldm.models.diffusion.units import UnitCodes
 from ldm.modules.encoders.image import Encoder4
 
 GOLDEN = load_golden("clip_disdiff")

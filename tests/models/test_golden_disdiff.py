@@ -7,8 +7,8 @@ import torch
 from golden_recipe import UNET_CONFIG, VQ_DDCONFIG, assert_stat, fill, inp, load_golden
 from torch import nn
 
-from ldm.models.diffusion.disdiff import DisDiff
-from ldm.models.diffusion.unit_diffusion import UnitCodes
+from ldm.models.diffusion.methods.disdiff.model import DisDiff
+from ldm.models.diffusion.units import UnitCodes
 
 GOLDEN = load_golden("disdiff")
 

@@ -18,10 +18,10 @@ from legacy_configs import MODELS
 from stand_ins import TINY_UNET, vq_config
 
 from ldm.models.autoencoder import VQModelInterface
-from ldm.models.diffusion.clip_disdiff import CLIPDisDiff
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.models.diffusion.methods.clip_disdiff.model import CLIPDisDiff
 from ldm.modules.weights import read_state_dict
-from ldm.training.checkpoint_io import read_checkpoint
+from ldm.runs.checkpoint_io import read_checkpoint
 from ldm.util import UserError, instantiate_from_config
 
 UNET = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET}

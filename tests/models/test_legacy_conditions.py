@@ -9,8 +9,8 @@ from stand_ins import TINY_UNET, vq_config
 from torch import nn
 
 from ldm.models.diffusion.ddpm import LatentDiffusion
-from ldm.models.pictures import CaptionedGrid
 from ldm.modules.encoders.tokenizer import WordTokenizer
+from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, instantiate_from_config
 
 ENCODERS = "ldm.modules.encoders.modules"

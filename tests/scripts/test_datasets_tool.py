@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 from script_modules import load_script
 
-from ldm.data import factors
 from ldm.data.factors import FactorSpace, factor_space
-from ldm.data.h5_text import H5TextImages
-from ldm.data.lmdb_text import LMDBImages, LMDBTextImages
-from ldm.data.mpi3d import MPI3D
-from ldm.data.shapes3d import Shapes3D, labels_of
+from ldm.data.factors import space as factors
+from ldm.data.factors.mpi3d import MPI3D
+from ldm.data.factors.shapes3d import Shapes3D, labels_of
+from ldm.data.formats.h5_text import H5TextImages
+from ldm.data.formats.lmdb_text import LMDBImages, LMDBTextImages
 from ldm.data.world import World3D
 
 PART = "--keep floor_hue=2 wall_hue=2 object_hue=[0,4] scale=2 shape=4 orientation=1"
@@ -163,7 +163,7 @@ def test_a_part_is_not_converted(run):
 
 def test_check_a_config(run, tmp_path):
     write_photos(tmp_path / "photos", 12)
-    section = "{target: ldm.data.folder.ImageFolder, params: {path: photos, attributes: table.csv}}"
+    section = "{target: ldm.data.formats.folder.ImageFolder, params: {path: photos, attributes: table.csv}}"
     (tmp_path / "mine.yaml").write_text(f"data: {{params: {{batch_size: 2, train: {section}, test: {section}}}}}\n")
     status, said = run("check mine.yaml data.params.test.params.limit=4")
     assert status == 0 and "data.params.train" in said

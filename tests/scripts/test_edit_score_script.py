@@ -55,7 +55,7 @@ def run(tmp_path, monkeypatch):
         torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
     world = {"target": "ldm.data.world.World3D", "params": {"limit": 20}}
     callback = {
-        "target": "ldm.evaluation.edit.EditScore",
+        "target": "ldm.evaluation.editing.callback.EditScore",
         "params": {"judge": str(tmp_path / "judge"), "num_samples": 3, "num_steps": 2},
     }
     config = {

@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 from script_modules import load_script
 
-from ldm.evaluation import inception
-from ldm.evaluation.image_sets import image_batches
+from ldm.evaluation.images import inception
+from ldm.evaluation.images.sets import image_batches
 from ldm.util import UserError
 
 MODELS = '''

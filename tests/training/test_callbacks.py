@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 import main as front_door
+from ldm.runs.folder import RunFolder
 from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.step_seed import StepSeed
 from ldm.training.loggers import MetricsCSVLogger, build_loggers
-from ldm.training.run_folder import RunFolder
 from ldm.util import UserError
 
 CONFIG = """

@@ -29,7 +29,7 @@ data:
   params:
     batch_size: 4
     train: &pictures
-      target: ldm.data.folder.ImageFolder
+      target: ldm.data.formats.folder.ImageFolder
       params: {{path: "{folder}", attributes: table.csv, image_size: 64, templates: {{colour: "{{}} thing"}}}}
     validation: *pictures
     test: *pictures
@@ -48,7 +48,7 @@ VQ = {
     },
 }
 CLIP_DISDIFF = {
-    "target": "ldm.models.diffusion.clip_disdiff.CLIPDisDiff",
+    "target": "ldm.models.diffusion.methods.clip_disdiff.model.CLIPDisDiff",
     "base_learning_rate": 1e-4,
     "params": {
         "timesteps": 20,
@@ -89,7 +89,7 @@ def photos(tmp_path):
 def options(tmp_path, photos, model, *overrides, **params):
     """The one YAML a user writes, and the command."""
     described = {
-        "target": "ldm.data.folder.ImageFolder",
+        "target": "ldm.data.formats.folder.ImageFolder",
         "params": {
             "path": str(photos),
             "attributes": "table.csv",
@@ -149,7 +149,7 @@ def test_own_pictures_take_the_place_of_any_other_data(tmp_path, photos, name):
     ]
     plan = make_plan(Options(base=base, overrides=(*nothing, *clip) if "clip" in name else (), name="x", train=True))
     train = plan.config.content["data"]["params"]["train"]
-    assert train["target"] == "ldm.data.folder.ImageFolder"
+    assert train["target"] == "ldm.data.formats.folder.ImageFolder"
     assert set(train["params"]) == {"path", "attributes", "image_size", "templates", "split"}
     assert len(instantiate_from_config(train)) == 11
 

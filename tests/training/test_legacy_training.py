@@ -9,11 +9,11 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from ldm.config.signatures import is_installed
+from ldm.runs.folder import RunFolder
 from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.record import Record
 from ldm.training.loggers import build_loggers
-from ldm.training.run_folder import RunFolder
-from ldm.training.signatures import is_installed
 from ldm.training.trainer import build_callbacks
 from ldm.util import ConfigError, UserError
 

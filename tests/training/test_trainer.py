@@ -13,13 +13,13 @@ import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 
 import main as front_door
+from ldm.config.trainer_args import TrainerSettings
+from ldm.runs.folder import RunFolder
 from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.last_checkpoint import LastCheckpoint
 from ldm.training.cli import parse_arguments
 from ldm.training.plan import make_plan, scale_learning_rate
-from ldm.training.run_folder import RunFolder
 from ldm.training.trainer import build_callbacks, build_checkpoints, build_trainer, choose_devices
-from ldm.training.trainer_args import TrainerSettings
 from ldm.util import ConfigError
 
 CONFIG = """

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ldm.diffusion.samplers import Inpainting, SamplerStep
 from ldm.models.inputs import images_from_batch
-from ldm.models.pictures import CaptionedGrid
+from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from ldm.models.diffusion.pixel_diffusion import DDPM
+    from ldm.models.diffusion.base import DDPM
 
 
 # Options of DisDiff's and EncDiff's pictures: the family's configs of plain models name them too.

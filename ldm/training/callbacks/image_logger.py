@@ -12,8 +12,8 @@ import torch
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
-from ldm.evaluation.pictures import draw_grid, draw_images
-from ldm.models.pictures import CaptionedGrid
+from ldm.pictures.draw import draw_grid, draw_images
+from ldm.pictures.grid import CaptionedGrid
 from ldm.util import instantiate_from_config
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 
-from ldm.training.run_folder import update_results
+from ldm.runs.folder import update_results
 
 PREFIX = "figure/"
 

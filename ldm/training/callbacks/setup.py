@@ -11,8 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.runs.folder import update_run, utc_now
 from ldm.training.loggers import MetricsCSVLogger
-from ldm.training.run_folder import update_run, utc_now
 
 logger = logging.getLogger(__name__)
 

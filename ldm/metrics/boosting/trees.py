@@ -1,0 +1,400 @@
+"""Exact regression trees of depth 3 that share one sorting of the codes; compiled with numba.
+
+A tree is grown on residuals g (n,) and splits a node where the squared error falls most, over *all* thresholds of
+all units. Two facts make that cheap for the thousands of trees of a boosted classifier, whose codes never change:
+
+- Each unit is sorted once, into *buckets* of neighbouring values that end where a threshold may lie. The sums of
+  count, g and g^2 up to each bucket's end give the gain of every bucket boundary. The sums of a node's larger child
+  are its own less those of the smaller child (as in histogram boosting), so few samples are visited.
+- Inside a bucket of m samples with sum t and sum of squares q, the running sum strays from the straight line
+  between the bucket's ends by at most sqrt(m q - t^2) / 2 (Cauchy-Schwarz). Where that cannot beat the best gain,
+  no threshold inside can; the few other buckets are searched sample by sample.
+
+Nothing is approximated: a bucket is passed over only when none of its thresholds could be chosen. Gains are those
+of scikit-learn's DecisionTreeRegressor up to the rounding of sums. With N samples in the node, mean residual r, and
+n samples of sum s on the left, ``gain = (s - n r)^2 / (n (N - n))``, and the squared error falls by N gain.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ldm.metrics.boosting.compiled import compiled
+
+DEPTH = 3
+LEAVES = 2**DEPTH  # nodes are numbered as in a heap: root 1, children of a 2a and 2a + 1, the lowest 8 to 15
+NUM_SLOTS = LEAVES // 2  # nodes of a level whose sums are kept at once
+MIN_GAP = np.float32(1e-7)  # values no further apart are never split, as in scikit-learn; float32 arithmetic
+PURE = np.finfo(np.float64).eps  # a node whose variance is not larger is a leaf, as in scikit-learn
+TIE = 1e-10  # gains nearer than this (relative) are equal up to the rounding of sums
+ROUNDING = 1e-12  # of the root's sum of squares is more than rounding can make in sums formed by subtraction
+
+
+class SortedCodes(NamedTuple):
+    """Codes (n, K) sorted once for any number of trees; at most B buckets per unit."""
+
+    codes: np.ndarray  # (K, n) float32
+    order: np.ndarray  # (K, n) uint32: samples by rising code
+    values: np.ndarray  # (K, n) float32: codes in that order
+    bucket: np.ndarray  # (K, n) uint16: 1 + the bucket of each sample
+    starts: np.ndarray  # (K, B + 1) uint32: bucket b holds ranks starts[b] to starts[b + 1] - 1
+    num_buckets: np.ndarray  # (K,) int64
+    splittable: np.ndarray  # (K, B) bool: may a threshold lie inside the bucket?
+
+
+class Workspace(NamedTuple):
+    """Arrays one thread works in."""
+
+    samples: np.ndarray  # (n,) uint32: samples, those of a node side by side
+    residuals: np.ndarray  # (n,) their residuals
+    spare_samples: np.ndarray  # (n,) uint32
+    spare_residuals: np.ndarray  # (n,)
+    node: np.ndarray  # (n,) uint8: node of each sample while its children may still be split
+    sums: np.ndarray  # (4, 3, K, B + 1): count, g and g^2 up to each bucket's end; a slot for each node of a level
+    promising: np.ndarray  # (B,) bool: buckets to be searched
+    members: np.ndarray  # (n,) uint32: ranks of a node's samples in a bucket
+    starts: np.ndarray  # (16,) int64, by node: its samples are starts to stops - 1 of the list
+    stops: np.ndarray  # (16,) int64
+    wanted: np.ndarray  # (8,) bool: nodes that are to be split, and whose sums stand
+    slots: np.ndarray  # (8,) int64: in this slot
+
+
+@compiled(fast=True)
+def _sum_and_squares(residuals, start, stop):
+    """Sums of g and g^2 over a node's samples."""
+    total = square = 0.0
+    for j in range(start, stop):
+        total += residuals[j]
+        square += residuals[j] * residuals[j]
+    return total, square
+
+
+@compiled(fast=True)
+def _sum_root(order, starts, num_buckets, residuals, count, total, square):
+    """Running sums over one unit's buckets for all samples, read in sorted order."""
+    all_total = all_square = 0.0
+    for b in range(num_buckets):
+        part = part_square = 0.0
+        for rank in range(starts[b], starts[b + 1]):
+            g = residuals[order[rank]]
+            part += g
+            part_square += g * g
+        all_total += part
+        all_square += part_square
+        count[b + 1] = starts[b + 1]
+        total[b + 1] = all_total
+        square[b + 1] = all_square
+
+
+@compiled()
+def _sum_node(bucket, num_buckets, samples, residuals, start, stop, count, total, square):
+    """Running sums over one unit's buckets for the samples ``start`` to ``stop`` of the list."""
+    for b in range(num_buckets + 1):
+        count[b] = total[b] = square[b] = 0.0
+    for j in range(start, stop):
+        b = bucket[samples[j]]
+        g = residuals[j]
+        count[b] += 1.0
+        total[b] += g
+        square[b] += g * g
+    for b in range(num_buckets):
+        count[b + 1] += count[b]
+        total[b + 1] += total[b]
+        square[b + 1] += square[b]
+
+
+@compiled(fast=True)
+def _best_boundary(count, total, num_buckets, mean, size):
+    """Largest gain over the ends of one unit's buckets; 0 if no end parts the node."""
+    best = 0.0
+    for b in range(1, num_buckets):
+        n = count[b]
+        excess, room = total[b] - mean * n, n * (size - n)
+        best = max(best, excess * excess / max(room, 1.0) if room > 0.0 else 0.0)
+    return best
+
+
+@compiled(fast=True)
+def _mark_promising(count, total, square, splittable, num_buckets, mean, size, error, best, promising):
+    """Mark the buckets of one unit that may hold a threshold at least as good as ``best``.
+
+    With excess e at the bucket's ends and stray d inside, the gain is at most (|e| + d)^2 / room, and
+    (|e| + d)^2 <= 9/8 e^2 + 9 d^2 spares the square root here.
+    """
+    for b in range(num_buckets):
+        n0, n1 = count[b], count[b + 1]
+        excess0, excess1 = total[b] - mean * n0, total[b + 1] - mean * n1
+        m, t = n1 - n0, total[b + 1] - total[b]
+        spread = m * (square[b + 1] - square[b] + error) - t * t  # 4 d^2
+        reach = 1.125 * max(excess0 * excess0, excess1 * excess1) + 2.25 * spread
+        room = min((n0 + 1.0) * (size - n0 - 1.0), (n1 - 1.0) * (size - n1 + 1.0))
+        promising[b] = (1.000001 * reach >= best * room) & (m > 1.5) & splittable[b]
+
+
+@compiled()
+def _bound(count, total, square, b, mean, size, error):
+    """Upper bound of the gain inside a bucket, tighter than that of ``_mark_promising``."""
+    n0, n1 = count[b], count[b + 1]
+    m, t = n1 - n0, total[b + 1] - total[b]
+    spread = m * (square[b + 1] - square[b] + error) - t * t
+    reach = max(abs(total[b] - mean * n0), abs(total[b + 1] - mean * n1)) + 0.5 * np.sqrt(max(spread, 0.0))
+    room = min((n0 + 1.0) * (size - n0 - 1.0), (n1 - 1.0) * (size - n1 + 1.0))
+    return 1.000001 * reach * reach / room
+
+
+@compiled()
+def _turn(seed, unit):
+    """Rank of a unit among equally good ones: fixed, but another order in each node, so that none is favoured."""
+    mixed = (unit * 0x9E3779B1 + seed * 0x85EBCA77) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 12)) * 0x297A2D39) & 0xFFFFFFFF
+    return mixed ^ (mixed >> 15)
+
+
+@compiled()
+def _consider(best, gain, unit, rank, seed):
+    """Keep the better split in ``best`` = [gain, unit, last rank on the left]; ties go by unit, then the lower rank."""
+    if gain < best[0] * (1.0 - TIE):
+        return
+    if best[1] >= 0.0 and gain <= best[0] * (1.0 + TIE):
+        turn, best_turn = _turn(seed, unit), _turn(seed, int(best[1]))
+        if turn > best_turn or (turn == best_turn and rank > best[2]):
+            return
+    best[0] = max(gain, best[0])
+    best[1] = unit
+    best[2] = rank
+
+
+@compiled()
+def _search_bucket(codes, work, residuals, unit, b, node, count, total, mean, size, seed, best):
+    """Consider every threshold between two samples of the node in one bucket."""
+    order, values, members = codes.order[unit], codes.values[unit], work.members
+    num = 0
+    for rank in range(codes.starts[unit, b], codes.starts[unit, b + 1]):
+        members[num] = rank
+        num += work.node[order[rank]] == node
+    n, s = count[b], total[b]
+    for k in range(num - 1):
+        rank = members[k]
+        n += 1.0
+        s += residuals[order[rank]]
+        excess = s - mean * n
+        room = n * (size - n)
+        if excess * excess >= best[0] * (1.0 - TIE) * room and values[members[k + 1]] > values[rank] + MIN_GAP:
+            _consider(best, excess * excess / room, unit, rank, seed)
+
+
+@compiled()
+def _search(codes, work, residuals, node, mean, size, error, seed, best):
+    """Find a node's best split; ``best[1]`` stays -1 if no unit varies in it."""
+    best[0], best[1], best[2] = -1.0, -1.0, -1.0
+    slot = work.slots[node]
+    counts, totals, squares = work.sums[slot, 0], work.sums[slot, 1], work.sums[slot, 2]
+    for unit in range(len(codes.num_buckets)):
+        count, total, num_buckets = counts[unit], totals[unit], codes.num_buckets[unit]
+        enough = _best_boundary(count, total, num_buckets, mean, size) * (1.0 - TIE)
+        if enough < best[0] * (1.0 - TIE):
+            continue
+        for b in range(1, num_buckets):
+            n = count[b]
+            excess, room = total[b] - mean * n, n * (size - n)
+            if excess * excess >= enough * room and room > 0.0 and n > count[b - 1]:
+                _consider(best, excess * excess / room, unit, int(codes.starts[unit, b]) - 1, seed)
+    for unit in range(len(codes.num_buckets)):
+        count, total, square, num_buckets = counts[unit], totals[unit], squares[unit], codes.num_buckets[unit]
+        _mark_promising(
+            count, total, square, codes.splittable[unit], num_buckets, mean, size, error, best[0], work.promising
+        )
+        for b in range(num_buckets):
+            if work.promising[b] and _bound(count, total, square, b, mean, size, error) >= best[0] * (1.0 - TIE):
+                _search_bucket(codes, work, residuals, unit, b, node, count, total, mean, size, seed, best)
+
+
+@compiled()
+def _threshold(order, values, nodes, node, rank):
+    """Half-way between the node's neighbours on both sides of the split after ``rank``."""
+    below = rank
+    while nodes[order[below]] != node:
+        below -= 1
+    above = rank + 1
+    while nodes[order[above]] != node:
+        above += 1
+    return values[below] / 2.0 + values[above] / 2.0
+
+
+@compiled()
+def _part(work, column, threshold, start, stop):
+    """Move samples up to the threshold to the front of a node's part of the list; tells where the others start."""
+    samples, residuals = work.samples, work.residuals
+    left, right = start, 0
+    for j in range(start, stop):
+        sample, g = samples[j], residuals[j]
+        samples[left] = work.spare_samples[right] = sample
+        residuals[left] = work.spare_residuals[right] = g
+        is_left = column[sample] <= threshold
+        left += is_left
+        right += 1 - is_left
+    for j in range(right):
+        samples[left + j], residuals[left + j] = work.spare_samples[j], work.spare_residuals[j]
+    return left
+
+
+@compiled()
+def _sum_child(codes, work, slot, start, stop):
+    """Running sums of a child in a slot of their own."""
+    for unit in range(len(codes.num_buckets)):
+        count, total, square = work.sums[slot, 0, unit], work.sums[slot, 1, unit], work.sums[slot, 2, unit]
+        _sum_node(
+            codes.bucket[unit], codes.num_buckets[unit], work.samples, work.residuals, start, stop, count, total, square
+        )
+
+
+@compiled()
+def _subtract(sums, slot, other):
+    """Take the sums of one child from its parent's, which leaves those of the other child."""
+    for kind in range(sums.shape[1]):
+        for unit in range(sums.shape[2]):
+            row, less = sums[slot, kind, unit], sums[other, kind, unit]
+            for b in range(len(row)):
+                row[b] -= less[b]
+
+
+@compiled(fast=True)
+def _leaf_value(residuals, start, stop, scale):
+    """One Newton step of the log loss; ``scale`` is (C - 1) / C for C > 2 classes, else 1."""
+    total = curvature = 0.0
+    for j in range(start, stop):
+        g = residuals[j]
+        total += g
+        curvature += abs(g) * (1.0 - abs(g))  # p (1 - p), for |g| is p or 1 - p
+    size = stop - start
+    if abs(curvature / size) < 1e-150:
+        return 0.0
+    return scale * total / curvature
+
+
+@compiled()
+def _sum_children(codes, work, node):
+    """Decide which children of a node are to be split, and put their sums into slots."""
+    small, large = 2 * node, 2 * node + 1
+    if work.stops[small] - work.starts[small] > work.stops[large] - work.starts[large]:
+        small, large = large, small
+    for child in (small, large):
+        start, stop = work.starts[child], work.stops[child]
+        total, square = _sum_and_squares(work.residuals, start, stop)
+        size = stop - start
+        work.wanted[child] = size > 1 and square / size - (total / size) ** 2 > PURE
+        for j in range(start, stop):
+            work.node[work.samples[j]] = child
+    work.slots[large] = work.slots[node]
+    work.slots[small] = work.slots[node] + (1 if node == 1 else 2)
+    if work.wanted[small] or work.wanted[large]:
+        _sum_child(codes, work, work.slots[small], work.starts[small], work.stops[small])
+    if work.wanted[large]:
+        _subtract(work.sums, work.slots[large], work.slots[small])
+
+
+@compiled()
+def _split(codes, work, residuals, node, error, seed, feature, threshold, importance):
+    """Split one node, unless no unit varies in it."""
+    start, stop = work.starts[node], work.stops[node]
+    size = stop - start
+    mean = _sum_and_squares(work.residuals, start, stop)[0] / size
+    best = np.empty(3)
+    _search(codes, work, residuals, node, mean, float(size), error, seed, best)
+    if best[1] < 0.0:
+        return
+    unit, rank = int(best[1]), int(best[2])
+    feature[node] = unit
+    threshold[node] = _threshold(codes.order[unit], codes.values[unit], work.node, node, rank)
+    importance[unit] += best[0] * size / len(residuals)
+    middle = _part(work, codes.codes[unit], threshold[node], start, stop)
+    work.starts[2 * node], work.stops[2 * node] = start, middle
+    work.starts[2 * node + 1], work.stops[2 * node + 1] = middle, stop
+    if 2 * node < LEAVES:
+        _sum_children(codes, work, node)
+
+
+@compiled()
+def _plant(codes, work, residuals):
+    """Put all samples into the root and its sums into the first slot; tells what its squares' sums may be wrong by."""
+    num = len(residuals)
+    for sample in range(num):
+        work.samples[sample] = sample
+        work.residuals[sample] = residuals[sample]
+        work.node[sample] = 1
+    for node in range(2 * LEAVES):
+        work.starts[node] = work.stops[node] = 0
+    for node in range(LEAVES):
+        work.wanted[node] = False
+    work.stops[1], work.slots[1] = num, 0
+    total, square = _sum_and_squares(residuals, 0, num)
+    work.wanted[1] = num > 1 and square / num - (total / num) ** 2 > PURE
+    if work.wanted[1]:
+        for unit in range(len(codes.num_buckets)):
+            count, sums, squares = work.sums[0, 0, unit], work.sums[0, 1, unit], work.sums[0, 2, unit]
+            count[0] = sums[0] = squares[0] = 0.0
+            num_buckets = codes.num_buckets[unit]
+            _sum_root(codes.order[unit], codes.starts[unit], num_buckets, residuals, count, sums, squares)
+    return ROUNDING * square
+
+
+@compiled()
+def grow_trees(
+    rows: np.ndarray,
+    codes: SortedCodes,
+    work: Workspace,
+    residuals: np.ndarray,
+    raw: np.ndarray,
+    rate: float,
+    scale: float,
+    stage: int,
+    feature: np.ndarray,
+    threshold: np.ndarray,
+    value: np.ndarray,
+    importance: np.ndarray,
+) -> None:
+    """Grow some of a stage's R trees, each on its row of residuals, and add their leaves to the raw predictions.
+
+    Args:
+        rows: which trees, of 0 to R - 1.
+        codes: n samples and K units.
+        work: arrays that no other thread uses.
+        residuals: (R, n) label - probability, in [-1, 1].
+        raw: (R, n) raw predictions, changed in place.
+        rate: learning rate.
+        scale: factor of the Newton step.
+        stage: with the row and the node it decides between equally good splits.
+        feature: (R, 8) int64 out, by node: the unit it is split by, -1 for a leaf.
+        threshold: (R, 8) out: values up to it go left.
+        value: (R, 16) out: the leaves' steps (not yet times ``rate``).
+        importance: (R, K) to which the fall of the mean squared error at each unit's splits is added.
+    """
+    for row in rows:
+        error = _plant(codes, work, residuals[row])
+        for node in range(1, LEAVES):
+            feature[row, node] = -1
+            if work.wanted[node]:
+                seed = (stage * len(raw) + row) * LEAVES + node
+                _split(codes, work, residuals[row], node, error, seed, feature[row], threshold[row], importance[row])
+        for node in range(1, 2 * LEAVES):
+            start, stop = work.starts[node], work.stops[node]
+            if start < stop and (node >= LEAVES or feature[row, node] < 0):
+                value[row, node] = _leaf_value(work.residuals, start, stop, scale)
+                for j in range(start, stop):
+                    raw[row, work.samples[j]] += rate * value[row, node]
+
+
+@compiled()
+def add_trees(codes, rate, feature, threshold, value, raw):
+    """Add the steps of all stages' trees (stages, R, ...) to raw predictions (R, m) of float32 codes (m, K)."""
+    for stage in range(len(feature)):
+        for row in range(len(raw)):
+            features, thresholds, values = feature[stage, row], threshold[stage, row], value[stage, row]
+            for sample in range(len(codes)):
+                node = 1
+                while node < LEAVES and features[node] >= 0:
+                    node = 2 * node + (codes[sample, features[node]] > thresholds[node])
+                raw[row, sample] += rate * values[node]

@@ -1,0 +1,241 @@
+"""CLIP-DisDiff: the gradient of a frozen diffusion model, split into one part per text attribute.
+
+A frozen latent diffusion model predicts x_0 (or the noise) of a noisy latent. For every attribute k of a sample's text
+a decoder adds a sub-gradient g_k that depends on the noisy latent and on that attribute's CLIP embedding alone. Their
+sum is trained to turn the unconditional prediction into one that fits the image (PDAE, Zhang et al. 2022); the
+disentangling loss (DisDiff, Yang et al. 2023) asks that g_k moves the decoded prediction towards text k in CLIP's
+image space, and nowhere else.
+
+Dimensions: B batch, U units (attributes), D width of a text embedding, C, H, W the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.losses.disentangling import clip_logits_aligned, clip_logits_reference, clip_logits_sampled, disentangling_loss
+from ldm.models.diffusion.latent import freeze
+from ldm.models.diffusion.unit_pictures import unit_pictures
+from ldm.models.diffusion.units import UnitCodes, UnitDiffusion
+from ldm.models.inputs import batch_value, images_from_batch
+from ldm.modules.diffusionmodules.openaimodel_shift import ShiftOutput
+from ldm.modules.encoders.readout import AttributeReadout
+from ldm.pictures.grid import CaptionedGrid
+from ldm.util import ConfigError, UserError, instantiate_from_config
+
+DIS_MODES = ("aligned", "sampled", "reference")
+_PICTURES: dict[str, Any] = {  # what texts do, on noise that stays in place; of LDM's pictures only what is asked for
+    "ddim_steps": 50,
+    "ddim_eta": 0.0,
+    "plot_swapped_concepts": True,
+    "plot_diffusion_rows": False,
+    "plot_progressive_rows": False,
+    "quantize_denoised": False,
+    "inpaint": False,
+}
+
+
+class CLIPDisDiff(UnitDiffusion):
+    """A latent diffusion model whose gradient is split into one sub-gradient per text attribute."""
+
+    def __init__(
+        self,
+        cond_stage_config: Mapping[str, Any],
+        cond_stage_key: str = "text",
+        dis_mode: str = "aligned",
+        unset_prob: float = 0.0,
+        vocabulary_config: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Build the model.
+
+        Args:
+            cond_stage_config: ``{text_encoder: {target, params}, image_encoder: {target, params}}``.
+            cond_stage_key: entry of the batch with U strings per sample; an empty string leaves the unit unset.
+            dis_mode: ``aligned`` decodes every unit's edit; ``sampled`` only that of the drawn unit, at 1/U of the
+                cost; ``reference`` repeats the CLIP-DisDiff code, its defects included.
+            unset_prob: probability to leave a unit unset while training, drawn for each unit and sample.
+            vocabulary_config: attribute words of the data set by which units are read from images; without it the
+                test data set's own vocabulary, and without that the representation is the text itself.
+            **kwargs: see ``UnitDiffusion``, ``LatentDiffusion`` and ``DDPM``.
+
+        Raises:
+            ConfigError: an option has an unknown value.
+        """
+        if dis_mode not in DIS_MODES:
+            raise ConfigError(f"model.params.dis_mode '{dis_mode}' is unknown; choose one of {', '.join(DIS_MODES)}")
+        super().__init__(cond_stage_config=cond_stage_config, cond_stage_key=cond_stage_key, **kwargs)
+        self.dis_mode, self.unset_prob = dis_mode, unset_prob
+        self._check_options()
+        self.vocabulary = instantiate_from_config(vocabulary_config) if vocabulary_config else None
+        self._readout: AttributeReadout | None = None
+
+    def _check_options(self) -> None:
+        where = "model.params"
+        if not self.model.diffusion_model.is_separate:
+            raise ConfigError(
+                f"{where}.unet_config.params.seprate_decoder must be true: CLIP-DisDiff needs one gradient per unit"
+            )
+        if not 0.0 <= self.unset_prob < 1.0:
+            raise ConfigError(f"{where}.unset_prob is {self.unset_prob}; expected a probability in [0, 1)")
+        if self.cond_stage_trainable:
+            raise ConfigError(f"{where}.cond_stage_trainable must be false: CLIP is frozen")
+
+    def build_cond_stage(self, config: Mapping[str, Any]) -> nn.Module:
+        """The frozen text and image encoders of CLIP."""
+        missing = {"text_encoder", "image_encoder"} - set(config)
+        if missing:
+            raise ConfigError(
+                f"model.params.cond_stage_config needs text_encoder and image_encoder, found {', '.join(config)}"
+            )
+        return freeze(nn.ModuleDict({name: instantiate_from_config(part) for name, part in config.items()}))
+
+    def encode_text(self, texts: Sequence[Sequence[str]]) -> UnitCodes:
+        """Embed U strings per sample.
+
+        Raises:
+            UserError: a sample has not ``latent_unit`` strings.
+        """
+        for row, strings in enumerate(texts):
+            if isinstance(strings, str) or len(strings) != self.latent_unit:
+                count = "one string" if isinstance(strings, str) else f"{len(strings)} attributes"
+                raise UserError(
+                    f"sample {row} of the batch has {count} ({strings!r}), but latent_unit is {self.latent_unit}: give "
+                    "each image that many attributes (an empty one leaves a unit unset), or change "
+                    "model.params.unet_config.params.latent_unit"
+                )
+        codes = self.cond_stage_model["text_encoder"].encode([list(strings) for strings in texts])
+        mask = torch.tensor([[bool(string) for string in strings] for strings in texts])
+        return UnitCodes(codes, mask.to(codes.device, non_blocking=True))
+
+    def get_condition(self, batch: Mapping[str, Any]) -> UnitCodes:
+        """The batch's text, embedded."""
+        return self.encode_text(batch_value(batch, self.cond_stage_key))
+
+    def condition_in_training(self, cond: UnitCodes) -> UnitCodes:
+        """In training, some units left unset at random."""
+        if not self.training or self.unset_prob == 0:
+            return cond
+        keep = torch.rand(cond.mask.shape, device=cond.mask.device) >= self.unset_prob
+        return cond._replace(mask=cond.mask & keep)
+
+    def dis_loss(self, x_t: Tensor, t: Tensor, out: ShiftOutput, cond: UnitCodes, unit: Tensor | None = None) -> Tensor:
+        """See ``UnitDiffusion``; the unit is drawn uniformly among the set ones."""
+        count = self.dis_batch_size
+        x_t, t, cond = x_t[:count], t[:count], cond.first(count)
+        pred, unit_grad = out.pred[:count], out.unit_grad[:count]
+        if unit is None:
+            weight = cond.mask.float() + 1e-6
+            # An exponential race instead of torch.multinomial, which checks its weights on the host.
+            unit = (weight / torch.empty_like(weight).exponential_()).argmax(dim=1)
+        unit = unit[:count]
+        edited = self._edits(pred, unit_grad, t, unit)  # (b, E, C, H, W)
+        with torch.no_grad():
+            z_before, image_before = self.decode_prediction(x_t, t, pred)
+            seen_before = self.cond_stage_model["image_encoder"](image_before)
+        edits = edited.shape[1]
+        x_repeated, t_repeated = x_t.repeat_interleave(edits, 0), t.repeat_interleave(edits)
+        z_after, image_after = self.decode_prediction(x_repeated, t_repeated, edited.flatten(0, 1))
+        if self.detach_flag:
+            image_after = image_after.detach()
+        seen_after = self.cond_stage_model["image_encoder"](image_after).unflatten(0, (-1, edits))  # (b, E, D)
+        variant, invariant = self._logits(seen_before, seen_after, cond.codes.detach())
+        z_change = z_before - self._drawn(z_after, unit, edits)
+        weight = self.change_weight(z_change, image_before - self._drawn(image_after, unit, edits))
+        return disentangling_loss(variant, invariant, unit, weight)
+
+    def _edits(self, pred: Tensor, unit_grad: Tensor, t: Tensor, unit: Tensor) -> Tensor:
+        """Predictions with one sub-gradient added: (b, U, C, H, W), or (b, 1, C, H, W) of the drawn unit."""
+        if self.dis_mode == "sampled":
+            unit_grad = unit_grad[torch.arange(len(unit), device=unit.device), unit].unsqueeze(1)
+        scale = self.gradient_scale(t, pred)
+        return pred.unsqueeze(1) + scale.unsqueeze(1) * unit_grad
+
+    def _logits(self, before: Tensor, after: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        if self.dis_mode == "sampled":
+            return clip_logits_sampled(before, after[:, 0], text)
+        return (clip_logits_reference if self.dis_mode == "reference" else clip_logits_aligned)(before, after, text)
+
+    def _drawn(self, values: Tensor, unit: Tensor, edits: int) -> Tensor:
+        """Rows of the drawn unit from (b * edits, ...); the reference code takes the last unit's by mistake."""
+        values = values.unflatten(0, (-1, edits))
+        if edits == 1 or self.dis_mode == "reference":
+            return values[:, -1]
+        return values[torch.arange(len(unit), device=unit.device), unit]
+
+    @torch.no_grad()
+    def sample_edit(
+        self,
+        texts: Sequence[Sequence[str]],
+        x_T: Tensor,
+        num_steps: int = 50,
+        eta: float = 0.0,
+        guidance_scale: float = 1.0,
+        only: Tensor | None = None,
+    ) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] for U strings per sample, from noise x_T (B, C, H, W).
+
+        ``guidance_scale`` multiplies the sub-gradients, 1 as trained; ``only`` (B,) adds one unit's gradient alone.
+        """
+        cond = self.encode_text(texts)._replace(only=only, guidance=guidance_scale)
+        return self.decode_condition(cond, x_T, num_steps, eta)
+
+    @torch.no_grad()
+    def encode_representation(self, batch: Mapping[str, Any]) -> Tensor:
+        """U units per image, (B, U, R): read from the image through CLIP, or its text where there is no vocabulary."""
+        if self._readout is None:
+            return self.get_condition(batch).codes
+        images = images_from_batch(batch, self.first_stage_key)
+        return self._readout(self.cond_stage_model["image_encoder"](images))
+
+    def on_fit_start(self) -> None:
+        """Embed the whole vocabulary now, where it is known: always the same strings in the same batches.
+
+        Embedded as they come, strings would differ in the last bit from a resumed run's, which meets others first.
+        """
+        datasets = getattr(self.trainer.datamodule, "datasets", {})
+        vocabulary = self.vocabulary or getattr(datasets.get("train"), "vocabulary", None)
+        if vocabulary is not None:
+            counts = [len(words) for words in vocabulary.words]
+            phrases = [vocabulary.phrases(k, w) for k, count in enumerate(counts) for w in range(count)]
+            self.cond_stage_model["text_encoder"].vocabulary_embeddings(phrases)
+
+    def on_test_start(self) -> None:
+        """Prepare the read-out from the vocabulary of the config or of the test data set."""
+        self._prepare_readout(self.vocabulary or test_vocabulary(self.trainer))
+
+    def prepare_representation(self, dataset: Any) -> None:
+        """The same for images of another data set, for scores while training."""
+        self._prepare_readout(self.vocabulary or getattr(dataset, "vocabulary", None))
+
+    def _prepare_readout(self, vocabulary: Any) -> None:
+        self._readout = None
+        if vocabulary is not None:
+            encoder = self.cond_stage_model["text_encoder"]
+            counts = [len(words) for words in vocabulary.words]
+            texts = [[vocabulary.phrases(k, w)[0] for w in range(count)] for k, count in enumerate(counts)]
+            self._readout = AttributeReadout(encoder.vocabulary_embeddings(texts), encoder.logit_scale)
+
+    def unit_captions(self, batch: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """The first sample's attributes, and every sample's text."""
+        texts = batch_value(batch, self.cond_stage_key)
+        units = [f"unit {unit + 1}: {string or 'unset'}" for unit, string in enumerate(texts[0])]
+        return units, ["\n".join(strings) for strings in texts]
+
+    @torch.no_grad()
+    def log_images(
+        self, batch: Mapping[str, Any], split: str = "train", **options: Any
+    ) -> dict[str, Tensor | CaptionedGrid]:
+        """Pictures by name; ``options`` are those of ``unit_pictures``, with defaults of our own."""
+        with self.ema_scope():
+            return unit_pictures(self, batch, **{**_PICTURES, **options})
+
+
+def test_vocabulary(trainer: Any) -> Any:
+    """The attribute vocabulary of the test data set, None if it has none."""
+    loader = trainer.test_dataloaders
+    return getattr(getattr(loader, "dataset", None), "vocabulary", None)

@@ -1,0 +1,91 @@
+"""Pictures: sizes, captions that never lose a letter, honest pixels, files written whole."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm.pictures import draw as pictures
+from ldm.pictures.draw import draw_grid, draw_images, heat_map, save_png
+from ldm.pictures.grid import CaptionedGrid
+
+
+def test_pixels_round_and_clip():
+    values = torch.tensor([-2.0, -1.0, 0.0, 1.0, 3.0]).reshape(1, 1, 1, 5)
+    assert pictures.to_pixels(values)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
+
+
+def test_not_a_number_is_shown_not_hidden(caplog):
+    images = torch.zeros(1, 3, 2, 2)
+    images[0, 1, 0, 0] = float("nan")
+    pixels = pictures.to_pixels(images)
+    assert pixels[0, 0, 0].tolist() == [255, 0, 255]
+    assert pixels[0, 1, 1].tolist() == [128, 128, 128]
+    assert "NaN" in caplog.text
+
+
+def test_small_images_are_enlarged_by_a_whole_factor():
+    images = torch.rand(2, 3, 5, 4) * 2 - 1
+    large = pictures.enlarge(images, min_side=10)
+    assert large.shape == (2, 15, 12, 3)
+    assert (large[:, ::3, ::3] == pictures.to_pixels(images)).all()
+    assert pictures.enlarge(images, min_side=3).shape == (2, 5, 4, 3)
+
+
+def test_sheet_shows_every_image_in_reading_order():
+    images = torch.linspace(-1, 1, 5).reshape(5, 1, 1, 1).expand(5, 3, 8, 8)
+    sheet = np.asarray(draw_images(images, columns=3, min_side=8))
+    margin, pitch = pictures.MARGIN, 8 + pictures.GAP
+    assert sheet.shape == (2 * pitch - pictures.GAP + 2 * margin, 3 * pitch - pictures.GAP + 2 * margin, 3)
+    for index in range(5):
+        row, column = divmod(index, 3)
+        y, x = margin + row * pitch, margin + column * pitch
+        assert (sheet[y : y + 8, x : x + 8] == pictures.to_pixels(images)[index]).all()
+
+
+def test_grid_makes_room_for_its_words():
+    images = torch.zeros(6, 3, 32, 32)
+    bare = draw_grid(CaptionedGrid(images, ["", ""], []))
+    rows = draw_grid(CaptionedGrid(images, ["base", "floor hue → green floor"], []))
+    both = draw_grid(CaptionedGrid(images, ["base", "floor hue → green floor"], ["a", "b", "c"], "A title"))
+    assert bare.width == 2 * pictures.MARGIN + 3 * 96 + 2 * pictures.GAP
+    assert rows.width > bare.width and rows.height == bare.height
+    assert both.height > rows.height and both.width == rows.width
+
+
+@pytest.mark.parametrize("text", ["x" * 300, "many words " * 40, "two\nlines", "", "  spaced   out "])
+def test_captions_lose_no_letter(text):
+    captions = pictures.fit_captions([text, "short"], width=60, height=40, largest=14)
+    assert "".join("".join(captions.lines[0]).split()) == "".join(text.split())
+    assert captions.widest <= 60
+
+
+def test_odd_captions_make_a_taller_grid_instead_of_being_cut():
+    images = torch.zeros(1, 3, 32, 32)
+    short = draw_grid(CaptionedGrid(images, ["short"], ["short"]))
+    long = draw_grid(CaptionedGrid(images, ["word " * 200], ["x" * 400]))
+    assert long.height > 2 * short.height
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 8, 8), (0, 3, 8, 8)])
+def test_other_shapes_are_refused_with_what_was_found(shape):
+    with pytest.raises(ValueError, match="found"):
+        draw_images(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(["a", "b"], ["x", "y"]), (["a", "b"], []), ([], ["x", "y"])])
+def test_grid_with_the_wrong_number_of_images_is_refused(rows, columns):
+    with pytest.raises(ValueError, match="3 images"):
+        draw_grid(CaptionedGrid(torch.zeros(3, 3, 4, 4), rows, columns, "swap"))
+
+
+def test_heat_map_and_png_are_written_whole(tmp_path):
+    path = heat_map(np.array([[1.0, np.nan]]), ["a"], ["b", "c"], "scores", tmp_path / "new" / "map.png")
+    picture = save_png(draw_images(torch.zeros(1, 3, 4, 4), "title"), tmp_path / "new" / "sheet.png")
+    assert {file.name for file in path.parent.iterdir()} == {"map.png", "sheet.png"}
+    assert Image.open(path).size > (100, 100) and Image.open(picture).mode == "RGB"
+
+
+def test_heat_map_names_must_match():
+    with pytest.raises(ValueError, match="shape"):
+        heat_map(np.zeros((2, 2)), ["a"], ["b", "c"], "scores", "unused.png")
