@@ -1,0 +1,214 @@
+"""Conditions of a denoiser: one class per kind, each with a null condition, dropout and batching.
+
+A condition is a batch of what the network is conditioned on. ``null()`` is the same batch without any condition (for
+classifier-free guidance), ``drop(mask)`` removes the condition of some samples (for training with condition dropout),
+``first(n)`` takes the first samples.
+
+Dimensions: B batch, U units, D width of a unit's code.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from ldm.util import ConfigError, UserError
+
+EmptyValue = Callable[[int], Tensor]
+"""Number of samples n -> the value of n samples without a condition, (n, ...) or (1, ...)."""
+
+
+class Condition(ABC):
+    """A batch of conditions."""
+
+    @abstractmethod
+    def null(self) -> Self:
+        """Return the batch without any condition.
+
+        Raises:
+            UserError: this kind of condition has no null condition.
+        """
+
+    @abstractmethod
+    def drop(self, mask: Tensor) -> Self:
+        """Return the batch without the condition of the samples where ``mask`` (B,) bool is true."""
+
+    @abstractmethod
+    def first(self, count: int | None) -> Self:
+        """Return the first ``count`` samples; all for ``None``."""
+
+    @abstractmethod
+    def joined(self, other: Self) -> Self:
+        """Return both batches as one, ``self`` first."""
+
+    @abstractmethod
+    def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
+        """Return the arguments of ``DiffusionWrapper.forward`` beside x and t."""
+
+
+@dataclass(frozen=True)
+class TensorCondition(Condition):
+    """One tensor per sample: a sequence of tokens, a map, a vector, or a class.
+
+    Attributes:
+        value: (B, ...).
+        empty: value without a condition; ``None`` takes zeros, which integers do not have.
+    """
+
+    value: Tensor
+    empty: EmptyValue | None = None
+
+    def null(self) -> TensorCondition:
+        if self.empty is not None:
+            return replace(self, value=self.empty(len(self.value)).to(self.value).expand_as(self.value))
+        if not self.value.is_floating_point():
+            raise UserError(
+                "condition: expected a condition stage with a null class, got integer classes without one. Use "
+                "ldm.modules.encoders.modules.ClassEmbedder, or leave out guidance and cond_drop_prob"
+            )
+        return replace(self, value=torch.zeros_like(self.value))
+
+    def drop(self, mask: Tensor) -> TensorCondition:
+        mask = mask.reshape(-1, *[1] * (self.value.ndim - 1))
+        return replace(self, value=torch.where(mask, self.null().value, self.value))
+
+    def first(self, count: int | None) -> TensorCondition:
+        return replace(self, value=self.value[:count])
+
+    def joined(self, other: TensorCondition) -> TensorCondition:
+        return replace(self, value=torch.cat([self.value, other.value]))
+
+    def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
+        return ListCondition((self,)).inputs(conditioning_key)
+
+
+@dataclass(frozen=True)
+class ListCondition(Condition):
+    """Several tensors that enter the network at one place, such as two sequences of tokens."""
+
+    parts: tuple[TensorCondition, ...]
+
+    def null(self) -> ListCondition:
+        return ListCondition(tuple(part.null() for part in self.parts))
+
+    def drop(self, mask: Tensor) -> ListCondition:
+        return ListCondition(tuple(part.drop(mask) for part in self.parts))
+
+    def first(self, count: int | None) -> ListCondition:
+        return ListCondition(tuple(part.first(count) for part in self.parts))
+
+    def joined(self, other: ListCondition) -> ListCondition:
+        return ListCondition(tuple(own.joined(part) for own, part in zip(self.parts, other.parts, strict=True)))
+
+    def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
+        return {"c_concat" if conditioning_key == "concat" else "c_crossattn": [part.value for part in self.parts]}
+
+
+@dataclass(frozen=True)
+class DictCondition(Condition):
+    """Conditions that enter the network at several places (``hybrid``): names of the network's arguments -> parts.
+
+    Classifier-free guidance and dropout act on ``c_crossattn``; a map that is concatenated on the channels, such as
+    the masked image of inpainting, stays, as in Stable Diffusion.
+    """
+
+    parts: Mapping[str, ListCondition]
+
+    def null(self) -> DictCondition:
+        return DictCondition({k: part if self._stays(k) else part.null() for k, part in self.parts.items()})
+
+    def drop(self, mask: Tensor) -> DictCondition:
+        return DictCondition({k: part if self._stays(k) else part.drop(mask) for k, part in self.parts.items()})
+
+    def first(self, count: int | None) -> DictCondition:
+        return DictCondition({k: part.first(count) for k, part in self.parts.items()})
+
+    def joined(self, other: DictCondition) -> DictCondition:
+        return DictCondition({k: part.joined(other.parts[k]) for k, part in self.parts.items()})
+
+    def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
+        return {k: [entry.value for entry in part.parts] for k, part in self.parts.items()}
+
+    def _stays(self, name: str) -> bool:
+        return name == "c_concat" and len(self.parts) > 1
+
+
+@dataclass(frozen=True)
+class UnitCodes(Condition):
+    """Codes of the units of a shift U-Net.
+
+    Attributes:
+        codes: (B, U, D).
+        mask: (B, U) bool, false where a unit is left unset; ``None`` sets all.
+        only: (B,) int64, the one unit whose sub-gradient is added in each sample; ``None`` adds all.
+        guidance: factor of the sub-gradients: one number, or one for each unit, (U,) or (B, U); 1 as trained.
+    """
+
+    codes: Tensor
+    mask: Tensor | None = None
+    only: Tensor | None = None
+    guidance: float | Tensor = 1.0
+
+    def null(self) -> UnitCodes:
+        """Return all units unset, which gives the base model's prediction."""
+        return replace(self, mask=torch.zeros_like(self._mask()))
+
+    def drop(self, mask: Tensor) -> UnitCodes:
+        return replace(self, mask=self._mask() & ~mask.unsqueeze(1))
+
+    def first(self, count: int | None) -> UnitCodes:
+        mask, only = (None if value is None else value[:count] for value in (self.mask, self.only))
+        return replace(self, codes=self.codes[:count], mask=mask, only=only)
+
+    def joined(self, other: UnitCodes) -> UnitCodes:
+        mask = None if self.mask is None and other.mask is None else torch.cat([self._mask(), other._mask()])
+        only = None if self.only is None or other.only is None else torch.cat([self.only, other.only])
+        return replace(self, codes=torch.cat([self.codes, other.codes]), mask=mask, only=only)
+
+    def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
+        return {"context": self.codes, "unit_mask": self.mask, "sampled_index": self.only}
+
+    def swapped(self, unit: int) -> UnitCodes:
+        """Return the batch in which every sample has that unit of the first sample."""
+        codes, mask = self.codes.clone(), None if self.mask is None else self.mask.clone()
+        for values in (codes, mask):
+            if values is not None:
+                values[:, unit] = values[0, unit].clone()
+        return replace(self, codes=codes, mask=mask)
+
+    def _mask(self) -> Tensor:
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.codes.shape[:2], dtype=torch.bool, device=self.codes.device)
+
+
+def as_condition(value: Any, empty: EmptyValue | None = None) -> Condition | None:
+    """Return the condition that a condition stage's output stands for.
+
+    Args:
+        value: a tensor, a list of tensors, a mapping of the network's arguments to tensors or lists of them, a
+            condition, or ``None``.
+        empty: value of a tensor without a condition, see :class:`TensorCondition`.
+
+    Raises:
+        ConfigError: another type.
+    """
+    if value is None or isinstance(value, Condition):
+        return value
+    if isinstance(value, Tensor):
+        return TensorCondition(value, empty)
+    if isinstance(value, (list, tuple)) and all(isinstance(part, Tensor) for part in value):
+        return ListCondition(tuple(TensorCondition(part, empty if len(value) == 1 else None) for part in value))
+    if isinstance(value, Mapping):
+        parts = {name: part if isinstance(part, (list, tuple)) else [part] for name, part in value.items()}
+        lists = {name: as_condition(part, empty if name == "c_crossattn" else None) for name, part in parts.items()}
+        return DictCondition(cast("dict[str, ListCondition]", lists))
+    raise ConfigError(
+        f"condition: expected a tensor, a list or a mapping of tensors from the condition stage, got "
+        f"{type(value).__name__}"
+    )
