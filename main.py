@@ -1,4 +1,4 @@
-"""Train, check, resume or test a model from config files, or run a whole recipe: ``python main.py --help``."""
+"""Train, validate, resume or test a model from config files, or run a recipe: ``python main.py --help``."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ EXIT_OK, EXIT_USER_ERROR, EXIT_CTRL_C = 0, 1, 130
 
 
 def configure_logging(debug: bool) -> None:
-    """Show our messages as plain lines, other packages' only from warnings on."""
+    """Show log messages of this package as plain lines, and warnings of others."""
     handler = logging.StreamHandler()
     if not debug:
         handler.addFilter(lambda record: record.name.startswith(_SHOWN) or record.levelno >= logging.WARNING)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    is_first = os.environ.get("LOCAL_RANK", "0") == "0"  # processes of further devices only warn
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"  # processes of further devices show warnings only
     logging.getLogger("ldm").setLevel(logging.DEBUG if debug else logging.INFO if is_first else logging.WARNING)
     if not debug:
         os.environ.setdefault("POSSIBLE_USER_WARNINGS", "off")  # Lightning's advice on numbers of workers
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.15
-        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # so it is when resuming
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # true for every resumed run
 
 
 def dispatch(options: Options) -> None:
-    """Run what the options ask for; heavy packages are imported only when training starts."""
+    """Run the command; heavy packages are imported only if training starts."""
     if options.recipe:
         from ldm.training.recipe import run_recipe
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: no space left on the disk ({error}). Free some, then give the command again", file=sys.stderr)
+        print(f"error: no space left on the disk ({error}). Free some space, then rerun the command", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Small helpers every room may use: building objects from a config, errors for the user, atomic files."""
+"""Helpers without heavy dependencies: objects and configs from YAML, errors for the user, atomic files."""
 
 from __future__ import annotations
 
@@ -8,46 +8,28 @@ import importlib
 import inspect
 import os
 import signal
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
+from ldm.errors import BuildError, ConfigError, MissingTargetError, UserError
 from ldm.legacy import resolve_target, translate
 
-# Strings the LDM family writes where a config would stand; they mean "no object of its own here".
+# Strings that the LDM family writes in place of a config; they mean "no object of its own".
 PLACEHOLDERS = ("__is_first_stage__", "__is_unconditional__")
 
-
-class ConfigError(ValueError):
-    """A config says something that cannot be: the message names the file or key and the next step."""
-
-
-class MissingTargetError(ConfigError, KeyError):
-    """A mapping that should describe an object has no ``target`` (a ``KeyError`` too, as in LDM)."""
-
-    __str__ = ValueError.__str__
-
-
-class BuildError(ConfigError):
-    """An object could not be built from its config; carries the ``target`` so that callers can add the key."""
-
-    def __init__(self, message: str, target: str) -> None:
-        super().__init__(message)
-        self.target = target
-
-
-class UserError(RuntimeError):
-    """Something outside the code has to be repaired (a file, a weight, a disk); the message says how."""
+_LOAD_HINT = "Files that use `base:` or ${last_ckpt:...} have to be loaded with ldm.util.load_config"
 
 
 class Interrupted(BaseException):
-    """Work stopped because the user or the system asked, after everything worth keeping was saved.
+    """Work stopped on request of the user or the system, after saving.
 
-    Not a ``KeyboardInterrupt``, which Lightning would answer itself, with exit code 1 and Ctrl-C disabled.
+    Not a ``KeyboardInterrupt``, which Lightning handles itself, with exit code 1 and Ctrl-C disabled.
 
     Args:
-        signal_number: the signal that asked.
+        signal_number: the signal received.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -61,69 +43,146 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def get_obj_from_str(path: str, today: str | None = None) -> Any:
-    """Import what a config's ``target`` names, old names included.
+def load_config(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    overrides: Sequence[str] = (),
+    roots: Sequence[str | os.PathLike] = ("logs",),
+) -> dict[str, Any]:
+    """Load config files for use in Python.
+
+    Files named under ``base:`` are merged, and every ``${...}`` is resolved. A ``${last_ckpt:NAME}`` of a run that does
+    not exist yet becomes the text ``<last_ckpt NAME>``.
 
     Args:
-        path: dotted path ``package.module.Name``; names of the reference repositories are translated first.
-        today: the translation, where the caller knows it better.
+        paths: a YAML file, or several that are merged from left to right.
+        overrides: ``a.b=c`` assignments, applied last.
+        roots: folders searched for runs by ``${last_run:NAME}`` and ``${last_ckpt:NAME}``.
+
+    Returns:
+        The config as plain dicts, lists and scalars.
+
+    Raises:
+        UserError: a file does not exist.
+        ConfigError: a file is not a YAML mapping, or a reference cannot be resolved.
+
+    Example::
+
+        config = load_config("configs/latent-diffusion/shapes3d-vq-4-16-dis.yaml")
+        data = instantiate_from_config(config["data"])
+    """
+    from ldm.config import loading
+
+    files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
+    return loading.load_config(files, overrides, roots, allow_pending=True).content
+
+
+def search_working_directory() -> None:
+    """Append the working directory to the import path, as LDM's command lines do, so that users' modules are found."""
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def get_obj_from_str(path: str, today: str | None = None) -> Any:
+    """Import the object that a ``target`` names; old names are translated.
+
+    Args:
+        path: dotted path ``package.module.Name``, of today or of the reference repositories.
+        today: the translated path, if the caller has translated it.
 
     Returns:
         The class or function.
 
     Raises:
-        BuildError: the module or the name does not exist; the nearest existing name is given.
+        BuildError: the module or the name does not exist; the message contains the nearest existing name.
     """
     today = today or resolve_target(path)
     module_name, _, name = today.rpartition(".")
     if not module_name:
-        raise BuildError(f"target {path!r} is no dotted path; expected package.module.Name", path)
+        raise BuildError(f"expected a dotted path package.module.Name, got {path!r}", path)
+    search_working_directory()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise BuildError(f"target {path!r}: there is no module {error.name!r}", path) from error
-        raise UserError(f"target {path!r} needs the package {error.name!r}: pip install it first") from error
-    if not hasattr(module, name):
+            raise BuildError(f"{path!r}: there is no module {error.name!r}", path) from error
+        raise UserError(f"target {path!r} needs the package {error.name!r}. Install it with pip") from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
         hint = did_you_mean(name, vars(module))
-        raise BuildError(f"target {path!r}: module {module_name!r} has no {name!r}.{hint}", path)
-    return getattr(module, name)
+        raise BuildError(f"{path!r}: module {module_name!r} has no {name!r}.{hint}", path) from error
 
 
 def instantiate_from_config(config: Mapping[str, Any] | str | None, **extra: Any) -> Any:
-    """Build the object a ``{target, params}`` mapping describes, in today's or in the references' words.
+    """Build the object that a ``{target, params}`` mapping describes; names of the references are translated.
 
     Args:
-        config: the mapping, or one of LDM's placeholder strings.
-        **extra: arguments the caller adds to ``params``.
+        config: the mapping, plain or of OmegaConf, or one of LDM's placeholder strings.
+        **extra: arguments added to ``params``.
 
     Returns:
         The object; ``None`` for a placeholder string.
 
     Raises:
-        MissingTargetError: ``target`` is not given.
+        MissingTargetError: ``target`` is missing.
         BuildError: the target does not exist or does not accept the arguments.
     """
     if isinstance(config, str) and config in PLACEHOLDERS:
         return None
     if not isinstance(config, Mapping):
-        raise ConfigError(f"expected a mapping with `target` and `params`, found {config!r}")
+        raise ConfigError(f"config: expected a mapping with `target` and `params`, got {config!r}. {_LOAD_HINT}")
+    config = _plain(config)
     if not config.get("target"):
-        raise MissingTargetError(
-            f"a `target` (package.module.Name) is missing beside {sorted(map(str, config)) or 'nothing'}"
-        )
-    target = config["target"]
-    today, arguments = translate(target, {**(config.get("params") or {}), **extra})
+        found = ", ".join(map(str, config)) or "nothing"
+        raise MissingTargetError(f"config: expected a `target` (package.module.Name), got only {found}. {_LOAD_HINT}")
+    target, params = config["target"], _plain(config.get("params") or {})
+    today, arguments = translate(target, {**params, **extra})
     factory = get_obj_from_str(target, today)
-    _check_arguments(factory, target, arguments)
-    return factory(**arguments)
+    _check_arguments(factory, target, today, arguments)
+    try:
+        return factory(**arguments)
+    except BuildError as error:
+        error.key = ".".join([*_path_to(params, error.target, ("params",)), error.key])
+        raise
 
 
-def _check_arguments(factory: Any, target: str, arguments: Mapping[str, Any]) -> None:
-    """Raise a ``BuildError`` that lists what ``factory`` accepts when the arguments do not fit it."""
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping as a dict; configs of OmegaConf are resolved."""
+    if isinstance(config, dict):
+        return config
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not OmegaConf.is_config(config):
+        return dict(config)
+    try:
+        return cast("dict[str, Any]", OmegaConf.to_container(config, resolve=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config: {str(error).splitlines()[0]}. {_LOAD_HINT}") from error
+
+
+def _path_to(content: Any, target: str, above: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the keys that lead to the mapping with that target; empty if there is none."""
+    for name, value in content.items() if isinstance(content, Mapping) else ():
+        if isinstance(value, Mapping):
+            found = (*above, str(name))
+            found = found if value.get("target") == target else _path_to(value, target, found)
+            if found:
+                return found
+    return ()
+
+
+def _check_arguments(factory: Any, target: str, today: str, arguments: Mapping[str, Any]) -> None:
+    """Raise a ``BuildError`` that lists the accepted arguments if the given ones do not fit."""
+    from ldm.config.signatures import find_misfit, find_signature
+
+    misfit = find_misfit(target, arguments, find_signature(today))
+    if misfit is not None:
+        raise BuildError(misfit.message, target, ".".join(filter(None, ("params", misfit.name))))
     try:
         signature = inspect.signature(factory)
-    except (TypeError, ValueError):  # compiled classes have no signature; they check for themselves
+    except (TypeError, ValueError):  # compiled classes have no signature; they check their arguments themselves
         return
     try:
         signature.bind(**arguments)
@@ -131,34 +190,25 @@ def _check_arguments(factory: Any, target: str, arguments: Mapping[str, Any]) ->
         accepted = [name for name in signature.parameters if name not in ("args", "kwargs", "self")]
         unknown = [name for name in arguments if name not in accepted]
         hint = did_you_mean(unknown[0], accepted) if unknown else ""
-        message = f"target {target!r}: {error}.{hint} Accepted: {', '.join(accepted) or 'no arguments'}"
-        raise BuildError(message, target) from error
+        shown = ", ".join(accepted) or "no arguments"
+        raise BuildError(f"{target}: {error}.{hint} Accepted: {shown}", target, "params") from error
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
-    """Open a temporary file beside ``path`` and rename it over ``path`` only when all was written.
+    """Open a temporary file beside ``path`` and rename it to ``path`` after everything was written.
 
-    A reader, a crash or a full disk therefore never sees or leaves half a file.
+    Readers never see a partial file, and a crash or a full disk leaves the old one.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with os.fdopen(handle, mode) as stream:
+        with temporary.open(mode) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
+        temporary.replace(target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    """Return the process' umask; ``mkstemp`` makes files private, which a results folder should not be."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

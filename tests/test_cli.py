@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import main as front_door
-from ldm.config.files import find_config_file
-from ldm.training.cli import Options, parse_arguments, str2bool
+from ldm.config.loading import find_config_file
+from ldm.training.cli import Options, parse_arguments, parse_bool
 from ldm.util import ConfigError, UserError
 
 ROOT = Path(front_door.__file__).parent
@@ -41,13 +41,13 @@ def test_what_is_not_given_stays_unset() -> None:
 
 @pytest.mark.parametrize("text", ["yes", "True", "t", "Y", "1"])
 def test_yes(text: str) -> None:
-    assert str2bool(text) is True
+    assert parse_bool(text) is True
     assert options(f"-b a.yaml -t {text}").train is True
 
 
 @pytest.mark.parametrize("text", ["no", "False", "f", "N", "0"])
 def test_no(text: str) -> None:
-    assert str2bool(text) is False
+    assert parse_bool(text) is False
 
 
 def test_overrides_may_stand_anywhere() -> None:
@@ -67,8 +67,8 @@ def test_overrides_may_stand_anywhere() -> None:
         ("-t", "nothing to do"),
         ("-b a.yaml -t maybe", "'maybe'"),
         ("-b a.yaml -s seven", "seven"),
-        ("--recipe r.yaml -b a.yaml", "leave out"),
-        ("-n x y -b a.yaml", "'y' is no flag"),
+        ("--recipe r.yaml -b a.yaml", "excludes -b"),
+        ("-n x y -b a.yaml", "unrecognized argument 'y'"),
     ],
 )
 def test_wrong_command_lines(line: str, message: str) -> None:
@@ -133,3 +133,36 @@ def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(front_door, "dispatch", stop)
     assert front_door.main(["-b", "a.yaml"]) == 130
+
+
+MAIN_VAL = (
+    "-n run --base a.yaml -t True --no-test false -p proj -d false -s 3 -f _x -l logs --scale_lr False --token_num 10 "
+    "--gpus 0, --max_epochs 3 --check_val_every_n_epoch 1 --precision 16 --resume_from_checkpoint last.ckpt"
+)
+
+
+@pytest.mark.parametrize("words", ["--base a.yaml -t --gpus 0,", MAIN_VAL, "-r logs/run -t --token_num -1"])
+def test_command_lines_of_main_val_are_accepted(words: str) -> None:
+    got = options(words)
+    assert got.train is True and got.token_num in (None, 10)
+    assert got.scale_lr in (None, False)
+
+
+def test_a_config_without_data_is_valid_but_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Configs for inference contain a model only."""
+    config = tmp_path / "inference.yaml"
+    config.write_text(
+        "model:\n"
+        "  target: ldm.models.autoencoder.AutoencoderKL\n"
+        "  params:\n"
+        "    embed_dim: 4\n"
+        "    ddconfig: {double_z: true, z_channels: 4, resolution: 32, in_channels: 3, out_ch: 3, ch: 32,\n"
+        "               ch_mult: [1, 2], num_res_blocks: 1, attn_resolutions: []}\n"
+        "    lossconfig: {target: torch.nn.Identity}\n"
+    )
+    assert front_door.main(["-b", str(config)]) == 0
+    assert "data   none" in capsys.readouterr().out
+    assert front_door.main(["-b", str(config), "-t", "-l", str(tmp_path / "logs")]) == 1
+    assert "the section `data` is missing" in capsys.readouterr().err
+    assert front_door.main(["-b", str(config), "model.params.embed_dims=3"]) == 1
+    assert "'embed_dim'" in capsys.readouterr().err

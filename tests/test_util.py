@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from legacy_configs import MODELS
+from omegaconf import OmegaConf
 
 from ldm.config.signatures import read_signature
 from ldm.legacy import ALIASES, resolve_target
@@ -16,7 +22,10 @@ from ldm.util import (
     atomic_write,
     get_obj_from_str,
     instantiate_from_config,
+    load_config,
 )
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_building() -> None:
@@ -47,7 +56,7 @@ def test_what_is_no_config(config: object) -> None:
     [
         ("fractions.Fractoin", "'Fraction'"),
         ("fraction.Fraction", "no module 'fraction'"),
-        ("Fraction", "no dotted path"),
+        ("Fraction", "expected a dotted path"),
         ("ldm.nothing.Here", "no module 'ldm.nothing'"),
     ],
 )
@@ -94,3 +103,64 @@ def test_a_file_is_whole_or_untouched(tmp_path: Path) -> None:
         raise ArithmeticError
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_config_is_loaded_in_one_call(tmp_path: Path) -> None:
+    """A shipped config that uses ``base:`` and ``${last_ckpt:...}`` builds its data module."""
+    path = Path(__file__).parents[1] / "configs" / "latent-diffusion" / "shapes3d-vq-4-16-dis.yaml"
+    config = load_config(path, ["data.params.num_workers=0"], roots=[tmp_path])
+    assert type(config) is dict and type(config["model"]["params"]["unet_config"]) is dict
+    assert config["model"]["params"]["first_stage_config"]["params"]["ckpt_path"].startswith("<last_ckpt ")
+    data = instantiate_from_config(config["data"])
+    assert (type(data).__name__, data.batch_size) == ("DataModuleFromConfig", 128)
+    assert load_config([path, path], roots=[tmp_path])["data"]["params"]["batch_size"] == 128
+
+
+@pytest.mark.parametrize("section", ["model", "data"])
+def test_a_raw_config_with_base_is_explained(tmp_path: Path, section: str) -> None:
+    (tmp_path / "own.yaml").write_text("base: [x.yaml]\nmodel: {params: {a: 1}}\n")
+    with pytest.raises(ConfigError, match="have to be loaded with ldm.util.load_config"):
+        instantiate_from_config(OmegaConf.load(tmp_path / "own.yaml").get(section))
+
+
+def test_a_raw_config_with_a_reference_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text('target: fractions.Fraction\nparams: {numerator: "${no_such_resolver:vq}"}\n')
+    with pytest.raises(ConfigError, match="no_such_resolver.*have to be loaded with ldm.util.load_config"):
+        instantiate_from_config(OmegaConf.load(tmp_path / "own.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("params.timestep", "timestep", r"does not accept 'timestep'. Did you mean 'timesteps'\? Accepted: "),
+        ("params.unet_config.params.modl_channels", "unet_config.params.modl_channels", "mean 'model_channels'"),
+        ("params.unet_config.target", "unet_config.target", "has no 'UNetModle'. Did you mean 'UNetModel'"),
+        ("params.scheduler_config.params.f_stat", "scheduler_config.params.f_stat", "mean 'f_start'"),
+    ],
+)
+def test_a_slip_in_a_model_is_named_with_its_dotted_key(name: str, key: str, message: str) -> None:
+    """Without main.py the message contains the same key, suggestion and accepted arguments."""
+    config = copy.deepcopy(MODELS["ldm"])
+    OmegaConf.update(node := OmegaConf.create({"params": config["params"]}), f"params.{key}", 1)
+    config["params"] = OmegaConf.to_container(node.params)
+    if key.endswith("target"):
+        config["params"]["unet_config"]["target"] = "ldm.modules.diffusionmodules.openaimodel.UNetModle"
+    with pytest.raises(BuildError, match=message) as error:
+        model = instantiate_from_config(config)
+        model.configure_optimizers()
+    assert str(error.value).startswith(f"{name}: ") or "scheduler" in name
+
+
+def test_targets_in_files_of_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "own_targets.py").write_text("class Own:\n    pass\n")
+    (tmp_path / "own.yaml").write_text("model: {base_learning_rate: 1.0, target: own_targets.Own}\n")
+    code = "from ldm.util import get_obj_from_str; print(get_obj_from_str('own_targets.Own').__name__)"
+    for command in (["-P", "-c", code], [str(ROOT / "main.py"), "--base", "own.yaml"]):
+        options = {
+            "cwd": tmp_path,
+            "env": {**os.environ, "PYTHONPATH": str(ROOT)},
+            "capture_output": True,
+            "text": True,
+        }
+        done = subprocess.run([sys.executable, *command], **options)
+        assert done.returncode == 0 and "Own" in done.stdout, done.stderr

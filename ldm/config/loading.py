@@ -1,25 +1,27 @@
-"""From config files and overrides to one plain, resolved config that remembers where each key came from."""
+"""Config files and overrides merged into one resolved config, with the origin of each key."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from ldm.config.data_sections import without_foreign_params
-from ldm.config.files import find_config_file
 from ldm.legacy import mend_indentation
-from ldm.runs.folder import find_run, last_checkpoint
-from ldm.util import ConfigError, UserError
+from ldm.runs.find import find_run
+from ldm.runs.folder import last_checkpoint
+from ldm.util import BuildError, ConfigError, UserError, instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -29,24 +31,22 @@ INCLUDE_KEY = "base"
 
 @dataclass
 class Config:
-    """One merged and resolved config.
+    """A merged and resolved config.
 
     Attributes:
         content: plain dicts, lists and scalars.
         origins: dotted key -> the file (or "command line") that set it last.
-        files: the files given, in order.
-        included: the files that those name under `base`, in the order of merging.
-        pending: texts of references to runs that do not exist yet (only when they are allowed).
+        files: the given files, in order.
+        pending: messages about runs that do not exist yet (only if they are allowed).
     """
 
     content: dict[str, Any]
     origins: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
-    included: tuple[str, ...] = ()
     pending: list[str] = field(default_factory=list)
 
     def origin(self, key: str) -> str:
-        """Return where a dotted key was set; a key nobody set answers for the nearest mapping above it."""
+        """Return the file that set a dotted key, or else the nearest mapping above it."""
         while key:
             if key in self.origins:
                 return self.origins[key]
@@ -57,11 +57,28 @@ class Config:
         return self.files[-1] if self.files else COMMAND_LINE
 
     def section(self, name: str) -> dict[str, Any]:
-        """Return a top-level mapping; empty when it is absent."""
+        """Return a top-level mapping; empty if it is missing."""
         return self.content.get(name) or {}
 
+    def error(self, key: str, message: str) -> ConfigError:
+        """Return an error whose message begins with the file and the dotted key."""
+        return ConfigError(f"{self.origin(key)}: {key}: {message}")
+
+    def build(self, section: str) -> Any:
+        """Instantiate a section.
+
+        Raises:
+            ConfigError: the target does not exist or does not accept its arguments.
+        """
+        try:
+            return instantiate_from_config(self.content[section])
+        except BuildError as error:
+            raise ConfigError(f"{self.origin(f'{section}.{error.key}')}: {section}.{error}") from error
+        except ConfigError as error:
+            raise self.error(section, str(error)) from error
+
     def fingerprint(self, seed: int) -> str:
-        """Return 16 hex digits that change whenever anything that shapes the run changes."""
+        """Return 16 hex digits that identify config and seed."""
         text = json.dumps({"seed": seed, **self.content}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -74,69 +91,78 @@ def load_config(
 ) -> Config:
     """Merge files from left to right, then ``a.b=c`` overrides, and resolve every ``${...}``.
 
-    A file may name others that it builds on, relative to itself: ``base: [../_shared/disdiff.yaml]``. They are merged
-    before it, each one once. A data set that replaces another keeps those of its options that it knows.
+    A file can name others that it builds on, relative to itself: ``base: [../_shared/disdiff.yaml]``. They are merged
+    before it, each one once. A data set that replaces another one keeps the options that both accept.
 
     Args:
-        files: YAML files; ``-`` and ``_`` in a name may stand for each other.
+        files: YAML files; ``-`` and ``_`` in a name are interchangeable.
         overrides: dotted assignments.
-        roots: folders searched by ``${last_run:NAME}`` and ``${last_ckpt:NAME}``, the first one first.
+        roots: folders searched by ``${last_run:NAME}`` and ``${last_ckpt:NAME}``, in order of precedence.
         allow_pending: keep references to runs that do not exist yet as text instead of raising.
 
     Raises:
-        UserError: a file or a run that is needed does not exist.
-        ConfigError: a file is no YAML mapping, files name each other in a circle, or a reference cannot be resolved.
+        UserError: a file or a referenced run does not exist.
+        ConfigError: a file is not a YAML mapping, files include each other, or a reference cannot be resolved.
     """
-    config = Config({})
-    merged = OmegaConf.create({})
+    config, merged = Config({}), OmegaConf.create({})
+    layers: list[tuple[str, DictConfig]] = []
     for given in files:
         path = find_config_file(str(given))
         config.files += (str(path),)
-        for part, layer in _layers(path):
-            config.origins.update({key: str(part) for key in _dotted_keys(layer)})
-            if part != path:
-                config.included += (str(part),)
-            merged = OmegaConf.merge(without_foreign_params(merged, layer), layer)
-    layer = parse_overrides(overrides)
-    if INCLUDE_KEY in layer:
-        raise ConfigError(f"command line: {INCLUDE_KEY}: files are given with -b/--base, not as an override")
-    config.origins.update({key: COMMAND_LINE for key in _dotted_keys(layer)})
-    merged = OmegaConf.merge(without_foreign_params(merged, layer), layer)
+        layers += [(str(part), layer) for part, layer in _layers(path, (), set())]
+    layers.append((COMMAND_LINE, parse_overrides(overrides)))
+    if INCLUDE_KEY in layers[-1][1]:
+        raise ConfigError(f"command line: {INCLUDE_KEY} cannot be overridden. Name files with -b/--base")
+    for origin, layer in layers:
+        keys = _dotted_keys(OmegaConf.to_container(layer, resolve=False))
+        config.origins.update(dict.fromkeys(keys, origin))
+        merged = OmegaConf.merge(without_foreign_params(merged, layer), layer)
     _register_resolvers([str(root) for root in roots], config.pending if allow_pending else None)
     config.content = _resolve(merged, config)
     return config
 
 
+def find_config_file(given: str) -> Path:
+    """Return the path of a config file; ``-`` and ``_`` in its name are interchangeable.
+
+    Args:
+        given: path as given by the user.
+
+    Raises:
+        UserError: the file does not exist; the message lists similar names.
+    """
+    path = Path(given)
+    if path.is_file():
+        return path
+    wanted = path.name.replace("-", "_")
+    siblings = sorted(path.parent.glob("*.yaml"))
+    for sibling in siblings:
+        if sibling.name.replace("-", "_") == wanted:
+            return sibling
+    near = difflib.get_close_matches(path.name, [sibling.name for sibling in siblings], n=3, cutoff=0.4)
+    choices = [path.parent / name for name in near] or sorted(Path().glob(f"configs/**/*{path.stem[:6]}*.yaml"))[:3]
+    hint = f" Similar: {', '.join(map(str, choices))}" if choices else f" {path.parent}/ contains no .yaml files"
+    raise UserError(f"config file {given} does not exist.{hint}")
+
+
 def parse_overrides(overrides: Sequence[str]) -> DictConfig:
-    """Read ``a.b=c`` words; values are YAML, so ``1e-4``, ``true``, ``[1, 2]`` mean what they look like."""
+    """Parse ``a.b=c`` words; values are YAML (``1e-4``, ``true``, ``[1, 2]``)."""
     for word in overrides:
         if "=" not in word:
-            raise ConfigError(f"command line: {word!r} is no override; expected key=value, as in model.params.x=1")
+            raise ConfigError(f"command line: expected key=value (model.params.x=1), got {word!r}")
     try:
         return OmegaConf.from_dotlist(list(overrides))
     except Exception as error:  # YAML and grammar errors come from two libraries
         raise ConfigError(f"command line: the overrides {' '.join(overrides)} cannot be read: {error}") from error
 
 
-def _layers(
-    path: Path, above: tuple[Path, ...] = (), done: set[Path] | None = None
-) -> Iterator[tuple[Path, DictConfig]]:
-    """Yield a file's layers in the order of merging: first what it names under ``base``, each file once, then itself.
-
-    Args:
-        path: the file.
-        above: the files that led here, outermost first.
-        done: the files already yielded.
-
-    Raises:
-        UserError: a named file does not exist.
-        ConfigError: ``base`` is no list of files, or leads back to a file above.
-    """
-    done = set() if done is None else done
-    if path.resolve() in above:
-        circle = [*above[above.index(path.resolve()) :], path.resolve()]
-        raise ConfigError(f"{path}: {INCLUDE_KEY}: files name each other in a circle: {' -> '.join(map(str, circle))}")
-    if path.resolve() in done:
+def _layers(path: Path, above: tuple[Path, ...], done: set[Path]) -> Iterator[tuple[Path, DictConfig]]:
+    """Yield the layers of a file in the order of merging: the files under ``base``, each once, then the file itself."""
+    own = path.resolve()
+    if own in above:
+        circle = [*above[above.index(own) :], own]
+        raise ConfigError(f"{path}: {INCLUDE_KEY}: circular include: {' -> '.join(map(str, circle))}")
+    if own in done:
         return
     layer = _read_yaml(path)
     for name in _file_names(path, layer):
@@ -144,72 +170,66 @@ def _layers(
             part = Path(os.path.normpath(find_config_file(str(path.parent / name))))
         except UserError as error:
             raise UserError(f"{path}: {INCLUDE_KEY}: {error}") from error
-        yield from _layers(part, (*above, path.resolve()), done)
-    done.add(path.resolve())
+        yield from _layers(part, (*above, own), done)
+    done.add(own)
     yield path, layer
 
 
 def _file_names(path: Path, layer: DictConfig) -> list[str]:
-    """Take ``base`` out of a layer and return the file names in it: one, several, or none."""
+    """Remove ``base`` from a layer and return its file names."""
     named = OmegaConf.to_container(layer, resolve=False).get(INCLUDE_KEY)
     layer.pop(INCLUDE_KEY, None)
     names = [named] if isinstance(named, str) else [] if named is None else named
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"{path}: {INCLUDE_KEY}: expected a list of YAML files relative to this one, found {named!r}")
+        raise ConfigError(f"{path}: {INCLUDE_KEY}: expected a list of YAML files relative to this one, got {named!r}")
     return names
 
 
 def _read_yaml(path: Path) -> DictConfig:
     try:
         layer = OmegaConf.load(path)
-    except Exception as error:  # YAML scanner errors and OmegaConf's own, both name line and column
+    except Exception as error:  # YAML scanner errors and OmegaConf's own; both contain line and column
         layer = _read_mended(path, error)
         if layer is None:
             raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(layer, DictConfig):
-        raise ConfigError(f"{path}: expected a mapping with `model` and `data`, found a list")
+        raise ConfigError(f"{path}: expected a mapping with `model` and `data`, got a list")
     return layer
 
 
 def _read_mended(path: Path, error: Exception) -> DictConfig | None:
-    """Read a file in which one line is indented by a blank too many, and say so; None if that is not the matter."""
-    mark = getattr(error, "problem_mark", None)
+    """Read a file with one line indented one space too far, with a warning; None if the error is another one."""
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
     text = None if mark is None else mend_indentation(path.read_text(encoding="utf-8"), mark.line)
     if text is None:
         return None
     try:
         layer = OmegaConf.create(text)
-    except Exception:  # as above: it is another error, and the first one is told
+    except Exception:  # another error: the first one is reported
         return None
-    message = "%s: line %d is indented one blank further than the line above; it is read as if it were not"
+    message = "%s: line %d is indented one space further than the line above; read with the indentation of that line"
     logger.warning(message, path, mark.line + 1)
     return layer
 
 
-def _dotted_keys(layer: DictConfig) -> Iterator[str]:
-    """Yield the dotted key of every entry, mappings before what they hold; lists are one entry."""
-
-    def walk(content: Any, prefix: str) -> Iterator[str]:
-        for key, value in content.items():
-            dotted = f"{prefix}{key}"
-            if isinstance(value, dict):
-                yield from walk(value, dotted + ".")
-            if not isinstance(value, dict) or not value:
-                yield dotted
-
-    yield from walk(OmegaConf.to_container(layer, resolve=False), "")
+def _dotted_keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of every entry; lists are one entry."""
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _dotted_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
-    """Teach OmegaConf ``env``, ``last_run`` and ``last_ckpt`` as seen from these folders."""
+    """Register ``env``, ``last_run`` and ``last_ckpt`` with OmegaConf for these folders."""
 
-    def environment(name: str, default: Any = KeyError) -> Any:
-        value = os.environ.get(name, default)
-        if value is KeyError:
+    def environment(name: str, *default: Any) -> Any:
+        if name not in os.environ and not default:
             raise ConfigError(
-                f"the environment variable {name} is not set: export it, or write ${{env:{name},default}}"
+                f"the environment variable {name} is not set. Export it, or write ${{env:{name},default}}"
             )
-        return value
+        return os.environ.get(name, *default)
 
     def run_reference(kind: str, name: str) -> str:
         try:
@@ -222,8 +242,9 @@ def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
                 pending.append(str(error).splitlines()[0])
             return f"<{kind} {name}>"
 
-    # OmegaConf 2.4 renamed the function and warns about the old name; 2.3 has only the old one.
-    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
+    # OmegaConf 2.4 renamed register_new_resolver and warns about the old name.
+    name = "register_resolver" if "register_resolver" in vars(OmegaConf) else "register_new_resolver"
+    register = vars(OmegaConf)[name].__func__
     register("env", environment, replace=True)
     for kind in ("last_run", "last_ckpt"):
         register(kind, functools.partial(run_reference, kind), replace=True)
@@ -233,18 +254,17 @@ def _resolve(merged: DictConfig, config: Config) -> dict[str, Any]:
     try:
         return OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        key = str(getattr(error, "full_key", "") or "?")
+        key = str(error.full_key or "?")
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, (ConfigError, UserError)):
             cause = cause.__cause__ or cause.__context__
-        if cause is not None:
-            raise type(cause)(f"{config.origin(key)}: {key}: {cause}") from error
-        first_line = str(error).splitlines()[0]
-        raise ConfigError(f"{config.origin(key)}: {key}: {first_line}") from error
+        if cause is None:
+            raise config.error(key, str(error).splitlines()[0]) from error
+        raise type(cause)(f"{config.origin(key)}: {key}: {cause}") from error
 
 
 def save_config(path: Path, content: dict[str, Any], comment: str = "") -> None:
-    """Write plain content as YAML with an optional comment above it."""
+    """Write plain content as YAML, with an optional comment at the top."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = "".join(f"# {line}\n" for line in comment.splitlines())
     path.write_text(head + OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")

@@ -1,15 +1,20 @@
-"""What a class or function accepts, read from its source without importing it.
+"""Accepted arguments of classes and functions, read from their source without importing it.
 
-A config is checked this way in milliseconds, before torch and Lightning are loaded.
+Configs are checked with it in milliseconds, before torch and Lightning are imported.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import importlib.util
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from ldm.util import did_you_mean, search_working_directory
 
 _MAX_HOPS = 8
 
@@ -20,15 +25,22 @@ class Signature:
 
     Attributes:
         required: argument name -> whether it has no default.
-        is_open: whether further arguments may be given (``**kwargs`` whose destination is not ours to see).
+        is_open: whether further arguments are accepted (``**kwargs`` whose use cannot be followed).
     """
 
-    required: dict[str, bool] = field(default_factory=dict)
+    required: dict[str, bool]
     is_open: bool = False
 
 
+class Misfit(NamedTuple):
+    """First parameter that a target does not accept, or "" if one is missing, and the message."""
+
+    name: str
+    message: str
+
+
 class UnknownNameError(LookupError):
-    """A module or a name in it does not exist; ``known`` holds the names that do."""
+    """A module or a name in it does not exist; ``known`` contains the names that do."""
 
     def __init__(self, message: str, known: list[str]) -> None:
         super().__init__(message)
@@ -36,82 +48,114 @@ class UnknownNameError(LookupError):
 
 
 def read_signature(target: str) -> Signature | None:
-    """Return what ``package.module.Name`` accepts.
+    """Return the arguments that ``package.module.Name`` accepts.
 
     Args:
         target: today's dotted path.
 
     Returns:
-        The signature; ``None`` when the source does not tell (compiled, dynamic, or not installed).
+        The signature; ``None`` if it cannot be read from the source (compiled, dynamic, or not installed).
 
     Raises:
-        UnknownNameError: the package is ours and has no such module or name.
+        UnknownNameError: ``ldm`` has no such module or name.
     """
     module, _, name = target.rpartition(".")
     return _signature_of(module, name, _MAX_HOPS)
 
 
+def find_signature(target: str) -> Signature | None:
+    """Return the signature of a target; ``None`` also for unknown names, which the validation of configs reports."""
+    try:
+        return read_signature(target)
+    except UnknownNameError:
+        return None
+
+
+def find_misfit(
+    target: str, params: Mapping[str, Any], signature: Signature | None, check_required: bool = True
+) -> Misfit | None:
+    """Compare parameters with a signature.
+
+    Args:
+        target: the name in the message.
+        params: parameters of a config.
+        signature: accepted arguments; ``None`` accepts everything.
+        check_required: also report required parameters that are missing.
+
+    Returns:
+        The first unknown or missing parameter; ``None`` if all fit.
+    """
+    if signature is None:
+        return None
+    for name in params:
+        if name not in signature.required and not signature.is_open:
+            hint = did_you_mean(name, signature.required)
+            accepted = ", ".join(signature.required) or "no arguments"
+            return Misfit(name, f"{target} does not accept {name!r}.{hint} Accepted: {accepted}")
+    missing = [name for name, needed in signature.required.items() if needed and name not in params]
+    if missing and check_required:
+        return Misfit("", f"{target} requires {', '.join(map(repr, missing))}. Add params.{missing[0]}")
+    return None
+
+
 def is_installed(target: str) -> bool:
-    """Whether the top-level package or module of a dotted path exists; nothing is imported."""
+    """Return whether the top-level package of a dotted path exists, without importing it."""
+    search_working_directory()
     try:
         return importlib.util.find_spec(target.partition(".")[0]) is not None
     except (ImportError, ValueError):
-        return True  # a module that was made by hand has no spec
+        return True  # modules made at run time have no spec
 
 
 def _signature_of(module: str, name: str, hops: int) -> Signature | None:
     """Find ``name`` in ``module``, following re-exports, and read its arguments."""
     is_ours = module.split(".")[0] == "ldm"
     path = find_source(module)
+    if path is None and is_ours:
+        raise UnknownNameError(f"there is no module {module}", ours())
     if path is None:
-        if is_ours:
-            raise UnknownNameError(f"there is no module {module}", ours())
         return None
-    node, imports = _definitions(path, module)
-    if name in node:
-        found = node[name]
-        if isinstance(found, ast.ClassDef):
-            return _class_signature(found, module, imports, hops)
-        return _function_signature(found, skip_first=False)
+    nodes, imports = _definitions(path, module)
+    node = nodes.get(name)
+    if isinstance(node, ast.ClassDef):
+        return _class_signature(node, module, imports, hops)
+    if isinstance(node, ast.FunctionDef):
+        return _function_signature(node, skip_first=False)
     if name in imports and hops:
         origin, _, original = imports[name].rpartition(".")
         return _signature_of(origin, original, hops - 1)
-    if is_ours and "*" not in imports and "__getattr__" not in node and name not in _assigned(path):
-        raise UnknownNameError(f"module {module} has no {name}", [f"{module}.{known}" for known in [*node, *imports]])
+    if is_ours and "*" not in imports and "__getattr__" not in nodes and name not in nodes:
+        raise UnknownNameError(f"module {module} has no {name}", [f"{module}.{known}" for known in [*nodes, *imports]])
     return None
 
 
 def find_source(module: str) -> Path | None:
-    """Return the source file of a dotted module; only the top-level package is looked up, none is imported."""
+    """Return the source file of a dotted module; nothing is imported."""
     top, *rest = module.split(".")
+    search_working_directory()
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
         return None
-    if spec is None or not (spec.submodule_search_locations or spec.origin):
+    if spec is None:
         return None
     if not spec.submodule_search_locations:
         return Path(spec.origin) if not rest and str(spec.origin).endswith(".py") else None
     base = Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
-    for path in (base.with_suffix(".py"), base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
 
 
 @functools.cache
-def _parse(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-
-
 def _definitions(path: Path, module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
-    """Return the module's classes and functions, and its imported names with their dotted origin."""
+    """Return the names that a module defines, and its imported names with their dotted origin."""
     nodes: dict[str, ast.AST] = {}
     imports: dict[str, str] = {}
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in _parse(path).body:
+    for node in ast.parse(path.read_text(encoding="utf-8"), filename=str(path)).body:
         if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
             nodes[node.name] = node
+        elif isinstance(node, ast.Assign):
+            nodes.update({target.id: node for target in node.targets if isinstance(target, ast.Name)})
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -123,19 +167,8 @@ def _definitions(path: Path, module: str) -> tuple[dict[str, ast.AST], dict[str,
     return nodes, imports
 
 
-def _assigned(path: Path) -> set[str]:
-    """Return the names a module assigns at its top level."""
-    return {
-        target.id
-        for node in _parse(path).body
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-
-
 def _class_signature(node: ast.ClassDef, module: str, imports: dict[str, str], hops: int) -> Signature | None:
-    """Read ``__init__`` (or dataclass fields); ``**kwargs`` are followed into the base classes."""
+    """Read ``__init__`` or dataclass fields; ``**kwargs`` are followed into the base classes."""
     methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
     if "__new__" in methods:
         return None
@@ -153,17 +186,15 @@ def _class_signature(node: ast.ClassDef, module: str, imports: dict[str, str], h
         own = Signature({}, is_open=True)
     inherited = [_base_signature(base, module, imports, hops) for base in node.bases]
     if not inherited or any(base is None for base in inherited):
-        return own if inherited else Signature(own.required)
-    merged: dict[str, bool] = {}
-    for base in reversed(inherited):
-        merged.update(base.required)
+        return own if inherited or "__init__" in methods else Signature(own.required)
+    merged = {name: needed for base in reversed(inherited) for name, needed in base.required.items()}
     for name in _passed_on(methods.get("__init__"), list(merged)):
         merged.pop(name, None)
     return Signature({**merged, **own.required}, is_open=any(base.is_open for base in inherited))
 
 
 def _passed_on(init: ast.FunctionDef | None, names: list[str]) -> list[str]:
-    """Return the base arguments that ``super().__init__(...)`` is given by name or place, so that configs need not."""
+    """Return the base arguments that ``__init__`` passes to ``super().__init__(...)`` itself."""
     for call in ast.walk(init) if init else ():
         if isinstance(call, ast.Call) and ast.unparse(call.func) == "super().__init__":
             plain = [item for item in call.args if not isinstance(item, ast.Starred)]
@@ -171,29 +202,48 @@ def _passed_on(init: ast.FunctionDef | None, names: list[str]) -> list[str]:
     return []
 
 
-def _described_by(init: ast.FunctionDef, module: str) -> Signature | None:
-    """Return the fields of the dataclass that ``__init__(self, **params)`` checks its params with.
+def _described_by(init: ast.FunctionDef, module: str, hops: int = _MAX_HOPS) -> Signature | None:
+    """Return the options that ``__init__(self, ..., **params)`` takes from ``params`` beside its own arguments.
 
-    Recognised by the call ``SomeDataclass.from_params(params)`` of a dataclass in the same module.
+    Recognised are the calls ``SomeDataclass.from_params(params)`` and ``group_options(params, SomeDataclass, ...)``.
     """
     path = find_source(module)
     if init.args.kwarg is None or path is None:
         return None
-    nodes, _ = _definitions(path, module)
+    nodes, imports = _definitions(path, module)
     for call in ast.walk(init):
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "from_params":
-            node = nodes.get(ast.unparse(call.func.value))
-            if isinstance(node, ast.ClassDef) and [ast.unparse(arg) for arg in call.args] == [init.args.kwarg.arg]:
-                return _field_signature(node)
+        if not isinstance(call, ast.Call):
+            continue
+        function, *groups = [ast.unparse(item) for item in (call.func, *call.args)]
+        if function.endswith(".from_params") and groups == [init.args.kwarg.arg]:
+            groups = [function.removesuffix(".from_params")]
+        elif function == "group_options" and groups[:1] == [init.args.kwarg.arg]:
+            groups = groups[1:]
+        else:
+            continue
+        found = [_fields_of(group, module, nodes, imports, hops) for group in groups]
+        if all(found):
+            return Signature({name: needed for part in found for name, needed in part.required.items()})
     return None
 
 
+def _fields_of(
+    name: str, module: str, nodes: dict[str, ast.AST], imports: dict[str, str], hops: int
+) -> Signature | None:
+    """Return the fields of a dataclass that is defined in a module or imported there."""
+    if isinstance(node := nodes.get(name), ast.ClassDef):
+        return _field_signature(node)
+    origin, _, original = imports.get(name, "").rpartition(".")
+    path = find_source(origin) if origin and hops else None
+    return None if path is None else _fields_of(original, origin, *_definitions(path, origin), hops - 1)
+
+
 def _base_signature(base: ast.expr, module: str, imports: dict[str, str], hops: int) -> Signature | None:
-    """Return the signature of a base class of ours; ``None`` for foreign ones."""
+    """Return the signature of a base class in the same package; ``None`` for others."""
     dotted = ast.unparse(base)
     first, _, rest = dotted.partition(".")
     origin = imports.get(first, f"{module}.{first}") + (f".{rest}" if rest else "")
-    if not hops or origin.split(".")[0] != module.split(".")[0]:
+    if not hops or dotted in vars(builtins) or origin.split(".")[0] != module.split(".")[0]:
         return None
     parent, _, name = origin.rpartition(".")
     return _signature_of(parent, name, hops - 1)
@@ -219,13 +269,13 @@ def _function_signature(node: ast.AST, skip_first: bool) -> Signature:
 
 @functools.cache
 def ours() -> list[str]:
-    """Return the dotted paths of all classes in ``ldm``, re-exported ones too; only used to suggest a name."""
+    """Return the dotted paths of all classes in ``ldm``, re-exports included; only used for suggestions."""
     root = Path(__file__).resolve().parents[1]
     names = []
     for path in sorted(root.rglob("*.py")):
         module = ".".join(("ldm", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
         nodes, imports = _definitions(path, module)
-        shown = [name for name in imports if name[:1].isupper()] if "__all__" in _assigned(path) else []
-        names += [f"{module}.{name}" for name in shown]
-        names += [f"{module}.{name}" for name, node in nodes.items() if isinstance(node, ast.ClassDef)]
+        shown = [name for name in imports if name[:1].isupper()] if "__all__" in nodes else []
+        classes = [name for name, node in nodes.items() if isinstance(node, ast.ClassDef)]
+        names += [f"{module}.{name}" for name in (*shown, *classes)]
     return names

@@ -1,6 +1,6 @@
-"""Names of Trainer arguments, those of Lightning 1.4 included, and their translation to Lightning 2.
+"""Trainer arguments of Lightning 2 and 1.4, and the translation of the latter.
 
-Kept as plain lists so that a command line or a config is checked without importing Lightning.
+They are plain lists, so that command lines and configs are checked without importing Lightning.
 """
 
 from __future__ import annotations
@@ -40,27 +40,20 @@ _SIMPLE_RENAMES = {
     "terminate_on_nan": "detect_anomaly",
     "replace_sampler_ddp": "use_distributed_sampler",
 }
-_OLD_STRATEGIES = {
-    "ddp": "ddp",
-    "ddp_spawn": "ddp_spawn",
-    "ddp_cpu": "ddp",
-    "ddp2": "ddp",
-    "dp": "ddp",
-    "ddp_sharded": "fsdp",
-}
+_STRATEGIES = dict.fromkeys("ddp ddp2 ddp_cpu dp".split(), "ddp") | {"ddp_spawn": "ddp_spawn", "ddp_sharded": "fsdp"}
 _PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
 @dataclass
 class TrainerSettings:
-    """Trainer arguments of today plus what became of arguments that are no Trainer arguments any more.
+    """Trainer arguments of Lightning 2, and former arguments that are handled elsewhere.
 
     Attributes:
         arguments: keyword arguments of ``pytorch_lightning.Trainer``.
-        resume_from_checkpoint: checkpoint to continue from, if one was given.
-        refresh_rate: old ``progress_bar_refresh_rate``, if one was given.
-        flush_every: old ``flush_logs_every_n_steps``, if one was given.
-        dropped: names that no longer mean anything.
+        resume_from_checkpoint: checkpoint to continue from, if given.
+        refresh_rate: ``progress_bar_refresh_rate``, if given.
+        flush_every: ``flush_logs_every_n_steps``, if given.
+        dropped: arguments that have no effect any more.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -71,15 +64,17 @@ class TrainerSettings:
 
 
 def translate_trainer_args(given: Mapping[str, Any]) -> TrainerSettings:
-    """Map Trainer arguments of Lightning 1.4 or 2 onto those of Lightning 2.
+    """Map Trainer arguments of Lightning 1.4 or 2 to those of Lightning 2.
 
     Args:
         given: argument name -> value; every name is in ``KNOWN_ARGS``.
 
     Returns:
-        The settings; today's spelling wins where old and new are given together.
+        The settings; new names take precedence if old and new ones are given together.
     """
-    settings = TrainerSettings()
+    settings = TrainerSettings(
+        resume_from_checkpoint=given.get("resume_from_checkpoint"), flush_every=given.get("flush_logs_every_n_steps")
+    )
     today = settings.arguments
     for name, value in given.items():
         if name in _SIMPLE_RENAMES:
@@ -89,15 +84,6 @@ def translate_trainer_args(given: Mapping[str, Any]) -> TrainerSettings:
         elif name not in RENAMED_ARGS:
             today[name] = value
     _translate_devices(given, today)
-    _translate_rest(given, settings)
-    return settings
-
-
-def _translate_rest(given: Mapping[str, Any], settings: TrainerSettings) -> None:
-    """Translate the arguments that became callbacks, loggers or arguments of ``fit``."""
-    today = settings.arguments
-    settings.resume_from_checkpoint = given.get("resume_from_checkpoint")
-    settings.flush_every = given.get("flush_logs_every_n_steps")
     if "weights_summary" in given:
         today.setdefault("enable_model_summary", given["weights_summary"] not in (None, "None", False))
     if given.get("reload_dataloaders_every_epoch"):
@@ -111,14 +97,15 @@ def _translate_rest(given: Mapping[str, Any], settings: TrainerSettings) -> None
         today["precision"] = _PRECISIONS.get(str(today["precision"]), today["precision"])
     if today.get("max_steps", 0) is None:
         today["max_steps"] = -1
+    return settings
 
 
 def _translate_devices(given: Mapping[str, Any], today: dict[str, Any]) -> None:
-    """Translate ``gpus``, ``num_processes``, ``tpu_cores`` and the strategy names once given as accelerator."""
+    """Translate ``gpus``, ``num_processes``, ``tpu_cores`` and strategy names given as ``accelerator``."""
     old_strategy = given.get("distributed_backend") or given.get("accelerator")
-    if str(old_strategy) in _OLD_STRATEGIES:
+    if str(old_strategy) in _STRATEGIES:
         today.pop("accelerator", None)
-        today.setdefault("strategy", _OLD_STRATEGIES[str(old_strategy)])
+        today.setdefault("strategy", _STRATEGIES[str(old_strategy)])
     if given.get("tpu_cores"):
         today.setdefault("accelerator", "tpu")
         today.setdefault("devices", given["tpu_cores"])
@@ -135,10 +122,10 @@ def _translate_devices(given: Mapping[str, Any], today: dict[str, Any]) -> None:
 
 
 def parse_gpus(value: Any) -> list[int] | int | None:
-    """Read Lightning 1.4's ``gpus``: ``"0,"`` and ``"0,1"`` list indices, a number counts devices.
+    """Parse ``gpus`` of Lightning 1.4: ``"0,"`` and ``"0,1"`` are indices, a number is a count.
 
     Args:
-        value: what the config or command line says.
+        value: value in the config or on the command line.
 
     Returns:
         Device indices, a device count (-1: all), or ``None`` for the CPU.

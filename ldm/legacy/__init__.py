@@ -1,5 +1,7 @@
-"""Names, options and habits of the reference repositories and of earlier versions, in today's words."""
+"""Names, options and defaults of the reference repositories and of earlier versions, translated to today's."""
 
-from ldm.legacy.translation import ALIASES, OLD_MODULES, mend_indentation, resolve_target, translate
+from ldm.legacy.names import ALIASES, OLD_MODULES
+from ldm.legacy.sampling import sampling_options
+from ldm.legacy.translation import mend_indentation, resolve_target, translate
 
-__all__ = ["ALIASES", "OLD_MODULES", "mend_indentation", "resolve_target", "translate"]
+__all__ = ["ALIASES", "OLD_MODULES", "mend_indentation", "resolve_target", "sampling_options", "translate"]

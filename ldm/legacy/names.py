@@ -1,7 +1,6 @@
-"""What the reference repositories call things, and what the same things are called here: tables alone.
+"""Tables of names and options of the reference repositories, read by ``ldm.legacy.translation`` only.
 
 The repositories are latent-diffusion, taming-transformers, DisDiff, CLIP-DisDiff and EncDiff.
-``ldm.legacy.translation`` reads these tables; nothing else does.
 """
 
 from __future__ import annotations
@@ -10,18 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldm.legacy.moved import MOVED
-
 _PL = "pytorch_lightning"
 _CALLBACKS = "ldm.training.callbacks"
 _LOSSES = "ldm.modules.losses"
+_TAMING = "taming.modules.losses"
+_OLD_LOSSES = (_TAMING, f"{_TAMING}.vqperceptual", _LOSSES)
 _DDPM = "ldm.models.diffusion.ddpm"
 _VQ_LOSS = f"{_LOSSES}.vqperceptual.VQLPIPSWithDiscriminator"
-_KL_LOSS = f"{_LOSSES}.contperceptual.LPIPSWithDiscriminator"
 _DUMMY_LOSS = f"{_LOSSES}.contperceptual.DummyLoss"
 _CSV_LOGGER = "ldm.training.loggers.MetricsCSVLogger"
 
-# What lived in the references' main.py (and EncDiff's main_val.py).
+# Classes of the references' main.py and of EncDiff's main_val.py.
 _MAIN = {
     "DataModuleFromConfig": "ldm.data.module.DataModuleFromConfig",
     "WrappedDataset": "ldm.data.module.WrappedDataset",
@@ -31,10 +29,10 @@ _MAIN = {
     "LearningRateMonitor": f"{_PL}.callbacks.LearningRateMonitor",
 }
 
-# Modules of the references that hold nothing but the names above; any other name in them is a slip.
+# Modules of the references that contain only the names above; any other name in them is misspelt.
 OLD_MODULES = ("main", "main_val")
 
-# The diffusion models; which of them a LatentDiffusion is, its params tell.
+# The diffusion models; a LatentDiffusion is one of them, depending on its params.
 LATENT_DIFFUSION = f"{_DDPM}.LatentDiffusion"
 DISDIFF = "ldm.models.diffusion.methods.disdiff.model.DisDiff"
 CLIP_DISDIFF = "ldm.models.diffusion.methods.clip_disdiff.model.CLIPDisDiff"
@@ -48,31 +46,40 @@ OLD_LATENT_DIFFUSIONS = {
 SHIFT_UNET = "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel"
 TOKEN_UNET = "ldm.modules.diffusionmodules.openaimodel_enc.UNetModel"
 CLIP_TEXT = "ldm.modules.encoders.modules.FrozenCLIPTextEmbedder"
+EDIT_SCORE = "ldm.evaluation.editing.callback.EditScore"
 DATA_MODULE = _MAIN["DataModuleFromConfig"]
 
 # Old dotted path -> today's dotted path.
 ALIASES: dict[str, str] = {
     **{f"{module}.{name}": today for module in OLD_MODULES for name, today in _MAIN.items()},
     **{old: today for old, today in OLD_LATENT_DIFFUSIONS.items() if old != today},
-    "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator": _VQ_LOSS,
-    "taming.modules.losses.VQLPIPSWithDiscriminator": _VQ_LOSS,
-    "taming.modules.losses.vqperceptual.DummyLoss": _DUMMY_LOSS,
-    "taming.modules.losses.DummyLoss": _DUMMY_LOSS,
-    "taming.modules.losses.lpips.LPIPS": "ldm.modules.lpips.LPIPS",
-    "taming.modules.discriminator.model.NLayerDiscriminator": "ldm.modules.discriminator.NLayerDiscriminator",
+    **{f"{old}.VQLPIPSWithDiscriminator": _VQ_LOSS for old in _OLD_LOSSES},
+    **{f"{old}.DummyLoss": _DUMMY_LOSS for old in (*_OLD_LOSSES, f"{_LOSSES}.vqperceptual")},
+    f"{_LOSSES}.LPIPSWithDiscriminator": f"{_LOSSES}.contperceptual.LPIPSWithDiscriminator",
+    f"{_TAMING}.lpips.LPIPS": "ldm.modules.lpips.LPIPS",
+    "ldm.modules.discriminator.NLayerDiscriminator": "taming.modules.discriminator.model.NLayerDiscriminator",
     "taming.modules.vqvae.quantize.VectorQuantizer2": "ldm.modules.quantize.VectorQuantizer2",
     "taming.models.vqgan.VQModel": "ldm.models.autoencoder.VQModel",
-    f"{_LOSSES}.VQLPIPSWithDiscriminator": _VQ_LOSS,
-    f"{_LOSSES}.LPIPSWithDiscriminator": _KL_LOSS,
-    f"{_LOSSES}.DummyLoss": _DUMMY_LOSS,
-    f"{_LOSSES}.vqperceptual.DummyLoss": _DUMMY_LOSS,
     "ldm.tools.Record": f"{_CALLBACKS}.record.Record",
     f"{_PL}.loggers.TestTubeLogger": _CSV_LOGGER,
     f"{_PL}.loggers.test_tube.TestTubeLogger": _CSV_LOGGER,
 }
 
-# Whole packages that moved: prefix -> prefix. The Lightning distribution has two import names for one code.
-PREFIXES: dict[str, str] = {"lightning.pytorch.": f"{_PL}.", **MOVED}
+# Prefix -> prefix. Lightning is distributed under two import names; the others are of earlier versions of this package.
+_FACTORS = ("cars3d", "dsprites", "mpi3d", "shapes3d", "smallnorb")
+_FORMATS = ("celeba", "folder", "h5_text", "lmdb_sets", "lmdb_text")
+_METHODS = ("disdiff", "clip_disdiff", "encdiff")
+PREFIXES: dict[str, str] = {
+    "lightning.pytorch.": f"{_PL}.",
+    **{f"ldm.data.{name}.": f"ldm.data.factors.{name}." for name in _FACTORS},
+    **{f"ldm.data.{name}.": f"ldm.data.formats.{name}." for name in _FORMATS},
+    **{f"ldm.models.diffusion.{name}.": f"ldm.models.diffusion.methods.{name}.model." for name in _METHODS},
+    "ldm.models.diffusion.pixel_diffusion.": "ldm.models.diffusion.base.",
+    "ldm.models.diffusion.latent_diffusion.": "ldm.models.diffusion.latent.",
+    "ldm.models.diffusion.unit_diffusion.": "ldm.models.diffusion.units.",
+    "ldm.evaluation.edit.": "ldm.evaluation.editing.callback.",
+    "ldm.data.vocabulary.world_vocabulary": "ldm.data.world.world_vocabulary",
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,8 @@ class OldDataset:
 
     Attributes:
         today: the class that reads the same files.
-        params: what the old name stood for; a config may say otherwise.
-        meaningless: options that have no meaning here, because items are uint8 and models normalise them.
+        params: defaults of the old class; a config can override them.
+        meaningless: options without effect, because items are uint8 and models normalize them.
     """
 
     today: str
@@ -90,7 +97,7 @@ class OldDataset:
     meaningless: tuple[str, ...] = ("as_tensor", "do_normalize", "do_transform", "do_augment", "original_resolution")
 
 
-# LMDB keys carry the resolution, and their pictures may be mirrored: there both do mean something.
+# LMDB keys contain the resolution, and images may be mirrored: these options have an effect there.
 _LMDB = ("as_tensor", "do_normalize", "do_transform")
 _SHAPES3D = OldDataset("ldm.data.factors.shapes3d.Shapes3D")
 _MPI3D = OldDataset("ldm.data.factors.mpi3d.MPI3D", {"variant": "toy"})
@@ -103,142 +110,81 @@ _TEXT_IMAGES = OldDataset("ldm.data.formats.lmdb_text.LMDBTextImages", _SMALL, _
 
 
 def _large(today: str, image_size: int, **params: str) -> OldDataset:
-    """An LMDB of 256-pixel pictures, resized."""
+    """Return an LMDB of 256-pixel images, resized."""
     sizes = {"image_size": image_size, "original_resolution": 256}
     return OldDataset(f"ldm.data.formats.lmdb_sets.{today}", {**sizes, **params}, _LMDB)
 
 
 def _folder(split: str | None = None) -> OldDataset:
-    """A folder of pictures of any shape, made square."""
+    """Return a folder of images of any shape, stretched to squares."""
     return OldDataset("ldm.data.formats.folder.ImageFolder", {"image_size": 64, "fit": "stretch", "split": split})
 
 
 _IN_DIS = {
-    "Shapes3D": _SHAPES3D,
-    "Shapes3DTrain": _SHAPES3D,
-    "MPI3D": _MPI3D,
-    "MPI3DTrain": _MPI3D,
-    "Cars3D": _CARS3D,
-    "Cars3DTrain": _CARS3D,
+    **dict.fromkeys(("Shapes3D", "Shapes3DTrain"), _SHAPES3D),
+    **dict.fromkeys(("MPI3D", "MPI3DTrain"), _MPI3D),
+    **dict.fromkeys(("Cars3D", "Cars3DTrain"), _CARS3D),
     "CelebAlmdb": OldDataset(_CELEBA, {"original_resolution": 128, "crop_d2c": False}, _LMDB),
     "Celebarain": _FACES,
-    "Mercarilmdb": _IMAGES,
-    "Mercaritrain": _IMAGES,
-    "CustomDatasetTrain": _IMAGES,
-    "Mercarilmdb_clip": _TEXT_IMAGES,
-    "Mercaritrain_clip": _TEXT_IMAGES,
-    "CustomDatasetTrainCLIP": _TEXT_IMAGES,
+    **dict.fromkeys(("Mercarilmdb", "Mercaritrain", "CustomDatasetTrain"), _IMAGES),
+    **dict.fromkeys(("Mercarilmdb_clip", "Mercaritrain_clip", "CustomDatasetTrainCLIP"), _TEXT_IMAGES),
     "Bedroom_lmdb": _large("LSUN", 128, category="bedroom"),
     "BedroomTrain": _large("LSUN", 64, category="bedroom"),
     "Horse_lmdb": _large("LSUN", 128, category="horse"),
     "HorseTrain": _large("LSUN", 64, category="horse"),
     "FFHQlmdb": _large("FFHQ", 256),
     "FFHQTrain": _large("FFHQ", 64),
-    "AFHQTrain": _folder(),
-    "AFHQVal": _folder("validation"),
-    "FlowerTrain": _folder(),
-    "FlowerVal": _folder("validation"),
+    **dict.fromkeys(("AFHQTrain", "FlowerTrain"), _folder()),
+    **dict.fromkeys(("AFHQVal", "FlowerVal"), _folder("validation")),
 }
 OLD_DATASETS = {f"ldm.data.{module}.{name}": data for module in ("dis", "disdata") for name, data in _IN_DIS.items()}
 CARS3D_NAMES = frozenset(name for name, data in OLD_DATASETS.items() if data is _CARS3D)
-CARS3D_REPEAT = 10  # the references' training set holds every image so many times
+CARS3D_REPEAT = 10  # repetitions of every image in the references' training set
 ALIASES |= {name: data.today for name, data in OLD_DATASETS.items()}
 
-# Data sets that no repository here ships: prefix of the name -> what reads such images today.
+# Data sets that are not included: prefix of the name -> advice.
 NOT_SHIPPED_CLASS = "ldm.data.not_shipped.NotShipped"
-_FOLDER = "a folder of images, with a table of labels or texts if you have one: ldm.data.formats.folder.ImageFolder"
+_FOLDER = "a folder of images, optionally with a table of labels or texts: ldm.data.formats.folder.ImageFolder"
+_FFHQ = f"an LMDB of FFHQ: ldm.data.formats.lmdb_sets.FFHQ; or {_FOLDER}"
+_PARTS = "Clevr AFHQ Flower LSUNchurch LSUNChurch Shapes3D_SD Shapes3DTrainSD MPI3D_SD MPI3DTrainSD".split()
 NOT_SHIPPED = {
-    "ldm.data.imagenet.": _FOLDER,
-    "ldm.data.lsun.": f"an LMDB of the pictures: ldm.data.formats.lmdb_sets.LSUN; or {_FOLDER}",
-    "ldm.data.openimages.": _FOLDER,
-    "ldm.data.faceshq.": f"an LMDB of FFHQ: ldm.data.formats.lmdb_sets.FFHQ; or {_FOLDER}",
-    "taming.data.": f"an LMDB of FFHQ: ldm.data.formats.lmdb_sets.FFHQ; or {_FOLDER}",
-    "ldm.data.landscapes.": _FOLDER,
-    "ldm.data.previews.": _FOLDER,
-    **{
-        f"ldm.data.{module}.{name}": _FOLDER
-        for module in ("dis", "disdata")
-        for name in (
-            "Clevr",
-            "AFHQ",
-            "Flower",
-            "LSUNchurch",
-            "LSUNChurch",
-            "Shapes3D_SD",
-            "Shapes3DTrainSD",
-            "MPI3D_SD",
-            "MPI3DTrainSD",
-        )
-    },
+    "ldm.data.lsun.": f"an LMDB of the images: ldm.data.formats.lmdb_sets.LSUN; or {_FOLDER}",
+    **dict.fromkeys(("ldm.data.faceshq.", "taming.data."), _FFHQ),
+    **{f"ldm.data.{name}.": _FOLDER for name in ("imagenet", "openimages", "landscapes", "previews")},
+    **{f"ldm.data.{module}.{name}": _FOLDER for module in ("dis", "disdata") for name in _PARTS},
 }
 
-# Params that are dropped without a word whatever they say, because nothing differs.
+# Params that are dropped without a warning, because they make no difference.
 SELF_EVIDENT = frozenset(("as_tensor", "do_normalize", "do_transform", "original_resolution", "cond_stage_trainable"))
 
-# Params that mean nothing here. None, False and 0 are dropped in silence, anything else with a word.
-_FORK = ("use_disentangled_concat", "disentangled_dim")
+# Params without effect. None, False and 0 are dropped silently, other values with a warning.
 _MCL = ("use_mcl", "lambda_mcl", "mcl_tau", "mcl_proj_dim", "mcl_sigma", "mcl_neg_mode", "mcl_type")
-_AUTOENCODER = ("colorize_nlabels", "batch_resize_range", *_FORK)
+_DIFFUSION = ("use_positional_encodings", *_MCL)
+_DIS = ("dis_loss_flag", "dis_loss_type", "dis_weight", "detach_flag", "train_enc_flag")
+_KL = ("kl_loss_flag", "kl_weight")
+_AUTOENCODER = ("colorize_nlabels", "batch_resize_range", "use_disentangled_concat", "disentangled_dim")
 MEANINGLESS: dict[str, tuple[str, ...]] = {
-    "ldm.models.autoencoder.VQModel": _AUTOENCODER,
-    "ldm.models.autoencoder.VQModelInterface": _AUTOENCODER,
-    "ldm.models.autoencoder.AutoencoderKL": _AUTOENCODER,
+    **{f"ldm.models.autoencoder.{name}": _AUTOENCODER for name in ("VQModel", "VQModelInterface", "AutoencoderKL")},
     f"{_DDPM}.DDPM": ("use_positional_encodings",),
-    LATENT_DIFFUSION: (
-        "use_positional_encodings",
-        "dis_loss_flag",
-        "dis_loss_type",
-        "dis_weight",
-        "detach_flag",
-        "train_enc_flag",
-        "kl_loss_flag",
-        "kl_weight",
-        *_MCL,
-        "eval_name",
-    ),
-    DISDIFF: ("use_positional_encodings", *_MCL, "eval_name"),
-    CLIP_DISDIFF: (
-        "use_positional_encodings",
-        "train_enc_flag",
-        "kl_loss_flag",
-        "kl_weight",
-        "cond_stage_trainable",
-        *_MCL,
-        "eval_name",
-    ),
-    ENCDIFF: (
-        "use_positional_encodings",
-        "dis_loss_flag",
-        "dis_loss_type",
-        "dis_weight",
-        "detach_flag",
-        "train_enc_flag",
-        *_MCL,
-    ),
+    LATENT_DIFFUSION: (*_DIFFUSION, *_DIS, *_KL, "eval_name"),
+    DISDIFF: (*_DIFFUSION, "eval_name"),
+    CLIP_DISDIFF: (*_DIFFUSION, *_KL, "train_enc_flag", "cond_stage_trainable", "eval_name"),
+    ENCDIFF: (*_DIFFUSION, *_DIS),
     _CSV_LOGGER: ("debug", "create_git_tag", "log_graph", "prefix"),
 }
 
-# Params that got another name: target -> {old: today}.
+# Renamed params: target -> {old: today}.
 RENAMED_PARAMS: dict[str, dict[str, str]] = {
     f"{_PL}.callbacks.ModelCheckpoint": {"period": "every_n_epochs", "every_n_val_epochs": "every_n_epochs"}
 }
 
-# Defaults of the reference's class where today's class has others.
+# Defaults of the reference's class that differ from those of today's class.
 OLD_DEFAULTS: dict[str, dict[str, Any]] = {
     DISDIFF: {"dis_loss_flag": False, "dis_loss_type": "IM", "dis_weight": 1.0, "cond_stage_trainable": False},
     CLIP_DISDIFF: {"dis_loss_flag": False, "dis_loss_type": "IM", "dis_weight": 1.0},
     ENCDIFF: {"cond_stage_trainable": False},
 }
 
-# Width of a CLIP's embedding, by OpenAI's name of it.
-CLIP_WIDTHS = {
-    "ViT-L/14": 768,
-    "ViT-L/14@336px": 768,
-    "ViT-B/32": 512,
-    "ViT-B/16": 512,
-    "RN50": 1024,
-    "RN101": 512,
-    "RN50x4": 640,
-    "RN50x16": 768,
-    "RN50x64": 1024,
-}
+# Width of CLIP embeddings, by OpenAI's model names.
+_WIDTHS = {512: "ViT-B/32 ViT-B/16 RN101", 640: "RN50x4", 768: "ViT-L/14 ViT-L/14@336px RN50x16", 1024: "RN50 RN50x64"}
+CLIP_WIDTHS = {name: width for width, names in _WIDTHS.items() for name in names.split()}

@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or absent, and are read as data, never as code."""
+"""Atomic checkpoint files, read without executing pickled code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ldm.modules.weights import DAMAGE, load_pickled
 from ldm.util import UserError, atomic_write
@@ -19,13 +19,13 @@ from ldm.util import UserError, atomic_write
 logger = logging.getLogger(__name__)
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Writes beside the target, syncs, renames; reads with ``weights_only=True``."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Checkpoint plugin that writes to a temporary file and renames it, and reads with ``weights_only=True``."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any | None = None
     ) -> None:
-        """Write one checkpoint; the file that stood there stays whole whatever happens.
+        """Write one checkpoint; an existing file is replaced only after the new one is complete.
 
         Raises:
             UserError: the disk is full or the folder cannot be written.
@@ -42,19 +42,15 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Callable | None = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read one checkpoint; ``weights_only`` is always on, whatever is asked."""
+        """Read one checkpoint; ``weights_only`` is always true, regardless of the argument."""
         return read_checkpoint(path, map_location)
-
-    def remove_checkpoint(self, path: str | os.PathLike) -> None:
-        """Delete one checkpoint; one that is already gone is fine."""
-        Path(path).unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint of plain containers and tensors.
 
     Raises:
-        UserError: the file is absent, cut short, names code to run, or holds bare weights.
+        UserError: the file is missing, truncated, refers to code, or contains weights only.
     """
     if not Path(path).is_file():
         raise UserError(f"the checkpoint {path} does not exist.{_others(Path(path))}")
@@ -63,45 +59,44 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     except UserError:
         raise
     except DAMAGE as error:
-        first_line = str(error).partition("\n")[0]
-        raise UserError(
-            f"the checkpoint {path} is damaged or cut short ({first_line}); delete it.{_others(Path(path))}"
-        ) from error
+        cause = str(error).partition("\n")[0]
+        advice = f"Delete it.{_others(Path(path))}"
+        raise UserError(f"the checkpoint {path} is damaged or truncated ({cause}). {advice}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
-            f"{path} is no checkpoint of a run: it holds bare weights. To start from them name the file in "
-            "model.params.ckpt_path; to continue a run give its last.ckpt"
+            f"{path} contains weights only; cannot resume training from it. To start from the weights, set "
+            "model.params.ckpt_path; to continue a run, name its last.ckpt"
         )
-    # Published files often keep the weights and nothing of the run; Lightning asks for these three.
+    # Published files often contain the weights only; Lightning requires these three keys.
     return {"epoch": 0, "global_step": 0, "pytorch-lightning_version": pl.__version__, **checkpoint}
 
 
 def _others(path: Path) -> str:
-    """Return what else one could continue from."""
+    """Return a sentence that lists the other checkpoints of the folder."""
     if not path.parent.is_dir():
         return f" The folder {path.parent} does not exist"
     others = sorted(str(other) for other in path.parent.glob("*.ckpt") if other != path)
     if not others:
-        return f" {path.parent} holds no other checkpoint: start the run again without -r"
+        return f" {path.parent} contains no other checkpoint. Start the run again without -r"
     return f" Continue from another one with -r: {', '.join(others[-5:])}"
 
 
 def _explain_write_error(error: Exception, path: Path) -> Exception:
-    """Turn an error of the file system into a message with the next step; other errors pass through."""
-    kept = f"{path} is intact as it was" if path.exists() else "no file was left half written"
+    """Return a ``UserError`` with the next step for a failed write; other errors are returned unchanged."""
+    kept = f"{path} is intact" if path.exists() else "no partial file was left"
     last = path.with_name("last.ckpt")
     if path != last and last.exists():
         kept += f"; {last.name} is intact"
     text = str(error)
-    # torch reports a file that took fewer bytes than it was given by the name of its own writer alone.
-    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "inline_container" in text
-    if is_full or "No space left" in text:
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # torch reports a short write only by the name of its writer, "inline_container".
+    if is_full or "inline_container" in text or "No space left" in text:
         return UserError(
             f"no space left on the disk to write {path}; {kept}. Free some space, then continue with: "
             f"python main.py -r {path.parent.parent} -t"
         )
     if isinstance(error, OSError):
-        return UserError(f"the checkpoint {path} cannot be written: {error}; {kept}")
+        return UserError(f"the checkpoint {path} cannot be written ({error}); {kept}")
     if "PytorchStreamWriter" in text or "write" in text:
         return UserError(f"the checkpoint {path} could not be written ({text.splitlines()[0]}); {kept}")
     return error

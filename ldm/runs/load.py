@@ -1,120 +1,118 @@
-"""A trained diffusion model from a run folder, a model-zoo folder or a checkpoint file, ready to sample; and runs.
+"""A trained model from a run folder, a model-zoo folder or a checkpoint file, in evaluation mode.
 
-The config is the run's own, the ``config.yaml`` beside the checkpoint (as in latent-diffusion's model zoo), or given.
-Checkpoints of earlier stages that it names are not needed: the checkpoint holds all stages.
+The config is the one of the run, the ``config.yaml`` beside the checkpoint (latent-diffusion's model zoo), or given.
+Checkpoints of earlier stages named in the config are not needed if the checkpoint contains all stages.
 """
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from ldm.config.build import build
 from ldm.config.loading import Config, load_config
 from ldm.config.validation import CHECKPOINT_KEY, validate
-from ldm.models.diffusion.base import DDPM
+from ldm.models.contracts import require
 from ldm.modules.weights import NETWORK_PREFIX, read_state_dict
 from ldm.runs.checkpoint_io import read_checkpoint
-from ldm.runs.folder import DEFAULT_LOGDIR, Resume, RunFolder, last_checkpoint, resolve_resume
+from ldm.runs.folder import DEFAULT_LOGDIR, RunFolder, last_checkpoint
 from ldm.util import UserError
 
-logger = logging.getLogger(__name__)
-
 _ZOO_CONFIG, _ZOO_CHECKPOINT = "config.yaml", "model.ckpt"
-_FIRST_STAGE = "first_stage_model."
+_FIRST_STAGE, _COND_STAGE = "first_stage_model.", "cond_stage_model."
+
+
+@runtime_checkable
+class _Initializable(Protocol):
+    """A model that maps checkpoints of other layouts to its own weights."""
+
+    def init_from_ckpt(self, path: str) -> None:
+        """Load weights from ``path``."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedRun:
     """A model with its weights.
 
     Attributes:
-        model: the model in evaluation mode.
-        config: what it was built from.
-        checkpoint: the file its weights came from.
+        model: the model in evaluation mode, on the CPU.
+        config: the config it was built from.
+        checkpoint: the file of its weights.
         folder: the run's folder, or the checkpoint's.
     """
 
-    model: DDPM
+    model: Any
     config: Config
     checkpoint: Path
     folder: Path
 
+    @functools.cached_property
+    def num_steps(self) -> int:
+        """Number of optimizer steps of training; 0 if the checkpoint does not store it.
 
-def load_trained(given: str, base: Sequence[str] = (), overrides: Sequence[str] = ()) -> Trained:
-    """Load a trained diffusion model.
+        Raises:
+            UserError: the checkpoint contains weights only.
+        """
+        return int(read_checkpoint(self.checkpoint)["global_step"])
+
+    def build_data(self) -> Any:
+        """Return the data module of the config.
+
+        Raises:
+            ConfigError: the config has no valid ``data`` section.
+        """
+        validate(self.config, check_files=False)
+        return self.config.build("data")
+
+
+def load_run(
+    given: str, base: Sequence[str] = (), overrides: Sequence[str] = (), needs: type | None = None
+) -> LoadedRun:
+    """Load a trained model.
 
     Args:
         given: a run folder, a folder with ``model.ckpt`` and ``config.yaml``, or a checkpoint file.
-        base: configs merged over those found beside the checkpoint; needed where there are none.
+        base: configs merged over those found beside the checkpoint; required if there are none.
         overrides: ``a.b=c`` words, applied last.
+        needs: a protocol of ``ldm.models.contracts`` that the model must implement, such as ``Samplable``.
 
     Raises:
-        UserError: no checkpoint, no config, a checkpoint of another model, or one without a network's weights.
-        ConfigError: the config says something that cannot be.
+        UserError: there is no checkpoint or no config, or the checkpoint lacks weights of the model, or the model
+            does not implement ``needs``.
+        ConfigError: the ``model`` section is invalid. Other sections are not checked.
     """
     checkpoint, found, folder = _locate(Path(given))
     if not found and not base:
         raise UserError(
-            f"-r {given}: there is no config beside {checkpoint} (neither {folder}/configs/*.yaml nor "
-            f"{checkpoint.parent / _ZOO_CONFIG}): name the one it was trained with by --base"
+            f"-r {given}: no config found beside {checkpoint} (neither {folder}/configs/*.yaml nor "
+            f"{checkpoint.parent / _ZOO_CONFIG}). Name the config it was trained with by --base"
         )
     config = load_config([*found, *base], overrides, [folder.parent, DEFAULT_LOGDIR], allow_pending=True)
     validate(config, check_files=False, sections=("model",))
     state = read_state_dict(checkpoint)
     has_first_stage = any(key.startswith(_FIRST_STAGE) for key in state)
     content = _without_checkpoints(config.content["model"], keep=() if has_first_stage else ("first_stage_config",))
-    model = build(Config({**config.content, "model": content}, config.origins, config.files), "model")
-    if not isinstance(model, DDPM):
-        raise UserError(f"{checkpoint}: {type(model).__name__} is no diffusion model: there is nothing to sample from")
-    _check_network(model, state, checkpoint)
-    model.init_from_ckpt(str(checkpoint))
-    return Trained(model.eval(), config, checkpoint, folder)
-
-
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run of any model, exactly as its checkpoint left it.
-
-    Attributes:
-        config: the run's config.
-        source: its folder and checkpoint.
-        model: the model in evaluation mode.
-        num_steps: how many steps it was trained.
-    """
-
-    config: Config
-    source: Resume
-    model: Any
-    num_steps: int
-
-
-def load_run(given: str) -> LoadedRun:
-    """Load the model of a run folder, or of one of its checkpoints.
-
-    Raises:
-        UserError: no such run or checkpoint.
-        ConfigError: the config says something that cannot be.
-    """
-    source = resolve_resume(given)
-    config = load_config(source.configs, roots=[source.folder.path.parent, DEFAULT_LOGDIR])
-    validate(config)
-    model, checkpoint = build(config, "model"), read_checkpoint(source.checkpoint)
-    model.load_state_dict(checkpoint["state_dict"])
-    return LoadedRun(config, source, model.eval(), int(checkpoint["global_step"]))
+    model = Config({**config.content, "model": content}, config.origins, config.files).build("model")
+    if needs is not None:
+        require(model, needs, str(checkpoint))
+    if isinstance(model, _Initializable):
+        _check_weights(model, state, checkpoint)
+        model.init_from_ckpt(str(checkpoint))
+    else:
+        model.load_state_dict(state)
+    return LoadedRun(model.eval(), config, checkpoint, folder)
 
 
 def _locate(given: Path) -> tuple[Path, list[Path], Path]:
-    """Return the checkpoint, the configs that belong to it, and the folder that is theirs."""
+    """Return the checkpoint, the configs that belong to it, and their folder."""
     if not given.exists():
-        raise UserError(f"-r {given} does not exist; expected a run folder or a checkpoint file")
+        raise UserError(f"-r {given} does not exist. Name a run folder or a checkpoint file")
     if given.is_dir() and not RunFolder(given).checkpoints.is_dir():
         checkpoint = given / _ZOO_CHECKPOINT
         if not checkpoint.is_file():
-            raise UserError(f"-r {given} holds neither checkpoints/ nor {_ZOO_CHECKPOINT}: name the checkpoint itself")
+            raise UserError(f"-r {given}: expected checkpoints/ or {_ZOO_CHECKPOINT}, got neither. Name the checkpoint")
     else:
         checkpoint = last_checkpoint(given) if given.is_dir() else given
     run = RunFolder(checkpoint.absolute().parent.parent)
@@ -126,7 +124,7 @@ def _locate(given: Path) -> tuple[Path, list[Path], Path]:
 
 
 def _without_checkpoints(content: Any, keep: Sequence[str]) -> Any:
-    """A copy of a config without the checkpoints it names, except below the keys to keep."""
+    """Return a copy of a config with every checkpoint set to None, except below the keys to keep."""
     if isinstance(content, Mapping):
         return {
             key: value if key in keep else None if key == CHECKPOINT_KEY else _without_checkpoints(value, keep)
@@ -135,12 +133,12 @@ def _without_checkpoints(content: Any, keep: Sequence[str]) -> Any:
     return [_without_checkpoints(item, keep) for item in content] if isinstance(content, list) else content
 
 
-def _check_network(model: DDPM, state: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raise if some of the network's weights are not in the checkpoint: its samples would mean nothing."""
-    missing = [key for key in model.state_dict() if key.startswith(NETWORK_PREFIX) and key not in state]
+def _check_weights(model: Any, state: Mapping[str, Any], checkpoint: Path) -> None:
+    """Raise if weights of the network or of the condition stage are not in the checkpoint."""
+    needed = (key for key in model.state_dict() if key.startswith((NETWORK_PREFIX, _COND_STAGE)))
+    missing = [key for key in needed if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
-            f"{checkpoint} lacks {len(missing)} weights of the network, such as {', '.join(missing[:4])}: it belongs "
-            f"to another model than the config, whose network is {type(model.model.diffusion_model).__module__}."
-            f"{type(model.model.diffusion_model).__name__}. Name the config it was trained with by --base"
+            f"{checkpoint} lacks {len(missing)} weights of {type(model).__name__}, such as {', '.join(missing[:4])}: "
+            "it belongs to another model than the config describes. Name the config it was trained with by --base"
         )

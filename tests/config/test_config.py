@@ -64,7 +64,7 @@ def test_files_merge_left_to_right_and_the_command_line_wins(good: Path, tmp_pat
 def test_override_values_are_yaml() -> None:
     layer = parse_overrides(["a.b=1e-4", "a.c=true", "a.d=[1,2]", "a.e=null", "a.g=0,"])
     assert layer == {"a": {"b": 1e-4, "c": True, "d": [1, 2], "e": None, "g": "0,"}}
-    with pytest.raises(ConfigError, match="no override"):
+    with pytest.raises(ConfigError, match="expected key=value"):
         parse_overrides(["a"])
 
 
@@ -76,7 +76,7 @@ def test_override_values_are_yaml() -> None:
         ("lightning.trainer.max_epoch=1", r"unknown key 'max_epoch'.*'max_epochs'"),
         ("lightning.callback.x=1", r"lightning.callback.*'callbacks'"),
         ("lightning.logger=wandbb", r"'wandb'"),
-        ("model.params.timestep=1", r"command line: model.params.timestep: .*DDPM takes no 'timestep'.*'timesteps'"),
+        ("model.params.timestep=1", r"command line: model.params.timestep: .*does not accept 'timestep'.*'timesteps'"),
         ("model.params.unet_config.params.modl_channels=1", r"unet_config.params.modl_channels.*'model_channels'"),
         ("model.target=ldm.models.diffusion.ddpm.DDMP", r"no DDMP.*ddpm.DDPM"),
         ("model.target=ldm.models.difusion.ddpm.DDPM", r"no module.*ldm.models.diffusion.ddpm.DDPM"),
@@ -84,7 +84,7 @@ def test_override_values_are_yaml() -> None:
         ("data.params.train.target=ldm.data.world.dataset.World", r"no World.*World3D"),
         ("data.params.train.params.sise=1", r"'size'"),
         ("lightning.callbacks.image_logger.target=main.ImageLoger", r"main.ImageLogger"),
-        ("model.target=null", r"model: `target` is missing"),
+        ("model.target=null", r"model: expected a `target`"),
     ],
 )
 def test_slips_are_named_with_the_nearest_right_word(good: Path, override: str, message: str) -> None:
@@ -94,7 +94,7 @@ def test_slips_are_named_with_the_nearest_right_word(good: Path, override: str, 
 
 def test_a_required_argument_is_missing(good: Path) -> None:
     good.write_text(GOOD.replace("batch_size: 4, ", ""))
-    with pytest.raises(ConfigError, match=r"good.yaml: data.params: .* needs 'batch_size'"):
+    with pytest.raises(ConfigError, match=r"good.yaml: data.params: .* requires 'batch_size'"):
         check(good)
 
 
@@ -179,7 +179,6 @@ def test_a_file_builds_on_others(tmp_path: Path) -> None:
     config = load_config([tmp_path / "own" / "own.yaml"], ["model.params.e=x"])
     assert config.content == {"model": {"params": {"a": "root", "b": "left", "c": "right", "d": "own", "e": "x"}}}
     assert config.files == (str(tmp_path / "own" / "own.yaml"),)
-    assert config.included == tuple(str(tmp_path / "parts" / f"{n}.yaml") for n in ("root_part", "left", "right"))
     assert config.origin("model.params.b") == str(tmp_path / "parts" / "left.yaml")
     assert config.origin("model.params.d") == str(tmp_path / "own" / "own.yaml")
 
@@ -187,9 +186,9 @@ def test_a_file_builds_on_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("base: [other.yaml]", ConfigError, r"base: files name each other.*own.yaml -> .*other.yaml -> .*own.yaml"),
-        ("base: own.yaml", ConfigError, r"own.yaml: base: .*circle: .*own.yaml -> .*own.yaml"),
-        ("base: [othr.yaml]", UserError, r"own.yaml: base: config file .*othr.yaml does not exist. Near: .*other.yaml"),
+        ("base: [other.yaml]", ConfigError, r"base: circular include: .*own.yaml -> .*other.yaml -> .*own.yaml"),
+        ("base: own.yaml", ConfigError, r"own.yaml: base: .*circular include: .*own.yaml -> .*own.yaml"),
+        ("base: [othr.yaml]", UserError, r"own.yaml: base: .*othr.yaml does not exist. Similar: .*other.yaml"),
         ("base: {a: b}", ConfigError, r"own.yaml: base: expected a list of YAML files.*\{'a': 'b'\}"),
         ("base: [1]", ConfigError, r"expected a list of YAML files"),
         ("bases: [other.yaml]", ConfigError, r"own.yaml: bases: unknown key 'bases'. Did you mean 'base'"),
@@ -203,14 +202,14 @@ def test_slips_in_naming_other_files(tmp_path: Path, text: str, error: type[Exce
 
 
 def test_files_are_not_named_in_an_override(good: Path) -> None:
-    with pytest.raises(ConfigError, match="command line: base: .*-b/--base"):
+    with pytest.raises(ConfigError, match="command line: base cannot.*-b/--base"):
         check(good, "base=[x.yaml]")
 
 
 def test_a_model_alone_can_be_checked(good: Path) -> None:
     good.write_text(GOOD[: GOOD.index("data:")])
     validate(load_config([good]), sections=("model",))
-    with pytest.raises(ConfigError, match="takes no 'timestep'"):
+    with pytest.raises(ConfigError, match="does not accept 'timestep'"):
         validate(load_config([good], ["model.params.timestep=1"]), sections=("model",))
 
 
@@ -219,7 +218,7 @@ def test_one_blank_too_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     path = tmp_path / "slip.yaml"
     path.write_text("model:\n  ddconfig:\n    ch: 32\n     ch_mult: [1, 2]  # slip\n    out_ch: 3\n")
     assert load_config([path]).content == {"model": {"ddconfig": {"ch": 32, "ch_mult": [1, 2], "out_ch": 3}}}
-    assert "slip.yaml: line 4 is indented one blank further" in caplog.text
+    assert "slip.yaml: line 4 is indented one space further" in caplog.text
     for text in ("a:\n  b: 1\n    c: 2\n", "a: 1\n b: [\n", "a: 1\n b: 2\n c: 3\n"):
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"(?s)slip.yaml cannot be read as YAML: .*line"):

@@ -28,6 +28,15 @@ class Named(Base):
 class Same(Base):
     pass
 
+class Empty:
+    pass
+
+class Mapping(dict):
+    pass
+
+class Open:
+    def __init__(self, a, **others): ...
+
 class Foreign(other_package.Thing):
     def __init__(self, d, **kwargs): ...
 
@@ -54,6 +63,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("inner.Named", {"a": True, "b": False, "d": True}, False),
         ("Renamed", {"a": True, "b": False, "d": True}, False),
         ("inner.Same", {"a": True, "b": False, "c": True}, False),
+        ("inner.Empty", {}, False),
+        ("inner.Mapping", {}, True),
+        ("inner.Open", {"a": True}, True),
         ("inner.Foreign", {"d": True}, True),
         ("inner.Described", {"width": True, "depth": False, "extra": False}, False),
         ("inner.Sizes", {"width": True, "depth": False}, False),

@@ -7,16 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ldm.runs import folder as run_folder
-from ldm.runs.folder import (
-    collect_versions,
-    find_run,
-    last_checkpoint,
-    new_run_folder,
-    resolve_resume,
-    update_results,
-    update_run,
-)
+from ldm.runs import records
+from ldm.runs.find import find_run, resolve_resume
+from ldm.runs.folder import last_checkpoint, new_run_folder
+from ldm.runs.records import collect_versions, update_results, update_run
 from ldm.util import UserError
 
 
@@ -54,7 +48,7 @@ def test_a_full_disk_leaves_the_old_record(tmp_path: Path, monkeypatch: pytest.M
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder.json, "dump", fail)
+    monkeypatch.setattr(records.json, "dump", fail)
     with pytest.raises(OSError, match="No space"):
         update_results(tmp_path, psnr=1.0)
     assert json.loads((tmp_path / "results.json").read_text()) == {"psnr": 20.0}
@@ -97,9 +91,9 @@ def test_resume_from_a_folder_or_a_file(tmp_path: Path) -> None:
 
 def test_resume_from_what_is_no_run(tmp_path: Path) -> None:
     update_run(tmp_path / "now_x", name="x")
-    with pytest.raises(UserError, match="does not exist. Runs there: .*now_x"):
+    with pytest.raises(UserError, match="does not exist. Runs found there: .*now_x"):
         resolve_resume(tmp_path / "now_y")
-    with pytest.raises(UserError, match="no configs/"):
+    with pytest.raises(UserError, match="got a path without .*configs/"):
         resolve_resume(tmp_path / "now_x")
     (tmp_path / "now_x" / "configs").mkdir()
     (tmp_path / "now_x" / "configs" / "a.yaml").write_text("")

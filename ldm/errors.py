@@ -1,0 +1,34 @@
+"""Errors for the user; ``ldm.util`` exports them."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """An invalid configuration; the message names the file or key and the next step."""
+
+
+class MissingTargetError(ConfigError, KeyError):
+    """A mapping that should describe an object has no ``target`` (also a ``KeyError``, as in LDM)."""
+
+    __str__ = ValueError.__str__
+
+
+class BuildError(ConfigError):
+    """An object that cannot be built from its config.
+
+    Args:
+        message: the reason.
+        target: the ``target`` that failed.
+        key: dotted key of the error, relative to the config passed to :func:`instantiate_from_config`.
+    """
+
+    def __init__(self, message: str, target: str, key: str = "target") -> None:
+        super().__init__(message)
+        self.target, self.key = target, key
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.args[0]}"
+
+
+class UserError(RuntimeError):
+    """A problem outside the code (a file, weights, the disk); the message contains the next step."""

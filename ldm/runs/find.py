@@ -1,0 +1,107 @@
+"""Search for runs by name, and the resolution of ``-r`` to a run folder and a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.runs.folder import RunFolder, last_checkpoint
+from ldm.runs.records import RUN_FILE, read_json
+from ldm.util import UserError
+
+
+def list_runs(roots: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield ``(run folder, run.json)`` of all runs below the roots, newest first within each root."""
+    seen: set[Path] = set()
+    for root in roots:
+        found = []
+        for folder, subfolders, files in os.walk(root):
+            if RUN_FILE in files:
+                subfolders.clear()
+                path = Path(folder)
+                if path.resolve() not in seen:
+                    seen.add(path.resolve())
+                    found.append((path, read_json(path / RUN_FILE)))
+        yield from sorted(found, key=lambda run: (str(run[1].get("started", "")), run[0].name), reverse=True)
+
+
+def is_named(record: dict[str, Any], name: str) -> bool:
+    """Return whether a run has that name, or was trained from the config ``folder/stem``."""
+    if "/" not in name:
+        return record.get("name") == name
+    wanted = _config_parts(name)
+    return any(_config_parts(file)[-len(wanted) :] == wanted for file in record.get("configs", ()))
+
+
+def _config_parts(file: str) -> list[str]:
+    """Return the parts of a config's path, with ``-`` and ``_`` treated as equal."""
+    return file.removesuffix(".yaml").replace("-", "_").split("/")
+
+
+def find_run(name: str, roots: Iterable[str | os.PathLike]) -> Path:
+    """Return the newest finished run with that name; earlier roots take precedence.
+
+    Args:
+        name: the run's name (``-n``, or the stem of its config), without the time; or ``folder/stem`` of its config.
+        roots: folders searched with all their subfolders.
+
+    Raises:
+        UserError: no such run was found; the message lists the runs that exist.
+    """
+    searched = [str(root) for root in roots]
+    others = []
+    for path, record in list_runs(searched):
+        status = record.get("status")
+        if is_named(record, name) and status == "finished":
+            return path
+        advice = f"; continue it with: python main.py -r {path} -t" if is_named(record, name) else ""
+        others.append(f"{path} ({record.get('name')}, {status}{advice})")
+    listing = "".join(f"\n  {line}" for line in others[:10]) or " none"
+    raise UserError(
+        f"no finished run named {name!r} in {' or '.join(dict.fromkeys(searched))}. Train it first: "
+        f"{_command_for(name)} -l {searched[0]}\nRuns found:{listing}"
+    )
+
+
+def _command_for(name: str) -> str:
+    """Return the command that trains a run of that name: the one in the head of its config, if there is one."""
+    config = next(iter(sorted(Path("configs").rglob(f"{name}.yaml"))), None)
+    if config is None:
+        return f"python main.py --base CONFIG.yaml -t -n {name}"
+    comments = (line.lstrip("# ") for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    return next((line for line in comments if line.startswith("python main.py")), f"python main.py --base {config} -t")
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Run folder, checkpoint, configs and record of the run that ``-r`` continues."""
+
+    folder: RunFolder
+    checkpoint: Path
+    configs: tuple[Path, ...]
+    record: dict[str, Any]
+
+
+def resolve_resume(given: str | os.PathLike) -> Resume:
+    """Resolve ``-r``: a run folder, or a checkpoint file two levels below one.
+
+    Raises:
+        UserError: the path, its ``configs/`` or its checkpoint does not exist.
+    """
+    path = Path(given)
+    if not path.exists():
+        runs = [str(run) for run, _ in list_runs([path.parent])]
+        listing = f" Runs found there: {', '.join(runs[:5])}" if runs else ""
+        raise UserError(f"-r {given} does not exist.{listing}")
+    folder = RunFolder(path.absolute().parent.parent if path.is_file() else path)
+    configs = tuple(sorted(folder.configs.glob("*.yaml")))
+    if not configs:
+        raise UserError(
+            f"-r {given}: expected <logdir>/<time>_<name> or <run>/checkpoints/<file>.ckpt, got a path without "
+            f"{folder.configs}/*.yaml. Name the folder of a run"
+        )
+    checkpoint = path if path.is_file() else last_checkpoint(folder.path)
+    return Resume(folder, checkpoint, configs, read_json(folder.path / RUN_FILE, missing_ok=True))
