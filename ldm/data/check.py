@@ -1,33 +1,32 @@
-"""Looking through a whole data set: what it holds, and everything in it that cannot be read."""
+"""Check of a whole data set: a summary of its contents, and every image that cannot be read."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader
 
+from ldm.data.collate import collate
+from ldm.data.dataset import ImageDataset
+from ldm.data.traits import position_space_of, unwrap, vocabulary_of
 from ldm.util import UserError
 
-MOST_PROBLEMS = 20
+MAX_PROBLEMS = 20
 QUICK = 200
 _BATCH = 64
 
 
 @dataclass
 class CheckReport:
-    """What a data set holds.
+    """Result of ``check_dataset``."""
 
-    Attributes:
-        facts: (what, value) for people.
-        problems: messages of what could not be read, at most ``MOST_PROBLEMS``.
-        checked: images looked at.
-    """
-
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    checked: int = 0
+    facts: list[tuple[str, str]] = field(default_factory=list)  # (name, value) pairs to print
+    problems: list[str] = field(default_factory=list)  # at most ``MAX_PROBLEMS``: images that could not be read
+    checked: int = 0  # number of images read
 
 
 def check_dataset(
@@ -36,14 +35,14 @@ def check_dataset(
     """Read every image (and text) of a data set.
 
     Args:
-        dataset: an ``ImageDataset``.
-        is_quick: look at 200 images, evenly spread, instead of all.
+        dataset: any torch data set whose items are dicts with an ``image``.
+        is_quick: read 200 evenly spread images instead of all.
         on_progress: called with the number of images read and to be read.
 
     Returns:
-        What was found; damaged images are listed, and the others read on.
+        A report; damaged images are listed and do not stop the check.
     """
-    report = CheckReport(_static_facts(dataset))
+    report = CheckReport(_facts(dataset))
     step = max(1, len(dataset) // QUICK) if is_quick else 1
     positions = np.arange(0, len(dataset), step)
     low, high, shapes = 255, 0, set()
@@ -54,8 +53,8 @@ def check_dataset(
             shapes.add(pixels.shape[1:])
         report.checked = min(start + _BATCH, len(positions))
         on_progress(report.checked, len(positions))
-        if len(report.problems) >= MOST_PROBLEMS:
-            report.problems.append("further images were not looked at")
+        if len(report.problems) >= MAX_PROBLEMS:
+            report.problems.append("further images were not read")
             break
     if shapes:
         report.facts.append(("image", f"{' x '.join(map(str, shapes.pop()))} uint8, values {low} to {high}"))
@@ -63,27 +62,28 @@ def check_dataset(
 
 
 def _read(dataset: Any, positions: list[int], report: CheckReport) -> list[dict[str, Any]]:
-    """The batch; image by image where one of them cannot be read."""
+    """Read a batch; if one of its images cannot be read, read them one by one."""
     try:
-        return [dataset.__getitems__(positions)]
-    except UserError as err:
+        return list(DataLoader(dataset, batch_sampler=[positions], collate_fn=collate))
+    except UserError as error:
         if len(positions) == 1:
-            if str(err) not in report.problems:
-                report.problems.append(str(err))
+            if str(error) not in report.problems:
+                report.problems.append(str(error))
             return []
     batches = []
     for position in positions:
-        if len(report.problems) < MOST_PROBLEMS:
+        if len(report.problems) < MAX_PROBLEMS:
             batches += _read(dataset, [position], report)
     return batches
 
 
-def _static_facts(dataset: Any) -> list[tuple[str, str]]:
-    facts = [("data set", type(dataset).__name__), ("images", f"{len(dataset):,}")]
-    path = getattr(dataset, "path", None) or getattr(getattr(dataset, "reader", None), "path", None)
-    if path is not None:
-        facts.insert(1, ("source", str(path)))
-    space = dataset.position_space
+def _facts(dataset: Any) -> list[tuple[str, str]]:
+    """Describe a data set without reading all of its images."""
+    images, space, vocabulary = unwrap(dataset), position_space_of(dataset), vocabulary_of(dataset)
+    facts = [("data set", type(images).__name__)]
+    if isinstance(images, ImageDataset) and images.path is not None:
+        facts.append(("source", str(images.path)))
+    facts.append(("images", f"{len(dataset):,}"))
     if space is not None:
         pairs = zip(space.all_names, space.all_sizes)
         facts.append(("factors", ", ".join(f"{name} {size}" for name, size in pairs)))
@@ -91,19 +91,12 @@ def _static_facts(dataset: Any) -> list[tuple[str, str]]:
         if hidden:
             facts.append(("not to be recovered", ", ".join(hidden)))
         if space.size != len(dataset):
-            facts.append(("metrics", f"not from this selection: its factors make {space.size:,} images"))
-    if dataset.vocabulary is not None:
-        pairs = zip(dataset.vocabulary.factor_names, dataset.vocabulary.words)
+            facts.append(("metrics", f"not for this selection: its factors make {space.size:,} images"))
+    if vocabulary is not None:
+        pairs = zip(vocabulary.factor_names, vocabulary.words)
         facts.append(("words", ", ".join(f"{name} {len(words)}" for name, words in pairs)))
-    if len(dataset):
-        text = _first_text(dataset)
-        if text is not None:
-            facts.append(("text of image 0", str(text)))
+    with contextlib.suppress(UserError):  # a damaged image is reported when all are read
+        first = dataset[0] if len(dataset) else {}
+        if "text" in first:
+            facts.append(("text of image 0", str(first["text"])))
     return facts
-
-
-def _first_text(dataset: Any) -> Any:
-    try:
-        return dataset[0].get("text")
-    except UserError:  # told where all images are read
-        return None

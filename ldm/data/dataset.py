@@ -1,7 +1,6 @@
-"""What data sets share: splits, repeats, ready-made batches; and, where factors are known, texts spoken from them.
+"""Base classes of the data sets: splits, repeats, batches; and texts generated from factors where these are known.
 
-A subclass only says how to read images by row. Batches are made whole (``__getitems__``), since one gathered
-read and one call of the vocabulary are many times cheaper than B single items and a collate.
+A subclass implements ``images`` (read by row). Batches are read whole, which is much cheaper than B single items.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,41 +16,40 @@ import torch
 from torch.utils.data import Dataset
 
 from ldm.data.factors import FactorSpace
+from ldm.data.options import require_choice, require_count, require_share
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.util import ConfigError
 
 HELD_OUT = 5_000
 VALIDATION = 1_000
 _SPLIT_SEED = 20_030
-_MIRROR_SEED = 7  # mirroring draws from a stream of its own, so that it changes no text
+_MIRROR_SEED = 7  # mirroring has a random stream of its own, so that it does not change the texts
 
 
 def split_rows(size: int, split: str | None, limit: int | None = None) -> np.ndarray:
-    """Rows of a split, the same on every machine and in every run.
+    """Return the rows of a split, the same on every machine and in every run.
 
     * "train": all but 5,000 held-out rows (a tenth of sets below 50,000), in a fixed shuffled order, so that
-      ``limit`` takes a fair sample;
+      ``limit`` takes a random sample;
     * "validation": 1,000 of the held-out rows;
-    * "test" or None: all rows in order; with ``limit``, that many rows drawn evenly from the whole set at
-      random (an even stride would keep some factors constant), in rising order.
+    * "test" or None: all rows in order; with ``limit``, a random sample of the whole set in rising order (an even
+      stride would keep some factors constant).
 
-    A smaller limit is always contained in a larger one.
+    The rows of a smaller limit are always contained in those of a larger one.
 
     Args:
         size: number of rows of the whole set.
         split: see above.
-        limit: keep only this many rows; None or more than there are keeps all.
+        limit: number of rows to keep; None keeps all.
 
     Returns:
         (n,) int64 rows.
 
     Raises:
-        ConfigError: unknown split, limit below 1, or a set too small to be split.
+        ConfigError: the split is unknown, the limit is below 1, or the set is too small to be split.
     """
-    if split not in (None, "train", "validation", "test"):
-        raise ConfigError(f"unknown split {split!r}; expected train, validation, test or null (all, in order)")
-    if limit is not None and (not isinstance(limit, int) or limit < 1):
-        raise ConfigError(f"limit must be a whole number of images, at least 1, or null; found {limit!r}")
+    require_choice("split", split, ("train", "validation", "test", None))
+    require_count("limit", limit, or_null=True)
     everything = split in (None, "test")
     if everything and (limit is None or limit >= size):
         return np.arange(size)
@@ -59,88 +58,86 @@ def split_rows(size: int, split: str | None, limit: int | None = None) -> np.nda
         return np.sort(shuffled[:limit])
     held_out = min(HELD_OUT, size // 10)
     if not held_out:
-        raise ConfigError(
-            f"split {split!r} holds out a tenth of the images but the data set has only {size}; use split: null"
-        )
+        raise ConfigError(f"split: {split} needs at least 10 images, but the set has only {size}. Use split: null.")
     return (shuffled[held_out:] if split == "train" else shuffled[: min(VALIDATION, held_out)])[:limit]
 
 
-def leave_unset(texts: list[list[str]], probability: float, rng: np.random.Generator) -> list[list[str]]:
-    """Empty each of the U texts of B images with some probability."""
-    if not probability or not texts:
-        return texts
-    unset = rng.random((len(texts), len(texts[0]))) < probability
-    return [["" if gone else text for text, gone in zip(strings, row)] for strings, row in zip(texts, unset.tolist())]
-
-
 class ImageDataset(Dataset):
-    """Images by row. Items and batches are dicts:
+    """Images that are read by row. Items and batches are dicts:
 
     * image: (H, W, 3) or (B, H, W, 3) uint8;
-    * index: row in the whole set; int or (B,) int64;
-    * whatever ``labels`` of the subclass adds.
+    * index: row in the whole set, int or (B,) int64;
+    * the entries that ``labels`` of the subclass adds.
 
     Args:
-        rows: (n,) rows of the whole set, one for each position of this data set.
-        repeat: show each image so many times in a row, which makes the epochs of a tiny set longer.
-        do_augment: mirror each image with probability 1/2. Which ones depends on ``seed`` and on the rows of the
-            batch alone, so a resumed run sees the very images it would have seen.
-        seed: of everything random.
+        rows: (n,) row of the whole set for each position of this data set.
+        repeat: number of times each image is shown in succession, which makes epochs of a tiny set longer.
+        do_augment: mirror each image with probability 1/2. The choice depends only on ``seed`` and the rows of the
+            batch, so a resumed run repeats it.
+        seed: seed of all random choices.
 
     Attributes:
-        rows: (n,) int64, the row in the whole set of each position.
-        space: factors of the whole set; None where they are not known.
-        vocabulary: words for the factors, or None.
-        in_memory: whether images cost so little that loader processes would only cost more.
+        rows: (n,) int64, row in the whole set for each position.
+        space: factor space of the whole set; None if the factors are not known.
+        vocabulary: words of the factors, or None.
+        in_memory: whether reading images costs so little that loader processes would only slow it down.
+        path: file or folder of the images, or None.
 
     Raises:
-        ConfigError: an option outside its choices.
+        ConfigError: an option is outside its choices.
     """
 
     space: FactorSpace | None = None
     vocabulary: AttributeVocabulary | None = None
     in_memory = False
+    path: Path | None = None
 
     def __init__(self, rows: np.ndarray, repeat: int = 1, do_augment: bool = False, seed: int = 0) -> None:
-        if not isinstance(repeat, int) or repeat < 1:
-            raise ConfigError(f"repeat must be a whole number, at least 1; found {repeat!r}")
+        require_count("repeat", repeat)
         self.rows = np.repeat(np.asarray(rows, dtype=np.int64), repeat)
         self.do_augment, self.seed = do_augment, seed
 
     @abstractmethod
     def images(self, rows: np.ndarray) -> np.ndarray:
-        """Images of the given rows of the whole set: (n,) int -> (n, H, W, 3) uint8."""
+        """Return the images of rows of the whole set: (n,) int -> (n, H, W, 3) uint8."""
 
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
-        """What a batch holds besides images: (n,) int -> {key: n values}."""
+        """Return the other entries of a batch: (n,) int -> {key: n values}."""
         return {}
 
     @property
     def position_space(self) -> FactorSpace | None:
-        """The space whose row i is position i, where no split, limit or repeat chooses among the images."""
+        """The factor space whose row i is position i, provided that split, limit and repeat are not used."""
         return self.space
 
     def whole(self) -> ImageDataset:
-        """A view of all images of a set with factors, each once: its position i is row i of ``position_space``."""
+        """Return a view of all images of a set with factors, whose position i is row i of ``position_space``."""
         view = copy.copy(self)
-        view.rows = np.arange(self.space.size)
+        view.rows = self._whole_rows()
         return view
+
+    def _whole_rows(self) -> np.ndarray:
+        return np.arange(self.space.size)
+
+    def _rng(self, rows: np.ndarray, *stream: int) -> np.random.Generator:
+        """Return a generator that depends only on the seed and the rows, so that a resumed run repeats its draws."""
+        return np.random.default_rng([self.seed, *stream, *rows.tolist()])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """A whole batch, already collated."""
+        """Return a whole batch, already collated."""
         rows = self.rows[np.asarray(positions, dtype=np.int64)]
         pixels = self.images(rows)
         if self.do_augment:
-            mirrored = np.random.default_rng([self.seed, _MIRROR_SEED, *rows.tolist()]).random(len(rows)) < 0.5
+            mirrored = self._rng(rows, _MIRROR_SEED).random(len(rows)) < 0.5
             pixels[mirrored] = pixels[mirrored][:, :, ::-1]
         return {"image": torch.from_numpy(pixels), "index": torch.from_numpy(rows), **self.labels(rows)}
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if not -len(self) <= position < len(self):
-            raise IndexError(f"position {position} of a data set with {len(self)} images")
+            raise IndexError(f"position {position} is out of range for a data set with {len(self)} images")
         batch = self.__getitems__([position])
         item = {key: value[0] for key, value in batch.items()}
         item["index"] = int(item["index"])
@@ -148,38 +145,37 @@ class ImageDataset(Dataset):
 
 
 class FactorDataset(ImageDataset):
-    """Images with known factors, and texts spoken from them.
+    """Images with known factors, and texts generated from them.
 
     Args:
-        space: factors of the rows.
-        vocabulary: words for the factors, or None where no text is known.
-        split: see ``split_rows``.
-        limit: see ``split_rows``.
-        text: None (no text), "attributes" (U strings per image) or "caption" (one string per image, naming a
+        space: factor space of the rows.
+        vocabulary: words of the factors; None if the data set has no texts.
+        split, limit: see ``split_rows``.
+        text: None (no text), "attributes" (U strings per image) or "caption" (one string per image that names a
             random non-empty choice of the attributes in random order).
-        phrasing: "random" or "canonical" wording.
-        caption_weights: how readily a caption names each attribute, F positive numbers; None treats all alike. An
-            attribute that is hard to see is learned sooner when it is named more often.
-        single_caption_share: how many of the captions name one attribute alone, in [0, 1].
-        unset_prob: probability that an attribute text is left empty, unit by unit (only for "attributes").
-        seed: of the wording. Texts depend on the seed and on the rows of the batch alone, so a resumed run
-            reads the very texts it would have read.
-        keep: a smaller full product, that metrics can still be computed from: factor name -> how many of its values
-            to keep, evenly spread, or which (``FactorSpace.restrict``). Rows, factors and texts stay those of the
-            whole set; splits divide what is kept.
+        phrasing: "random" or "canonical".
+        unset_prob: probability with which each attribute text is left empty (only for "attributes").
+        seed: seed of the texts. They depend only on it and the rows of the batch, so a resumed run repeats them.
+        caption_weights: F positive numbers; captions name attributes of larger weight more often, and these are
+            learned sooner. None gives all the same weight.
+        single_caption_share: share of the captions that name a single attribute, in [0, 1].
+        keep: values of the factors to keep, which select a smaller full product that metrics can be computed on:
+            factor name -> number of values (evenly spread) or list of values (``FactorSpace.restrict``). Rows,
+            factors and texts remain those of the whole set; splits divide the part.
         repeat: see ``ImageDataset``.
+        name: name of the data set in tables of scores; None takes the name of the space, else of the class.
 
     Attributes:
-        available: factor name -> values that the files hold, where they do not hold all; set before ``__init__``.
-        kept: what ``keep`` leaves.
+        available: factor name -> values in the files, where these do not contain all; set before ``__init__``.
+        kept: the part selected by ``keep``.
 
-    Items and batches hold, besides those of ``ImageDataset``:
+    In addition to those of ``ImageDataset``, items and batches contain:
         factors: (F,) or (B, F) int64.
         text: U strings (B lists of U strings), or one string (B strings) for captions.
-        caption_mask: (F,) or (B, F) bool, which attributes the caption names (only for captions).
+        caption_mask: (F,) or (B, F) bool, the attributes that the caption names (only for captions).
 
     Raises:
-        ConfigError: an option outside its choices.
+        ConfigError: an option is outside its choices.
     """
 
     available: Mapping[str, Sequence[int]] | None = None
@@ -198,31 +194,27 @@ class FactorDataset(ImageDataset):
         single_caption_share: float = 0.5,
         keep: Mapping[str, int | Sequence[int]] | None = None,
         repeat: int = 1,
+        name: str | None = None,
     ) -> None:
-        if text not in (None, "attributes", "caption"):
-            raise ConfigError(f"unknown text {text!r}; expected attributes, caption or null (no text)")
+        require_choice("text", text, ("attributes", "caption", None))
         if text is not None and vocabulary is None:
-            raise ConfigError(
-                f"{type(self).__name__} has no vocabulary, so it cannot give text: {text}; set text: null"
-            )
-        if phrasing not in ("random", "canonical"):
-            raise ConfigError(f"unknown phrasing {phrasing!r}; expected random or canonical")
-        check_unset_prob(unset_prob)
+            raise ConfigError(f"text: {text} needs a vocabulary, and {type(self).__name__} has none. Set text: null.")
+        require_choice("phrasing", phrasing, ("random", "canonical"))
+        require_share("unset_prob", unset_prob)
         if unset_prob and text != "attributes":
             raise ConfigError(
-                f"unset_prob: {unset_prob} empties attribute texts, but text is {text!r}; "
-                "set text: attributes or unset_prob: 0"
+                f"unset_prob: {unset_prob} applies to attribute texts, but text is {text!r}. Set text: attributes, or "
+                "unset_prob: 0."
             )
         if caption_weights is not None and (len(caption_weights) != space.num_factors or min(caption_weights) <= 0):
             raise ConfigError(
-                f"caption_weights needs {space.num_factors} positive numbers, one for each of "
-                f"{', '.join(space.factor_names)}; found {list(caption_weights)}"
+                f"caption_weights: expected {space.num_factors} positive numbers, one for each of "
+                f"{', '.join(space.factor_names)}; got {list(caption_weights)}."
             )
-        if not 0.0 <= single_caption_share <= 1.0:
-            raise ConfigError(f"single_caption_share is a share in [0, 1], found {single_caption_share}")
-        self.space = space
+        require_share("single_caption_share", single_caption_share)
+        self.space = space.named(name or space.name or type(self).__name__)
         self.vocabulary = vocabulary
-        self.kept = space.restrict(keep or {}, self.available)
+        self.kept = self.space.restrict(keep or {}, self.available)
         super().__init__(self.rows_of(split, limit), repeat, seed=seed)
         self.single_caption_share = single_caption_share
         self.caption_weights = np.ones(space.num_factors) if caption_weights is None else np.array(caption_weights)
@@ -230,44 +222,61 @@ class FactorDataset(ImageDataset):
 
     @property
     def position_space(self) -> FactorSpace:
-        """The space of what ``keep`` leaves; ``space`` where nothing is left out."""
+        """The factor space of the part selected by ``keep``; ``space`` if nothing is left out."""
         return self.kept.space
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
-        """Rows (n,) of any split of what is kept, whichever this data set shows."""
+        """Return the rows (n,) of any split of the part, independently of the split of this data set."""
         return self.kept.rows[split_rows(len(self.kept.rows), split, limit)]
 
-    def whole(self) -> FactorDataset:
-        """See ``ImageDataset``."""
-        view = copy.copy(self)
-        view.rows = self.kept.rows
-        return view
+    def _whole_rows(self) -> np.ndarray:
+        return self.kept.rows
 
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
-        """Factors and texts of rows."""
+        """Return factors and texts of rows."""
         factors = self.space.factors_of(rows)
-        return {"factors": torch.from_numpy(factors), **(self._speak(rows, factors) if self.text else {})}
-
-    def _speak(self, rows: np.ndarray, factors: np.ndarray) -> dict[str, Any]:
-        rng = np.random.default_rng([self.seed, *rows.tolist()])
-        texts = self.vocabulary.texts(factors, rng if self.phrasing == "random" else None)
-        if self.text == "caption":
-            return self._captions(texts, rng)
-        return {"text": leave_unset(texts, self.unset_prob, rng)}
+        labels: dict[str, Any] = {"factors": torch.from_numpy(factors)}
+        if self.text:
+            rng = self._rng(rows)
+            texts = self.vocabulary.texts(factors, rng if self.phrasing == "random" else None)
+            if self.text == "caption":
+                return labels | self._captions(texts, rng)
+            labels["text"] = leave_unset(texts, self.unset_prob, rng)
+        return labels
 
     def _captions(self, texts: list[list[str]], rng: np.random.Generator) -> dict[str, Any]:
         num, units = len(texts), self.vocabulary.num_units
         # Exponential arrival times: attribute k comes first with probability weight_k / sum of weights.
         order = (rng.exponential(size=(num, units)) / self.caption_weights).argsort(axis=1)
-        alone = rng.random(num) < self.single_caption_share
-        count = np.where(alone, 1, rng.integers(min(2, units), units + 1, num))
+        is_single = rng.random(num) < self.single_caption_share
+        count = np.where(is_single, 1, rng.integers(min(2, units), units + 1, num))
         mask = np.zeros((num, units), dtype=bool)
         np.put_along_axis(mask, order, np.arange(units) < count[:, None], axis=1)
         captions = [self.vocabulary.caption(t, o[:c]) for t, o, c in zip(texts, order.tolist(), count.tolist())]
         return {"text": captions, "caption_mask": torch.from_numpy(mask)}
 
 
-def check_unset_prob(probability: float) -> None:
-    """Raise where it is no probability."""
-    if not 0.0 <= probability <= 1.0:
-        raise ConfigError(f"unset_prob is a probability in [0, 1], found {probability}")
+def leave_unset(texts: list[list[str]], probability: float, rng: np.random.Generator) -> list[list[str]]:
+    """Replace each of the U texts of B images by "" with a probability."""
+    if not probability or not texts:
+        return texts
+    unset = rng.random((len(texts), len(texts[0]))) < probability
+    return [["" if gone else text for text, gone in zip(strings, row)] for strings, row in zip(texts, unset.tolist())]
+
+
+class WrappedDataset(Dataset):
+    """Any indexable object with a length as a torch data set; other attributes are those of the object."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.data = dataset
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data" or name.startswith("__") and name != "__getitems__":  # unpickling looks before data is set
+            raise AttributeError(name)
+        return getattr(self.data, name)

@@ -1,4 +1,4 @@
-"""Data sets by a short name, for command lines: what to build, and what is read from disk."""
+"""Data sets by a short name, for command lines: the class of each, and its images if they can be converted."""
 
 from __future__ import annotations
 
@@ -10,30 +10,25 @@ import numpy as np
 
 from ldm.data.factors import cars3d, dsprites, factor_space, mpi3d, shapes3d, smallnorb
 from ldm.data.formats.image_sources import ImageSource
-from ldm.util import ConfigError, UserError, did_you_mean, instantiate_from_config
+from ldm.data.options import require_choice
+from ldm.util import UserError, instantiate_from_config
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A data set on disk.
+    """Data set that has a short name."""
 
-    Attributes:
-        target: dotted path of its class.
-        open_source: gives its images where they can be converted.
-        arrays: what belongs beside the images in a converted HDF5 file, by name.
-    """
-
-    target: str
-    open_source: Callable[..., ImageSource] | None = None
-    arrays: Callable[[], Mapping[str, np.ndarray]] = dict
+    target: str  # dotted path of its class
+    open_source: Callable[..., ImageSource] | None = None  # opens its images, if they can be converted
+    arrays: Callable[[], Mapping[str, np.ndarray]] = dict  # other arrays of a converted HDF5 file by name
 
 
 def _shapes3d_source(path: str | None) -> ImageSource:
     source, values = shapes3d.open_source(path)
     if values is not None:
         raise UserError(
-            f"{source.path} holds a part of 3dshapes, which its labels tell: it is read as it is, there is "
-            "nothing to convert"
+            f"{source.path}: expected all {factor_space('shapes3d').size} images, got a part of 3dshapes. A part is "
+            "read without conversion."
         )
     return source
 
@@ -60,22 +55,12 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def kind_of(name: str) -> Kind:
-    """The data set of a short name.
-
-    Raises:
-        ConfigError: unknown; the message lists the known ones.
-    """
-    if name not in KINDS:
-        raise ConfigError(f"unknown data set {name!r}; known: {', '.join(KINDS)}.{did_you_mean(name, KINDS)}")
-    return KINDS[name]
-
-
 def build_kind(name: str, options: Mapping[str, Any]) -> Any:
-    """Build a data set by its short name.
+    """Return the data set of a short name.
 
     Raises:
-        ConfigError: unknown name or options.
-        UserError: files missing or damaged.
+        ConfigError: the name or an option is unknown.
+        UserError: files are missing or damaged.
     """
-    return instantiate_from_config({"target": kind_of(name).target, "params": dict(options)})
+    require_choice("data set", name, KINDS)
+    return instantiate_from_config({"target": KINDS[name].target, "params": dict(options)})

@@ -1,4 +1,4 @@
-"""What stands for a data set that older configs name and nobody ships."""
+"""Stand-in for the data sets of reference configs that are not part of this package."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from ldm.util import UserError
 
 
 class NotShipped:
-    """Says what to use instead, once somebody asks for its images; a config that names it builds its model.
+    """Data set that raises an error when its images are needed; models of such configs can still be built.
 
     Args:
-        name: the data set as the config names it.
-        instead: which class reads such images here.
+        name: name of the data set in the config.
+        instead: the class that reads such images in this package.
 
     Raises:
         UserError: always.
@@ -18,7 +18,7 @@ class NotShipped:
 
     def __init__(self, name: str, instead: str) -> None:
         raise UserError(
-            f"the data set {name} does not come with this package; its files and their lists are not published with "
-            f"the reference code either. Put your images into {instead}. In the config, replace the target (and "
-            "params) of data.params.train, validation or test that names it"
+            f"{name} does not come with this package, and its files are not published with the reference code either. "
+            f"Use {instead}. Replace the target (and params) of data.params.train, validation or test "
+            "that names it."
         )

@@ -1,4 +1,4 @@
-"""The order of training images: a pure function of (seed, epoch), to be entered at any batch."""
+"""Order of the training images as a pure function of (seed, epoch) that can be entered at any batch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from torch.utils.data import DistributedSampler
 
 
 class ResumableShuffle(DistributedSampler):
-    """Shuffles by (seed, epoch) and starts where training stands, so that a resumed run sees what it would have.
+    """Sampler that shuffles by (seed, epoch) and starts at the position of the training, so that runs can be resumed.
 
-    It is a ``DistributedSampler`` because Lightning leaves those alone: each rank takes every world-size-th
-    image of the one permutation. Shards are disjoint and equally long; the last ``len(dataset) % world size``
-    images of a permutation are left out of that epoch.
+    It is a ``DistributedSampler`` because Lightning does not replace those. Each rank takes every world-size-th image
+    of one permutation: shards are disjoint and equally long, and the last ``len(dataset) % world_size`` images of a
+    permutation are left out of that epoch.
 
     Args:
-        dataset: anything with a length.
+        dataset: any object with a length.
         batch_size: images per batch and rank.
-        seed: of the permutations.
-        position: asked whenever an iteration starts: (epoch, batches of it already trained). It is asked then,
-            not told before, because Lightning makes the iterator of a resumed epoch before it calls
-            ``set_epoch``.
-        shuffle: False keeps the data set's order.
-        rank: of this process.
+        seed: seed of the permutations.
+        position: function that returns (epoch, number of its batches already trained). It is called whenever an
+            iteration starts, because Lightning creates the iterator of a resumed epoch before ``set_epoch``.
+        shuffle: if False, the order of the data set is kept.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -43,13 +42,10 @@ class ResumableShuffle(DistributedSampler):
         self.position = position
 
     def order(self, epoch: int) -> np.ndarray:
-        """Positions in the data set that this rank visits in ``epoch``: (num_samples,) int64."""
+        """Return the positions in the data set that this rank visits in ``epoch``: (num_samples,) int64."""
         count = len(self.dataset)
-        if self.shuffle:
-            everything = np.random.default_rng([self.seed, epoch]).permutation(count)
-        else:
-            everything = np.arange(count)
-        return everything[self.rank : self.num_samples * self.num_replicas : self.num_replicas]
+        order = np.random.default_rng([self.seed, epoch]).permutation(count) if self.shuffle else np.arange(count)
+        return order[self.rank : self.num_samples * self.num_replicas : self.num_replicas]
 
     def __iter__(self) -> Iterator[int]:
         epoch, batches = self.position()

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from ldm.data.dataset import split_rows
+from ldm.data.dataset import FactorDataset, split_rows
 from ldm.data.factors import FactorSpace, factor_space
 from ldm.data.module import WrappedDataset
 from ldm.data.world import World3D
@@ -34,15 +34,15 @@ def test_a_part_is_a_full_product_of_the_chosen_values():
 @pytest.mark.parametrize(
     "keep, message",
     [
-        ({"hues": 2}, "no factor 'hues'. Did you mean 'hue'"),
-        ({"hue": 6}, "hue has 5 values, cannot keep 6"),
-        ({"hue": 0}, "cannot keep 0"),
-        ({"hue": [0, 5]}, r"\[5\] must be different values of \[0, 1, 2, 3, 4\]"),
-        ({"hue": [1, 1]}, "must be different"),
-        ({"hue": []}, "how many values"),
-        ({"hue": "red"}, "how many values"),
+        ({"hues": 2}, "got 'hues'. Did you mean 'hue'"),
+        ({"hue": 6}, "keep.hue: expected 1 to 5 values, got 6"),
+        ({"hue": 0}, "expected 1 to 5 values, got 0"),
+        ({"hue": [0, 5]}, r"different values of \[0, 1, 2, 3, 4\], got \[0, 5\]"),
+        ({"hue": [1, 1]}, "expected different values"),
+        ({"hue": []}, "expected a number of values, or a list"),
+        ({"hue": "red"}, "expected a number of values, or a list"),
         ([2, 3], "expected a mapping such as"),
-        ({"hue": 1, "shape": 1}, "no factor has two values left"),
+        ({"hue": 1, "shape": 1}, "a factor with at least two values left"),
     ],
 )
 def test_what_cannot_be_kept_is_named(keep, message):
@@ -51,13 +51,27 @@ def test_what_cannot_be_kept_is_named(keep, message):
 
 
 def test_a_space_in_words():
-    assert FactorSpace.from_dict(SPACE.to_dict()).to_dict() == {
+    assert FactorSpace.from_dict(SPACE.named("toys").to_dict()).to_dict() == {
+        "name": "toys",
         "names": ["hue", "instance", "shape"],
         "sizes": [5, 3, 4],
         "latent": [0, 2],
     }
     with pytest.raises(ConfigError, match="latent missing"):
         FactorSpace.from_dict({"names": ["a"], "sizes": [2]})
+
+
+def test_names_of_spaces():
+    assert FactorSpace.from_dict({"names": ["a"], "sizes": [2], "latent": [0]}).name == "" == SPACE.name
+    assert [factor_space(name).name for name in ("cars3d", "mpi3d_complex")] == ["cars3d", "mpi3d_complex"]
+    toys = SPACE.named("toys")
+    assert toys.restrict({}).space.name == "toys" and toys.restrict({"hue": 2}).space.name == "toys_part"
+    assert SPACE.restrict({"hue": 2}).space.name == "" and SPACE.name == ""
+    world, part = World3D(size=32), World3D(size=32, keep={"floor_hue": 2})
+    assert world.position_space.name == "world3d"
+    assert part.space.name == "world3d" and part.position_space.name == "world3d_part"
+    assert World3D(size=32, name="mine").space.name == "mine"
+    assert type("Toys", (FactorDataset,), {})(SPACE).position_space.name == "Toys"
 
 
 def test_a_data_set_of_a_part():
@@ -82,7 +96,7 @@ def test_the_splits_of_large_sets_are_what_they_were():
     assert len(split_rows(480_000, "train")) == 475_000 and len(split_rows(480_000, "validation")) == 1000
     assert not set(split_rows(480_000, "validation")) & set(split_rows(480_000, "train"))
     assert len(split_rows(17_568, "train")) == 15_812 and len(split_rows(17_568, "validation")) == 1000
-    with pytest.raises(ConfigError, match="only 9; use split: null"):
+    with pytest.raises(ConfigError, match="only 9. Use split: null"):
         split_rows(9, "train")
 
 

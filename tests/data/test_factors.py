@@ -46,7 +46,7 @@ def test_sizes_and_round_trip(name, size, factors):
     latent, rows = space.sample(200, np.random.RandomState(1))
     assert (space.factors_of(rows) == latent).all()
     assert rows.dtype == np.int64 and rows.max() < size
-    again = space.sample_observations(200, np.random.RandomState(1))
+    again = space.sample(200, np.random.RandomState(1))[1]
     assert (again == rows).all()
 
 
@@ -62,7 +62,7 @@ def test_a_factor_that_is_not_latent_is_drawn_after_the_others():
 def test_messages():
     with pytest.raises(ConfigError, match="Did you mean 'shapes3d'"):
         factor_space("shape3d")
-    with pytest.raises(ValueError, match="wall_hue = 10 in row 0, expected 0 to 9"):
+    with pytest.raises(ValueError, match="expected wall_hue in 0 to 9, got 10 in row 0"):
         factor_space("shapes3d").index_of(np.array([[0, 10, 0, 0, 0, 0]]))
     with pytest.raises(ValueError, match="expected factors of shape"):
         factor_space("shapes3d").index_of(np.zeros((2, 5), int))

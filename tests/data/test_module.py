@@ -65,6 +65,25 @@ def test_number_of_workers():
     assert loader.num_workers == 2 and loader.worker_init_fn is not None
 
 
+class Noise(list):
+    """Items that draw from numpy's global generator."""
+
+    def __getitem__(self, index):
+        return {"noise": np.random.rand()}
+
+
+def test_worker_processes_are_seeded_from_torch():
+    data = DataModuleFromConfig(
+        1, test={"target": "test_module.Noise", "params": {}}, num_workers=2, use_worker_init_fn=True
+    )
+    data.datasets["test"] = Noise(range(4))
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append([batch["noise"].item() for batch in data.test_dataloader()])
+    assert draws[0] == draws[1] != draws[2] and len(set(draws[0])) == 4
+
+
 def test_wrapped_data_gives_the_same_batches():
     plain = DataModuleFromConfig(4, test=world(limit=10, text="attributes", phrasing="canonical"))
     wrapped = DataModuleFromConfig(4, test=world(limit=10, text="attributes", phrasing="canonical"), wrap=True)
@@ -83,9 +102,9 @@ def test_setup_builds_only_what_a_stage_needs():
 
 
 def test_messages():
-    with pytest.raises(ConfigError, match="8 images, fewer than one batch of 64; set .*batch_size to at most 8"):
+    with pytest.raises(ConfigError, match="one batch of 64 images, got 8 images. Set .*batch_size to at most 8"):
         DataModuleFromConfig(64, train=world(limit=8)).train_dataloader()
-    with pytest.raises(ConfigError, match="data.params.test is missing"):
+    with pytest.raises(ConfigError, match="data.params.test: expected the test images, got only train"):
         DataModuleFromConfig(4, train=world(limit=8)).test_dataloader()
     with pytest.raises(ConfigError, match="batch_size"):
         DataModuleFromConfig(0)
@@ -105,7 +124,7 @@ def test_collate_keeps_texts_and_stacks_the_rest():
 
 
 def test_collate_names_what_does_not_fit():
-    with pytest.raises(ValueError, match="'image' of different shapes"):
+    with pytest.raises(ValueError, match="expected 'image' of one shape"):
         collate([{"image": torch.zeros(2, 2, 3)}, {"image": torch.zeros(4, 4, 3)}])
-    with pytest.raises(ValueError, match="different keys"):
+    with pytest.raises(ValueError, match="the same keys"):
         collate([{"image": 0}, {"picture": 0}])

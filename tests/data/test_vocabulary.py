@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from ldm.data.vocabulary import AttributeVocabulary, world_vocabulary
+from ldm.data.vocabulary import AttributeVocabulary
+from ldm.data.world import world_vocabulary
 from ldm.util import ConfigError
 
 
@@ -64,7 +65,7 @@ def test_messages():
         AttributeVocabulary(["a"], [["x"]], [[0]], [["no gap"]])
     with pytest.raises(ConfigError, match="positions 0 to 0"):
         AttributeVocabulary(["a"], [["x"]], [[0, 1]], [["{}"]])
-    with pytest.raises(ConfigError, match="one of each per factor"):
+    with pytest.raises(ConfigError, match=r"of one length, got \[2, 1, 1, 1\]"):
         AttributeVocabulary(["a", "b"], [["x"]], [[0]], [["{}"]])
     with pytest.raises(ConfigError, match="missing templates"):
         AttributeVocabulary.from_dict({"factor_names": [], "words": [], "value_to_word": []})

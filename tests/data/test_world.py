@@ -126,13 +126,13 @@ def test_splits_are_fixed_disjoint_and_nested():
 @pytest.mark.parametrize(
     "params, message",
     [
-        ({"size": 48}, "size must be 32 or 64 pixels, found 48"),
-        ({"split": "val"}, "unknown split 'val'"),
-        ({"limit": 0}, "limit must be"),
-        ({"text": "words"}, "unknown text 'words'"),
-        ({"phrasing": "plain"}, "unknown phrasing"),
-        ({"text": "attributes", "unset_prob": 1.5}, "probability"),
-        ({"unset_prob": 0.1}, "set text: attributes"),
+        ({"size": 48}, "size: expected one of 32, 64; got 48"),
+        ({"split": "val"}, "split: expected one of train, .*; got 'val'"),
+        ({"limit": 0}, "limit: expected an integer of at least 1"),
+        ({"text": "words"}, "text: expected one of attributes, caption, null"),
+        ({"phrasing": "plain"}, "phrasing: expected one of"),
+        ({"text": "attributes", "unset_prob": 1.5}, "unset_prob: expected a number in"),
+        ({"unset_prob": 0.1}, "Set text: attributes"),
     ],
 )
 def test_messages(params, message):
@@ -150,7 +150,7 @@ def fresh_cache(tmp_path, monkeypatch):
         return np.full((480, size, size, 4), 63, np.uint8)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(world_module.world_geometry, "render_maps", render)
+    monkeypatch.setattr(world_module.geometry, "render_maps", render)
     return tmp_path / "clip-disdiff", calls
 
 
@@ -166,7 +166,7 @@ def test_cache_is_used_and_made_anew_when_damaged(fresh_cache, caplog):
         assert (make(32) == 63).all()
         assert file.read_bytes() == whole
     assert calls == [32] * 4
-    assert "making it anew" in caplog.text
+    assert "computing it again" in caplog.text
 
 
 def test_cache_that_cannot_be_written_only_warns(fresh_cache, caplog):

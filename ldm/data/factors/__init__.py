@@ -1,4 +1,4 @@
-"""Spaces of known factors, and one module for each published factor data set."""
+"""Spaces of known factors, and one module for each published data set with factors."""
 
 from ldm.data.factors.space import FactorSpace, Subspace, factor_space
 

@@ -6,7 +6,6 @@ Layout of ``dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz``: ``imgs`` (737280, 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,17 @@ import numpy as np
 from ldm.data.factors import FactorSpace, factor_space
 from ldm.data.factors.stored import StoredFactors
 from ldm.data.formats.image_sources import ImageArray
-from ldm.data.places import find_source
+from ldm.data.paths import AnyPath, array_names, find_source
 from ldm.data.rows import npz_blocks
 from ldm.util import UserError
 
 _NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64"
-_PLACES = tuple(
-    f"{folder}{name}{suffix}"
-    for suffix in (".npy", ".h5", ".npz")
-    for folder in ("", "dsprites/")
-    for name in (_NAME, "dsprites")
-)
+_FILES = array_names([_NAME, "dsprites"], ["", "dsprites/"])
 
 
-def open_source(path: str | os.PathLike | None = None) -> ImageArray:
-    """The sprites, 0 and 255.
-
-    Raises:
-        UserError: file missing, damaged, of another layout or in another order.
-    """
-    next_step = f"download {_NAME}.npz (github.com/google-deepmind/dsprites-dataset)"
-    found = find_source("dSprites", path, _PLACES, next_step)
+def open_source(path: AnyPath | None = None) -> ImageArray:
+    """Return the images, with pixels 0 and 255."""
+    found = find_source("dSprites", path, _FILES, f"download {_NAME}.npz (github.com/google-deepmind/dsprites-dataset)")
     if found.suffix != ".npz":  # converted: bytes of 0 and 255
         return ImageArray(found, channels=1)
     _check_classes(found, factor_space("dsprites"))
@@ -43,40 +32,40 @@ def open_source(path: str | os.PathLike | None = None) -> ImageArray:
 
 
 def _check_classes(path: Path, space: FactorSpace) -> None:
-    """The file's own factor values are those that the place of each image stands for."""
+    """Check that the factor values in the file are those of the rows."""
     start = 0
     for block in npz_blocks(path, "latents_classes"):
         if block.ndim != 2 or block.shape[1] != len(space.all_sizes):
             raise UserError(
-                f"{path}: 'latents_classes' is (N, {', '.join(map(str, block.shape[1:]))}), expected (N, "
-                f"{len(space.all_sizes)}): {', '.join(space.all_names)}; download it again"
+                f"{path}: expected 'latents_classes' of shape (N, {len(space.all_sizes)}): "
+                f"{', '.join(space.all_names)}; got (N, {', '.join(map(str, block.shape[1:]))}). Download it again."
             )
         try:
-            expected = np.arange(start, start + len(block))
-            wrong = np.flatnonzero(space.index_of(block) != expected)
-        except ValueError as err:
-            raise UserError(f"{path}: 'latents_classes' do not fit the factors ({err}); download it again") from err
+            rows = space.index_of(block)
+        except ValueError as error:
+            raise UserError(f"{path}: 'latents_classes' are out of range ({error}). Download it again.") from error
+        wrong = np.flatnonzero(rows != np.arange(start, start + len(block)))
         if len(wrong):
             raise UserError(
-                f"{path}: image {start + wrong[0]} has the factors {block[wrong[0]].tolist()}, which "
-                f"belong in row {space.index_of(block[wrong[:1]])[0]}; download it again"
+                f"{path}: expected images in the order of the factors, got {block[wrong[0]].tolist()} of row "
+                f"{rows[wrong[0]]} in row {start + wrong[0]}. Download it again."
             )
         start += len(block)
 
 
 class DSprites(StoredFactors):
-    """dSprites in three equal channels (see ``FactorDataset`` for what an item holds and for the other options).
+    """dSprites in three equal channels (see ``FactorDataset`` for items and further options).
 
-    The factors to be recovered are shape, scale, orientation, x and y; the colour has one value. The compressed file
-    is unpacked once (3 GB), to the cache or, with ``scripts/dataset.py convert``, to a file of one's own.
+    The latent factors are shape, scale, orientation, x and y; the colour has one value. The compressed file is
+    unpacked once (3 GB), to the cache or, with ``scripts/dataset.py convert``, to another file.
 
     Args:
-        path: the .npz, .npy or .h5 file or its folder; None takes the folder in the variable ``DATA_ROOT``.
+        path: the .npz, .npy or .h5 file or its folder; None takes ``DATA_ROOT``.
         size: side of the images in pixels: 64, or 32 (means of 2 x 2 pixels).
 
     Raises:
-        UserError: file missing, damaged, or of another layout or number of images.
+        UserError: the file is missing or damaged, or its layout or number of images is wrong.
     """
 
-    def __init__(self, path: str | os.PathLike | None = None, size: int = 64, **options: Any) -> None:
+    def __init__(self, path: AnyPath | None = None, size: int = 64, **options: Any) -> None:
         super().__init__(space=factor_space("dsprites"), source=open_source(path), size=size, **options)

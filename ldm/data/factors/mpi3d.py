@@ -1,18 +1,17 @@
 """MPI3D: a robot arm holding an object, drawn, rendered or photographed (Gondal et al., 2019).
 
-Layout of the published files: ``images`` (1036800, 64, 64, 3) uint8 in an .npz; the complex set has 460,800.
+Layout of the published files: ``images`` (1036800, 64, 64, 3) uint8 in an .npz; the complex set has 460,800 images.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from ldm.data.factors import factor_space
 from ldm.data.factors.stored import StoredFactors
 from ldm.data.formats.image_sources import ImageArray
-from ldm.data.places import find_source
-from ldm.util import ConfigError
+from ldm.data.options import require_choice
+from ldm.data.paths import AnyPath, array_names, find_source
 
 # variant -> names of its file, the published one first
 _FILES = {
@@ -23,50 +22,31 @@ _FILES = {
 }
 
 
-def open_source(path: str | os.PathLike | None = None, variant: str = "toy") -> ImageArray:
-    """The images of one of the four sets; a converted file is preferred to the published one.
-
-    Raises:
-        ConfigError: an unknown variant.
-        UserError: file missing, damaged or of another layout.
-    """
-    if variant not in _FILES:
-        raise ConfigError(f"unknown variant {variant!r} of MPI3D; known: {', '.join(_FILES)}")
-    folders = ("", "mpi3d/", f"mpi3d_{variant}/", f"mpi_{variant}/")
-    places = [
-        f"{folder}{name}{suffix}"
-        for suffix in (".npy", ".h5", ".npz")
-        for folder in folders
-        for name in _FILES[variant]
-    ]
-    found = find_source(
-        f"MPI3D {variant}",
-        path,
-        places,
-        f"download {_FILES[variant][0]}.npz (github.com/rr-learning/disentanglement_dataset)",
-    )
-    return ImageArray(found)
+def open_source(path: AnyPath | None = None, variant: str = "toy") -> ImageArray:
+    """Return the images of one of the four variants; a converted file is preferred to the published one."""
+    require_choice("variant", variant, _FILES)
+    candidates = array_names(_FILES[variant], ["", "mpi3d/", f"mpi3d_{variant}/", f"mpi_{variant}/"])
+    next_step = f"download {_FILES[variant][0]}.npz (github.com/rr-learning/disentanglement_dataset)"
+    return ImageArray(find_source(f"MPI3D {variant}", path, candidates, next_step))
 
 
 class MPI3D(StoredFactors):
-    """MPI3D (see ``FactorDataset`` for what an item holds and for the other options).
+    """MPI3D (see ``FactorDataset`` for items and further options).
 
-    Uncompressed .npz files are mapped as they are; compressed ones are unpacked once, to the cache or, with
-    ``scripts/dataset.py convert``, to a file of one's own.
+    Uncompressed .npz files are mapped; compressed ones are unpacked once, to the cache or, with
+    ``scripts/dataset.py convert``, to another file.
 
     Args:
-        path: the .npz, .npy or .h5 file or its folder; None takes the folder in the variable ``DATA_ROOT``.
+        path: the .npz, .npy or .h5 file or its folder; None takes ``DATA_ROOT``.
         variant: "toy", "realistic", "real" or "complex".
         size: side of the images in pixels: 64, or 32 (means of 2 x 2 pixels).
 
     Raises:
-        ConfigError: an unknown variant.
-        UserError: file missing, damaged, or of another layout or number of images.
+        ConfigError: the variant is unknown.
+        UserError: the file is missing or damaged, or its layout or number of images is wrong.
     """
 
-    def __init__(
-        self, path: str | os.PathLike | None = None, variant: str = "toy", size: int = 64, **options: Any
-    ) -> None:
+    def __init__(self, path: AnyPath | None = None, variant: str = "toy", size: int = 64, **options: Any) -> None:
         source = open_source(path, variant)
         space = factor_space("mpi3d_complex" if variant == "complex" else "mpi3d")
-        super().__init__(space=space, source=source, size=size, **options)
+        super().__init__(space=space.named(f"mpi3d_{variant}"), source=source, size=size, **options)

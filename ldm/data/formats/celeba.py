@@ -1,40 +1,28 @@
-"""CelebA from an LMDB of its aligned pictures, as Diffusion Autoencoders and DisDiff keep it."""
+"""CelebA from an LMDB of its aligned images, in the layout of Diffusion Autoencoders and DisDiff."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from typing import Any
 
-from ldm.data.formats.lmdb_text import LMDBImages, find_lmdb
+from ldm.data.formats.lmdb_text import LMDBImages
+from ldm.data.paths import AnyPath
 
 
 class CelebA(LMDBImages):
-    """CelebA faces (see ``LMDBImages`` for all options).
+    """CelebA faces.
 
-    An LMDB of the unresized 178 x 218 pictures has keys that say ``None-0000000`` (``original_resolution: null``);
-    then ``crop_d2c`` cuts the 128 x 128 face window. Pictures of an LMDB that was written at 128 pixels are cut
-    already: ``original_resolution: 128, crop_d2c: false``.
+    An LMDB of the unresized 178 x 218 images has keys with ``None-0000000`` (``original_resolution: null``); then
+    ``crop_d2c`` cuts out the 128 x 128 face window. Images of an LMDB that was written at 128 pixels are already cut:
+    ``original_resolution: 128, crop_d2c: false``.
 
     Args:
-        path: the LMDB or a folder above it; None takes the folder in the variable ``DATA_ROOT``.
+        path: the LMDB or a folder above it; None takes ``DATA_ROOT``. For further options see ``LMDBImages``.
     """
 
-    _places = ("celeba.lmdb", "celeba/celeba.lmdb", "celeba/train-images.lmdb", "celeba")
+    _candidates = ("celeba.lmdb", "celeba/celeba.lmdb", "celeba/train-images.lmdb", "celeba")
+    _path_variable = ""
 
     def __init__(
-        self,
-        path: str | os.PathLike | None = None,
-        image_size: int = 64,
-        original_resolution: int | None = None,
-        crop_d2c: bool = True,
-        zfill: int = 7,
-        split: str | None = None,
-        limit: int | None = None,
-        do_augment: bool = False,
-        seed: int = 0,
+        self, path: AnyPath | None = None, original_resolution: int | None = None, crop_d2c: bool = True, **options: Any
     ) -> None:
-        super().__init__(path, image_size, original_resolution, crop_d2c, zfill, split, limit, do_augment, seed)
-
-    @classmethod
-    def _find(cls, path: str | os.PathLike | None) -> Path:
-        return find_lmdb("CelebA", path, cls._places)
+        super().__init__(path, original_resolution=original_resolution, crop_d2c=crop_d2c, **options)

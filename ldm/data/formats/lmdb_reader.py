@@ -1,4 +1,4 @@
-"""Reading single keys of an LMDB, safely from several processes."""
+"""Reading of single keys of an LMDB in several processes."""
 
 from __future__ import annotations
 
@@ -7,26 +7,23 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ldm.data.paths import AnyPath
 from ldm.util import UserError
 
 
 def is_lmdb(path: Path) -> bool:
-    """Whether a path looks like an LMDB: a folder with ``data.mdb``, or a file."""
+    """Return whether a path may be an LMDB: a folder with ``data.mdb``, or a file."""
     return path.is_file() or (path / "data.mdb").is_file()
 
 
 def import_lmdb() -> Any:
-    """The package lmdb.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """Return the package lmdb; raise a ``UserError`` if it is not installed."""
     try:
         import lmdb
-    except ModuleNotFoundError as err:
+    except ModuleNotFoundError as error:
         raise UserError(
-            "LMDB data sets need the package lmdb: pip install 'clip-disdiff[lmdb]' (or pip install lmdb)"
-        ) from err
+            "LMDB data sets need the package lmdb: pip install 'clip-disdiff[lmdb]' (or pip install lmdb)."
+        ) from error
     return lmdb
 
 
@@ -35,95 +32,83 @@ _environments_lock = threading.RLock()
 
 
 def _close_before_fork() -> None:
-    """lmdb opens a file only once per process and counts a forked child as the same one: so none stays open
-    while worker processes are started; each process opens its own when it reads next."""
+    """Close all LMDBs of this process: lmdb opens a file only once per process and takes a forked child for the same
+    one. Each process opens its own when it reads next."""
     _environments_lock.acquire()
     for environment in _environments.values():
         environment.close()
     _environments.clear()
 
 
-if hasattr(os, "register_at_fork"):
+if os.name == "posix":
     os.register_at_fork(
         before=_close_before_fork, after_in_parent=_environments_lock.release, after_in_child=_environments_lock.release
     )
 
 
 def _environment(path: str) -> Any:
-    """The LMDB at ``path``, shared by all readers of this process; to be called under the lock."""
-    if path not in _environments:
-        _environments[path] = _open_checked(path)
-    return _environments[path]
-
-
-def _open_checked(path: str) -> Any:
+    """Return the LMDB at ``path``, shared by all readers of this process; the caller holds the lock."""
+    if path in _environments:
+        return _environments[path]
     lmdb = import_lmdb()
     folder = os.path.isdir(path)
     try:
         environment = lmdb.open(
             path, subdir=folder, readonly=True, lock=False, readahead=False, meminit=False, max_readers=32
         )
-    except lmdb.Error as err:
+    except lmdb.Error as error:
         raise UserError(
-            f"{path} cannot be opened as LMDB ({err}); set path: (or the environment variable "
-            "DB_PATH) to an LMDB such as 'python scripts/dataset.py write' makes"
-        ) from err
+            f"{path}: expected an LMDB, but opening failed ({error}). Set path: (or the environment variable DB_PATH) "
+            "to an LMDB such as 'python scripts/dataset.py write' creates."
+        ) from error
     found = os.path.getsize(os.path.join(path, "data.mdb") if folder else path)
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if found < expected:  # reading beyond the end of a mapped file would kill the process without a word
+    if found < expected:  # reading beyond the end of a mapped file would kill the process
         environment.close()
         raise UserError(
-            f"{path} has {found} bytes, expected at least {expected}: it is truncated. Copy or write it anew"
+            f"{path}: expected at least {expected} bytes, got {found}. It is truncated: copy or write it again."
         )
+    _environments[path] = environment
     return environment
 
 
 class LMDBReader:
-    """Reads the keys of one LMDB; may be sent to worker processes.
+    """Reader of the keys of one LMDB; can be pickled to worker processes.
 
     Args:
         path: folder or file of the LMDB.
-        resolution: as in the keys; None where they say ``None``.
-        zfill: digits of the index in the keys.
+        resolution: resolution in the keys; None for keys that contain ``None``.
+        zfill: number of digits of the index in the keys.
     """
 
-    def __init__(self, path: str | os.PathLike, resolution: int | None, zfill: int = 7) -> None:
+    def __init__(self, path: AnyPath, resolution: int | None, zfill: int = 7) -> None:
         self.path, self.resolution, self.zfill = os.path.abspath(path), resolution, zfill
 
-    def get(self, key: str) -> bytes | None:
-        """The value of ``key``, None where it is missing."""
-        lmdb = import_lmdb()
-        try:
-            with _environments_lock, _environment(self.path).begin(write=False) as transaction:
-                return transaction.get(key.encode())
-        except lmdb.Error as err:
-            raise UserError(
-                f"{self.path}: key {key!r} cannot be read ({err}); the LMDB is damaged, write it anew"
-            ) from err
-
     def require(self, *keys: str) -> bytes:
-        """The value of the first of ``keys`` that exists.
-
-        Raises:
-            UserError: none of them does.
-        """
+        """Return the value of the first of ``keys`` that exists; raise a ``UserError`` if there is none."""
+        lmdb = import_lmdb()
         for key in keys:
-            value = self.get(key)
+            try:
+                with _environments_lock, _environment(self.path).begin(write=False) as transaction:
+                    value = transaction.get(key.encode())
+            except lmdb.Error as error:
+                raise UserError(
+                    f"{self.path}: key {key!r} cannot be read ({error}). The LMDB is damaged: write it again."
+                ) from error
             if value is not None:
                 return value
-        named = " nor ".join(repr(key) for key in keys)
         raise UserError(
-            f"{self.path} has no key {named}; check original_resolution (now {self.resolution}) and "
-            "that the LMDB was written to its end"
+            f"{self.path} has no key {' or '.join(map(repr, keys))}. Check original_resolution (now "
+            f"{self.resolution}), and that writing of the LMDB was completed."
         )
 
     def __len__(self) -> int:
         value = self.require("length")
         try:
             return int(value)
-        except ValueError as err:
-            raise UserError(f"{self.path}: key 'length' holds {value[:40]!r}, expected a number") from err
+        except ValueError as error:
+            raise UserError(f"{self.path}: expected a number at key 'length', got {value[:40]!r}.") from error
 
     def name(self, index: int) -> str:
-        """``<resolution>-<index>``, the common part of an image's keys."""
+        """Return ``<resolution>-<index>``, the common part of an image's keys."""
         return f"{self.resolution}-{str(index).zfill(self.zfill)}"

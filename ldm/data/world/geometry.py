@@ -1,11 +1,10 @@
-"""Geometry of the embedded world: a room corner with one object, ray-cast once for all 480 configurations.
+"""Geometry of the embedded world: the corner of a room with one object, ray-cast once for all 480 configurations.
 
-Only scale, shape and orientation (8 x 4 x 15) change the geometry. Each configuration becomes four byte maps
-(how much floor, wall, object and white highlight a pixel shows, shading included), so that any of the 480,000
-images is the product of those maps with three hues and white (``ldm.data.world.dataset``).
+Only scale, shape and orientation (8 x 4 x 15) change the geometry. Each configuration gives four byte maps: the
+shares of floor, wall, object and white highlight in each pixel, with shading.
 
-Axes: x and z span the floor, y points up; the object stands at the origin, the room corner at (-WALL, 0, -WALL).
-The object is scaled about the origin, so rays are brought to unit scale instead: p / scale.
+Axes: x and z span the floor, y points up; the object is at the origin, the corner at (-WALL, 0, -WALL). The object is
+scaled about the origin; instead, rays are transformed to unit scale: p / scale.
 """
 
 from __future__ import annotations
@@ -14,13 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from einops import reduce
 
 SCALES = np.linspace(0.55, 1.15, 8)
-ORIENTATIONS = np.linspace(-30.0, 30.0, 15)  # degrees the camera turns about the object, as in 3dshapes
+ORIENTATIONS = np.linspace(-30.0, 30.0, 15)  # rotation of the camera about the object in degrees, as in 3dshapes
 NUM_CONFIGURATIONS = 8 * 4 * 15
 
-GEOMETRY_VERSION = 2  # raise it whenever a change here changes a picture: cached maps are then made anew
-SAMPLES_PER_SIDE = 4  # rays per pixel side; each of the 16 also sees its own point of the lamp (soft shadow)
+GEOMETRY_VERSION = 2  # increase it with every change of the images, so that cached maps are computed again
+SAMPLES_PER_SIDE = 4  # rays per pixel side; each of the 16 samples another point of the lamp (soft shadow)
 
 _WALL = 2.7
 _AMBIENT, _DIFFUSE, _GLOSS = 0.46, 0.54, 0.32
@@ -32,21 +32,14 @@ _NEAR = 1e-4
 
 @dataclass(frozen=True)
 class Solid:
-    """A solid at unit scale, standing on the floor.
+    """Solid at unit scale on the floor; functions of n rays or points."""
 
-    Attributes:
-        hit: (origins (n, 3), unit directions (n, 3)) -> (n,) nearest positive distance, ``_FAR`` where missed.
-        normal: (points on the surface (n, 3)) -> (n, 3) unit normals.
-        outside: (points on the floor (n, 3)) -> (n,) distance from where the solid touches or nearly touches it.
-        height: of the centre of the bounding sphere.
-        radius: of the bounding sphere.
-    """
-
+    # origins and unit directions (n, 3) -> (n,) nearest positive distance, ``_FAR`` for a miss
     hit: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    normal: Callable[[np.ndarray], np.ndarray]
-    outside: Callable[[np.ndarray], np.ndarray]
-    height: float
-    radius: float
+    normal: Callable[[np.ndarray], np.ndarray]  # points on the surface (n, 3) -> (n, 3) unit normals
+    outside: Callable[[np.ndarray], np.ndarray]  # points on the floor -> (n,) distance from the area (nearly) touched
+    height: float  # height of the centre of the bounding sphere
+    radius: float  # radius of the bounding sphere
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -62,7 +55,7 @@ def _away_from_zero(x: np.ndarray) -> np.ndarray:
 
 
 def _first_root(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """Smaller root of a t^2 + 2 b t + c = 0, ``_FAR`` where there is none ahead."""
+    """Return the smaller root of a t^2 + 2 b t + c = 0, ``_FAR`` if it is not positive."""
     disc = b * b - a * c
     t = (-b - np.sqrt(np.maximum(disc, 0.0))) / _away_from_zero(a)
     return np.where((disc > 0) & (t > _NEAR), t, _FAR)
@@ -131,8 +124,8 @@ def _sphere() -> Solid:
 
 
 def _capsule() -> Solid:
-    """Lies askew: as the camera turns from -30 to 30 degrees its picture only ever lengthens, so that one
-    picture tells the orientation."""
+    """Return a capsule that lies askew: its image lengthens monotonically as the camera turns from -30 to 30
+    degrees, so that a single image determines the orientation."""
     radius, half = 0.60, 0.92
     angle = np.radians(5.0)
     axis = np.array([np.cos(angle), 0.0, -np.sin(angle)])
@@ -161,7 +154,7 @@ SOLIDS = (_cube(), _cylinder(), _sphere(), _capsule())
 
 
 def _hit_scaled(solid: Solid, scale: float, o: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Distance (n,) to the solid at ``scale``; rays that miss its bounding sphere are not tested further."""
+    """Return the distance (n,) to the solid at ``scale``; only rays through its bounding sphere are tested."""
     o = o / scale
     to_centre = o - np.array([0.0, solid.height, 0.0])
     along = _dot(to_centre, d)
@@ -173,7 +166,7 @@ def _hit_scaled(solid: Solid, scale: float, o: np.ndarray, d: np.ndarray) -> np.
 
 
 def camera_rays(degrees: float, pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Eye (3,) and unit ray directions (pixels^2, 3), row-major from the upper left."""
+    """Return the eye (3,) and unit ray directions (pixels^2, 3), row-major from the upper left."""
     angle = np.radians(45.0 + degrees)
     eye = np.array([6.2 * np.cos(angle), 2.7, 6.2 * np.sin(angle)])
     forward = _unit(np.array([0.0, 0.87, 0.0]) - eye)
@@ -185,9 +178,9 @@ def camera_rays(degrees: float, pixels: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _lamp_directions(pixels: int) -> np.ndarray:
-    """Direction to the lamp for every ray (pixels^2, 3): the rays of one pixel share out the lamp's disc.
+    """Return the direction to the lamp for every ray (pixels^2, 3); the rays of a pixel sample the lamp's disc.
 
-    A sunflower pattern visited in steps of 7 (coprime to 16), so that neighbours look at distant points.
+    The points form a sunflower pattern in steps of 7 (coprime to 16), so that neighbours sample distant points.
     """
     rays = SAMPLES_PER_SIDE**2
     k = np.arange(rays) * 7 % rays
@@ -201,8 +194,8 @@ def _lamp_directions(pixels: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Room:
-    """What the camera sees of the empty room, per ray: distance, place, floor mask, light from lamp and sky."""
+class _View:
+    """View of the empty room, per ray: distance, point, floor mask, light from lamp and sky."""
 
     eye: np.ndarray
     rays: np.ndarray
@@ -213,7 +206,7 @@ class _Room:
     diffuse: np.ndarray
 
 
-def _empty_room(degrees: float, pixels: int) -> _Room:
+def _empty_view(degrees: float, pixels: int) -> _View:
     eye, rays = camera_rays(degrees, pixels)
     planes = (np.array([-_WALL, 0.0, -_WALL]) - eye) / _away_from_zero(rays)
     planes = np.where(planes > 0, planes, _FAR)
@@ -222,72 +215,63 @@ def _empty_room(degrees: float, pixels: int) -> _Room:
     points = eye + distance[:, None] * rays
     is_floor = surface == 1
     gap = points + np.array([_WALL, 0.0, _WALL])
-    gap[np.arange(len(gap)), surface] = _FAR  # the surface itself is no edge to it
+    gap[np.arange(len(gap)), surface] = _FAR  # only the other surfaces form an edge
     corner_shade = 1 - 0.30 * np.exp(-gap / 0.32).sum(-1)
     falloff = 1.06 - 0.022 * _dot(points, points)  # a lamp above the object rather than the sun
-    return _Room(
-        eye,
-        rays,
-        distance,
-        points,
-        is_floor,
-        _AMBIENT * corner_shade,
-        _DIFFUSE * _LAMP[surface] * corner_shade * np.clip(falloff, 0.55, 1.1),
-    )
+    diffuse = _DIFFUSE * _LAMP[surface] * corner_shade * np.clip(falloff, 0.55, 1.1)
+    return _View(eye, rays, distance, points, is_floor, _AMBIENT * corner_shade, diffuse)
 
 
 def _object_light(solid: Solid, scale: float, points: np.ndarray, rays: np.ndarray) -> tuple:
-    """Coloured light (n,) and white highlight (n,) of points on the object."""
+    """Return coloured light (n,) and white highlight (n,) of points on the object."""
     normal = solid.normal(points / scale)
-    sky = 0.72 + 0.28 * normal[:, 1]  # undersides see the floor, not the sky
+    sky = 0.72 + 0.28 * normal[:, 1]  # undersides face the floor, not the sky
     contact = 1 - 0.45 * np.exp(-points[:, 1] / (0.16 * scale))
     light = _AMBIENT * sky * contact + _DIFFUSE * np.clip(normal @ _LAMP, 0, 1)
     halfway = _unit(_LAMP - rays)
     return light, _GLOSS * np.clip(_dot(normal, halfway), 0, 1) ** 32
 
 
-def _configuration(room: _Room, lamp: np.ndarray, solid: Solid, scale: float, size: int) -> np.ndarray:
-    """Byte maps (size, size, 4) of one object in one room: floor, wall, object, highlight."""
-    maps = np.zeros((len(room.rays), 4))
-    t = _hit_scaled(solid, scale, np.broadcast_to(room.eye, room.rays.shape), room.rays)
-    on_object = t < room.distance
-    points = room.eye + t[on_object, None] * room.rays[on_object]
-    maps[on_object, 2], maps[on_object, 3] = _object_light(solid, scale, points, room.rays[on_object])
+def _configuration(view: _View, lamp: np.ndarray, solid: Solid, scale: float, size: int) -> np.ndarray:
+    """Return the byte maps (size, size, 4) of one object in one view: floor, wall, object, highlight."""
+    maps = np.zeros((len(view.rays), 4))
+    t = _hit_scaled(solid, scale, np.broadcast_to(view.eye, view.rays.shape), view.rays)
+    on_object = t < view.distance
+    points = view.eye + t[on_object, None] * view.rays[on_object]
+    maps[on_object, 2], maps[on_object, 3] = _object_light(solid, scale, points, view.rays[on_object])
     behind = ~on_object
-    lit = _hit_scaled(solid, scale, room.points[behind], lamp[behind]) >= _FAR
-    gap = solid.outside(room.points[behind] / scale)
-    contact = 1 - 0.42 * np.exp(-gap / 0.22) * room.is_floor[behind]
-    light = (room.ambient[behind] + room.diffuse[behind] * lit) * contact
-    maps[behind, 0] = light * room.is_floor[behind]
-    maps[behind, 1] = light * ~room.is_floor[behind]
-    s = SAMPLES_PER_SIDE
-    pixels = maps.reshape(size, s, size, s, 4).mean((1, 3))
-    return _as_bytes(pixels)
+    lit = _hit_scaled(solid, scale, view.points[behind], lamp[behind]) >= _FAR
+    gap = solid.outside(view.points[behind] / scale)
+    contact = 1 - 0.42 * np.exp(-gap / 0.22) * view.is_floor[behind]
+    light = (view.ambient[behind] + view.diffuse[behind] * lit) * contact
+    maps[behind, 0] = light * view.is_floor[behind]
+    maps[behind, 1] = light * ~view.is_floor[behind]
+    return _as_bytes(reduce(maps, "(h p w q) maps -> h w maps", "mean", h=size, w=size, p=SAMPLES_PER_SIDE))
 
 
 def _as_bytes(pixels: np.ndarray) -> np.ndarray:
-    """(…, 4) in [0, 1] -> uint8 whose sum over the maps stays within 255, so that no colour can overflow."""
+    """Convert maps (..., 4) in [0, 1] to uint8 whose sum is at most 255, so that no colour can overflow."""
     maps = np.clip(np.rint(pixels * 255), 0, 255).astype(np.int64)
     maps[..., 3] = np.clip(255 - maps[..., :3].sum(-1), 0, maps[..., 3])
     return maps.astype(np.uint8)
 
 
 def render_maps(size: int) -> np.ndarray:
-    """Ray-cast all configurations.
+    """Return the maps of all configurations by ray-casting.
 
     Args:
         size: side of the image in pixels.
 
     Returns:
-        (480, size, size, 4) uint8: share of floor, wall, object colour and white, 255 = all; configurations in
-        the order scale, shape, orientation (the last turns fastest).
+        (480, size, size, 4) uint8: shares of floor, wall, object colour and white, where 255 is all; configurations in
+        the order scale, shape, orientation (the last varies fastest).
     """
     pixels = size * SAMPLES_PER_SIDE
     lamp = _lamp_directions(pixels)
     out = np.empty((len(SCALES), len(SOLIDS), len(ORIENTATIONS), size, size, 4), np.uint8)
     for k, degrees in enumerate(ORIENTATIONS):
-        room = _empty_room(degrees, pixels)
+        view = _empty_view(degrees, pixels)
         for i, scale in enumerate(SCALES):
             for j, solid in enumerate(SOLIDS):
-                out[i, j, k] = _configuration(room, lamp, solid, scale, size)
+                out[i, j, k] = _configuration(view, lamp, solid, scale, size)
     return out.reshape(NUM_CONFIGURATIONS, size, size, 4)
