@@ -1,8 +1,8 @@
 """Disentanglement metrics: pure functions of a representation, a factor sampler and a random generator.
 
-``evaluate`` scores anyone's codes in one call; ``METRICS`` lists the metrics with the protocol DisDiff and
-CLIP-DisDiff published, ``PROTOCOLS`` the other published ways. To add a metric: write its function in a file of its
-own and add an entry to ``METRICS`` in ``ldm/metrics/registry.py``.
+``evaluate`` scores a representation in one call; ``METRICS`` lists the metrics with the protocol of DisDiff and
+CLIP-DisDiff, ``PROTOCOLS`` other published protocols. To add a metric, write its function in a file of its own and add
+an entry to ``METRICS`` in ``ldm/metrics/registry.py``.
 
 Example:
     >>> sorted(METRICS)[:5]
@@ -27,38 +27,13 @@ from ldm.metrics.mig import mig
 from ldm.metrics.modularity_explicitness import modularity_explicitness
 from ldm.metrics.protocols import DEFAULT_PROTOCOL, PROTOCOLS, Protocol, select_metrics
 from ldm.metrics.registry import DEFAULT_METRICS, EXTRA_METRICS, METRICS, Metric
+from ldm.metrics.sampling.table import FactorTable
 from ldm.metrics.sap import sap
-from ldm.metrics.table import FactorTable
 from ldm.metrics.tad import tad
 from ldm.metrics.udr import udr
 from ldm.metrics.unsupervised import unsupervised
 
-__all__ = [
-    "DEFAULT_METRICS",
-    "DEFAULT_PROTOCOL",
-    "EXTRA_METRICS",
-    "METRICS",
-    "PROTOCOLS",
-    "PROTOCOL_SEED",
-    "FactorTable",
-    "Metric",
-    "MetricError",
-    "Protocol",
-    "beta_vae",
-    "dci",
-    "downstream_task",
-    "evaluate",
-    "factor_vae",
-    "fairness",
-    "irs",
-    "med",
-    "mig",
-    "modularity_explicitness",
-    "reduced_downstream_task",
-    "sap",
-    "score",
-    "select_metrics",
-    "tad",
-    "udr",
-    "unsupervised",
-]
+__all__ = ["DEFAULT_METRICS", "DEFAULT_PROTOCOL", "EXTRA_METRICS", "METRICS", "PROTOCOLS", "PROTOCOL_SEED"]
+__all__ += ["FactorTable", "Metric", "MetricError", "Protocol", "evaluate", "score", "select_metrics"]
+__all__ += ["beta_vae", "dci", "factor_vae", "irs", "med", "mig", "modularity_explicitness", "sap", "tad", "udr"]
+__all__ += ["downstream_task", "fairness", "reduced_downstream_task", "unsupervised"]

@@ -1,4 +1,4 @@
-"""Scoring a representation with several metrics in one call."""
+"""Scoring of a representation with several metrics in one call."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ldm.metrics.common import FactorSampler, MetricError, Representation
 from ldm.metrics.protocols import DEFAULT_PROTOCOL, select_metrics
 from ldm.metrics.registry import Metric
 from ldm.metrics.representation import check_latents, scalar_units
-from ldm.metrics.table import FactorTable
+from ldm.metrics.sampling.table import FactorTable
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL_SEED = 0  # every metric gets a fresh RandomState(0): no metric shifts the draws of another
-ERROR = "error"  # in place of a metric's result: why it has none
+PROTOCOL_SEED = 0  # every metric gets a fresh RandomState(0), so that metrics do not affect each other
+ERROR = "error"  # entry of a metric that cannot be computed: the reason
 
 
 def evaluate(
@@ -28,25 +28,25 @@ def evaluate(
     protocol: str = DEFAULT_PROTOCOL,
     seed: int = PROTOCOL_SEED,
 ) -> dict[str, dict[str, Any]]:
-    """Score anyone's representation.
+    """Score a representation.
 
     Args:
         latents: (N, K) codes, used as they are, or (N, U, D) vectors per unit, each reduced to its first principal
             component; row i belongs to image i of the data set. May be memory-mapped.
-        factors: a factor space, such as ``ldm.data.factors.factor_space("shapes3d")``, or a table (N, F) of each
-            image's factor values, see ``ldm.metrics.table``.
-        metrics: names of metrics; ``"all"`` means every one; None means what the protocol runs.
+        factors: a factor space, such as ``ldm.data.factors.factor_space("shapes3d")``, or a table (N, F) of the
+            factor values of each image, see ``ldm.metrics.sampling.table``.
+        metrics: names of metrics; ``"all"`` is every one; None takes those of the protocol.
         protocol: a key of ``PROTOCOLS``.
-        seed: of every metric's random generator; published scores use 0.
+        seed: seed of each metric's random generator; published scores use 0.
 
     Returns:
         ``{JSON key: result dict}``, the content of a score file. A metric that cannot be computed has the entry
-        ``{"error": why}``, as long as another one can.
+        ``{"error": reason}``, as long as another one can.
 
     Raises:
-        MetricError: the latents or factors are unusable (shape, length, values that are not finite, no unit that
+        MetricError: the latents or factors cannot be used (shape, length, values that are not finite, no unit that
             varies), or none of the metrics can be computed.
-        ConfigError: unknown metric or protocol.
+        ConfigError: the metric or protocol is unknown.
 
     Example:
         >>> factors = np.array([[hue, shape] for hue in range(10) for shape in range(4)])
@@ -58,33 +58,33 @@ def evaluate(
     sampler = as_sampler(factors)
     check_latents(latents.shape, getattr(sampler, "size", len(latents) if latents.ndim else 0))
     units = scalar_units(latents)
-    scores = {}
+    scores: dict[str, dict[str, Any]] = {}
     for metric in chosen.values():
         codes = units if metric.reduce else latents.reshape(len(latents), -1)
         try:
             scores |= score(codes, sampler, {metric.key: metric}, seed)
-        except MetricError as err:
+        except MetricError as error:
             if len(chosen) == 1:
                 raise
-            logger.warning("%s cannot be computed: %s", metric.key, err)
-            scores[metric.key] = {ERROR: str(err)}
+            logger.warning("%s was not computed: %s", metric.key, error)
+            scores[metric.key] = {ERROR: str(error)}
     if all(ERROR in result for result in scores.values()):
         raise MetricError("; ".join(f"{key}: {result[ERROR]}" for key, result in scores.items()))
     return scores
 
 
 def as_sampler(factors: Any) -> FactorSampler:
-    """A factor space as it is, a table of factor values as a ``FactorTable``.
+    """Return a factor space as it is, and a table of factor values as a ``FactorTable``.
 
     Raises:
-        MetricError: neither.
+        MetricError: ``factors`` is neither.
     """
-    if hasattr(factors, "sample_factors") and hasattr(factors, "sample_observations_from_factors"):
+    if isinstance(factors, FactorSampler):
         return factors
     if isinstance(factors, str):
         raise MetricError(
-            f"factors must be a factor space or a table of values, found the text {factors!r}; a data set's space is "
-            f'ldm.data.factors.factor_space("{factors}")'
+            f"factors: expected a factor space or a table of values, got {factors!r}. For the space of a data set, use "
+            f'ldm.data.factors.factor_space("{factors}").'
         )
     return FactorTable(factors)
 
@@ -95,13 +95,13 @@ def score(
     metrics: Mapping[str, Metric] | None = None,
     seed: int = PROTOCOL_SEED,
 ) -> dict[str, dict[str, float]]:
-    """Score one representation (N, K) with every metric, one after the other.
+    """Score one representation (N, K) with several metrics in turn.
 
     Args:
-        representation: (N, K) codes of the whole data set, or a function of row indices.
-        sampler: the data set's factors.
-        metrics: what to run, such as ``select_metrics`` returns; None means DisDiff's protocol.
-        seed: of every metric's random generator.
+        representation: (N, K) codes, or a function of row indices.
+        sampler: factors of the data set.
+        metrics: metrics to run, as returned by ``select_metrics``; None takes those of DisDiff's protocol.
+        seed: seed of each metric's random generator.
 
     Returns:
         ``{JSON key: result dict}``, the content of a score file.

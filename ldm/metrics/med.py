@@ -1,4 +1,4 @@
-"""MED (Cao et al., 2022): DCI's scores with mutual information for tree importances, made for wide representations."""
+"""MED (Cao et al., 2022): scores of DCI with mutual information as importance, suited to wide representations."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm.metrics.common import (
-    FactorSampler,
-    Representation,
-    factor_codes,
-    fit_logistic,
-    histogram_codes,
-    mutual_information,
-    require_factors,
-    require_units,
-    require_varying,
-)
-from ldm.metrics.dci import scores_from_importances
-
-EMPTY_SHARE = 1e-11  # added to shares before their entropy is taken, as in disentanglement_lib
+from ldm.metrics import common
+from ldm.metrics.common import FactorSampler, Representation
+from ldm.metrics.dci import EMPTY_SHARE, scores_from_importances
 
 
 def med(
@@ -32,20 +21,18 @@ def med(
     topk: int = 2,
     num_bins: int = 20,
 ) -> dict[str, float]:
-    """DCI's disentanglement and completeness of each unit's share of a factor's mutual information.
+    """Return DCI's disentanglement and completeness of the units' shares of each factor's mutual information.
 
     Cao et al.: An empirical study on disentanglement of negative-free contrastive learning, NeurIPS 2022. Vectors
-    per unit are not reduced: every number of a latent is a unit of its own, (N, U * D). The top-k scores look only
-    at the k most disentangled units of each factor. Higher is better. A second at 640 units.
+    per unit are not reduced: every number of a latent is a unit of its own, (N, U * D). The top-k scores consider
+    only the k most disentangled units of each factor. Higher is better. A second at 640 units.
 
     Args:
-        representation: (N, K) codes of the whole data set, or a function of row indices.
-        sampler: the data set's factors.
-        random_state: fresh generator; the published protocol uses seed 0.
-        num_train: labelled codes of the informations and of the fits.
+        representation, sampler, random_state: see ``ldm.metrics.common``.
+        num_train: labelled codes for mutual information and fits.
         num_test: labelled codes of ``informativeness_test``.
-        topk: units kept per factor for the top-k scores; 0 leaves these out.
-        num_bins: histogram bins each unit is cut into.
+        topk: number of units per factor for the top-k scores; 0 omits these.
+        num_bins: histogram bins per unit.
 
     Returns:
         ``disentanglement``, ``completeness``, ``informativeness_train``, ``informativeness_test`` (accuracies of
@@ -53,22 +40,24 @@ def med(
         [0, 1].
 
     Raises:
-        MetricError: fewer than two factors or units, or a factor that takes one value only.
+        MetricError: there are fewer than two factors or units, or a factor takes a single value.
     """
     from sklearn.preprocessing import StandardScaler
 
-    require_factors(sampler, "MED")
-    train_codes, train_labels = factor_codes(representation, sampler, num_train, random_state)
-    test_codes, test_labels = factor_codes(representation, sampler, num_test, random_state)
-    require_units(train_codes, "MED")
-    require_varying(train_labels, "MED fits a classifier per factor")
-    shares = information_shares(mutual_information(histogram_codes(train_codes, num_bins), train_labels))
+    common.require_factors(sampler, "MED")
+    train_codes, train_labels, test_codes, test_labels = common.train_test_codes(
+        representation, sampler, num_train, num_test, random_state
+    )
+    common.require_units(train_codes, "MED")
+    common.require_varying(train_labels, "MED")
+    shares = information_shares(common.mutual_information(common.histogram_codes(train_codes, num_bins), train_labels))
     scaler = StandardScaler().fit(train_codes)
-    train_codes, test_codes = scaler.transform(train_codes), scaler.transform(test_codes)
-    accuracies = [
-        _accuracies(train_codes, train_labels[:, factor], test_codes, test_labels[:, factor])
-        for factor in range(sampler.num_factors)
-    ]
+    train_codes, test_codes = np.asarray(scaler.transform(train_codes)), np.asarray(scaler.transform(test_codes))
+    accuracies = []
+    for train, test in zip(train_labels.T, test_labels.T):
+        classifier = common.fit_logistic(train_codes, train)
+        sides = ((train_codes, train), (test_codes, test))
+        accuracies.append([float(np.mean(classifier.predict(codes) == labels)) for codes, labels in sides])
     scores = _scores(shares, accuracies)
     if topk < 1:
         return scores
@@ -77,15 +66,15 @@ def med(
 
 
 def information_shares(information: np.ndarray) -> np.ndarray:
-    """Divide each factor's informations (K, F) by their sum over the units; 0 where no unit knows of the factor."""
+    """Divide the information (K, F) on each factor by its sum over the units; 0 if no unit is informative."""
     total = information.sum(axis=0)
     return information / np.where(total > 0, total, 1.0)
 
 
 def most_disentangled(shares: np.ndarray, topk: int) -> np.ndarray:
-    """The ``topk`` units of least entropy among those that belong to each factor, from shares (K, F); rising.
+    """Return the ``topk`` units of least entropy among the units of each factor, from shares (K, F); ascending.
 
-    A unit belongs to the factor of which it has the largest share.
+    A unit is assigned to the factor of which it has the largest share.
     """
     rows = shares + EMPTY_SHARE
     rows = rows / rows.sum(axis=1, keepdims=True)
@@ -95,22 +84,11 @@ def most_disentangled(shares: np.ndarray, topk: int) -> np.ndarray:
     return np.sort(np.concatenate([order[owner[order] == factor][:topk] for factor in range(shares.shape[1])]))
 
 
-def _scores(shares: np.ndarray, accuracies: list[tuple[float, float]]) -> dict[str, float]:
+def _scores(shares: np.ndarray, accuracies: list[list[float]]) -> dict[str, float]:
+    if len(shares) == 1:  # a logarithm of base 1 does not exist: add a unit without information
+        shares = np.concatenate([shares, np.zeros_like(shares)])
     parts: list[dict[str, Any]] = [
         {"importance": column.tolist(), "train_accuracy": train, "test_accuracy": test}
         for column, (train, test) in zip(shares.T, accuracies)
     ]
-    if len(shares) == 1:  # base 1 has no logarithms; a factor told by the only unit is told by one unit
-        parts = [{**part, "importance": part["importance"] + [0.0]} for part in parts]
     return scores_from_importances(parts)
-
-
-def _accuracies(
-    train_codes: np.ndarray, train_labels: np.ndarray, test_codes: np.ndarray, test_labels: np.ndarray
-) -> tuple[float, float]:
-    """Accuracies of a logistic regression of one factor on both samples."""
-    classifier = fit_logistic(train_codes, train_labels)
-    return (
-        float(np.mean(classifier.predict(train_codes) == train_labels)),
-        float(np.mean(classifier.predict(test_codes) == test_labels)),
-    )

@@ -1,4 +1,4 @@
-"""Published ways of scoring: which metrics, with which numbers of samples.
+"""Published protocols: selections of metrics and their numbers of samples.
 
 Example:
     >>> list(select_metrics("disdiff"))
@@ -9,11 +9,10 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from ldm.metrics.registry import DEFAULT_METRICS, EXTRA_METRICS, METRICS, Metric
+from ldm.metrics.registry import ALL_METRICS, DEFAULT_METRICS, METRICS, Metric, metric_from_path
 from ldm.util import ConfigError, did_you_mean
 
 ALL = "all"
@@ -22,17 +21,17 @@ DEFAULT_PROTOCOL = "disdiff"
 
 @dataclass(frozen=True)
 class Protocol:
-    """A way of scoring.
+    """A selection of metrics and their settings.
 
     Attributes:
-        summary: whose it is, in a line.
-        metrics: what it runs when nothing else is asked for.
-        settings: metric -> keyword arguments that differ from those in ``METRICS``.
+        summary: origin, in one line.
+        metrics: names of its metrics.
+        is_fast: whether the metrics' arguments ``fast`` replace those of their ``protocol``.
     """
 
     summary: str
     metrics: tuple[str, ...]
-    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    is_fast: bool = False
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -42,70 +41,54 @@ PROTOCOLS: dict[str, Protocol] = {
         ("beta_vae", "factor_vae", "mig", "dci", "sap", "modularity_explicitness", "irs", "unsupervised"),
     ),
     "fast": Protocol(
-        "a fifth of the samples, for curves while training; not for tables",
-        DEFAULT_METRICS,
-        {
-            "beta_vae": {"num_train": 2000, "num_eval": 1000},
-            "dci": {"num_train": 2000, "num_test": 1000},
-            "mig": {"num_train": 2000},
-            "factor_vae": {"num_train": 2000, "num_eval": 1000, "num_variance_estimate": 2000},
-            "sap": {"num_train": 2000, "num_test": 1000},
-            "modularity_explicitness": {"num_train": 2000, "num_test": 2000},
-            "irs": {"num_train": 2000},
-            "unsupervised": {"num_train": 2000},
-            "med": {"num_train": 2000, "num_test": 1000},
-            "downstream_task": {"num_train": [10, 100, 1000], "num_test": 1000},
-            "reduced_downstream_task": {"num_train": [10, 100, 1000], "num_test": 1000},
-            "fairness": {"num_train": 2000},
-        },
+        "a fifth of the samples, for curves during training; not for tables", DEFAULT_METRICS, is_fast=True
     ),
     "med": Protocol("DisDiff's evaluate_med.py: MED with top-2 on latents that are not reduced", ("med",)),
 }
 
 
 def select_metrics(protocol: str = DEFAULT_PROTOCOL, names: Sequence[str] | str | None = None) -> dict[str, Metric]:
-    """The metrics to run, with a protocol's settings.
+    """Return the metrics to run, with the settings of a protocol.
 
     Args:
         protocol: a key of ``PROTOCOLS``.
         names: keys of ``METRICS`` or ``EXTRA_METRICS``, in any case, or their names in score files (``"beta_VAE"``);
-            ``"all"`` stands for every entry of ``METRICS``; None means what the protocol runs.
+            dotted paths of metrics outside this package; ``"all"`` for every entry of ``METRICS``. None selects the
+            metrics of the protocol.
 
     Returns:
-        ``{name: metric}`` in the order asked for, each once.
+        ``{name: metric}`` in the given order, each once.
 
     Raises:
         ConfigError: unknown protocol or metric; the message lists the known ones and the nearest.
     """
     if protocol not in PROTOCOLS:
         raise ConfigError(
-            f"unknown protocol {protocol!r}; known: {', '.join(PROTOCOLS)}.{did_you_mean(protocol, PROTOCOLS)}"
+            f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}.{did_you_mean(protocol, PROTOCOLS)}"
         )
     chosen = PROTOCOLS[protocol]
     asked = chosen.metrics if names is None else [names] if isinstance(names, str) else names
     if not asked:
-        raise ConfigError(f"no metric is named; known: {', '.join(_KNOWN)}, or {ALL!r}")
+        raise ConfigError(f"metrics: expected some of {', '.join(ALL_METRICS)}, or {ALL!r}, got none")
     found: dict[str, Metric] = {}
     for name in asked:
         for known in METRICS if name == ALL else (_known(name),):
-            metric = _KNOWN[known]
-            found[known] = replace(metric, protocol={**metric.protocol, **chosen.settings.get(known, {})})
+            metric = ALL_METRICS[known]
+            found[known] = replace(metric, protocol={**metric.protocol, **(metric.fast if chosen.is_fast else {})})
     return found
 
 
-_KNOWN = {**METRICS, **EXTRA_METRICS}
-_SPELLINGS = {spelling.lower(): name for name, metric in _KNOWN.items() for spelling in (name, metric.key)}
-
-
 def _known(name: str) -> str:
-    """The registry's name of a metric.
+    """Return the name of a metric in the registry; a dotted path is registered.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no such metric.
     """
-    found = _SPELLINGS.get(str(name).lower().replace("-", "_"))
+    if "." in str(name):
+        return metric_from_path(name)
+    spellings = {spelling.lower(): known for known, metric in ALL_METRICS.items() for spelling in (known, metric.key)}
+    found = spellings.get(str(name).lower().replace("-", "_"))
     if found is None:
-        raise ConfigError(
-            f"unknown metric {name!r}; known: {', '.join(_KNOWN)}, or {ALL!r}.{did_you_mean(name, _SPELLINGS)}"
-        )
+        hint = did_you_mean(name, spellings)
+        raise ConfigError(f"metrics: expected some of {', '.join(ALL_METRICS)}, or {ALL!r}, got {name!r}.{hint}")
     return found

@@ -1,10 +1,14 @@
-"""What there is to score with: each metric, its name in score files and the protocol's settings.
+"""Registry of the metrics: function, names, direction and protocol settings of each, in one entry.
 
-To add a metric: write its function in a file of its own and add an entry to ``METRICS``.
+Tables, score files, training logs and checkpoint monitors read this registry; nothing else lists metrics. To add a
+metric, write its function in a file of its own and add an entry to ``METRICS``; metrics outside this package are
+registered by dotted path (``metric_from_path``). Importing this module loads NumPy
+only; scikit-learn and numba are loaded by the metrics that need them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,49 +23,87 @@ from ldm.metrics.mig import mig
 from ldm.metrics.modularity_explicitness import modularity_explicitness
 from ldm.metrics.sap import sap
 from ldm.metrics.unsupervised import unsupervised
+from ldm.util import ConfigError, get_obj_from_str
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric and how the protocol runs it.
+    """One metric, its names and its protocol settings.
 
     Attributes:
-        key: its name in score files.
+        key: name in score files.
         function: ``(representation, sampler, random_state, **protocol) -> dict``.
-        figure: the entry of that dict which tables and papers show.
+        figure: key of that dict whose value tables, papers and logs show.
         protocol: keyword arguments of the published protocol.
-        seconds: rough cost on one core, ``(number of units, values of a factor) -> s``; longest jobs go first.
-        part: one factor's share, ``(representation, sampler, random_state, factor, **protocol) -> dict``, for a
-            metric slow enough to be spread over processes factor by factor.
-        join: the metric's dict from the parts of all factors, in factor order.
-        reduce: whether vectors per unit, (N, U, D), become one number each, (N, U), before they are scored; if not,
+        heading: heading of ``figure`` in tables and charts; empty means ``key``.
+        column: position of ``figure`` in tables, in ascending order; equal positions keep the order of the registry.
+        higher_is_better: direction of ``figure``.
+        logged: name of ``figure`` in training logs, after ``val/``; empty means ``key`` in lower case.
+        aliases: further names under which training code logs results of this metric.
+        fast: arguments of protocol ``fast`` that differ from ``protocol``.
+        seconds: estimated seconds on one core, given (number of units, values of a factor); longest jobs start first.
+        part: share of one factor, ``(representation, sampler, random_state, factor, **protocol) -> dict``, for a
+            metric that is slow enough to be computed factor by factor in several processes.
+        join: combines the parts of all factors, in factor order, into the metric's dict.
+        reduce: whether vectors per unit, (N, U, D), are reduced to one number each, (N, U), before scoring; if not,
             each of their numbers is a unit, (N, U * D).
-        higher_is_better: which direction of ``figure`` is the better one.
     """
 
     key: str
     function: Callable[..., dict[str, float]]
     figure: str
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    heading: str = ""
+    column: int = 5
+    higher_is_better: bool = True
+    logged: str = ""
+    aliases: tuple[str, ...] = ()
+    fast: Mapping[str, Any] = field(default_factory=dict)
     seconds: Callable[[int, int], float] = lambda units, values: 1.0
     part: Callable[..., dict[str, Any]] | None = None
     join: Callable[[Sequence[dict[str, Any]]], dict[str, float]] | None = None
     reduce: bool = True
-    higher_is_better: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heading", self.heading or self.key)
+        object.__setattr__(self, "logged", self.logged or self.key.lower())
 
 
 METRICS: dict[str, Metric] = {
-    "beta_vae": Metric("beta_VAE", beta_vae, "eval_accuracy", {"num_train": 10000, "num_eval": 5000, "batch_size": 64}),
+    "beta_vae": Metric(
+        "beta_VAE",
+        beta_vae,
+        "eval_accuracy",
+        {"num_train": 10000, "num_eval": 5000, "batch_size": 64},
+        heading="beta-VAE",
+        column=4,
+        aliases=("beta_vae_score", "beta_vae_sklearn"),
+        fast={"num_train": 2000, "num_eval": 1000},
+    ),
     "dci": Metric(
         "dci",
         dci,
         "disentanglement",
         {"num_train": 10000, "num_test": 5000},
+        heading="DCI",
+        column=2,
+        logged="dci_disentanglement",
+        aliases=("dci_completeness", "dci_informativeness", "dci_informativeness_train", "dci_informativeness_test"),
+        fast={"num_train": 2000, "num_test": 1000},
         seconds=lambda units, values: (0.015 + 0.002 * units) * values,
         part=dci_factor,
         join=scores_from_importances,
     ),
-    "mig": Metric("MIG", mig, "discrete_mig", {"num_train": 10000, "num_bins": 20}, seconds=lambda units, values: 0.1),
+    "mig": Metric(
+        "MIG",
+        mig,
+        "discrete_mig",
+        {"num_train": 10000, "num_bins": 20},
+        column=3,
+        aliases=("mig_score",),
+        fast={"num_train": 2000},
+        seconds=lambda units, values: 0.1,
+    ),
     "factor_vae": Metric(
         "factor_VAE",
         factor_vae,
@@ -73,12 +115,18 @@ METRICS: dict[str, Metric] = {
             "batch_size": 64,
             "prune_threshold": 0.05,
         },
+        heading="FactorVAE",
+        column=1,
+        logged="factor_vae_score",
+        aliases=("factor_vae_metric",),
+        fast={"num_train": 2000, "num_eval": 1000, "num_variance_estimate": 2000},
     ),
     "sap": Metric(
         "SAP",
         sap,
         "SAP_score",
         {"num_train": 10000, "num_test": 5000, "continuous_factors": False},
+        fast={"num_train": 2000, "num_test": 1000},
         seconds=lambda units, values: 0.03 * units,
     ),
     "modularity_explicitness": Metric(
@@ -86,12 +134,17 @@ METRICS: dict[str, Metric] = {
         modularity_explicitness,
         "modularity_score",
         {"num_train": 10000, "num_test": 5000, "num_bins": 20},
+        heading="modularity",
+        aliases=("modularity", "explicitness_score", "explicitness_score_train", "explicitness_score_test"),
+        fast={"num_train": 2000, "num_test": 2000},
     ),
     "irs": Metric(
         "IRS",
         irs,
         "IRS",
         {"num_train": 10000, "batch_size": 16, "diff_quantile": 0.99, "num_bins": 20},
+        aliases=("irs_score",),
+        fast={"num_train": 2000},
         seconds=lambda units, values: 0.1,
     ),
     "unsupervised": Metric(
@@ -99,14 +152,20 @@ METRICS: dict[str, Metric] = {
         unsupervised,
         "mutual_info_score",
         {"num_train": 10000, "num_bins": 20},
-        seconds=lambda units, values: 0.1 + 0.0003 * units**2,
+        heading="MI (low)",
+        column=6,
         higher_is_better=False,
+        aliases=("gaussian_total_correlation", "gaussian_wasserstein_correlation"),
+        fast={"num_train": 2000},
+        seconds=lambda units, values: 0.1 + 0.0003 * units**2,
     ),
     "med": Metric(
         "MED",
         med,
         "disentanglement",
         {"num_train": 10000, "num_test": 10000, "topk": 2, "num_bins": 20},
+        aliases=("med_score",),
+        fast={"num_train": 2000, "num_test": 1000},
         seconds=lambda units, values: 1.0 + 0.1 * units,
         reduce=False,
     ),
@@ -114,13 +173,16 @@ METRICS: dict[str, Metric] = {
 
 DEFAULT_METRICS: tuple[str, ...] = ("beta_vae", "dci", "mig", "factor_vae")  # what DisDiff's protocol runs
 
-# run only when asked for by name: they take minutes, or are of special interest
+# Run only when requested by name: they take minutes, or are of special interest.
 EXTRA_METRICS: dict[str, Metric] = {
     "downstream_task": Metric(
         "downstream_task",
         downstream_task,
         "1000:mean_test_accuracy",
         {"num_train": [10, 100, 1000, 10000], "num_test": 5000, "predictor": "logistic_regression_cv"},
+        heading="downstream",
+        column=7,
+        fast={"num_train": [10, 100, 1000], "num_test": 1000},
         seconds=lambda units, values: 30.0 * values,
     ),
     "reduced_downstream_task": Metric(
@@ -133,6 +195,9 @@ EXTRA_METRICS: dict[str, Metric] = {
             "num_test": 5000,
             "predictor": "logistic_regression_cv",
         },
+        heading="reduced downstream",
+        column=7,
+        fast={"num_train": [10, 100, 1000], "num_test": 1000},
         seconds=lambda units, values: 200.0 * values,
     ),
     "fairness": Metric(
@@ -140,7 +205,53 @@ EXTRA_METRICS: dict[str, Metric] = {
         fairness,
         "mean_fairness:mean_pred:mean_sens",
         {"num_train": 10000, "num_test_points_per_class": 100, "predictor": "gradient_boosting_classifier"},
-        seconds=lambda units, values: 0.05 * units * values,
+        heading="unfairness (low)",
+        column=7,
         higher_is_better=False,
+        fast={"num_train": 2000},
+        seconds=lambda units, values: 0.05 * units * values,
     ),
 }
+
+ALL_METRICS: dict[str, Metric] = {**METRICS, **EXTRA_METRICS}
+
+
+def metric_from_path(path: str) -> str:
+    """Register a metric of a user's own file and return its name.
+
+    Args:
+        path: dotted path of a ``Metric``, such as ``my_metric.COMPACTNESS``; its name is its key in lower case.
+
+    Raises:
+        ConfigError: the path does not lead to a ``Metric``, or another metric has its name.
+    """
+    metric = get_obj_from_str(path)
+    if not isinstance(metric, Metric):
+        raise ConfigError(f"metric {path}: expected an ldm.metrics.Metric, got {type(metric).__name__}")
+    name = metric.key.lower()
+    if ALL_METRICS.setdefault(name, metric) is not metric:
+        raise ConfigError(f"metric {path}: another metric has the key {metric.key!r}. Choose another key")
+    return name
+
+
+def monitor_direction(metric_name: str) -> str | None:
+    """Return the direction in which a logged disentanglement score improves.
+
+    Args:
+        metric_name: name of a logged value, such as ``val/mig``, ``val/dci_disentanglement`` or
+            ``val/factor_vae_score``. Text up to the last ``/`` and a final ``_step`` or ``_epoch`` are ignored, as is
+            case.
+
+    Returns:
+        "max" or "min"; None if the name does not belong to a metric of the registry.
+
+    Example:
+        >>> monitor_direction("val/mig"), monitor_direction("val/unsupervised"), monitor_direction("val/rec_loss")
+        ('max', 'min', None)
+    """
+    wanted = re.sub(r"_(step|epoch)$", "", metric_name.rpartition("/")[2].lower())
+    for name, metric in ALL_METRICS.items():
+        known = (name, metric.key, metric.logged, metric.figure, *metric.aliases)
+        if wanted in map(str.lower, known):
+            return "max" if metric.higher_is_better else "min"
+    return None

@@ -1,75 +1,80 @@
-"""From latents (N, U, D) to the scalar units (N, U) that the metrics score: first principal component per unit."""
+"""Reduction of latents (N, U, D) to scalar units (N, U), which the metrics score: first principal components."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import numpy as np
+from einops import rearrange
 
 from ldm.metrics.common import MetricError
 
-BLOCK_VALUES = 4_000_000  # float64 values held at once (32 MB), so that memory-mapped latents stay on disk
-MOST_UNITS = 4096  # more are refused: metrics compare units pair by pair, and such latents are mostly transposed
+BLOCK_VALUES = 4_000_000  # float64 values in memory at once (32 MB), for memory-mapped latents
+MOST_UNITS = 4096  # metrics compare units pair by pair, and latents with more units are mostly transposed
 
 
 def check_latents(shape: tuple[int, ...], num_images: int) -> None:
-    """Refuse latents whose shape cannot be right, before anything is read.
+    """Check the shape of latents before they are read.
 
     Args:
-        shape: of the latents, (N, U, D) or (N, K).
-        num_images: rows that the factors have.
+        shape: shape of the latents, (N, U, D) or (N, K).
+        num_images: number of rows of the factors.
 
     Raises:
-        MetricError: another number of axes or of rows, or more than 4096 units; says so if they look transposed.
+        MetricError: the number of axes or rows is wrong, or there are more than 4096 units.
     """
     if len(shape) not in (2, 3) or 0 in shape:
-        raise MetricError(f"latents must have shape (N, U, D) or (N, K) and not be empty; found {shape}.")
+        raise MetricError(f"latents: expected shape (N, U, D) or (N, K), not empty; got {shape}.")
     if shape[0] != num_images:
         raise MetricError(
-            f"latents hold {shape[0]} rows, but the factors {num_images}." + _length_hint(shape, num_images)
+            f"latents have {shape[0]} rows, but the factors {num_images}. {_next_step(shape, num_images)}"
         )
     if shape[1] > MOST_UNITS:
         raise MetricError(
-            f"latents of shape {shape} have {shape[1]} units for {shape[0]} images, and more than {MOST_UNITS} units "
-            "are not scored. If the images stand in the columns, (K, N), pass latents.T; if not, reduce them first."
+            f"latents: expected at most {MOST_UNITS} units, got {shape[1]} for {shape[0]} images. If the images are "
+            "in the columns, (K, N), pass latents.T; otherwise reduce the latents first."
         )
 
 
-def _length_hint(shape: tuple[int, ...], num_images: int) -> str:
+def _next_step(shape: tuple[int, ...], num_images: int) -> str:
     if num_images in shape[1:]:
-        return f" Their shape {shape} looks like (K, N), images in the columns: pass latents.T."
+        return f"The shape {shape} looks like (K, N), images in the columns: pass latents.T."
     if shape[0] > num_images and shape[0] % num_images == 0:
         return (
-            f" That is every image {shape[0] // num_images} times: keep one row of each, or give the factors as a "
-            "table with a row for each row of the latents."
+            f"Every image seems to be there {shape[0] // num_images} times: keep one row of each, or pass the factors "
+            "as a table with one row per row of the latents."
         )
-    return " Encode every image of the data set once, in order."
+    return "Encode every image of the data set once, in order."
 
 
 def scalar_units(latents: np.ndarray) -> np.ndarray:
-    """One number per unit and image, as DisDiff's protocol asks.
+    """Return one number per unit and image, as in DisDiff's protocol.
 
     Args:
         latents: (N, U, D) vectors per unit, each replaced by its first principal component over all N rows,
-            or (N, U) scalars, used as they are. May be memory-mapped: it is read in blocks of rows.
+            or (N, U) scalars, used as they are. May be memory-mapped: they are read in blocks of rows.
 
     Returns:
-        (N, U): float64 components, sign such that the largest loading is positive (a unit that never varies
-        gives zeros), or the (N, U) input itself.
+        (N, U): float64 components with the sign that makes the largest loading positive (zero for a unit that does not
+        vary), or the (N, U) input.
 
     Raises:
-        MetricError: another number of axes, no rows, no numbers, a value that is not finite (unit and first row
-            named), or no unit that varies.
+        MetricError: the number of axes is wrong, there are no rows, values are not real and finite, or no unit varies.
+
+    Example:
+        >>> latents = np.array([[[0.0, 0.0]], [[3.0, 4.0]], [[6.0, 8.0]]])
+        >>> scalar_units(latents).round(2).tolist()
+        [[-5.0], [0.0], [5.0]]
     """
     check_latents(latents.shape, latents.shape[0] if latents.ndim else 0)
     if latents.dtype.kind not in "fiub":
-        raise MetricError(f"latents must be real numbers; found {latents.dtype}.")
+        raise MetricError(f"latents: expected real numbers, got {latents.dtype}.")
     vectors = latents[:, :, None] if latents.ndim == 2 else latents
     mean, varies = _mean_and_variation(vectors)
     if not varies.any():
         raise MetricError(
-            f"no unit varies: all {len(latents)} images have the same latents, so there is nothing to score. Look for "
-            "a collapsed encoder, or a file written before encoding was done."
+            f"latents: no unit varies, all {len(latents)} images have the same latents. Check for a collapsed "
+            "encoder, or a file that was written before encoding was finished."
         )
     if latents.ndim == 2:
         return latents
@@ -81,14 +86,14 @@ def scalar_units(latents: np.ndarray) -> np.ndarray:
 
 
 def _row_blocks(vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, float64 copy of a block of rows)."""
+    """Yield the first row and a float64 copy of each block of rows."""
     rows = max(1, BLOCK_VALUES // (vectors.shape[1] * vectors.shape[2]))
     for start in range(0, len(vectors), rows):
         yield start, vectors[start : start + rows].astype(np.float64)
 
 
 def _mean_and_variation(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (U, D) over the rows and whether each unit varies at all (U,); refuses values that are not finite."""
+    """Return the mean (U, D) over the rows, and whether each unit varies (U,); check that values are finite."""
     total = np.zeros(vectors.shape[1:])
     varies = np.zeros(vectors.shape[1], dtype=bool)
     first_row = np.asarray(vectors[0], dtype=np.float64)
@@ -101,25 +106,23 @@ def _mean_and_variation(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _raise_not_finite(start: int, block: np.ndarray) -> None:
-    """Name the unit and the first row of a block whose sum is not finite."""
-    bad = ~np.isfinite(block).all(axis=2)  # (rows, U)
-    row = int(np.argmax(bad.any(axis=1)))
-    unit = int(np.argmax(bad[row]))
-    value = block[row, unit][~np.isfinite(block[row, unit])]
-    found = value[0] if value.size else "a sum beyond the range of float64"
+    """Raise the error for a block of rows whose sum is not finite."""
+    bad = np.argwhere(~np.isfinite(block))  # (bad values, 3), sorted by row and unit
+    row, unit = bad[0, :2].tolist() if len(bad) else (0, 0)
+    found = block[tuple(bad[0])] if len(bad) else "a sum beyond the range of float64"
     raise MetricError(
-        f"latents hold {found} in unit {unit}, first in row {start + row}; every value must be finite. "
-        "Look for a diverged training run, then encode the data set again."
+        f"latents: expected finite values, got {found} in unit {unit}, first in row {start + row}. "
+        "Check for a diverged training run, then encode the data set again."
     )
 
 
 def _principal_axes(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """First principal axis of each unit, (U, D) unit vectors whose largest entry by magnitude is positive."""
+    """Return the first principal axis of each unit, (U, D) of length 1, largest entry by magnitude positive."""
     num_units, width = mean.shape
     covariance = np.zeros((num_units, width, width))
     for _, block in _row_blocks(vectors):
-        by_unit = (block - mean).transpose(1, 0, 2)  # (U, rows, D)
-        covariance += by_unit.transpose(0, 2, 1) @ by_unit
+        by_unit = rearrange(block - mean, "rows u d -> u rows d")
+        covariance += rearrange(by_unit, "u rows d -> u d rows") @ by_unit
     axes = np.linalg.eigh(covariance)[1][:, :, -1]  # eigenvalues ascend: the last is the first component
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
     return axes * np.sign(largest)

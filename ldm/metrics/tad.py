@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ldm.metrics.common import LOOKUP_ROWS, MetricError, require_units
+from ldm.metrics.common import LOOKUP_ROWS, MetricError, mutual_information, require_units
 
 NUM_THRESHOLDS = 11  # 0, 0.1, ..., 1 of a unit's range
-FLAT_RANGE = 0.2  # units of smaller range are taken for dead
+FLAT_RANGE = 0.2  # range up to which a unit is considered dead
 CHANCE = 0.5
 
 # in the order of list_attr_celeba.txt
@@ -31,27 +31,32 @@ def tad(
     max_redundancy: float = 0.2,
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """How far each attribute's best unit is ahead of the second, summed over the attributes that are captured.
+    """Return the lead of the best unit over the second best, summed over the captured attributes.
 
-    Yeats, Liu, Womble, Li: NashAE, ECCV 2022, section 4.2; computed as DisDiff and EncDiff do for CelebA. Every number
-    of a latent is a unit of its own. An attribute is captured if one unit detects it well; attributes that another
-    attribute nearly decides are left out. Higher is better. Seconds for 200,000 images.
+    Yeats, Liu, Womble, Li: NashAE, ECCV 2022, section 4.2; computed as in DisDiff and EncDiff for CelebA. Every number
+    of a latent is a unit of its own. An attribute is captured if one unit detects it well; attributes that nearly
+    follow from another attribute are left out. Higher is better. Seconds for 200,000 images.
 
     Args:
         codes: (n, K) float codes of n images.
         attributes: (n, A) of 0 and 1.
-        min_auroc: best unit's area under the ROC curve from which on an attribute counts as captured.
-        max_redundancy: share of an attribute's entropy that another attribute may tell.
-        names: of the A attributes, to tell which are captured.
+        min_auroc: area under the ROC curve of the best unit from which an attribute is captured.
+        max_redundancy: largest share of the entropy of an attribute that another attribute may determine.
+        names: names of the A attributes.
 
     Returns:
-        ``tad_score``, at least 0 (an attribute whose best unit is perfect and without rivals adds 0.5);
-        ``attributes_captured``, a count; both again under the references' keys
-        ``"TAD SCORE: "`` and ``"Attributes Captured: "``; ``captured``, the attributes' names or numbers.
+        ``tad_score``, at least 0 (an attribute with one perfect unit adds 0.5); ``attributes_captured``, a count; both
+        also under the references' keys ``"TAD SCORE: "`` and ``"Attributes Captured: "``; ``captured``, the names or
+        numbers of the attributes.
 
     Raises:
-        MetricError: shapes that do not fit, attributes that are not 0 and 1, codes that are not finite, or a single
-            unit.
+        MetricError: the shapes are not consistent, attributes are not 0 and 1, codes are not finite, or there is a
+            single unit.
+
+    Example:
+        >>> attributes = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
+        >>> tad(attributes.astype(float), attributes, names=["hat", "smile"])["captured"]
+        ['hat', 'smile']
     """
     codes, attributes = np.asarray(codes), np.asarray(attributes)
     _check(codes, attributes, names)
@@ -64,19 +69,19 @@ def tad(
         "attributes_captured": number,
         "TAD SCORE: ": total,
         "Attributes Captured: ": number,
-        "captured": [names[index] if names is not None else int(index) for index in np.flatnonzero(kept)],
+        "captured": [index if names is None else names[index] for index in np.flatnonzero(kept).tolist()],
     }
 
 
 def detector_areas(codes: np.ndarray, attributes: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of each unit as a detector of each attribute, (A, K); 0.5 for units of small range.
+    """Return the area under the ROC curve of each unit as a detector of each attribute, (A, K); 0.5 for dead units.
 
-    A unit detects by being above a threshold or below it, whichever is better, at eleven thresholds over its range.
-    False and true positive rates are sorted *each by itself* and summed as upper rectangles, as the references do.
+    A unit detects by values above or below a threshold, whichever is better, at eleven thresholds over its range.
+    False and true positive rates are sorted *separately* and summed as upper rectangles, as in the references.
 
     Args:
         codes: (n, K).
-        attributes: (n, A) of 0 and 1, each value taken at least once.
+        attributes: (n, A) of 0 and 1, with both values in each column.
     """
     lowest = codes.min(axis=0).astype(np.float64)
     span = codes.max(axis=0).astype(np.float64) - lowest
@@ -97,54 +102,40 @@ def detector_areas(codes: np.ndarray, attributes: np.ndarray) -> np.ndarray:
 
 
 def redundancies(attributes: np.ndarray) -> np.ndarray:
-    """Largest share of each attribute's entropy that one other attribute tells, (A,) in [0, 1]; attributes vary."""
-    ones = attributes.astype(np.float64)
-    num = len(ones)
-    marginal = np.stack([1 - ones.mean(axis=0), ones.mean(axis=0)])  # (2, A)
-    both = ones.T @ ones / num
-    information = np.zeros_like(both)
-    for first, second in np.ndindex(2, 2):
-        joint = _cell(both, marginal[1], first, second)
-        apart = np.outer(marginal[first], marginal[second])
-        filled = joint > 0.5 / num  # rounding aside, a cell holds whole images
-        information[filled] += joint[filled] * np.log(joint[filled] / apart[filled])
+    """Return the largest share of the entropy of each attribute in one other attribute, (A,) in [0, 1].
+
+    Args:
+        attributes: (n, A) of 0 and 1, with both values in each column.
+    """
+    information = mutual_information(attributes, attributes)
     entropy = np.diag(information).copy()
     np.fill_diagonal(information, 0.0)
     return information.max(axis=1) / entropy
 
 
-def _cell(both: np.ndarray, rate: np.ndarray, first: int, second: int) -> np.ndarray:
-    """Share of images (A, A) where the row's attribute is ``first`` and the column's is ``second``."""
-    if first and second:
-        return both
-    if first:
-        return rate[:, None] - both
-    if second:
-        return rate[None, :] - both
-    return 1 - rate[:, None] - rate[None, :] + both
-
-
 def _area(false_rate: np.ndarray, true_rate: np.ndarray) -> np.ndarray:
-    """Areas (A, K) under ROC curves (A, T, K)."""
+    """Return the areas (A, K) under ROC curves (A, T, K)."""
     false_rate, true_rate = np.sort(false_rate, axis=1), np.sort(true_rate, axis=1)
     return (true_rate[:, 1:] * np.diff(false_rate, axis=1)).sum(axis=1)
 
 
 def _check(codes: np.ndarray, attributes: np.ndarray, names: Sequence[str] | None) -> None:
     if codes.ndim != 2 or attributes.ndim != 2 or len(codes) != len(attributes) or 0 in codes.shape:
-        raise MetricError(f"TAD needs codes (n, K) and attributes (n, A); found {codes.shape} and {attributes.shape}.")
+        raise MetricError(
+            f"TAD: expected codes (n, K) and attributes (n, A), got {codes.shape} and {attributes.shape}."
+        )
     require_units(codes, "TAD")
     if not np.isfinite(codes).all():
         row, unit = np.argwhere(~np.isfinite(codes))[0]
-        raise MetricError(f"codes hold {codes[row, unit]} in unit {unit}, first in row {row}; they must be finite.")
+        raise MetricError(f"TAD: expected finite codes, got {codes[row, unit]} in unit {unit}, first in row {row}.")
     if not np.isin(attributes, (0, 1)).all():
-        raise MetricError(f"attributes must be 0 or 1; found {np.setdiff1d(attributes, (0, 1))[:3].tolist()}.")
+        raise MetricError(f"TAD: expected attributes of 0 and 1, got {np.setdiff1d(attributes, (0, 1))[:3].tolist()}.")
     if names is not None and len(names) != attributes.shape[1]:
-        raise MetricError(f"{len(names)} names for {attributes.shape[1]} attributes.")
-    constant = np.flatnonzero((attributes == attributes[0]).all(axis=0))
-    if constant.size:
-        which = names[constant[0]] if names is not None else f"number {constant[0]}"
+        raise MetricError(f"names: expected one for each of {attributes.shape[1]} attributes, got {len(names)}.")
+    constant = np.flatnonzero((attributes == attributes[0]).all(axis=0)).tolist()
+    if constant:
+        name = constant[0] if names is None else names[constant[0]]
         raise MetricError(
-            f"attribute {which} is {int(attributes[0, constant[0]])} in all {len(attributes)} images: it cannot be "
-            "detected. Leave it out, or take more images."
+            f"TAD: expected attributes that vary, but attribute {name} is {int(attributes[0, constant[0]])} in all "
+            f"{len(attributes)} images. Leave it out, or take more images."
         )

@@ -1,7 +1,8 @@
-"""UDR, unsupervised disentanglement ranking (Duan et al., 2020): do models of different seeds find the same units?"""
+"""UDR, unsupervised disentanglement ranking (Duan et al., 2020): agreement of models of different seeds."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ldm.metrics.common import FactorSampler, MetricError, Representation, as_lookup, labelled_rows
 
-LEAST_KL = 0.01  # units below it are switched off before they are compared, whatever the filter says
+LEAST_KL = 0.01  # units of lower divergence are set to zero before the comparison, independently of the filter
 
 
 def udr(
@@ -24,46 +25,44 @@ def udr(
     filter_low_kl: bool = True,
     kl_filter_threshold: float = 0.01,
 ) -> dict[str, Any]:
-    """Rank models without labels: a good one finds the units that others find, one for one.
+    """Rank models without labels: units of a good model are found one for one by other models.
 
     Duan et al.: Unsupervised model selection for variational disentangled representation learning, ICLR 2020,
     section 4. Higher is better. A second for ten models of ten units.
 
     Args:
-        representations: of R models, at least two, each (N, K) codes or a function of row indices.
-        sampler: the data set's factors; they only decide which rows are drawn.
+        representations: (N, K) codes of each of R models, at least two, or functions of row indices.
+        sampler: factors of the data set; they determine only which rows are drawn.
         random_state: fresh generator.
-        kl: (K,) mean Kullback-Leibler divergence of each unit from its prior, for each model; None where there is
-            no prior, and then every unit counts that varies.
+        kl: for each model (K,) mean Kullback-Leibler divergence of each unit from its prior; None if there is no
+            prior, then every unit that varies is used.
         num_data_points: rows drawn, a multiple of ``batch_size``.
-        batch_size: rows drawn at once; another number is another random stream.
-        correlation_matrix: "lasso" (weights of a sparse regression of one model's units from another's) or
-            "spearman" (rank correlations).
+        batch_size: rows drawn at once; another number gives another random stream.
+        correlation_matrix: "lasso" (weights of a sparse regression of the units of one model from those of another)
+            or "spearman" (rank correlations).
         filter_low_kl: leave units of low divergence out of the score.
-        kl_filter_threshold: which divergence is low.
+        kl_filter_threshold: divergence up to which a unit is left out.
 
     Returns:
         ``raw_correlations`` (R, R, K, K), ``pairwise_disentanglement_scores`` (R, R, 1) and ``model_scores`` (R,),
-        the median of each model's scores against the others, as nested lists; scores in [0, 1] up to the scale of
-        the regression's weights.
+        the median of the scores of each model against the others, as nested lists; scores are in [0, 1] up to the
+        scale of the regression weights.
 
     Raises:
-        MetricError: fewer than two models, models of different widths, an unknown matrix, or a number of points
-            that is no multiple of the batch size.
+        MetricError: there are fewer than two models, their widths differ, the matrix is unknown, or the number of
+            points is not a multiple of the batch size.
     """
     correlations = {"lasso": lasso_weights, "spearman": rank_correlations}
     if correlation_matrix not in correlations:
-        raise MetricError(f"unknown correlation matrix {correlation_matrix!r}; known: {', '.join(correlations)}.")
+        raise MetricError(f"correlation_matrix: expected one of {', '.join(correlations)}; got {correlation_matrix!r}.")
     if num_data_points % batch_size:
-        raise MetricError(f"num_data_points, {num_data_points}, must be a multiple of the batch size, {batch_size}.")
+        raise MetricError(f"num_data_points: expected a multiple of batch_size ({batch_size}), got {num_data_points}.")
     rows, _ = labelled_rows(sampler, num_data_points, random_state, batch_size)
-    codes, divergences = _standardised(representations, rows, kl)
+    codes, divergences = _standardized(representations, rows, kl)
     num_models, num_units = len(codes), codes[0].shape[1]
     matrices = np.zeros((num_models, num_models, num_units, num_units))
     scores = np.zeros((num_models, num_models))
-    for i, j in np.ndindex(num_models, num_models):
-        if i == j:
-            continue
+    for i, j in itertools.permutations(range(num_models), 2):
         matrices[i, j] = matrix = correlations[correlation_matrix](codes[i], codes[j])
         if filter_low_kl:
             matrix = matrix[divergences[i] > kl_filter_threshold][:, divergences[j] > kl_filter_threshold]
@@ -77,7 +76,7 @@ def udr(
 
 
 def relative_strength(matrix: np.ndarray) -> float:
-    """Mean over columns and rows of largest squared / sum; 0 for those without any correlation.
+    """Return the mean over columns and rows of largest squared / sum; 0 for those without correlation.
 
     Args:
         matrix: (A, B), not negative.
@@ -93,14 +92,15 @@ def relative_strength(matrix: np.ndarray) -> float:
 
 
 def lasso_weights(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Magnitudes (K, K) of the weights that tell each unit of ``second`` (columns) from those of ``first`` (rows)."""
+    """Return the magnitudes (K, K) of the weights that predict units of ``second`` (columns) from ``first`` (rows)."""
     from sklearn.linear_model import Lasso
 
     return np.abs(Lasso(alpha=0.1).fit(first, second).coef_).T
 
 
 def rank_correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Magnitudes (K, K) of Spearman's correlations of units of ``first`` (rows) and ``second``; constant ones: NaN."""
+    """Return the magnitudes (K, K) of Spearman's correlations of units of ``first`` (rows) and ``second``; NaN for
+    constant units."""
     from scipy.stats import rankdata
 
     num_units = first.shape[1]
@@ -109,25 +109,22 @@ def rank_correlations(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.abs(together[:num_units, num_units:])
 
 
-def _standardised(
+def _standardized(
     representations: Sequence[Representation], rows: np.ndarray, kl: Sequence[np.ndarray] | None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Each model's standardised codes (n, K), zeros where the unit says nothing, and its divergences (K,)."""
+    """Return the standardized codes (n, K) of each model, zero for uninformative units, and its divergences (K,)."""
     if len(representations) < 2:
-        raise MetricError(f"UDR compares models and needs at least 2; found {len(representations)}.")
+        raise MetricError(f"UDR: expected at least 2 models to compare, got {len(representations)}.")
     drawn = [as_lookup(representation)(rows).astype(np.float64) for representation in representations]
     widths = [codes.shape[1] for codes in drawn]
     if len(set(widths)) > 1:
-        raise MetricError(f"UDR compares models of one number of units; found {widths}.")
+        raise MetricError(f"UDR: expected models with the same number of units, got {widths}.")
     if kl is None:
         kl = [np.where((codes != codes[0]).any(axis=0), np.inf, 0.0) for codes in drawn]
     divergences = [np.asarray(divergence, dtype=np.float64) for divergence in kl]
     shapes = [divergence.shape for divergence in divergences]
     if shapes != [(width,) for width in widths]:
-        raise MetricError(
-            f"kl must hold a divergence per unit for each of {len(drawn)} models, ({widths[0]},) each; "
-            f"found shapes {shapes}."
-        )
+        raise MetricError(f"kl: expected ({widths[0]},) divergences for each of {len(drawn)} models, got {shapes}.")
     scaled = []
     for codes, divergence in zip(drawn, divergences):
         deviation = codes.std(axis=0)

@@ -141,10 +141,10 @@ def test_what_cannot_be_fitted_says_why():
     ordered = sort_codes(codes)
     with pytest.raises(MetricError, match="all 50 labels are 1"):
         fit_boosted_trees(ordered, np.ones(50, dtype=int))
-    with pytest.raises(MetricError, match=r"50 codes but labels of shape \(49,\)"):
+    with pytest.raises(MetricError, match=r"labels of shape \(50,\), got \(49,\)"):
         fit_boosted_trees(ordered, labels[1:])
     found = fit_boosted_trees(ordered, labels)
-    with pytest.raises(MetricError, match="tell 3 units"):
+    with pytest.raises(MetricError, match="expected 3 units"):
         found.predict(codes[:, :2])
-    with pytest.raises(MetricError, match="codes hold nan in unit 0, first in sample 3"):
+    with pytest.raises(MetricError, match="got nan in unit 0, first in sample 3"):
         found.predict(np.where(np.arange(50)[:, None] == 3, np.nan, codes))

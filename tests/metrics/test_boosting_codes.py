@@ -56,7 +56,7 @@ def test_values_that_float32_cannot_hold_are_named(value, name):
     codes = np.zeros((30, 4))
     codes[20:, 2] = value
     codes[25, 1] = value
-    with pytest.raises(MetricError, match=f"codes hold {name} in unit 1, first in sample 25"):
+    with pytest.raises(MetricError, match=f"got {name} in unit 1, first in sample 25"):
         sort_codes(codes)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ldm.data.factors import FactorSpace, factor_space
-from ldm.metrics import beta_vae, draws, factor_vae
+from ldm.metrics import beta_vae, factor_vae
+from ldm.metrics.sampling import draws
 
 
 def one_by_one(space, rs, num_points, num_sets, batch_size):

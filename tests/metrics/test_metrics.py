@@ -54,7 +54,7 @@ def plain_votes(representation, space, rs, num, batch_size, variances):
 
 def test_factor_vae_equals_the_definition_draw_by_draw(mixed, space):
     rs = fresh()
-    rows = space.sample_observations(300, rs)
+    rows = space.sample(300, rs)[1]
     variances = np.var(mixed[rows], axis=0, ddof=1)
     train = plain_votes(mixed, space, rs, 300, 16, variances)
     test = plain_votes(mixed, space, rs, 200, 16, variances)
@@ -175,9 +175,9 @@ def test_information_of_a_copy_is_its_entropy():
 
 def test_what_cannot_be_scored_says_why(perfect, space):
     single = FactorSpace(("only",), (60,))
-    with pytest.raises(MetricError, match="at least 2; this space has 1"):
+    with pytest.raises(MetricError, match="at least 2 factors to compare, got 1"):
         beta_vae(perfect, single, fresh())
-    with pytest.raises(MetricError, match="at least 2; this representation has 1"):
+    with pytest.raises(MetricError, match="at least 2 units to compare, got 1"):
         mig(perfect[:, :1], space, fresh(), num_train=50)
     with_constant = FactorSpace(("a", "b"), (60, 1))
     for metric in (mig, dci):

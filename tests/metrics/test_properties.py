@@ -8,7 +8,7 @@ from sklearn.metrics import mutual_info_score
 
 from ldm.data.factors import FactorSpace
 from ldm.metrics import MetricError, irs, med, modularity_explicitness, sap, unsupervised
-from ldm.metrics.common import histogram_codes, mutual_information, standardised
+from ldm.metrics.common import histogram_codes, mutual_information, standardized
 from ldm.metrics.irs import robustness
 from ldm.metrics.med import information_shares, most_disentangled
 from ldm.metrics.modularity_explicitness import modularity
@@ -158,8 +158,8 @@ def test_med_keeps_the_best_unit_of_each_factor(mixed):
     assert not any(name.startswith("top") for name in med(PERFECT, SPACE, fresh(), **TRAIN_TEST, topk=0))
 
 
-def test_units_that_never_vary_are_standardised_to_zero():
-    train, test = standardised(np.array([[0.1, 1.0], [0.1, 3.0], [0.1, 2.0]]), np.array([[0.1, 2.0], [5.0, 2.0]]))
+def test_units_that_never_vary_are_standardized_to_zero():
+    train, test = standardized(np.array([[0.1, 1.0], [0.1, 3.0], [0.1, 2.0]]), np.array([[0.1, 2.0], [5.0, 2.0]]))
     assert not train[:, 0].any() and not test[:, 0].any()
     assert (train[:, 1].mean(), train[:, 1].std(), test[0, 1]) == pytest.approx((0, 1, 0))
 

@@ -7,6 +7,7 @@ import inspect
 import pytest
 
 from ldm.metrics import DEFAULT_METRICS, EXTRA_METRICS, METRICS, PROTOCOLS, select_metrics
+from ldm.metrics.registry import ALL_METRICS
 from ldm.util import ConfigError
 
 
@@ -77,9 +78,37 @@ def test_a_protocol_changes_its_own_settings_alone():
     [
         ("disdif", None, "Did you mean 'disdiff'"),
         ("disdiff", ["factor_vea"], "Did you mean 'factor_vae'"),
-        ("disdiff", [], "no metric is named"),
+        ("disdiff", [], "got none"),
     ],
 )
 def test_unknown_names(protocol, names, message):
     with pytest.raises(ConfigError, match=message):
         select_metrics(protocol, names)
+
+
+@pytest.fixture
+def own_metrics(tmp_path, monkeypatch):
+    """A module of a user's own with two metrics; the registry is restored afterwards."""
+    lines = [
+        "from ldm.metrics import Metric",
+        "OWN = Metric('own', len, 'score', {'num_train': 9}, fast={'num_train': 3})",
+    ]
+    (tmp_path / "own_metrics.py").write_text("\n".join([*lines, "TAKEN = Metric('MIG', len, 'score')"]))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_metrics"
+    ALL_METRICS.pop("own", None)
+
+
+def test_metrics_outside_the_package_by_dotted_path(own_metrics):
+    chosen = select_metrics("disdiff", ["mig", f"{own_metrics}.OWN"])
+    assert list(chosen) == ["mig", "own"] and chosen["own"].protocol == {"num_train": 9}
+    assert select_metrics("fast", f"{own_metrics}.OWN")["own"].protocol == {"num_train": 3}
+    assert select_metrics("disdiff", "OWN")["own"].key == "own"  # registered
+
+
+@pytest.mark.parametrize(
+    "name,message", [("TAKEN", "another metric has the key 'MIG'"), ("Metric", "got type"), ("X", "X")]
+)
+def test_paths_that_are_not_metrics(own_metrics, name, message):
+    with pytest.raises(ConfigError, match=message):
+        select_metrics("disdiff", f"{own_metrics}.{name}")

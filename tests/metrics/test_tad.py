@@ -102,9 +102,9 @@ def test_noise_captures_nothing(attributes):
         ({"codes": np.zeros((400, 1))}, "at least 2"),
         ({"codes": np.zeros((399, 3))}, r"\(399, 3\) and \(400, 4\)"),
         ({"codes": np.full((400, 3), np.nan)}, "nan in unit 0"),
-        ({"attributes": np.full((400, 4), -1)}, r"0 or 1; found \[-1\]"),
-        ({"attributes": np.ones((400, 4))}, "attribute number 0 is 1 in all 400 images"),
-        ({"names": ("one",)}, "1 names for 4 attributes"),
+        ({"attributes": np.full((400, 4), -1)}, r"0 and 1, got \[-1\]"),
+        ({"attributes": np.ones((400, 4))}, "attribute 0 is 1 in all 400 images"),
+        ({"names": ("one",)}, "one for each of 4 attributes, got 1"),
     ],
 )
 def test_bad_input(codes, attributes, change, message):

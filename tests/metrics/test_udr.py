@@ -64,13 +64,13 @@ def test_relative_strength_by_hand():
 
 
 def test_what_cannot_be_ranked_says_why(models):
-    with pytest.raises(MetricError, match="at least 2; found 1"):
+    with pytest.raises(MetricError, match="at least 2 models to compare, got 1"):
         udr(models[:1], SPACE, fresh())
-    with pytest.raises(MetricError, match=r"one number of units; found \[3, 2\]"):
+    with pytest.raises(MetricError, match=r"the same number of units, got \[3, 2\]"):
         udr([FACTORS, FACTORS[:, :2]], SPACE, fresh())
-    with pytest.raises(MetricError, match="multiple of the batch size"):
+    with pytest.raises(MetricError, match="multiple of batch_size"):
         udr(models, SPACE, fresh(), num_data_points=15)
-    with pytest.raises(MetricError, match="divergence per unit for each of 4 models"):
+    with pytest.raises(MetricError, match="divergences for each of 4 models"):
         udr(models, SPACE, fresh(), kl=[np.ones(3)])
-    with pytest.raises(MetricError, match="known: lasso, spearman"):
+    with pytest.raises(MetricError, match="expected one of lasso, spearman"):
         udr(models, SPACE, fresh(), correlation_matrix="pearson")

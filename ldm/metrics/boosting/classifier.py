@@ -1,9 +1,9 @@
-"""Gradient-boosted classification trees: what scikit-learn's ``GradientBoostingClassifier()`` fits, many times faster.
+"""Gradient-boosted classification trees, equal to scikit-learn's ``GradientBoostingClassifier()`` and much faster.
 
 Friedman, "Greedy Function Approximation" (2001), Algorithm 6 for log loss with scikit-learn's defaults: 100 stages,
 learning rate 0.1, one tree of depth 3 per class and stage (one tree for two classes), all samples, all thresholds.
-Importances, and predictions with them, equal scikit-learn's to rounding unless two splits of a node are equally
-good; then scikit-learn's choice depends on its seed and on rounding, ours on a fixed rule that favours no unit
+Importances and predictions equal scikit-learn's up to rounding, unless two splits of a node are equally good: then
+scikit-learn's choice depends on its seed and on rounding, ours on a fixed rule that prefers no unit
 (``trees._consider``).
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -28,35 +27,21 @@ LEARNING_RATE = 0.1
 
 @dataclass(frozen=True)
 class BoostedTrees:
-    """A fitted classifier of C classes from K units; R = C rows of trees, or one row for two classes.
+    """Fitted classifier of C classes from K units; R = C rows of trees, or one row for two classes."""
 
-    Attributes:
-        importances: (K,) shares of the fall of the squared error, summing to 1; zeros if no tree has a split.
-        classes: (C,) labels, rising.
-        fitted: (n,) predicted labels of the samples that were fitted.
-        prior: (R,) raw predictions before the first stage.
-        feature: (stages, R, 8) unit that splits each node, -1 for leaves.
-        threshold: (stages, R, 8).
-        value: (stages, R, 16) steps of the leaves.
-    """
-
-    importances: np.ndarray
-    classes: np.ndarray
-    fitted: np.ndarray
-    prior: np.ndarray
-    feature: np.ndarray
-    threshold: np.ndarray
-    value: np.ndarray
+    importances: np.ndarray  # (K,) shares in the decrease of the squared error, which sum to 1; 0 without any split
+    classes: np.ndarray  # (C,) labels, ascending
+    fitted: np.ndarray  # (n,) predicted labels of the training samples
+    prior: np.ndarray  # (R,) raw predictions before the first stage
+    feature: np.ndarray  # (stages, R, 8) unit that splits each node, -1 for leaves
+    threshold: np.ndarray  # (stages, R, 8) thresholds of the splits
+    value: np.ndarray  # (stages, R, 16) steps of the leaves
 
     def predict(self, codes: np.ndarray) -> np.ndarray:
-        """Labels (m,) of codes (m, K).
-
-        Raises:
-            MetricError: codes that are not finite, or of another number of units than were fitted.
-        """
+        """Return the labels (m,) of codes (m, K); raise a ``MetricError`` for other or not finite codes."""
         columns = checked_codes(codes)
         if columns.shape[1] != len(self.importances):
-            raise MetricError(f"these trees tell {len(self.importances)} units; found codes {columns.shape}.")
+            raise MetricError(f"boosted trees: expected {len(self.importances)} units, got codes {columns.shape}.")
         raw = np.repeat(self.prior[:, None], len(columns), axis=1)
         trees.add_trees(columns, LEARNING_RATE, self.feature, self.threshold, self.value, raw)
         return self.classes[_winners(raw)]
@@ -71,14 +56,14 @@ def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int =
         num_threads: threads that share the trees of a stage; the result does not depend on it.
 
     Raises:
-        MetricError: labels of another length, or of one value only.
+        MetricError: the labels have another length, or a single value.
     """
     num_units, num = codes.codes.shape
     if labels.shape != (num,):
-        raise MetricError(f"boosted trees: {num} codes but labels of shape {labels.shape}.")
+        raise MetricError(f"boosted trees: expected labels of shape ({num},), got {labels.shape}.")
     classes, encoded = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
-        raise MetricError(f"boosted trees tell classes apart, but all {num} labels are {classes[0]}.")
+        raise MetricError(f"boosted trees: expected at least two classes, but all {num} labels are {classes[0]}.")
     is_class = (encoded == np.arange(len(classes))[:, None]).astype(np.float64)  # (C, n)
     prior = _prior_predictions(is_class.mean(axis=1))
     targets = is_class if len(classes) > 2 else is_class[1:]  # (R, n)
@@ -90,51 +75,32 @@ def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int =
     importance = np.zeros((rows, num_units))
     residuals = np.empty_like(raw)
     scale = 1.0 if rows == 1 else (rows - 1) / rows
-    with _Workers(codes, rows, num_threads) as workers:
+    num_threads = min(rows, max(1, num_threads))
+    shares_of_rows = [np.arange(first, rows, num_threads) for first in range(num_threads)]
+    spaces = [workspace(codes) for _ in range(num_threads)]
+
+    def grow(share: np.ndarray, space: Workspace, stage: int) -> None:
+        outputs = feature[stage], threshold[stage], value[stage], importance
+        trees.grow_trees(share, codes, space, residuals, raw, LEARNING_RATE, scale, stage, *outputs)
+
+    with ThreadPoolExecutor(num_threads) as pool:
         for stage in range(NUM_STAGES):
             _residuals(targets, raw, residuals)
-            outputs = feature[stage], threshold[stage], value[stage], importance
-            workers.grow(residuals, raw, LEARNING_RATE, scale, stage, *outputs)
+            list(pool.map(grow, shares_of_rows, spaces, [stage] * num_threads))
     total = importance.sum()
     shares = importance.sum(axis=0) / total if total > 0 else np.zeros(num_units)
     return BoostedTrees(shares, classes, classes[_winners(raw)], prior, feature, threshold, value)
 
 
-class _Workers:
-    """Threads that share the rows of trees of each stage; with a single one, the caller's own."""
-
-    def __init__(self, codes: SortedCodes, rows: int, num_threads: int) -> None:
-        num = min(rows, max(1, num_threads))
-        self.codes = codes
-        self.shares = [np.arange(first, rows, num) for first in range(num)]
-        self.spaces = [workspace(codes) for _ in range(num)]
-        self.pool = ThreadPoolExecutor(num) if num > 1 else None
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.pool.shutdown()
-
-    def grow(self, *stage: Any) -> None:
-        """Grow all trees of a stage; takes the arguments of ``trees.grow_trees`` from ``residuals`` on."""
-
-        def grow_share(share: np.ndarray, space: Workspace) -> None:
-            trees.grow_trees(share, self.codes, space, *stage)
-
-        list((self.pool.map if self.pool else map)(grow_share, self.shares, self.spaces))
-
-
 def _prior_predictions(shares: np.ndarray) -> np.ndarray:
-    """Raw predictions (R,) that give every sample the classes' shares (C,)."""
+    """Return the raw predictions (R,) whose probabilities are the shares (C,) of the classes."""
     tiny = np.finfo(np.float64).eps
     logs = np.log(np.clip(shares, tiny, 1 - tiny))
     return logs[1:] - logs[:1] if len(shares) == 2 else logs - logs.mean()
 
 
 def _residuals(targets: np.ndarray, raw: np.ndarray, out: np.ndarray) -> None:
-    """Targets less the softmax over the rows of raw predictions (R, n), or the logistic function of a single row."""
+    """Subtract the softmax of raw predictions (R, n), or the logistic function of a single row, from the targets."""
     if len(raw) == 1:
         with np.errstate(over="ignore"):  # exp(-raw) may be infinite: probability 0
             np.subtract(targets, 1.0 / (1.0 + np.exp(-raw)), out=out)
@@ -146,5 +112,5 @@ def _residuals(targets: np.ndarray, raw: np.ndarray, out: np.ndarray) -> None:
 
 
 def _winners(raw: np.ndarray) -> np.ndarray:
-    """Class numbers (n,) of raw predictions (R, n)."""
+    """Return the class numbers (n,) of raw predictions (R, n)."""
     return raw.argmax(axis=0) if len(raw) > 1 else (raw[0] >= 0).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Codes sorted once for all trees: ranks, and buckets of neighbouring values between which a tree may split."""
+"""Sorting of codes for all trees: ranks, and buckets of neighbouring values between which a tree may split."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from ldm.metrics.boosting.trees import LEAVES, MIN_GAP, NUM_SLOTS, SortedCodes, 
 from ldm.metrics.common import MetricError
 
 BUCKET = 32  # samples per bucket; see ldm.metrics.boosting.trees
-MAX_BUCKETS = 30_000  # per unit, roughly; at most twice as many arise, whose numbers fit in 16 bits
+MAX_BUCKETS = 30_000  # approximate number per unit; at most twice as many result, whose numbers fit in 16 bits
 
 
 def checked_codes(codes: np.ndarray) -> np.ndarray:
-    """Codes (n, K) as float32, in which scikit-learn's trees compare them too.
+    """Return codes (n, K) as float32, in which scikit-learn's trees compare them, too.
 
     Raises:
-        MetricError: no rows or units, or a value that is not finite in float32 (unit and sample named).
+        MetricError: there are no rows or units, or a value is not finite in float32.
     """
     if codes.ndim != 2 or 0 in codes.shape:
-        raise MetricError(f"boosted trees need codes of shape (n, K), not empty; found {codes.shape}.")
+        raise MetricError(f"boosted trees: expected codes of shape (n, K), not empty; got {codes.shape}.")
     with np.errstate(over="ignore"):
         single = np.ascontiguousarray(codes, dtype=np.float32)
     is_bad = ~np.isfinite(single)
@@ -26,18 +26,14 @@ def checked_codes(codes: np.ndarray) -> np.ndarray:
         unit = int(np.argmax(is_bad.any(axis=0)))
         sample = int(np.argmax(is_bad[:, unit]))
         raise MetricError(
-            f"codes hold {codes[sample, unit]} in unit {unit}, first in sample {sample}; boosted trees need finite "
-            "values within float32. Look for a diverged training run, then encode the data set again."
+            f"boosted trees: expected codes that are finite in float32, got {codes[sample, unit]} in unit {unit}, "
+            f"first in sample {sample}. Check for a diverged training run, then encode the data set again."
         )
     return single
 
 
 def sort_codes(codes: np.ndarray) -> SortedCodes:
-    """Sort codes (n, K) and cut each unit into buckets.
-
-    Raises:
-        MetricError: codes that ``checked_codes`` refuses.
-    """
+    """Sort codes (n, K) and divide each unit into buckets; for errors see ``checked_codes``."""
     columns = np.ascontiguousarray(checked_codes(codes).T)
     num_units, num = columns.shape
     order = np.argsort(columns, axis=1, kind="stable").astype(np.uint32)
@@ -56,10 +52,10 @@ def sort_codes(codes: np.ndarray) -> SortedCodes:
 
 
 def bucket_starts(values: np.ndarray, size: int) -> np.ndarray:
-    """First ranks of the buckets of rising ``values`` (n,), and n.
+    """Return the first ranks of the buckets of ascending ``values`` (n,), and n.
 
-    Buckets end where neighbours are more than ``MIN_GAP`` apart, so that a threshold may lie between any two, and
-    hold more than ``size`` samples only if these cannot be told apart by such a gap.
+    Buckets end where neighbours are more than ``MIN_GAP`` apart, so that a threshold is possible between any two, and
+    have more than ``size`` samples only if no such gap separates these.
     """
     joints = np.append(np.flatnonzero(values[1:] > values[:-1] + MIN_GAP) + 1, len(values))
     starts, before = [0], 0
@@ -71,7 +67,7 @@ def bucket_starts(values: np.ndarray, size: int) -> np.ndarray:
 
 
 def workspace(codes: SortedCodes) -> Workspace:
-    """Arrays for ``trees.grow_trees``."""
+    """Return arrays for ``trees.grow_trees``."""
     num_units, num = codes.codes.shape
     most = codes.splittable.shape[1]
     return Workspace(

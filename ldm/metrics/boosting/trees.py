@@ -1,18 +1,18 @@
 """Exact regression trees of depth 3 that share one sorting of the codes; compiled with numba.
 
-A tree is grown on residuals g (n,) and splits a node where the squared error falls most, over *all* thresholds of
-all units. Two facts make that cheap for the thousands of trees of a boosted classifier, whose codes never change:
+A tree is grown on residuals g (n,) and splits a node where the squared error decreases most, over *all* thresholds of
+all units. Two facts make that cheap for the thousands of trees of a boosted classifier, whose codes do not change:
 
-- Each unit is sorted once, into *buckets* of neighbouring values that end where a threshold may lie. The sums of
-  count, g and g^2 up to each bucket's end give the gain of every bucket boundary. The sums of a node's larger child
-  are its own less those of the smaller child (as in histogram boosting), so few samples are visited.
-- Inside a bucket of m samples with sum t and sum of squares q, the running sum strays from the straight line
-  between the bucket's ends by at most sqrt(m q - t^2) / 2 (Cauchy-Schwarz). Where that cannot beat the best gain,
-  no threshold inside can; the few other buckets are searched sample by sample.
+- Each unit is sorted once, into *buckets* of neighbouring values that end where a threshold is possible. The sums of
+  count, g and g^2 up to the end of each bucket give the gain of every bucket boundary. The sums of the larger child of
+  a node are its own minus those of the smaller child (as in histogram boosting), so few samples are visited.
+- Inside a bucket of m samples with sum t and sum of squares q, the running sum deviates from the straight line
+  between the ends by at most sqrt(m q - t^2) / 2 (Cauchy-Schwarz). If that cannot exceed the best gain, no threshold
+  inside can; the few other buckets are searched sample by sample.
 
-Nothing is approximated: a bucket is passed over only when none of its thresholds could be chosen. Gains are those
-of scikit-learn's DecisionTreeRegressor up to the rounding of sums. With N samples in the node, mean residual r, and
-n samples of sum s on the left, ``gain = (s - n r)^2 / (n (N - n))``, and the squared error falls by N gain.
+The result is exact: a bucket is skipped only if none of its thresholds could be chosen. Gains are those of
+scikit-learn's DecisionTreeRegressor up to the rounding of sums. With N samples in the node, mean residual r, and n
+samples of sum s on the left, ``gain = (s - n r)^2 / (n (N - n))``, and the squared error decreases by N gain.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from ldm.metrics.boosting.compiled import compiled
 DEPTH = 3
 LEAVES = 2**DEPTH  # nodes are numbered as in a heap: root 1, children of a 2a and 2a + 1, the lowest 8 to 15
 NUM_SLOTS = LEAVES // 2  # nodes of a level whose sums are kept at once
-MIN_GAP = np.float32(1e-7)  # values no further apart are never split, as in scikit-learn; float32 arithmetic
-PURE = np.finfo(np.float64).eps  # a node whose variance is not larger is a leaf, as in scikit-learn
-TIE = 1e-10  # gains nearer than this (relative) are equal up to the rounding of sums
-ROUNDING = 1e-12  # of the root's sum of squares is more than rounding can make in sums formed by subtraction
+MIN_GAP = np.float32(1e-7)  # values that are closer are never separated, as in scikit-learn; float32 arithmetic
+PURE = np.finfo(np.float64).eps  # variance up to which a node is a leaf, as in scikit-learn
+TIE = 1e-10  # relative difference up to which gains are equal, because of the rounding of sums
+ROUNDING = 1e-12  # upper bound of the error of sums formed by subtraction, relative to the root's sum of squares
 
 
 class SortedCodes(NamedTuple):
     """Codes (n, K) sorted once for any number of trees; at most B buckets per unit."""
 
     codes: np.ndarray  # (K, n) float32
-    order: np.ndarray  # (K, n) uint32: samples by rising code
+    order: np.ndarray  # (K, n) uint32: samples in ascending order of code
     values: np.ndarray  # (K, n) float32: codes in that order
     bucket: np.ndarray  # (K, n) uint16: 1 + the bucket of each sample
     starts: np.ndarray  # (K, B + 1) uint32: bucket b holds ranks starts[b] to starts[b + 1] - 1
     num_buckets: np.ndarray  # (K,) int64
-    splittable: np.ndarray  # (K, B) bool: may a threshold lie inside the bucket?
+    splittable: np.ndarray  # (K, B) bool: whether a threshold is possible inside the bucket
 
 
 class Workspace(NamedTuple):
-    """Arrays one thread works in."""
+    """Arrays of one thread."""
 
-    samples: np.ndarray  # (n,) uint32: samples, those of a node side by side
+    samples: np.ndarray  # (n,) uint32: samples, grouped by node
     residuals: np.ndarray  # (n,) their residuals
     spare_samples: np.ndarray  # (n,) uint32
     spare_residuals: np.ndarray  # (n,)
@@ -57,13 +57,13 @@ class Workspace(NamedTuple):
     members: np.ndarray  # (n,) uint32: ranks of a node's samples in a bucket
     starts: np.ndarray  # (16,) int64, by node: its samples are starts to stops - 1 of the list
     stops: np.ndarray  # (16,) int64
-    wanted: np.ndarray  # (8,) bool: nodes that are to be split, and whose sums stand
-    slots: np.ndarray  # (8,) int64: in this slot
+    wanted: np.ndarray  # (8,) bool: nodes to split, whose sums are valid
+    slots: np.ndarray  # (8,) int64: slot of their sums
 
 
 @compiled(fast=True)
 def _sum_and_squares(residuals, start, stop):
-    """Sums of g and g^2 over a node's samples."""
+    """Return the sums of g and g^2 over the samples of a node."""
     total = square = 0.0
     for j in range(start, stop):
         total += residuals[j]
@@ -73,7 +73,7 @@ def _sum_and_squares(residuals, start, stop):
 
 @compiled(fast=True)
 def _sum_root(order, starts, num_buckets, residuals, count, total, square):
-    """Running sums over one unit's buckets for all samples, read in sorted order."""
+    """Compute the running sums over the buckets of one unit for all samples, read in sorted order."""
     all_total = all_square = 0.0
     for b in range(num_buckets):
         part = part_square = 0.0
@@ -88,40 +88,23 @@ def _sum_root(order, starts, num_buckets, residuals, count, total, square):
         square[b + 1] = all_square
 
 
-@compiled()
-def _sum_node(bucket, num_buckets, samples, residuals, start, stop, count, total, square):
-    """Running sums over one unit's buckets for the samples ``start`` to ``stop`` of the list."""
-    for b in range(num_buckets + 1):
-        count[b] = total[b] = square[b] = 0.0
-    for j in range(start, stop):
-        b = bucket[samples[j]]
-        g = residuals[j]
-        count[b] += 1.0
-        total[b] += g
-        square[b] += g * g
-    for b in range(num_buckets):
-        count[b + 1] += count[b]
-        total[b + 1] += total[b]
-        square[b + 1] += square[b]
-
-
 @compiled(fast=True)
 def _best_boundary(count, total, num_buckets, mean, size):
-    """Largest gain over the ends of one unit's buckets; 0 if no end parts the node."""
+    """Return the largest gain over the bucket ends of one unit; 0 if no end splits the node."""
     best = 0.0
     for b in range(1, num_buckets):
         n = count[b]
-        excess, room = total[b] - mean * n, n * (size - n)
-        best = max(best, excess * excess / max(room, 1.0) if room > 0.0 else 0.0)
+        excess, weight = total[b] - mean * n, n * (size - n)
+        best = max(best, excess * excess / max(weight, 1.0) if weight > 0.0 else 0.0)
     return best
 
 
 @compiled(fast=True)
 def _mark_promising(count, total, square, splittable, num_buckets, mean, size, error, best, promising):
-    """Mark the buckets of one unit that may hold a threshold at least as good as ``best``.
+    """Mark the buckets of one unit that may contain a threshold at least as good as ``best``.
 
-    With excess e at the bucket's ends and stray d inside, the gain is at most (|e| + d)^2 / room, and
-    (|e| + d)^2 <= 9/8 e^2 + 9 d^2 spares the square root here.
+    With excess e at the ends of the bucket and deviation d inside, the gain is at most (|e| + d)^2 / weight, and
+    (|e| + d)^2 <= 9/8 e^2 + 9 d^2 avoids the square root here.
     """
     for b in range(num_buckets):
         n0, n1 = count[b], count[b + 1]
@@ -129,24 +112,24 @@ def _mark_promising(count, total, square, splittable, num_buckets, mean, size, e
         m, t = n1 - n0, total[b + 1] - total[b]
         spread = m * (square[b + 1] - square[b] + error) - t * t  # 4 d^2
         reach = 1.125 * max(excess0 * excess0, excess1 * excess1) + 2.25 * spread
-        room = min((n0 + 1.0) * (size - n0 - 1.0), (n1 - 1.0) * (size - n1 + 1.0))
-        promising[b] = (1.000001 * reach >= best * room) & (m > 1.5) & splittable[b]
+        weight = min((n0 + 1.0) * (size - n0 - 1.0), (n1 - 1.0) * (size - n1 + 1.0))
+        promising[b] = (1.000001 * reach >= best * weight) & (m > 1.5) & splittable[b]
 
 
 @compiled()
 def _bound(count, total, square, b, mean, size, error):
-    """Upper bound of the gain inside a bucket, tighter than that of ``_mark_promising``."""
+    """Return an upper bound of the gain inside a bucket, tighter than that of ``_mark_promising``."""
     n0, n1 = count[b], count[b + 1]
     m, t = n1 - n0, total[b + 1] - total[b]
     spread = m * (square[b + 1] - square[b] + error) - t * t
     reach = max(abs(total[b] - mean * n0), abs(total[b + 1] - mean * n1)) + 0.5 * np.sqrt(max(spread, 0.0))
-    room = min((n0 + 1.0) * (size - n0 - 1.0), (n1 - 1.0) * (size - n1 + 1.0))
-    return 1.000001 * reach * reach / room
+    weight = min((n0 + 1.0) * (size - n0 - 1.0), (n1 - 1.0) * (size - n1 + 1.0))
+    return 1.000001 * reach * reach / weight
 
 
 @compiled()
 def _turn(seed, unit):
-    """Rank of a unit among equally good ones: fixed, but another order in each node, so that none is favoured."""
+    """Return the rank of a unit among equally good ones: fixed, but different in each node, to prefer none."""
     mixed = (unit * 0x9E3779B1 + seed * 0x85EBCA77) & 0xFFFFFFFF
     mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
     mixed = ((mixed ^ (mixed >> 12)) * 0x297A2D39) & 0xFFFFFFFF
@@ -155,7 +138,7 @@ def _turn(seed, unit):
 
 @compiled()
 def _consider(best, gain, unit, rank, seed):
-    """Keep the better split in ``best`` = [gain, unit, last rank on the left]; ties go by unit, then the lower rank."""
+    """Keep the better split in ``best`` = [gain, unit, last rank on the left]; ties: by unit, then the lower rank."""
     if gain < best[0] * (1.0 - TIE):
         return
     if best[1] >= 0.0 and gain <= best[0] * (1.0 + TIE):
@@ -181,14 +164,14 @@ def _search_bucket(codes, work, residuals, unit, b, node, count, total, mean, si
         n += 1.0
         s += residuals[order[rank]]
         excess = s - mean * n
-        room = n * (size - n)
-        if excess * excess >= best[0] * (1.0 - TIE) * room and values[members[k + 1]] > values[rank] + MIN_GAP:
-            _consider(best, excess * excess / room, unit, rank, seed)
+        weight = n * (size - n)
+        if excess * excess >= best[0] * (1.0 - TIE) * weight and values[members[k + 1]] > values[rank] + MIN_GAP:
+            _consider(best, excess * excess / weight, unit, rank, seed)
 
 
 @compiled()
 def _search(codes, work, residuals, node, mean, size, error, seed, best):
-    """Find a node's best split; ``best[1]`` stays -1 if no unit varies in it."""
+    """Find the best split of a node; ``best[1]`` remains -1 if no unit varies in it."""
     best[0], best[1], best[2] = -1.0, -1.0, -1.0
     slot = work.slots[node]
     counts, totals, squares = work.sums[slot, 0], work.sums[slot, 1], work.sums[slot, 2]
@@ -199,9 +182,9 @@ def _search(codes, work, residuals, node, mean, size, error, seed, best):
             continue
         for b in range(1, num_buckets):
             n = count[b]
-            excess, room = total[b] - mean * n, n * (size - n)
-            if excess * excess >= enough * room and room > 0.0 and n > count[b - 1]:
-                _consider(best, excess * excess / room, unit, int(codes.starts[unit, b]) - 1, seed)
+            excess, weight = total[b] - mean * n, n * (size - n)
+            if excess * excess >= enough * weight and weight > 0.0 and n > count[b - 1]:
+                _consider(best, excess * excess / weight, unit, int(codes.starts[unit, b]) - 1, seed)
     for unit in range(len(codes.num_buckets)):
         count, total, square, num_buckets = counts[unit], totals[unit], squares[unit], codes.num_buckets[unit]
         _mark_promising(
@@ -214,7 +197,7 @@ def _search(codes, work, residuals, node, mean, size, error, seed, best):
 
 @compiled()
 def _threshold(order, values, nodes, node, rank):
-    """Half-way between the node's neighbours on both sides of the split after ``rank``."""
+    """Return the mean of the node's neighbours on both sides of the split after ``rank``."""
     below = rank
     while nodes[order[below]] != node:
         below -= 1
@@ -226,7 +209,7 @@ def _threshold(order, values, nodes, node, rank):
 
 @compiled()
 def _part(work, column, threshold, start, stop):
-    """Move samples up to the threshold to the front of a node's part of the list; tells where the others start."""
+    """Move samples up to the threshold to the front of a node's part of the list; return the start of the others."""
     samples, residuals = work.samples, work.residuals
     left, right = start, 0
     for j in range(start, stop):
@@ -236,34 +219,35 @@ def _part(work, column, threshold, start, stop):
         is_left = column[sample] <= threshold
         left += is_left
         right += 1 - is_left
-    for j in range(right):
-        samples[left + j], residuals[left + j] = work.spare_samples[j], work.spare_residuals[j]
+    samples[left:stop] = work.spare_samples[:right]
+    residuals[left:stop] = work.spare_residuals[:right]
     return left
 
 
 @compiled()
 def _sum_child(codes, work, slot, start, stop):
-    """Running sums of a child in a slot of their own."""
+    """Compute the running sums over the buckets of every unit for the samples ``start`` to ``stop`` of the list."""
+    samples, residuals = work.samples, work.residuals
     for unit in range(len(codes.num_buckets)):
+        bucket, num_buckets = codes.bucket[unit], codes.num_buckets[unit]
         count, total, square = work.sums[slot, 0, unit], work.sums[slot, 1, unit], work.sums[slot, 2, unit]
-        _sum_node(
-            codes.bucket[unit], codes.num_buckets[unit], work.samples, work.residuals, start, stop, count, total, square
-        )
-
-
-@compiled()
-def _subtract(sums, slot, other):
-    """Take the sums of one child from its parent's, which leaves those of the other child."""
-    for kind in range(sums.shape[1]):
-        for unit in range(sums.shape[2]):
-            row, less = sums[slot, kind, unit], sums[other, kind, unit]
-            for b in range(len(row)):
-                row[b] -= less[b]
+        for b in range(num_buckets + 1):
+            count[b] = total[b] = square[b] = 0.0
+        for j in range(start, stop):
+            b = bucket[samples[j]]
+            g = residuals[j]
+            count[b] += 1.0
+            total[b] += g
+            square[b] += g * g
+        for b in range(num_buckets):
+            count[b + 1] += count[b]
+            total[b + 1] += total[b]
+            square[b + 1] += square[b]
 
 
 @compiled(fast=True)
 def _leaf_value(residuals, start, stop, scale):
-    """One Newton step of the log loss; ``scale`` is (C - 1) / C for C > 2 classes, else 1."""
+    """Return one Newton step of the log loss; ``scale`` is (C - 1) / C for C > 2 classes, else 1."""
     total = curvature = 0.0
     for j in range(start, stop):
         g = residuals[j]
@@ -277,7 +261,7 @@ def _leaf_value(residuals, start, stop, scale):
 
 @compiled()
 def _sum_children(codes, work, node):
-    """Decide which children of a node are to be split, and put their sums into slots."""
+    """Decide which children of a node will be split, and compute their sums."""
     small, large = 2 * node, 2 * node + 1
     if work.stops[small] - work.starts[small] > work.stops[large] - work.starts[large]:
         small, large = large, small
@@ -292,8 +276,8 @@ def _sum_children(codes, work, node):
     work.slots[small] = work.slots[node] + (1 if node == 1 else 2)
     if work.wanted[small] or work.wanted[large]:
         _sum_child(codes, work, work.slots[small], work.starts[small], work.stops[small])
-    if work.wanted[large]:
-        _subtract(work.sums, work.slots[large], work.slots[small])
+    if work.wanted[large]:  # the sums of the parent, in its slot, minus those of the other child
+        work.sums[work.slots[large]] -= work.sums[work.slots[small]]
 
 
 @compiled()
@@ -319,16 +303,14 @@ def _split(codes, work, residuals, node, error, seed, feature, threshold, import
 
 @compiled()
 def _plant(codes, work, residuals):
-    """Put all samples into the root and its sums into the first slot; tells what its squares' sums may be wrong by."""
+    """Put all samples into the root and its sums into the first slot; return the error bound of sums of squares."""
     num = len(residuals)
-    for sample in range(num):
-        work.samples[sample] = sample
-        work.residuals[sample] = residuals[sample]
-        work.node[sample] = 1
-    for node in range(2 * LEAVES):
-        work.starts[node] = work.stops[node] = 0
-    for node in range(LEAVES):
-        work.wanted[node] = False
+    work.samples[:] = np.arange(num)
+    work.residuals[:] = residuals
+    work.node[:] = 1
+    work.starts[:] = 0
+    work.stops[:] = 0
+    work.wanted[:] = False
     work.stops[1], work.slots[1] = num, 0
     total, square = _sum_and_squares(residuals, 0, num)
     work.wanted[1] = num > 1 and square / num - (total / num) ** 2 > PURE
@@ -359,18 +341,18 @@ def grow_trees(
     """Grow some of a stage's R trees, each on its row of residuals, and add their leaves to the raw predictions.
 
     Args:
-        rows: which trees, of 0 to R - 1.
+        rows: trees to grow, in 0 to R - 1.
         codes: n samples and K units.
-        work: arrays that no other thread uses.
+        work: arrays of this thread.
         residuals: (R, n) label - probability, in [-1, 1].
         raw: (R, n) raw predictions, changed in place.
         rate: learning rate.
         scale: factor of the Newton step.
-        stage: with the row and the node it decides between equally good splits.
-        feature: (R, 8) int64 out, by node: the unit it is split by, -1 for a leaf.
-        threshold: (R, 8) out: values up to it go left.
-        value: (R, 16) out: the leaves' steps (not yet times ``rate``).
-        importance: (R, K) to which the fall of the mean squared error at each unit's splits is added.
+        stage: number of the stage; with row and node it decides between equally good splits.
+        feature: (R, 8) int64 output: unit that splits each node, -1 for a leaf.
+        threshold: (R, 8) output: values up to it go left.
+        value: (R, 16) output: steps of the leaves, before multiplication by ``rate``.
+        importance: (R, K), to which the decrease of the mean squared error at the splits of each unit is added.
     """
     for row in rows:
         error = _plant(codes, work, residuals[row])

@@ -1,9 +1,8 @@
-"""Many small draws of factors at once, on the very random stream of drawing them one by one.
+"""Many small draws of factors at once, with the random stream of drawing them one by one.
 
-``RandomState.randint(n, size)`` takes 32-bit words of the generator, masks each to the bits of ``n - 1`` and throws
-those away that are still too large. NumPy keeps that stream fixed for ever (NEP 19). A compiled loop therefore makes
-the same draws from one long array of words that thousands of calls from Python would make, 15 times as fast; then the
-generator is put where those calls would have left it.
+``RandomState.randint(n, size)`` takes 32-bit words of the generator, masks each to the bits of ``n - 1`` and rejects
+those that are still too large; NumPy guarantees that this stream never changes (NEP 19). A compiled loop replays it
+on one long array of words, 15 times as fast, and leaves the generator in the same state.
 """
 
 from __future__ import annotations
@@ -12,20 +11,20 @@ import numpy as np
 
 from ldm.metrics.boosting.compiled import compiled
 
-SPARE_WORDS = 4096  # more than expected; what is not needed is given back
+SPARE_WORDS = 4096  # drawn in addition to the expected number; unused words are returned to the generator
 
 
 def draw_points(
     sizes: tuple[int, ...], random_state: np.random.RandomState, num_points: int, num_sets: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each point a factor, ``randint(F)``, then ``num_sets`` times a batch of values of every factor.
+    """Draw a factor for each point, ``randint(F)``, then ``num_sets`` batches of values of every factor.
 
     Args:
         sizes: number of values of each of the F factors.
-        random_state: generator; afterwards it stands where single draws would have left it.
-        num_points: points P.
-        num_sets: batches S per point.
-        batch_size: values B of a factor per batch, drawn factor after factor.
+        random_state: generator; it is left in the state after single draws.
+        num_points: number of points P.
+        num_sets: number of batches S per point.
+        batch_size: number of values B of a factor per batch, drawn factor by factor.
 
     Returns:
         chosen factors (P,) int64 and values (P, S, B, F) int64.
@@ -39,28 +38,23 @@ def draw_points(
     start = random_state.get_state()
     num_words = int(1.01 * expected) + SPARE_WORDS
     while True:
-        words = _words(random_state, num_words)
+        words = random_state.randint(0, 1 << 32, size=num_words, dtype=np.uint32)
         used = _replay(words, largest, masks, chosen, values)
         random_state.set_state(start)
         if used >= 0:
-            _words(random_state, used)
+            random_state.randint(0, 1 << 32, size=used, dtype=np.uint32)  # moves the generator on
             return chosen, values
         num_words *= 2
 
 
-def _words(random_state: np.random.RandomState, num: int) -> np.ndarray:
-    """The generator's next ``num`` words of 32 bits, uint32."""
-    return random_state.randint(0, 1 << 32, size=num, dtype=np.uint32)
-
-
 @compiled()
 def _replay(words: np.ndarray, largest: np.ndarray, masks: np.ndarray, chosen: np.ndarray, values: np.ndarray) -> int:
-    """Fill ``chosen`` and ``values``; returns the number of words used, or -1 if they do not suffice."""
+    """Fill ``chosen`` and ``values``; return the number of words used, or -1 if there are too few."""
     num_points, num_sets, batch_size, num_factors = values.shape
     position = 0
     for point in range(num_points):
         chosen[point] = 0
-        accepted = largest[0] == 0  # a single value takes no word
+        accepted = largest[0] == 0  # a single value needs no word
         while not accepted:
             if position == len(words):
                 return -1
