@@ -1,43 +1,25 @@
-"""Learning-rate multipliers for ``torch.optim.lr_scheduler.LambdaLR``, under LDM's names and parameters.
+"""Learning-rate multipliers for ``torch.optim.lr_scheduler.LambdaLR``, with LDM's names and parameters.
 
-Each is a callable ``step -> factor``; the factor multiplies the optimizer's learning rate.
+Each is a callable from the optimizer step to the factor of the learning rate.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 from ldm.util import ConfigError
 
 
-class LambdaWarmUpCosineScheduler:
-    """Linear warm-up from ``lr_start`` to ``lr_max``, then one cosine down to ``lr_min`` at ``max_decay_steps``."""
-
-    def __init__(
-        self,
-        warm_up_steps: int,
-        lr_min: float,
-        lr_max: float,
-        lr_start: float,
-        max_decay_steps: int,
-        verbosity_interval: int = 0,
-    ) -> None:
-        """Args: steps counted in optimizer steps; ``verbosity_interval`` is accepted for old configs, loggers do it."""
-        self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
-        self.lr_start, self.lr_min, self.lr_max = lr_start, lr_min, lr_max
-        self.verbosity_interval = verbosity_interval
-
-    def __call__(self, step: int) -> float:
-        """Factor at optimizer step ``step``."""
-        if step < self.warm_up_steps:
-            return (self.lr_max - self.lr_start) / self.warm_up_steps * step + self.lr_start
-        progress = min((step - self.warm_up_steps) / (self.max_decay_steps - self.warm_up_steps), 1.0)
-        return self.lr_min + 0.5 * (self.lr_max - self.lr_min) * (1 + math.cos(progress * math.pi))
-
-
 class _CyclicScheduler:
-    """Cycles of warm-up and decay; each list has one entry per cycle, lengths are in optimizer steps."""
+    """Cycles of warm-up and decay, with one entry per cycle in each list.
+
+    Args:
+        warm_up_steps, cycle_lengths: numbers of optimizer steps.
+        f_min, f_max, f_start: factors.
+        verbosity_interval: accepted from old configs and ignored; loggers record the learning rate.
+    """
 
     def __init__(
         self,
@@ -51,16 +33,15 @@ class _CyclicScheduler:
         lengths = {len(values) for values in (warm_up_steps, f_min, f_max, f_start, cycle_lengths)}
         if len(lengths) != 1:
             raise ConfigError(
-                "scheduler_config: warm_up_steps, f_min, f_max, f_start and cycle_lengths must be lists of one length, "
-                f"found lengths {sorted(lengths)}"
+                "scheduler_config: expected lists of one length for warm_up_steps, f_min, f_max, f_start and "
+                f"cycle_lengths, got lengths {sorted(lengths)}. Give one entry per cycle."
             )
         self.warm_up_steps, self.f_min, self.f_max, self.f_start = warm_up_steps, f_min, f_max, f_start
-        self.cycle_lengths = cycle_lengths
-        self.cycle_ends = [sum(cycle_lengths[: i + 1]) for i in range(len(cycle_lengths))]
+        self.cycle_lengths, self.cycle_ends = cycle_lengths, list(itertools.accumulate(cycle_lengths))
         self.verbosity_interval = verbosity_interval
 
     def __call__(self, step: int) -> float:
-        """Factor at optimizer step ``step``; beyond the last cycle, its final value."""
+        """Return the factor at optimizer step ``step``; after the last cycle, its final value."""
         cycle = next((i for i, end in enumerate(self.cycle_ends) if step <= end), len(self.cycle_ends) - 1)
         start = self.cycle_ends[cycle] - self.cycle_lengths[cycle]
         position = min(step - start, self.cycle_lengths[cycle])
@@ -70,24 +51,51 @@ class _CyclicScheduler:
         return self.decay(cycle, position)
 
     def decay(self, cycle: int, position: int) -> float:
-        """Factor ``position`` steps into ``cycle``, after the warm-up."""
+        """Return the factor ``position`` steps into ``cycle``, after the warm-up."""
         raise NotImplementedError
 
 
 class LambdaLinearScheduler(_CyclicScheduler):
-    """Linear warm-up, then linear decay from f_max to f_min over the whole cycle length (LDM's formula)."""
+    """Linear warm-up, then linear decay from f_max to f_min that is measured from the start of the cycle, as in LDM."""
 
     def decay(self, cycle: int, position: int) -> float:
-        """f_min + (f_max - f_min) (length - n) / length."""
+        """Return f_min + (f_max - f_min) (length - n) / length."""
         length = self.cycle_lengths[cycle]
         return self.f_min[cycle] + (self.f_max[cycle] - self.f_min[cycle]) * (length - position) / length
 
 
 class LambdaWarmUpCosineScheduler2(_CyclicScheduler):
-    """Linear warm-up, then a cosine from f_max to f_min, in cycles."""
+    """Linear warm-up, then a cosine decay from f_max to f_min, in cycles."""
 
     def decay(self, cycle: int, position: int) -> float:
-        """f_min + (f_max - f_min) (1 + cos(pi progress)) / 2."""
+        """Return f_min + (f_max - f_min) (1 + cos(pi progress)) / 2."""
         warm_up = self.warm_up_steps[cycle]
         progress = min((position - warm_up) / (self.cycle_lengths[cycle] - warm_up), 1.0)
         return self.f_min[cycle] + 0.5 * (self.f_max[cycle] - self.f_min[cycle]) * (1 + math.cos(progress * math.pi))
+
+
+class LambdaWarmUpCosineScheduler:
+    """Linear warm-up from ``lr_start`` to ``lr_max``, then a cosine decay to ``lr_min`` at step ``max_decay_steps``.
+
+    Its attributes are part of checkpoints, and therefore those of LDM.
+    """
+
+    def __init__(
+        self,
+        warm_up_steps: int,
+        lr_min: float,
+        lr_max: float,
+        lr_start: float,
+        max_decay_steps: int,
+        verbosity_interval: int = 0,
+    ) -> None:
+        self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
+        self.lr_start, self.lr_min, self.lr_max = lr_start, lr_min, lr_max
+        self.verbosity_interval = verbosity_interval
+
+    def __call__(self, step: int) -> float:
+        """Return the factor at optimizer step ``step``."""
+        if step < self.warm_up_steps:
+            return (self.lr_max - self.lr_start) / self.warm_up_steps * step + self.lr_start
+        progress = min((step - self.warm_up_steps) / (self.max_decay_steps - self.warm_up_steps), 1.0)
+        return self.lr_min + 0.5 * (self.lr_max - self.lr_min) * (1 + math.cos(progress * math.pi))

@@ -29,3 +29,16 @@ def test_cosines_start_and_end_where_told():
 def test_lists_of_different_lengths_are_refused():
     with pytest.raises(ConfigError, match="one length"):
         LambdaLinearScheduler([10], [1.0, 1.0], [1.0], [0.0], [100])
+
+
+def test_the_state_of_an_earlier_checkpoint_is_continued():
+    """LambdaLR stores the attributes of its functions; these are the ones in checkpoints of earlier versions."""
+    cosine = {"warm_up_steps": 2, "max_decay_steps": 6, "lr_start": 0.1, "lr_min": 0.0, "lr_max": 1.0}
+    cycles = {"warm_up_steps": [2], "f_min": [0.0], "f_max": [1.0], "f_start": [0.1], "cycle_lengths": [6]}
+    for kind, state in (
+        (LambdaWarmUpCosineScheduler, cosine),
+        (LambdaLinearScheduler, cycles),
+        (LambdaWarmUpCosineScheduler2, cycles),
+    ):
+        extra = {"verbosity_interval": 0} | ({"cycle_ends": [6]} if "cycle_lengths" in state else {})
+        assert vars(kind(**state)) == state | extra

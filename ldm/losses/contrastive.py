@@ -1,9 +1,9 @@
-"""Contrastive loss for captions that fit several images.
+"""Contrastive loss for captions that match several images.
 
-Dims: B images, C captions, U attributes.
+Legend: B images, C captions, U attributes.
 
-A caption that names only some attributes ("red floor, small object") fits every image that has them. Counting those
-pairs as negatives, as CLIP's one-to-one loss does, would teach the towers to tell apart what the words do not.
+A caption that names some attributes only ("red floor, small object") matches every image that has them. The one-to-one
+loss of CLIP counts these pairs as negatives and would train the towers to separate images with equal captions.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from torch import Tensor
 
 
 def caption_matches(image_labels: Tensor, caption_labels: Tensor, caption_mask: Tensor) -> Tensor:
-    """Which captions are true of which images.
+    """Return which captions match which images.
 
     Args:
         image_labels: (B, U) int, word of each attribute of each image.
-        caption_labels: (C, U) int, words of the image each caption was written for.
-        caption_mask: (C, U) bool, the attributes the caption names.
+        caption_labels: (C, U) int, words of the image that each caption was written for.
+        caption_mask: (C, U) bool, attributes that the caption names.
 
     Returns:
-        bool (B, C): all named attributes agree.
+        (B, C) bool, True where all named attributes agree.
     """
-    agree = image_labels[:, None] == caption_labels[None]  # (B, C, U)
-    return (agree | ~caption_mask[None]).all(dim=-1)
+    agree = image_labels[:, None] == caption_labels  # (B, C, U)
+    return (agree | ~caption_mask).all(dim=-1)
 
 
 def multi_positive_loss(logits: Tensor, matches: Tensor) -> Tensor:
-    """Symmetric InfoNCE in which every true pair competes with the false pairs of its row or column only.
+    """Return the symmetric InfoNCE loss in which every true pair competes with the false pairs of its row or column.
 
-    CLIP's loss (Radford et al. 2021, figure 3) for several truths: for each true pair p of a row with the false
-    entries N,  -log( e^z_p / (e^z_p + sum_{n in N} e^z_n) ),  averaged over the row's true pairs, then over rows.
-    Unlike a cross-entropy against a uniform target it does not push true pairs apart, and reaches 0. With one
-    truth per row it is CLIP's loss. Rows or columns without any true pair teach nothing and are left out.
+    It extends CLIP's loss (Radford et al. 2021, figure 3) to several true pairs: for each true pair p of a row with the
+    false entries N,  -log( e^z_p / (e^z_p + sum_{n in N} e^z_n) ),  averaged over the true pairs of the row, then over
+    rows. Unlike cross-entropy with a uniform target, it does not separate true pairs, and its minimum is 0. With one
+    true pair per row it equals CLIP's loss. Rows and columns without a true pair are ignored.
 
     Args:
         logits: (B, C) scaled similarities.
@@ -47,7 +47,7 @@ def multi_positive_loss(logits: Tensor, matches: Tensor) -> Tensor:
 
 
 def _info_nce(logits: Tensor, matches: Tensor) -> Tensor:
-    """One direction: the mean over rows with a true entry, (n, m) -> ()."""
+    """Return the loss of one direction: the mean over rows with a true entry, (n, m) to ()."""
     lowest = torch.finfo(logits.dtype).min
     false_mass = torch.logsumexp(logits.masked_fill(matches, lowest), dim=1, keepdim=True)  # (n, 1)
     per_pair = F.softplus(false_mass - logits)  # -log(e^z / (e^z + e^false_mass))

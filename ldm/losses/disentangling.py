@@ -1,10 +1,10 @@
-"""The disentangling loss of DisDiff (Yang et al. 2023), and its CLIP form.
+"""Disentangling loss of DisDiff (Yang et al. 2023) and its variants on CLIP features.
 
-Dimensions: B batch, U units (one per factor or attribute), D width of a unit's code.
+Legend: B batch, U units (one per factor or attribute), D width of a unit's code.
 
-One unit s is drawn per sample. Its sub-gradient alone is added to the frozen prediction, the result is looked at by
-an encoder, and two classifications are asked for: *which unit came closer to its code?* (variant) and *which unit
-changed at all?* (invariant). Both should answer s.
+One unit s is drawn per sample. Only its sub-gradient is added to the frozen prediction, and an encoder maps the result
+to codes. Two classifications are trained to predict s: the unit that moved towards its code (variant) and the unit that
+changed (invariant).
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 def disentangling_loss(variant: Tensor, invariant: Tensor, unit: Tensor, weight: Tensor) -> Tensor:
-    """weight * (CE(variant, unit) + CE(invariant, unit)) per sample.
+    """Return weight * (CE(variant, unit) + CE(invariant, unit)) of each sample.
 
     Args:
-        variant: (B, U) logits, how much each unit approached its code.
-        invariant: (B, U) logits, how much each unit changed.
+        variant: (B, U) logits: the approach of each unit to its code.
+        invariant: (B, U) logits: the change of each unit.
         unit: (B,) int64, the unit whose sub-gradient was added.
-        weight: (B,) non-negative, no gradient: the squared change of the prediction, times a constant.
+        weight: (B,) non-negative, detached: the squared change of the prediction, times a constant.
 
     Returns:
         (B,) loss.
@@ -31,29 +31,29 @@ def disentangling_loss(variant: Tensor, invariant: Tensor, unit: Tensor, weight:
 
 
 def disdiff_logits(before: Tensor, after: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-    """DisDiff's logits from an image encoder with U units.
+    """Return the logits of DisDiff from an image encoder with U units.
 
     Args:
-        before: (B, U, D) units read from the base prediction.
-        after: (B, U, D) units read from the prediction with one sub-gradient added.
+        before: (B, U, D) units of the base prediction.
+        after: (B, U, D) units of the prediction with one sub-gradient added.
         code: (B, U, D) units of the clean image.
 
     Returns:
-        variant and invariant logits, (B, U) each: |before - code| - |after - code| and |before - after|.
+        Variant and invariant logits, (B, U) each: |before - code| - |after - code| and |before - after|.
     """
     variant = _distance(before, code) - _distance(after, code)
     return variant, _distance(before, after)
 
 
 def clip_logits_reference(before: Tensor, after: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """The logits the CLIP-DisDiff code computes, kept for parity only.
+    """Return the logits of the CLIP-DisDiff reference code, for parity only.
 
-    Cross entropy then *maximises* the distance of the drawn unit to its text (the minus of DisDiff was lost together
-    with the term that has no gradient), and features of different norms are compared.
+    With these logits, cross-entropy *maximizes* the distance of the drawn unit to its text, because the sign of DisDiff
+    was lost together with the term without gradient; and features of different norms are compared.
 
     Args:
         before: (B, D) image features of the base prediction, as CLIP returns them.
-        after: (B, U, D) image features with unit k's sub-gradient added at [:, k].
+        after: (B, U, D) image features; the sub-gradient of unit k is added in [:, k].
         text: (B, U, D) unit-norm text features.
 
     Returns:
@@ -63,11 +63,11 @@ def clip_logits_reference(before: Tensor, after: Tensor, text: Tensor) -> tuple[
 
 
 def clip_logits_aligned(before: Tensor, after: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """The intended logits: a unit's edit should bring the image closer to that unit's text.
+    """Return the intended logits: the edit of a unit should move the image towards the text of the unit.
 
     Args:
         before: (B, D) image features of the base prediction.
-        after: (B, U, D) image features with unit k's sub-gradient added at [:, k].
+        after: (B, U, D) image features; the sub-gradient of unit k is added in [:, k].
         text: (B, U, D) unit-norm text features.
 
     Returns:
@@ -78,14 +78,14 @@ def clip_logits_aligned(before: Tensor, after: Tensor, text: Tensor) -> tuple[Te
 
 
 def clip_logits_sampled(before: Tensor, after: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """The aligned logits when only the drawn unit's edit was decoded, at 1/U of the cost.
+    """Return the aligned logits if only the edit of the drawn unit is decoded, at 1/U of the cost.
 
-    Both questions are put to the one edited image: of all texts of the sample, which did it approach, and along which
-    text's direction did it move?
+    Both classifications use the one edited image: the text of the sample that it approached, and the text along whose
+    direction it moved.
 
     Args:
         before: (B, D) image features of the base prediction.
-        after: (B, D) image features with the drawn unit's sub-gradient added.
+        after: (B, D) image features with the sub-gradient of the drawn unit added.
         text: (B, U, D) unit-norm text features.
 
     Returns:
@@ -97,5 +97,5 @@ def clip_logits_sampled(before: Tensor, after: Tensor, text: Tensor) -> tuple[Te
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
-    """Euclidean distance over the last axis; its gradient at zero is zero, which a zero-initialised decoder needs."""
+    """Return the Euclidean distance over the last axis; its gradient at 0 is 0, not NaN."""
     return torch.linalg.vector_norm(a - b, dim=-1)

@@ -1,45 +1,35 @@
-"""Transformer over the positions of a picture with cross-attention to tokens (Rombach et al. 2022, §3.3).
+"""Transformer blocks over the positions of a feature map, with cross-attention to tokens (Rombach et al. 2022, §3.3).
 
-Legend: B batch, C channels, L positions, S tokens.
+Legend: B batch, C channels, L = H * W positions, S tokens.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from collections import OrderedDict
+
+from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.util import attend, normalization, run_checkpointed, zero_module
+from ldm.modules.diffusionmodules.util import (
+    GatedGELU,
+    attend_multi_head,
+    normalization,
+    run_checkpointed,
+    sequence_in,
+    zero_module,
+)
 
 GROUP_NORM_EPS = 1e-6
 
 
-class GEGLU(nn.Module):
-    """Gated linear unit: one half of a projection times the GELU of the other (Shazeer 2020)."""
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.proj = nn.Linear(in_channels, 2 * out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in_channels) -> (..., out_channels)."""
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """Two-layer perceptron with a gated hidden layer four times as wide."""
-
-    def __init__(self, channels: int, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.net = nn.Sequential(GEGLU(channels, 4 * channels), nn.Dropout(dropout), nn.Linear(4 * channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., channels) -> the same shape."""
-        return self.net(x)
+def feed_forward(channels: int, dropout: float = 0.0) -> nn.Sequential:
+    """Return a two-layer perceptron with a gated hidden layer of four times the width."""
+    hidden = nn.Sequential(OrderedDict(proj=nn.Linear(channels, 8 * channels), gate=GatedGELU()))
+    return sequence_in("net", hidden, nn.Dropout(dropout), nn.Linear(4 * channels, channels))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from positions to tokens, or among positions if there is no context."""
+    """Multi-head attention from positions to tokens, or among positions without a context."""
 
     def __init__(
         self, query_dim: int, context_dim: int | None = None, heads: int = 8, dim_head: int = 64, dropout: float = 0.0
@@ -53,7 +43,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(inner, query_dim), nn.Dropout(dropout))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Attend.
+        """Attend to the context.
 
         Args:
             x: (B, L, query_dim).
@@ -64,16 +54,11 @@ class CrossAttention(nn.Module):
         """
         source = x if context is None else context
         source = source[:, None] if source.ndim == 2 else source
-        q, k, v = (
-            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, heads, L or S, dim_head)
-            for layer, tokens in ((self.to_q, x), (self.to_k, source), (self.to_v, source))
-        )
-        h = attend(q, k, v)
-        return self.to_out(h.transpose(1, 2).flatten(2))
+        return self.to_out(attend_multi_head(self.to_q(x), self.to_k(source), self.to_v(source), self.heads))
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention (if wanted), cross-attention and feed-forward, each normalised before and residual."""
+    """Optional self-attention, cross-attention and feed-forward, each pre-normalized and residual."""
 
     def __init__(
         self,
@@ -90,7 +75,7 @@ class BasicTransformerBlock(nn.Module):
         self.use_self_attention = use_self_attention
         if use_self_attention:
             self.attn1 = CrossAttention(channels, None, num_heads, dim_head, dropout)
-        self.ff = FeedForward(channels, dropout)
+        self.ff = feed_forward(channels, dropout)
         self.attn2 = CrossAttention(channels, context_dim, num_heads, dim_head, dropout)
         if use_self_attention:
             self.norm1 = nn.LayerNorm(channels)
@@ -98,7 +83,7 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (B, L, C), context: (B, S, context_dim) -> (B, L, C)."""
+        """Map ``x`` (B, L, C) to (B, L, C), with ``context`` (B, S, context_dim)."""
         return run_checkpointed(self._forward, self.use_checkpoint, x, context)
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Tensor:
@@ -109,17 +94,19 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer blocks over the positions of a picture; starts as the identity.
+    """Transformer blocks over the positions of a feature map; initialized to the identity.
 
     Args:
-        in_channels: width of the picture.
-        num_heads, dim_head: the transformer's width is their product.
+        in_channels: channels of the feature map.
+        num_heads, dim_head: the width of the transformer is their product.
         depth: number of transformer blocks.
-        dropout: probability inside the blocks.
-        context_dim: width of the tokens attended to; None attends to the picture itself.
+        dropout: dropout probability inside the blocks.
+        context_dim: width of the tokens; None attends to the feature map itself.
         use_checkpoint: recompute the activations in the backward pass.
-        use_self_attention: False leaves the attention among positions out: its cost grows with their square.
+        use_self_attention: include self-attention among positions, whose cost is quadratic in their number.
     """
+
+    stage_inputs = ("context",)
 
     def __init__(
         self,
@@ -143,10 +130,9 @@ class SpatialTransformer(nn.Module):
         self.proj_out = zero_module(nn.Conv2d(inner, in_channels, 1))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W), context: (B, S, context_dim) or (B, context_dim) -> (B, C, H, W)."""
-        h = self.proj_in(self.norm(x))
-        size = h.shape[2:]
-        h = h.flatten(2).transpose(1, 2)  # (B, L, inner)
+        """Map ``x`` (B, C, H, W) to (B, C, H, W), with ``context`` (B, S, context_dim) or (B, context_dim)."""
+        height = x.shape[2]
+        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
             h = block(h, context)
-        return x + self.proj_out(h.transpose(1, 2).unflatten(2, size))
+        return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height))

@@ -1,4 +1,4 @@
-"""Distributions an encoder can return."""
+"""Probability distributions returned by encoders."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class DiagonalGaussian:
     """Independent normal distributions.
 
     Args:
-        parameters: (B, 2C, ...) means, then log-variances, which are clipped to [-30, 20]; half precision is widened to
-            float32, in which a divergence can be summed up.
+        parameters: (B, 2C, ...) means, then log-variances, which are clamped to [-30, 20]; half precision is converted
+            to float32, because the divergence is a large sum.
     """
 
     def __init__(self, parameters: Tensor) -> None:
@@ -25,14 +25,14 @@ class DiagonalGaussian:
         self.var = self.logvar.exp()
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """A reparameterised draw, (B, C, ...)."""
+        """Return a reparameterized sample, (B, C, ...)."""
         noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + self.std * noise
 
     def mode(self) -> Tensor:
-        """The means, (B, C, ...)."""
+        """Return the means, (B, C, ...)."""
         return self.mean
 
     def kl(self) -> Tensor:
-        """Divergence from the standard normal distribution, (B,), in nats."""
+        """Return the Kullback-Leibler divergence from the standard normal distribution, (B,), in nats."""
         return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).flatten(1).sum(dim=1)

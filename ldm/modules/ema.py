@@ -1,77 +1,100 @@
-"""Exponential moving average of a network's weights."""
+"""Exponential moving average of the weights of a network and of further trained parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from ldm.util import ConfigError
 
+Part = nn.Module | nn.Parameter
+
 
 class LitEma(nn.Module):
-    """Averages of the parameters that train, kept as buffers named after them without the dots.
+    """Averages of trainable parameters, stored as buffers that are named after the parameters without dots.
 
-    After n updates the rate is ``min(decay, (1 + n) / (10 + n))``, so that early averages forget the start quickly.
-    Everything stays on the device: an update is three fused operations and no synchronisation.
+    After n updates the decay is ``min(decay, (1 + n) / (10 + n))``, so that early averages follow the weights quickly.
+    An update consists of three fused operations on the device, without synchronization.
 
     Args:
-        model: the network; parameters that do not require a gradient now are left out.
-        decay: final rate, in [0, 1].
-        use_num_updates: warm the rate up; False uses ``decay`` from the start.
+        model: the network; parameters that do not require a gradient at construction are not averaged.
+        decay: final decay, in [0, 1].
+        use_num_updates: warm the decay up; False uses ``decay`` from the start.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, use_num_updates: bool = True) -> None:
         super().__init__()
         if not 0.0 <= decay <= 1.0:
-            raise ConfigError(f"the decay of the moving average is {decay}; expected a number between 0 and 1.")
+            raise ConfigError(f"decay of the moving average: expected a number in [0, 1], got {decay}.")
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
         self.register_buffer("num_updates", torch.tensor(0 if use_num_updates else -1, dtype=torch.int))
-        self.buffer_names = {
-            name: name.replace(".", "") for name, parameter in model.named_parameters() if parameter.requires_grad
-        }
-        parameters = dict(model.named_parameters())
-        for name, buffer_name in self.buffer_names.items():
-            self.register_buffer(buffer_name, parameters[name].detach().clone())
+        self._extra: dict[str, Part] = {}  # a dict is not registered: the parts stay out of the state dict
         self._stored: list[Tensor] = []
+        self._register(model)
+
+    def add(self, name: str, part: Part) -> None:
+        """Average a further module or parameter, under buffers named ``<name><parameter name without dots>``.
+
+        It is averaged, copied, stored and restored together with the network.
+        """
+        self._extra[name] = part
+        self._register(None)
+
+    def _register(self, model: nn.Module | None) -> None:
+        for name, parameter in self._named(model):
+            if parameter.requires_grad and name not in self._buffers:
+                self.register_buffer(name, parameter.detach().clone())
 
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
-        """Move the averages towards the model's parameters: average -= (1 - rate) (average - parameter)."""
+        """Move the averages towards the parameters: average -= (1 - decay) (average - parameter)."""
         averages, parameters = self._pairs(model)
         counts = self.num_updates >= 0
         self.num_updates += counts.to(self.num_updates.dtype)
         warm_up = (1 + self.num_updates) / (10 + self.num_updates)
-        rate = torch.where(counts, torch.minimum(self.decay, warm_up), self.decay)
+        decay = torch.where(counts, torch.minimum(self.decay, warm_up), self.decay)
         steps = torch._foreach_sub(averages, parameters)
-        torch._foreach_mul_(steps, 1 - rate)
+        torch._foreach_mul_(steps, 1 - decay)
         torch._foreach_sub_(averages, steps)
 
     @torch.no_grad()
     def restart(self, model: nn.Module) -> None:
-        """Forget the past: the averages become the model's parameters."""
+        """Set the averages to the current parameters."""
         averages, parameters = self._pairs(model)
         torch._foreach_copy_(averages, parameters)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:
-        """Put the averages in place of the model's parameters."""
+        """Copy the averages into the parameters."""
         averages, parameters = self._pairs(model)
         torch._foreach_copy_(parameters, averages)
 
     def store(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Keep a copy of parameters for :meth:`restore`."""
-        self._stored = [parameter.detach().clone() for parameter in parameters]
+        """Keep copies of ``parameters`` and of the extra parts for :meth:`restore`."""
+        self._stored = [parameter.detach().clone() for parameter in self._with_extra(parameters)]
 
     @torch.no_grad()
     def restore(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Put back what :meth:`store` kept and forget it."""
-        torch._foreach_copy_(list(parameters), self._stored)
+        """Copy the values kept by :meth:`store` back and release them."""
+        torch._foreach_copy_(self._with_extra(parameters), self._stored)
         self._stored = []
 
+    def _with_extra(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+        return [*parameters, *(parameter for _, parameter in self._named(None))]
+
+    def _named(self, model: nn.Module | None) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters of the network, if given, and of the extra parts with the names of their buffers."""
+        for prefix, part in {"": model, **self._extra}.items():
+            if isinstance(part, nn.Parameter):
+                yield prefix, part
+            elif part is not None:
+                for name, parameter in part.named_parameters():
+                    yield prefix + name.replace(".", ""), parameter
+
     def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """The averages and the model's parameters in the same order."""
-        buffers, parameters = dict(self.named_buffers()), dict(model.named_parameters())
-        averages = [buffers[buffer_name] for buffer_name in self.buffer_names.values()]
-        return averages, [parameters[name].detach() for name in self.buffer_names]
+        """Return the averages and the parameters in the same order."""
+        buffers = dict(self.named_buffers())
+        averaged = [(name, parameter) for name, parameter in self._named(model) if name in buffers]
+        return [buffers[name] for name, _ in averaged], [parameter.detach() for _, parameter in averaged]

@@ -1,8 +1,9 @@
-"""Learned perceptual distance of two images (Zhang et al. 2018, LPIPS v0.1 on VGG16).
+"""Learned perceptual distance between images (Zhang et al. 2018, LPIPS v0.1).
 
-The network's weights are looked for on this machine and never downloaded: 1. the path given, 2. the environment
-variable ``VGG16_WEIGHTS``, 3. torchvision's cache (``<torch hub folder>/checkpoints``). The weights of the distance
-itself (7 kB) come with torchmetrics.
+Papers report the distance on AlexNet; that on VGG16 is the better training loss. The weights of these networks are
+never downloaded. They are searched in this order: the given path, the environment variable ``ALEXNET_WEIGHTS`` or
+``VGG16_WEIGHTS``, torchvision's cache (``<torch hub folder>/checkpoints``). The channel weights of LPIPS (7 kB) are
+those of torchmetrics.
 
 Legend: B batch, C channels, H W space.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.weights import find_weights
+from ldm.modules.diffusionmodules.util import sequence_in
+from ldm.modules.weights import find_weights, read_state_dict
 from ldm.util import UserError
 
-VGG16_FILE = "vgg16-397923af.pth"
-VGG16_VARIABLE = "VGG16_WEIGHTS"
+VGG16_FILE, ALEXNET_FILE = "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth"
 
-# Widths of VGG16's convolutions, slice by slice; a max-pooling opens each slice but the first.
-_SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Indices in torchvision's ``features`` after the ReLUs whose outputs are compared (relu1_2, 2_2, 3_3, 4_3, 5_3).
+_VGG16_ENDS = (4, 9, 16, 23, 30)
+_VGG16_WIDTHS = (64, 128, 256, 512, 512)
+_ALEXNET_ENDS, _ALEXNET_WIDTHS = (2, 5, 8, 10, 12), (64, 192, 384, 256, 256)
 
 
 class ScalingLayer(nn.Module):
-    """From [-1, 1] to the statistics VGG16 was trained with."""
+    """Normalization from [-1, 1] to the statistics that VGG16 was trained with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,54 +40,38 @@ class ScalingLayer(nn.Module):
         self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, 3, H, W) in [-1, 1] -> (B, 3, H, W)."""
+        """Map ``x`` (B, 3, H, W) in [-1, 1] to (B, 3, H, W)."""
         return (x - self.shift) / self.scale
 
 
-class VGG16Features(nn.Module):
-    """The convolutions of VGG16 in five slices; layers keep torchvision's numbers as names."""
+class SlicedFeatures(nn.Module):
+    """Convolutional layers of a torchvision network in slices; layers are named by their indices in ``features``.
 
-    def __init__(self) -> None:
+    Args:
+        features: layers of the network.
+        ends: index after the last layer of each slice.
+    """
+
+    def __init__(self, features: nn.Sequential, ends: Sequence[int]) -> None:
         super().__init__()
-        index, channels = 0, 3
-        for number, widths in enumerate(_SLICES, start=1):
-            layers = nn.Sequential()
-            if number > 1:
-                layers.add_module(str(index), nn.MaxPool2d(2))
-                index += 1
-            for width in widths:
-                layers.add_module(str(index), nn.Conv2d(channels, width, 3, padding=1))
-                layers.add_module(str(index + 1), nn.ReLU())
-                index, channels = index + 2, width
-            self.add_module(f"slice{number}", layers)
+        for number, (start, end) in enumerate(zip((0, *ends), ends), start=1):
+            self.add_module(f"slice{number}", features[start:end])
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Features after the last ReLU of each slice (relu1_2, 2_2, 3_3, 4_3, 5_3)."""
-        features = []
+        """Return the output of each slice for images ``x`` (B, 3, H, W)."""
+        outputs = []
         for layers in self.children():
             x = layers(x)
-            features.append(x)
-        return features
-
-
-class ChannelWeights(nn.Module):
-    """A non-negative weight per channel; it lies at index 1, behind the dropout of LPIPS' own training."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) -> (B, 1, H, W)."""
-        return self.model(x)
+            outputs.append(x)
+        return outputs
 
 
 class PerceptualDistance(nn.Module):
-    """Distance of two images in the features of a network; all its weights are frozen.
+    """Distance between two images in the features of a network; all weights are frozen.
 
     Args:
-        features: (B, 3, H, W) -> features of several depths.
-        widths: their channels.
+        features: network from (B, 3, H, W) to a list of feature maps.
+        widths: channels of the feature maps.
     """
 
     def __init__(self, features: nn.Module, widths: Sequence[int]) -> None:
@@ -93,17 +79,15 @@ class PerceptualDistance(nn.Module):
         self.scaling_layer = ScalingLayer()
         self.net = features
         for index, width in enumerate(widths):
-            self.add_module(f"lin{index}", ChannelWeights(width))
+            # Index 0 is the dropout of the original training.
+            weights = sequence_in("model", nn.Identity(), nn.Conv2d(width, 1, 1, bias=False))
+            self.add_module(f"lin{index}", weights)
         self.requires_grad_(False)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Distance.
+        """Return the distance (B, 1, 1, 1) between two batches of images (B, 3, H, W) in [-1, 1].
 
-        Args:
-            first, second: (B, 3, H, W) in [-1, 1], at least 16 pixels a side (AlexNet: 31).
-
-        Returns:
-            (B, 1, 1, 1), 0 for equal images.
+        The images have at least 16 pixels a side (AlexNet: 31).
         """
         pairs = zip(self.net(self.scaling_layer(first)), self.net(self.scaling_layer(second)))
         distance = torch.zeros((), device=first.device)
@@ -113,106 +97,103 @@ class PerceptualDistance(nn.Module):
         return distance
 
     def load(self, path: Path, network: str, file: str) -> None:
-        """Take torchvision's weights of the network and the channel weights that belong to them.
+        """Load torchvision's weights of the network and the matching channel weights.
 
         Args:
-            path: the weights.
+            path: weight file.
             network: ``VGG16`` or ``AlexNet``.
-            file: what torchvision calls their file.
+            file: torchvision's name of the file, for error messages.
 
         Raises:
-            UserError: the file is damaged or of another network.
+            UserError: the file is damaged or contains another network.
         """
         state = {f"features.{key.split('.', 1)[1]}": key for key in self.net.state_dict()}
-        weights = read_weights(path)
+        weights = read_state_dict(path)
         missing = [name for name in state if name not in weights]
         if missing:
-            raise UserError(f"{path} is no {network} of torchvision: it lacks {missing[0]}. Expected {file}.")
+            raise UserError(f"{path}: expected torchvision's {network} ({file}), got a file without {missing[0]}.")
         self.net.load_state_dict({key: weights[name] for name, key in state.items()})
-        linear = "vgg" if network == "VGG16" else "alex"
-        self.load_state_dict(read_weights(find_linear_weights(linear)), strict=False)
+        package = Path(importlib.util.find_spec("torchmetrics").origin).parent
+        linear = "vgg.pth" if network == "VGG16" else "alex.pth"
+        channel_weights = read_state_dict(package / "functional" / "image" / "lpips_models" / linear)
+        self.load_state_dict(channel_weights, strict=False)
 
 
 class LPIPS(PerceptualDistance):
     """Perceptual distance on VGG16.
 
-    Where no weights are found the module is built all the same, so that a config can be looked at and a checkpoint
-    that brings them can be loaded; the first distance asked for without them is the error.
+    If no weights are found, the module is built with random weights, so that configs can be inspected and checkpoints
+    that contain the weights can be loaded; computing a distance then raises an error.
 
     Args:
-        vgg_weights: path of VGG16's weights, which must exist; None looks in the places named above.
-        load_weights: False leaves the weights at random, for a state dict that brings them.
+        vgg_weights: path of VGG16's weights, which must exist; None: see the module docstring.
+        load_weights: search for weights; False keeps random weights, to be replaced by a state dict.
     """
 
     def __init__(self, vgg_weights: str | os.PathLike | None = None, load_weights: bool = True) -> None:
-        super().__init__(VGG16Features(), [widths[-1] for widths in _SLICES])
-        self._lack: str | None = None
+        from torchvision.models.vgg import cfgs, make_layers  # takes seconds to import
+
+        super().__init__(SlicedFeatures(make_layers(cfgs["D"]), _VGG16_ENDS), _VGG16_WIDTHS)
+        self._missing_weights: str | None = None
         if load_weights:
-            self._find_and_load(vgg_weights)
+            user, source = "perceptual loss: expected VGG16's weights", "torchvision's model zoo"
+            others = " or `vgg_weights` of the loss, or disable the perceptual loss (`perceptual_weight: 0`)"
+            try:
+                path = find_weights(vgg_weights, user, [VGG16_FILE], "VGG16_WEIGHTS", source, others)
+            except UserError as error:
+                if vgg_weights is not None:
+                    raise
+                self._missing_weights = str(error)
+            else:
+                self.load(path, "VGG16", VGG16_FILE)
         self.register_load_state_dict_pre_hook(_note_weights)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """See ``PerceptualDistance``; a ``UserError`` if there are no weights."""
+        """See ``PerceptualDistance``; raises ``UserError`` without weights."""
         self.require_weights()
         return super().forward(first, second)
 
     def require_weights(self) -> None:
-        """Raise a ``UserError`` that says where weights belong, if there are none."""
-        if self._lack is not None:
-            raise UserError(self._lack)
-
-    def _find_and_load(self, vgg_weights: str | os.PathLike | None) -> None:
-        try:
-            path = find_vgg16(vgg_weights)
-        except UserError as error:
-            if vgg_weights is not None:
-                raise
-            self._lack = str(error)
-        else:
-            self.load(path, "VGG16", VGG16_FILE)
+        """Raise a ``UserError`` that names the missing weight file, if the weights are missing."""
+        if self._missing_weights is not None:
+            raise UserError(self._missing_weights)
 
 
 def _note_weights(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """A state dict with VGG16 in it brings what was lacking."""
+    """Record that a state dict contains the weights of VGG16."""
     if f"{prefix}net.slice1.0.weight" in state:
-        module._lack = None
+        module._missing_weights = None
 
 
-def find_vgg16(path: str | os.PathLike | None = None) -> Path:
-    """Where VGG16's weights are.
+class AlexLPIPS(PerceptualDistance):
+    """Perceptual distance on AlexNet.
 
-    Raises:
-        UserError: they are nowhere; the message says which file to put where.
-    """
-    what, source = "the perceptual loss needs VGG16's weights", "torchvision's model zoo"
-    others = " or in the loss' `vgg_weights`; or do without: `perceptual_weight: 0`"
-    return find_weights(path, what, [VGG16_FILE], VGG16_VARIABLE, source, others)
-
-
-def find_linear_weights(net: str) -> Path:
-    """Channel weights of the distance on a network (vgg, alex), which torchmetrics carries.
+    Args:
+        weights: path of AlexNet's weights; None: see the module docstring.
 
     Raises:
-        UserError: torchmetrics is not installed.
+        UserError: the weights are missing, or the file contains another network.
     """
-    spec = importlib.util.find_spec("torchmetrics")
-    if spec is None or spec.origin is None:
-        raise UserError("the perceptual loss takes its channel weights from torchmetrics: pip install torchmetrics.")
-    return Path(spec.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth"
+
+    def __init__(self, weights: str | os.PathLike | None = None) -> None:
+        from torchvision.models import AlexNet  # takes seconds to import
+
+        with torch.device("meta"):  # do not initialize the large classifier
+            features = AlexNet().features
+        super().__init__(SlicedFeatures(features.to_empty(device="cpu"), _ALEXNET_ENDS), _ALEXNET_WIDTHS)
+        self.load(find_alexnet(weights), "AlexNet", ALEXNET_FILE)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a weight file.
+def find_alexnet(path: str | os.PathLike | None = None) -> Path:
+    """Return the path of AlexNet's weights.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the weights are missing; the message contains the searched paths.
     """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is damaged or cut short ({error}): copy it again.") from error
+    user, source = "LPIPS: expected AlexNet's weights", "torchvision's model zoo"
+    return find_weights(path, user, [ALEXNET_FILE], "ALEXNET_WEIGHTS", source, " or with --lpips")
 
 
 def _unit_length(features: Tensor) -> Tensor:
-    """Scale the channel vector of each position to length 1."""
+    """Normalize the channel vector of each position."""
     return features / (features.square().sum(dim=1, keepdim=True).sqrt() + 1e-10)

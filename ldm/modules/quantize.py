@@ -1,4 +1,4 @@
-"""Vector quantisation (van den Oord et al. 2017) with an optional start from data and revival of unused codes.
+"""Vector quantization (van den Oord et al. 2017) with optional initialization from data and revival of unused codes.
 
 Legend: B batch, C code width, H W space, N = B*H*W vectors, n_embed codes.
 """
@@ -7,33 +7,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.util import ConfigError
 
 
 class VectorQuantizer2(nn.Module):
-    """Replace each vector by the nearest code; gradients pass straight through.
+    """Replacement of each vector by the nearest code, with a straight-through gradient.
 
-    The training loss is mean((sg[z_q] - z)²) + mean((z_q - sg[z])²) with weight ``beta`` on one of the terms.
+    The training loss is mean((sg[z_q] - z)²) + mean((z_q - sg[z])²), with weight ``beta`` on one of the terms.
 
     Args:
         n_e: number of codes.
         e_dim: width of a code.
         beta: weight of one of the two loss terms, see ``legacy``.
-        remap: path of a ``.npy`` with the used codes; indices then count among those.
-        unknown_index: what an index outside ``remap`` becomes: "random", "extra" (one more index) or an int.
+        remap: path of a ``.npy`` file with the indices of used codes; returned indices are positions in it.
+        unknown_index: replacement of an index that is not in ``remap``: "random", "extra" (one more index) or an int.
         sane_index_shape: return indices as (B, H, W) instead of flat.
-        legacy: beta weighs the codebook term (as the family's checkpoints were trained) and not the commitment.
-        init_from_data: the first training batch's vectors become the codes, unless a checkpoint brought its own.
-        revive_every: every so many training steps a code that was not used since the last time is replaced by
-            a random vector of the batch; 0 never.
+        legacy: apply ``beta`` to the codebook term, as in LDM's checkpoints, instead of the commitment term.
+        init_from_data: initialize the codes with vectors of the first training batch, unless loaded from a checkpoint.
+        revive_every: interval in training steps at which codes that were not used since the last time are replaced by
+            random vectors of the batch; 0 disables it.
 
-    The state of the last two options lies in persistent buffers, so that a resumed run goes on exactly. A
-    checkpoint without them loads: its codebook counts as initialised.
+    The state of the last two options is kept in persistent buffers, so that training resumes exactly. A checkpoint
+    without these buffers can be loaded; its codebook counts as initialized.
 
     Example:
         >>> quantize = VectorQuantizer2(n_e=16, e_dim=3, beta=0.25)
@@ -55,12 +57,8 @@ class VectorQuantizer2(nn.Module):
         revive_every: int = 0,
     ) -> None:
         super().__init__()
-        self.n_e = n_e
-        self.e_dim = e_dim
-        self.beta = beta
-        self.legacy = legacy
-        self.sane_index_shape = sane_index_shape
-        self.revive_every = revive_every
+        self.n_e, self.e_dim, self.beta, self.legacy = n_e, e_dim, beta, legacy
+        self.sane_index_shape, self.revive_every = sane_index_shape, revive_every
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / n_e, 1.0 / n_e)
         self.remap = IndexRemap(remap, unknown_index) if remap is not None else None
@@ -74,28 +72,31 @@ class VectorQuantizer2(nn.Module):
         self.register_load_state_dict_pre_hook(_match_buffers)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
-        """Quantise.
+        """Quantize.
 
         Args:
             z: (B, C, H, W).
 
         Returns:
-            z_q: (B, C, H, W), the codes; its gradient is handed to ``z``.
+            z_q: (B, C, H, W) codes; their gradient is passed to ``z``.
             loss: scalar.
             (None, None, indices): indices (B*H*W,), or (B, H, W) with ``sane_index_shape``.
+
+        Raises:
+            ConfigError: the number of channels is not the width of a code.
         """
         if z.shape[1] != self.e_dim:
             raise ConfigError(
-                f"the quantiser's codes are {self.e_dim} wide, but the latent has {z.shape[1]} channels: "
-                "give `embed_dim` the number of channels of `quant_conv`'s output."
+                f"quantizer: expected a latent of {self.e_dim} channels, got {z.shape[1]}. Set `embed_dim` to the "
+                "number of output channels of `quant_conv`."
             )
-        z = z.movedim(1, -1).float()  # (B, H, W, C)
+        z = rearrange(z, "b c h w -> b h w c").float()
         vectors = z.reshape(-1, self.e_dim)  # (N, C)
         if self.training and self.renews_codes:
             self._renew_codes(vectors.detach())
         indices = self.nearest(vectors)  # (N,)
         if self.training and self.renews_codes:
-            self.use_counts.index_add_(0, indices, torch.ones_like(indices))  # bincount would wait for the device
+            self.use_counts.index_add_(0, indices, torch.ones_like(indices))  # bincount synchronizes
         codes = self.embedding(indices).view(z.shape)
         commitment = F.mse_loss(z, codes.detach())
         codebook = F.mse_loss(codes, z.detach())
@@ -105,32 +106,32 @@ class VectorQuantizer2(nn.Module):
             indices = self.remap.to_used(indices.view(z.shape[0], -1), self.used).flatten()
         if self.sane_index_shape:
             indices = indices.view(z.shape[:-1])
-        return z_q.movedim(-1, 1).contiguous(), loss, (None, None, indices)
+        return rearrange(z_q, "b h w c -> b c h w").contiguous(), loss, (None, None, indices)
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Index of the nearest code: vectors (N, C) -> (N,)."""
+        """Return the indices of the nearest codes, (N,), of vectors (N, C)."""
         codes = self.embedding.weight
-        with torch.autocast(vectors.device.type, enabled=False):  # halves would confuse near codes
+        with torch.autocast(vectors.device.type, enabled=False):  # half precision confuses near codes
             distances = vectors.square().sum(dim=1, keepdim=True) + codes.square().sum(dim=1) - 2 * vectors @ codes.T
         return distances.argmin(dim=1)
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
-        """Codes of ``indices``; with ``shape`` = (B, H, W, C) as a picture (B, C, H, W)."""
+        """Return the codes of ``indices``, as (B, C, H, W) if ``shape`` (B, H, W, C) is given."""
         if self.remap is not None:
             indices = self.remap.to_all(indices, self.used)
         codes = self.embedding(indices)
-        return codes if shape is None else codes.view(shape).movedim(-1, 1).contiguous()
+        return codes if shape is None else rearrange(codes.view(shape), "b h w c -> b c h w").contiguous()
 
     @torch.no_grad()
     def _renew_codes(self, vectors: Tensor) -> None:
-        """Replace all codes before the first step, the unused ones at each revival; no value leaves the device."""
+        """Initialize the codes in the first step and replace unused ones at each revival, without synchronization."""
         is_due = torch.zeros_like(self.is_initialised)
         if self.revive_every:
             is_due = (self.num_training_steps > 0) & (self.num_training_steps % self.revive_every == 0)
         counts = self.use_counts
         candidates = vectors[self._spread_indices(vectors)]  # (n_embed, C)
-        if dist.is_available() and dist.is_initialized():  # every process must keep the same codebook
+        if dist.is_available() and dist.is_initialized():  # keep the codebook equal in all processes
             counts = counts.clone()
             dist.all_reduce(counts)
             dist.broadcast(candidates, src=0)
@@ -141,7 +142,7 @@ class VectorQuantizer2(nn.Module):
         self.is_initialised.fill_(True)
 
     def _spread_indices(self, vectors: Tensor) -> Tensor:
-        """(n_embed,) random rows of ``vectors``, no row twice while there are as many rows as codes."""
+        """Return random row indices of ``vectors``, (n_embed,); distinct if there are enough rows."""
         rows = vectors.shape[0]
         order = torch.arange(self.n_e, device=vectors.device, dtype=torch.float64)
         shift = torch.randint(self.n_e, (), device=vectors.device)
@@ -151,19 +152,17 @@ class VectorQuantizer2(nn.Module):
 
 
 class IndexRemap:
-    """Counts indices among the codes in use only, as a transformer trained on them expects."""
+    """Mapping between codebook indices and positions among the used codes, as in taming's transformers."""
 
     def __init__(self, path: str, unknown_index: str | int) -> None:
-        import numpy as np
-
         self.used = torch.as_tensor(np.load(path)).long()
         self.num_used = self.used.numel()
         if not (unknown_index in ("random", "extra") or isinstance(unknown_index, int)):
-            raise ConfigError(f"unknown_index is {unknown_index!r}; expected 'random', 'extra' or an integer.")
+            raise ConfigError(f"unknown_index: expected 'random', 'extra' or an integer, got {unknown_index!r}.")
         self.unknown_index = self.num_used if unknown_index == "extra" else unknown_index
 
     def to_used(self, indices: Tensor, used: Tensor) -> Tensor:
-        """Codebook indices -> positions in ``used``."""
+        """Map codebook indices to positions in ``used``."""
         match = indices[..., None] == used
         position = match.long().argmax(-1)
         if self.unknown_index == "random":
@@ -173,13 +172,16 @@ class IndexRemap:
         return torch.where(match.any(-1), position, unknown)
 
     def to_all(self, indices: Tensor, used: Tensor) -> Tensor:
-        """Positions in ``used`` -> codebook indices; the extra index falls on the first code."""
+        """Map positions in ``used`` to codebook indices; the extra index is mapped to the first code."""
         return used[torch.where(indices >= self.num_used, 0, indices)]
 
 
 def _match_buffers(module: VectorQuantizer2, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Counters come and go with the options: a codebook that does not renew its codes drops a checkpoint's, one that
-    does takes a checkpoint without counters for a trained one and starts them empty."""
+    """Accept checkpoints with and without counters.
+
+    A codebook without renewal drops the counters of a checkpoint; one with renewal starts with empty counters, as
+    initialized, if the checkpoint has none.
+    """
     counters = {
         "is_initialised": torch.tensor(True),
         "num_training_steps": torch.tensor(0),

@@ -10,7 +10,6 @@ from golden_recipe import KL_DDCONFIG, assert_stat, fill, inp, load_golden
 from torch import nn
 
 from ldm.modules.diffusionmodules.model import Encoder
-from ldm.modules.discriminator import NLayerDiscriminator
 from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.losses import LPIPSWithDiscriminator, VQLPIPSWithDiscriminator
 from ldm.modules.losses.vqperceptual import codebook_statistics
@@ -30,7 +29,7 @@ def reconstruct():
 
 
 def test_discriminator_layout():
-    discriminator = NLayerDiscriminator(3, 64, 3)
+    discriminator = VQLPIPSWithDiscriminator(**PLAIN).discriminator
     keys = {key for key in discriminator.state_dict() if key.endswith(("weight", "bias"))}
     assert keys == {
         "main.0.weight",
@@ -49,6 +48,18 @@ def test_discriminator_layout():
     }
     assert discriminator(torch.zeros(2, 3, 64, 64)).shape == (2, 1, 6, 6)
     assert discriminator.main[2].weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_discriminator_with_actnorm_needs_a_single_process(monkeypatch):
+    loss = VQLPIPSWithDiscriminator(**PLAIN, use_actnorm=True, disc_num_layers=2, disc_ndf=8)
+    assert {"discriminator.main.3.loc", "discriminator.main.3.initialized"} <= set(loss.state_dict())
+    images, reconstruction, _ = reconstruct()
+    loss(torch.tensor(0.0), images, reconstruction, 1, 0)[0].backward()
+    assert loss.discriminator.main[3].initialized and loss.discriminator.main[3].scale.grad is not None
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with pytest.raises(ConfigError, match="use_actnorm: expected a single process, got 2"):
+        loss(torch.tensor(0.0), images, reconstruction, 1, 0)
 
 
 def test_nothing_is_built_for_a_weight_of_zero():
@@ -130,8 +141,6 @@ def test_posterior_figures_and_kl_loss():
 def test_bad_choices_name_the_key():
     with pytest.raises(ConfigError, match="disc_loss.*hinge"):
         VQLPIPSWithDiscriminator(**PLAIN, disc_loss="hing")
-    with pytest.raises(ConfigError, match="use_actnorm"):
-        VQLPIPSWithDiscriminator(**PLAIN, use_actnorm=True)
 
 
 def test_missing_vgg_says_which_file_goes_where(tmp_path, monkeypatch):

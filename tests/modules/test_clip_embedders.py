@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from ldm.data.vocabulary import world_vocabulary
+from ldm.data.world import world_vocabulary
 from ldm.modules.encoders.clip_loading import build_clip
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.modules.encoders.tokenizer import WordTokenizer
@@ -74,6 +74,14 @@ def test_n_repeat_and_normalize(folder):
     out = embedder(["cube", "sphere"])
     assert out.shape == (2, 3, WIDTH) and not torch.allclose(out.norm(dim=-1), torch.ones(2, 3))
     assert FrozenCLIPTextEmbedder(str(folder), n_repeat=1)(["cube", "sphere"]).shape == (2, 1, WIDTH)
+    assert embedder.takes_texts and torch.equal(embedder.encode_texts(["cube", "sphere"]), out)
+    none = embedder.unconditional(2)
+    assert none.shape == (2, 3, WIDTH) and torch.equal(none, embedder(["", ""])) and none.any()
+
+
+def test_no_text_of_units_is_zero(text, image):
+    assert text.takes_texts and not image.takes_texts
+    assert torch.equal(text.unconditional(2), torch.zeros(2, WIDTH))
 
 
 def test_ragged_and_single_texts_are_refused(text):
@@ -110,9 +118,11 @@ def test_texts_first_seen_in_inference_mode_can_be_trained_with(text):
 
 def test_long_texts_warn_once(text, caplog):
     with caplog.at_level(logging.WARNING):
+        text(["the shape is a cube"])
+        assert not caplog.records
         for shape in ("cube", "sphere"):
             text(["the view is from the far left, the shape is a " + shape])
-    assert len([r for r in caplog.records if "cut off" in r.message]) == 1
+    assert len([r for r in caplog.records if "truncated" in r.message]) == 1
 
 
 def test_vocabulary_embeddings(text):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.data.vocabulary import world_vocabulary
+from ldm.data.world import world_vocabulary
 from ldm.modules.encoders.tokenizer import WordTokenizer
 from ldm.util import UserError
 
@@ -34,7 +34,7 @@ def test_unknown_word_names_near_ones():
     tokenizer = WordTokenizer(["orange", "floor"])
     with pytest.raises(UserError, match="'ornage'.*'orange'"):
         tokenizer(["ornage floor"])
-    with pytest.raises(UserError, match="known words: orange, floor"):
+    with pytest.raises(UserError, match="Use these words: orange, floor"):
         tokenizer(["xyz"])
 
 
@@ -44,7 +44,7 @@ def test_round_trip_and_damage(tmp_path):
     loaded = WordTokenizer.load(tmp_path / "words.json")
     assert loaded.words == tokenizer.words and loaded.context_length == 7
     (tmp_path / "words.json").write_text('{"words": 3}')
-    with pytest.raises(UserError, match="no word list"):
+    with pytest.raises(UserError, match="expected a word list"):
         WordTokenizer.load(tmp_path / "words.json")
 
 

@@ -62,6 +62,30 @@ def test_store_copy_restore():
     assert model[0].weight.requires_grad
 
 
+def test_extra_parts_are_averaged_with_the_network():
+    model, encoder, tokens = make_model(), nn.Sequential(nn.Linear(2, 2)), nn.Parameter(torch.zeros(3))
+    encoder[0].bias.requires_grad_(False)
+    ema = LitEma(model, 0.5, use_num_updates=False)
+    ema.add("encoder", encoder)
+    ema.add("tokens", tokens)
+    assert set(ema.state_dict()) == {*LitEma(model).state_dict(), "encoder0weight", "tokens"}
+    assert not list(ema.parameters()) and not list(ema.children())
+    start, trained = encoder[0].weight.detach().clone(), (model[0].weight, encoder[0].weight, tokens)
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(2.0)
+    ema(model)
+    torch.testing.assert_close(ema.get_buffer("encoder0weight"), start + 1)
+    assert (ema.get_buffer("tokens") == 1).all()
+    ema.store(model.parameters())
+    ema.copy_to(model)
+    assert (tokens == 1).all() and torch.equal(encoder[0].weight, ema.get_buffer("encoder0weight"))
+    ema.restore(model.parameters())
+    assert (tokens == 2).all() and torch.equal(encoder[0].weight, start + 2)
+    ema.restart(model)
+    assert (ema.get_buffer("tokens") == 2).all()
+
+
 def test_bad_decay():
     with pytest.raises(ConfigError, match="1.5"):
         LitEma(make_model(), decay=1.5)

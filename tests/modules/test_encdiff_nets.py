@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_named():
     state["2.0.bias"] = torch.zeros(64)
     found = tokens.load_state_dict(state, strict=False)
     assert (found.missing_keys, found.unexpected_keys) == (["1.2.bias"], ["2.0.bias"])
-    with pytest.raises(RuntimeError, match=r"0\.4\.weight: found shape \(5, 64\), wanted \(5, 128\)"):
+    with pytest.raises(RuntimeError, match=r"0\.4\.weight: expected shape \(5, 128\), got \(5, 64\)"):
         tokens.load_state_dict({**tokens.state_dict(), "0.4.weight": torch.zeros(5, 64)})
     with pytest.raises(ValueError, match="3 units"):
         Encoder4(d=8, context_dim=5, latent_unit=3, image_size=8).warp(torch.zeros(2, 4))

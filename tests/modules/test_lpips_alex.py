@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ldm.modules.lpips_alex import AlexLPIPS, find_alexnet
+from ldm.modules.lpips import AlexLPIPS, find_alexnet
 from ldm.util import UserError
 
 
@@ -45,5 +45,5 @@ def test_weights_are_found_or_asked_for(weights, tmp_path, monkeypatch):
 
 def test_other_weights_are_told(tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="other.pth is no AlexNet of torchvision: it lacks features.0.weight"):
+    with pytest.raises(UserError, match="other.pth: expected torchvision's AlexNet .* without features.0.weight"):
         AlexLPIPS(tmp_path / "other.pth")

@@ -206,7 +206,7 @@ def test_wrong_widths_name_the_keys():
         unet(x, steps, torch.randn(2, 3, 7))
     with pytest.raises(ValueError, match="None"):
         unet(x, steps, None)
-    with pytest.raises(ConfigError, match="latent_unit is 99"):
+    with pytest.raises(ConfigError, match="latent_unit: .* got 99"):
         UNetModel(**{**TINY, "latent_unit": 99})
     with pytest.raises(ConfigError, match="unit_chunk"):
         UNetModel(**TINY, unit_chunk=0)
@@ -235,7 +235,7 @@ def test_starts_from_an_ldm_checkpoint(tmp_path):
     ):
         unet = UNetModel(**TINY, ckpt_path=str(path), **flags)
         assert torch.equal(unet.input_blocks[0][0].weight, expected + offset)
-        assert unet.scale_factor.item() == pytest.approx(0.8)
+        assert unet.scale_factor is unet.base_scale and unet.base_scale.item() == pytest.approx(0.8)
         assert not unet.input_blocks[0][0].weight.requires_grad
     fresh = UNetModel(**TINY)
     fresh.load_state_dict(unet.state_dict())
@@ -272,16 +272,34 @@ def test_starts_from_safetensors(tmp_path):
     save_file({f"model.diffusion_model.{name}": weight for name, weight in base.state_dict().items()}, path)
     unet = UNetModel(**TINY, ckpt_path=str(path))
     assert torch.equal(unet.out[2].weight, base.out[2].weight)
-    assert getattr(unet, "scale_factor", None) is None
+    assert unet.base_scale is None
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match="damaged"):
         UNetModel(**TINY, ckpt_path=str(path))
 
 
-def test_shift_decoder_may_start_from_the_frozen_one():
-    twins = "shift_output_blocks.0.0.in_layers.2.weight", "output_blocks.0.0.in_layers.2.weight"
-    weights = UNetModel(**TINY, init_shift_from_base=True).state_dict()
-    assert torch.equal(weights[twins[0]], weights[twins[1]])
-    assert not weights["shift_out.2.weight"].any()
-    scratch = UNetModel(**TINY).state_dict()
-    assert not torch.equal(scratch[twins[0]], scratch[twins[1]])
+TWINS = "shift_output_blocks.0.0.in_layers.2.weight", "output_blocks.0.0.in_layers.2.weight"
+
+
+def have_equal_twins(unet):
+    state = unet.state_dict()
+    return torch.equal(*(state[name] for name in TWINS))
+
+
+def test_shift_decoder_may_start_from_the_frozen_one(tmp_path):
+    ldm_checkpoint(tmp_path / "ldm.ckpt")
+    unet = UNetModel(**TINY, init_shift_from_base=True, ckpt_path=str(tmp_path / "ldm.ckpt"))
+    assert have_equal_twins(unet)
+    assert not unet.state_dict()["shift_out.2.weight"].any()
+    assert not have_equal_twins(UNetModel(**TINY, ckpt_path=str(tmp_path / "ldm.ckpt")))
+
+
+def test_shift_decoder_waits_for_weights_of_the_frozen_one_that_arrive_later():
+    """Random weights are not copied; after loading, copy_base_to_shift() copies the loaded ones."""
+    unet = UNetModel(**TINY, init_shift_from_base=True)
+    assert unet.init_shift_from_base and not have_equal_twins(unet)
+    base = fill(openaimodel.UNetModel(**BASE))
+    unet.load_state_dict(base.state_dict(), strict=False)
+    unet.copy_base_to_shift()
+    assert torch.equal(unet.state_dict()[TWINS[0]], base.state_dict()[TWINS[1]])
+    assert not unet.state_dict()["shift_out.2.weight"].any()

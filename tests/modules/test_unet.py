@@ -9,7 +9,7 @@ from golden_recipe import UNET_CONFIG, assert_stat, fill, inp, load_golden
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from ldm.modules.diffusionmodules.util import timestep_embedding
-from ldm.util import ConfigError
+from ldm.util import ConfigError, UserError
 
 GOLDEN = load_golden("modules")
 TINY = {
@@ -94,8 +94,41 @@ def test_class_labels():
     unet = fill(UNetModel(**TINY, num_classes=3))
     x = inp((2, 4, 8, 8))
     assert not torch.equal(unet(x, STEPS, y=torch.tensor([0, 1])), unet(x, STEPS, y=torch.tensor([2, 1])))
-    with pytest.raises(ValueError, match="num_classes"):
+    with pytest.raises(UserError, match=r"integer labels y of shape \(2,\), got none"):
         unet(x, STEPS)
+    with pytest.raises(UserError, match=r"got torch.float32 of shape \(2, 3\)"):
+        unet(x, STEPS, y=torch.zeros(2, 3))
+    with pytest.raises(UserError, match="num_classes is not set"):
+        predict()[0](x, STEPS, y=torch.tensor([0, 1]))
+
+
+def test_float_vectors_enter_beside_the_timestep():
+    """The key layout is that of Stable Diffusion 2.1 unclip."""
+    unet = fill(UNetModel(**TINY, num_classes="sequential", adm_in_channels=5))
+    shapes = {name: tuple(p.shape) for name, p in unet.named_parameters() if name.startswith("label_emb")}
+    assert shapes == {
+        "label_emb.0.0.weight": (128, 5),
+        "label_emb.0.0.bias": (128,),
+        "label_emb.0.2.weight": (128, 128),
+        "label_emb.0.2.bias": (128,),
+    }
+    x, y = inp((2, 4, 8, 8)), inp((2, 5), 0.4).double().requires_grad_()
+    _, _, embedding = unet.encode(x, STEPS, y=y)
+    expected = unet.time_embed(timestep_embedding(STEPS, 32)) + unet.label_emb(y.float())
+    torch.testing.assert_close(embedding, expected)
+    unet(x, STEPS, y=y).square().mean().backward()
+    assert y.grad.any() and unet.label_emb[0][0].weight.grad.any()
+    for wrong in (torch.zeros(2, 4), torch.zeros(2, 5, dtype=torch.long), torch.tensor([0, 1]), None):
+        with pytest.raises(UserError, match=r"expected float vectors y of shape \(2, 5\)"):
+            unet(x, STEPS, y=wrong)
+
+
+@pytest.mark.parametrize(
+    "params", [{"num_classes": "sequential"}, {"num_classes": 3, "adm_in_channels": 5}, {"num_classes": "continuous"}]
+)
+def test_float_vectors_need_their_width(params):
+    with pytest.raises(ConfigError, match="unet_config.params.num_classes.*adm_in_channels"):
+        UNetModel(**TINY, **params)
 
 
 def test_code_prediction_head():
@@ -133,5 +166,7 @@ def test_config_errors_name_the_key(caplog):
         UNetModel(**{**TINY, "num_heads": 5})
     with pytest.raises(ConfigError, match="num_hedas"):
         UNetModel(**TINY, num_hedas=4)
+    with pytest.raises(ConfigError, match="dims: expected 1, 2 or 3, got 4"):
+        UNetModel(**TINY, dims=4)
     UNetModel(**TINY, use_fp16=True)
     assert "use_fp16" in caplog.text

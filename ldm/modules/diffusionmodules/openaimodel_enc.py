@@ -1,7 +1,7 @@
-"""EncDiff's two networks: an encoder of images into scalar units, and a U-Net that attends to them (Yang et al. 2024).
+"""Networks of EncDiff: an encoder of images into scalar units, and a U-Net that attends to them (Yang et al. 2024).
 
-Every unit has a small network of its own that turns its scalar into a token; the U-Net's spatial transformers attend
-to the tokens, and that alone makes the units specialise.
+A separate small network maps the scalar of each unit to a token; the spatial transformers of the U-Net attend to the
+tokens. No further loss is needed for the units to specialize.
 
 Legend: B batch, U units, D width of a token, C channels, H W space.
 """
@@ -14,22 +14,23 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules import openaimodel
 from ldm.modules.encoders import image
 from ldm.util import ConfigError
 
-HIDDEN_WIDTHS = (64, 128)  # of the networks that turn a scalar into a token
+HIDDEN_WIDTHS = (64, 128)  # of the networks from scalars to tokens
 
 
 class UNetModel(openaimodel.UNetModel):
-    """The U-Net with cross-attention over U tokens.
+    """U-Net with cross-attention to U tokens.
 
     Args:
         latent_unit: number of units U.
-        params: keywords of :class:`~ldm.modules.diffusionmodules.openaimodel.UNetConfig`; ``use_spatial_transformer``
-            and ``context_dim`` are needed.
+        params: keyword arguments of :class:`~ldm.modules.diffusionmodules.openaimodel.UNetConfig`;
+            ``use_spatial_transformer`` and ``context_dim`` are required.
 
     Example:
         >>> unet = UNetModel(latent_unit=3, image_size=8, in_channels=4, out_channels=4, model_channels=32,
@@ -43,8 +44,8 @@ class UNetModel(openaimodel.UNetModel):
         super().__init__(**params)
         if not self.config.use_spatial_transformer:
             raise ConfigError(
-                "unet_config.params: EncDiff's units enter through cross-attention: set `use_spatial_transformer: "
-                "true` and `context_dim` to the width of a token."
+                "unet_config.params.use_spatial_transformer: expected true, because EncDiff conditions by "
+                "cross-attention, got false. Set it to true and `context_dim` to the width of a token."
             )
         self.latent_unit = latent_unit
 
@@ -56,9 +57,9 @@ class UNetModel(openaimodel.UNetModel):
         Args:
             x: (B, in_channels, H, W) noisy latent.
             timesteps: (B,) steps.
-            context: (B, S, D) or (B, S * D) tokens, or a list that holds them first; S is U, or less where only some
-                units are to be attended to.
-            y: (B,) class labels, only with ``num_classes``.
+            context: (B, S, D) or (B, S * D) tokens, or a list whose first entry is that tensor; S is U, or less to
+                attend to some units only.
+            y: class labels or float vectors, with ``num_classes``.
 
         Returns:
             (B, out_channels, H, W).
@@ -68,10 +69,10 @@ class UNetModel(openaimodel.UNetModel):
 
 
 class UnitTokens(nn.Module):
-    """U networks of three layers, each from one scalar to one token, computed as one batched product.
+    """U networks of three layers, each from one scalar to one token, computed as batched products.
 
-    The state dict has the entries of U separate networks, ``<unit>.{0,2,4}.{weight,bias}``. In memory a layer's
-    weights of all units are one tensor, because the optimizer's time goes with the number of tensors.
+    The state dict has the entries of U separate networks, ``<unit>.{0,2,4}.{weight,bias}``. In memory, the weights of a
+    layer of all units are one tensor, because the optimizer's run time grows with the number of tensors.
     """
 
     def __init__(self, num_units: int, width: int) -> None:
@@ -80,29 +81,29 @@ class UnitTokens(nn.Module):
         sizes = (1, *HIDDEN_WIDTHS, width)
         self.num_layers = len(sizes) - 1
         for layer, (size_in, size_out) in enumerate(zip(sizes, sizes[1:])):
-            bound = 1 / math.sqrt(size_in)  # torch's own for nn.Linear
+            bound = 1 / math.sqrt(size_in)  # as nn.Linear
             weight = torch.empty(num_units, size_out, size_in).uniform_(-bound, bound)
             bias = torch.empty(num_units, size_out).uniform_(-bound, bound)
             self.register_parameter(f"weight_{layer}", nn.Parameter(weight))
             self.register_parameter(f"bias_{layer}", nn.Parameter(bias))
 
     def forward(self, scalars: Tensor) -> Tensor:
-        """scalars: (B, U) -> tokens (B, U, D)."""
-        h = scalars.transpose(0, 1).unsqueeze(-1)  # (U, B, 1)
+        """Map ``scalars`` (B, U) to tokens (B, U, D)."""
+        h = rearrange(scalars, "b u -> u b 1")
         for layer in range(self.num_layers):
-            weight, bias = getattr(self, f"weight_{layer}"), getattr(self, f"bias_{layer}")
-            h = torch.baddbmm(bias.unsqueeze(1), F.elu(h) if layer else h, weight.transpose(1, 2))
-        return h.transpose(0, 1)
+            weight, bias = self.get_parameter(f"weight_{layer}"), self.get_parameter(f"bias_{layer}")
+            h = torch.baddbmm(bias.unsqueeze(1), F.elu(h) if layer else h, weight.mT)
+        return rearrange(h, "u b d -> b u d")
 
     def _entries(self) -> Iterator[tuple[str, nn.Parameter, int]]:
-        """Key, parameter and unit of each entry of the state dict; an activation stands between two layers."""
+        """Yield key, parameter and unit of each entry of the state dict; odd layer numbers are activations."""
         for unit in range(self.num_units):
             for layer in range(self.num_layers):
                 for kind in ("weight", "bias"):
-                    yield f"{unit}.{2 * layer}.{kind}", getattr(self, f"{kind}_{layer}"), unit
+                    yield f"{unit}.{2 * layer}.{kind}", self.get_parameter(f"{kind}_{layer}"), unit
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        """Add the entries of the units; they share the memory of the parameters."""
+        """Add one entry per unit, layer and kind; the entries share the memory of the parameters."""
         for key, parameter, unit in self._entries():
             destination[prefix + key] = (parameter if keep_vars else parameter.detach())[unit]
 
@@ -116,7 +117,7 @@ class UnitTokens(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Fill the parameters from the entries of the units."""
+        """Copy the entries of the units into the parameters."""
         expected = set()
         for name, parameter, unit in self._entries():
             key = prefix + name
@@ -124,8 +125,8 @@ class UnitTokens(nn.Module):
             if key not in state_dict:
                 missing_keys.append(key)
             elif state_dict[key].shape != parameter.shape[1:]:
-                found, wanted = tuple(state_dict[key].shape), tuple(parameter.shape[1:])
-                error_msgs.append(f"{key}: found shape {found}, wanted {wanted}")
+                found, expected_shape = tuple(state_dict[key].shape), tuple(parameter.shape[1:])
+                error_msgs.append(f"{key}: expected shape {expected_shape}, got {found}")
             else:
                 with torch.no_grad():
                     parameter[unit].copy_(state_dict[key])
@@ -135,14 +136,14 @@ class UnitTokens(nn.Module):
 class Encoder4(image.Encoder4):
     """Encoder of images into U scalars, and of each scalar into a token.
 
-    At 64 pixels its convolutions are those of :class:`ldm.modules.encoders.image.Encoder4`; at other sizes as many
-    halvings as lead to 4x4.
+    The convolutions are those of :class:`ldm.modules.encoders.image.Encoder4` and reduce images of any supported size
+    to 4x4.
 
     Args:
-        d: width of the convolutions.
+        d: channels of the convolutions.
         context_dim: width D of a token.
         latent_unit: number of units U.
-        bn: batch normalisation inside the residual blocks; outside it is always there.
+        bn: use batch normalization inside the residual blocks.
         num_channels: channels of the images.
         image_size: height and width of the images: 8, 16, 32, 64, ...
 
@@ -160,19 +161,19 @@ class Encoder4(image.Encoder4):
         self.net = UnitTokens(latent_unit, context_dim)
 
     def encoding(self, x: Tensor) -> Tensor:
-        """x: (B, num_channels, image_size, image_size) in [-1, 1] -> scalars (B, U)."""
+        """Map images ``x`` (B, num_channels, image_size, image_size) in [-1, 1] to scalars (B, U)."""
         return super().forward(x)
 
     def warp(self, scalars: Tensor) -> Tensor:
-        """Scalars (B, U) -> tokens side by side (B, U * D); scalars (B, U, 1) -> tokens (B, U, D)."""
+        """Map scalars (B, U) to concatenated tokens (B, U * D), and scalars (B, U, 1) to tokens (B, U, D)."""
         if scalars.shape[1:] not in ((self.latent_unit,), (self.latent_unit, 1)):
             raise ValueError(
-                f"expected the scalars of {self.latent_unit} units, (B, {self.latent_unit}) or "
-                f"(B, {self.latent_unit}, 1); found {tuple(scalars.shape)}"
+                f"EncDiff encoder: expected scalars of {self.latent_unit} units, (B, {self.latent_unit}) or "
+                f"(B, {self.latent_unit}, 1), got {tuple(scalars.shape)}"
             )
         tokens = self.net(scalars.flatten(1))
         return tokens if scalars.ndim == 3 else tokens.flatten(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, num_channels, image_size, image_size) in [-1, 1] -> tokens (B, U * D)."""
+        """Map images ``x`` (B, num_channels, image_size, image_size) in [-1, 1] to tokens (B, U * D)."""
         return self.warp(self.encoding(x))

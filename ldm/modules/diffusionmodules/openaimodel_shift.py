@@ -1,7 +1,7 @@
-"""A frozen U-Net with a second decoder that predicts one gradient per latent unit (Yang et al. 2023, DisDiff).
+"""Frozen U-Net with a second decoder that predicts one gradient per latent unit (Yang et al. 2023, DisDiff).
 
-The second decoder is PDAE's gradient estimator (Zhang et al. 2022), run once per unit on the same encoder features:
-``g_k = G(h_0, skips; emb + part_k, W z_k)``. The units are folded into the batch, so one pass computes all of them.
+The second decoder is the gradient estimator of PDAE (Zhang et al. 2022), run for each unit on the same encoder
+features: ``g_k = G(h_0, skips; emb + part_k, W z_k)``. The units are folded into the batch: one pass computes all.
 
 Legend: B batch, U units, K units in one pass, D width of a unit's code, C channels, H W space, E embedding width.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules import openaimodel
@@ -22,40 +23,39 @@ from ldm.util import ConfigError, UserError
 
 
 class ShiftOutput(NamedTuple):
-    """What the shift U-Net returns; the coefficient between the two is the diffusion model's affair.
+    """Output of the shift U-Net; the caller scales the gradients and adds them to the prediction."""
 
-    Attributes:
-        pred: (B, C, H, W) prediction of the frozen network; carries no gradient.
-        unit_grad: (B, U, C, H, W) gradient of each unit, or (B, 1, C, H, W) of the one asked for.
-    """
-
-    pred: Tensor
-    unit_grad: Tensor
+    pred: Tensor  # (B, C, H, W) prediction of the frozen network, detached
+    unit_grad: Tensor  # (B, U, C, H, W) gradient of each unit, or (B, 1, C, H, W) of the selected unit
 
     @property
     def out_grad(self) -> Tensor:
-        """(B, C, H, W): the sum of the units' gradients."""
+        """Sum of the units' gradients, (B, C, H, W)."""
         return self.unit_grad.sum(dim=1)
 
 
 class UNetModel(openaimodel.UNetModel):
-    """Frozen U-Net plus shift decoder.
+    """Frozen U-Net with a trainable shift decoder.
 
     Args:
         latent_unit: number of units U.
         repre_emb_channels: width D of a unit's code.
-        seprate_decoder: one gradient per unit (the spelling is the family's); False: one gradient of all units
-            together, from the concatenated codes.
-        orth_emb: units are told apart by the rows of a learned rotation; False: by learned vectors.
-        wo_part_emb: units are not told apart at all, except by their codes.
-        ckpt_path: checkpoint of the latent-diffusion model that is frozen; None leaves it at random.
-        load_ema_ckpt: take the averaged weights of that checkpoint.
-        legacy_load_ema_flag: read ``load_ema_ckpt`` the wrong way round, as the reference code does.
-        init_shift_from_base: start the shift decoder from the frozen decoder's weights (its last layer stays zero)
-            instead of from scratch, as the papers do; it learns much faster in a few thousand steps.
-        unit_chunk: units computed in one pass, None for all; with a chunk the activations are recomputed in the
-            backward pass, so the memory is that of one chunk.
-        params: keywords of :class:`UNetConfig`.
+        seprate_decoder: predict one gradient per unit (the spelling is that of DisDiff's configs); False: one gradient
+            for all units together, from the concatenated codes.
+        orth_emb: distinguish the units by the rows of a learned rotation; False: by learned vectors.
+        wo_part_emb: distinguish the units by their codes only.
+        ckpt_path: checkpoint of the latent diffusion model to freeze; None keeps the random initialization.
+        load_ema_ckpt: load the averaged weights of that checkpoint.
+        legacy_load_ema_flag: invert ``load_ema_ckpt``, as the reference code does.
+        init_shift_from_base: initialize the shift decoder, except for its last layer, with the weights of the frozen
+            decoder instead of from scratch as in the papers; it then learns faster in a few thousand steps. Without
+            ``ckpt_path``, call :meth:`copy_base_to_shift` after loading the weights of the frozen network.
+        unit_chunk: number of units computed in one pass, None for all; the activations of each chunk are recomputed in
+            the backward pass, which reduces memory to that of one chunk.
+        params: keyword arguments of :class:`UNetConfig`.
+
+    Attributes:
+        scale_factor: scale of the first stage's latents in the checkpoint of the frozen network; None if unknown.
 
     Example:
         >>> unet = UNetModel(image_size=8, in_channels=4, out_channels=4, model_channels=32, num_res_blocks=1,
@@ -80,19 +80,17 @@ class UNetModel(openaimodel.UNetModel):
         unit_chunk: int | None = None,
         **params: Any,
     ) -> None:
-        super().__init__(**{**params, "dropout": 0.0})  # dropout belongs to what is trained, not to the frozen half
+        super().__init__(**{**params, "dropout": 0.0})  # no dropout in the frozen half
         config = UNetConfig.from_params(params)
         if config.use_spatial_transformer or config.n_embed is not None:
             raise ConfigError(
-                "unet_config.params: the shift U-Net has neither `use_spatial_transformer` nor `n_embed`, because "
-                "units enter through the residual blocks and its output is a picture: remove them."
+                "unet_config.params: expected neither `use_spatial_transformer` nor `n_embed` for the shift U-Net, "
+                "whose units condition the residual blocks and whose output is a picture. Remove them."
             )
         if unit_chunk is not None and unit_chunk < 1:
-            raise ConfigError(f"unet_config.params.unit_chunk is {unit_chunk}; expected at least 1, or null.")
-        self.latent_unit = latent_unit
-        self.repre_emb_channels = repre_emb_channels
-        self.is_separate = seprate_decoder
-        self.unit_chunk = unit_chunk
+            raise ConfigError(f"unet_config.params.unit_chunk: expected at least 1 or null, got {unit_chunk}.")
+        self.latent_unit, self.repre_emb_channels = latent_unit, repre_emb_channels
+        self.is_separate, self.unit_chunk = seprate_decoder, unit_chunk
         self.requires_grad_(False)
         self.base_names = [name for name, _ in self.named_parameters()]
         self.base_modules = list(self.children())
@@ -103,61 +101,56 @@ class UNetModel(openaimodel.UNetModel):
         self.repre_embed = nn.Linear(code_width, config.embed_dim)
         self.has_part_emb = seprate_decoder and not wo_part_emb
         self.is_orthogonal = orth_emb
-        if self.has_part_emb:
-            self._build_part_embedding(config.embed_dim)
+        if self.has_part_emb:  # rows of a rotation of half the embedding's width, or free vectors
+            rows, width = (config.embed_dim // 2,) * 2 if orth_emb else (latent_unit, repre_emb_channels)
+            if rows < latent_unit:
+                raise ConfigError(
+                    f"unet_config.params.latent_unit: expected at most 2 * model_channels = {rows} units with "
+                    f"`orth_emb`, got {latent_unit}. Use fewer units or a wider network."
+                )
+            self.part_latents = nn.Embedding(rows, width)
+            self.part_emb = nn.Linear(width, config.embed_dim)
+        self.init_shift_from_base = init_shift_from_base
+        self.register_buffer("scale_factor", None)
         self.register_load_state_dict_pre_hook(_match_scale_factor)
         if ckpt_path is not None:
             self.load_base(ckpt_path, use_ema=load_ema_ckpt != legacy_load_ema_flag)
-        if init_shift_from_base:
-            self._copy_base_to_shift()
         self.train()
 
-    @torch.no_grad()
-    def _copy_base_to_shift(self) -> None:
-        """Give each shift layer the weights of its twin in the frozen decoder; layers for the code have none."""
-        own = dict(self.named_parameters())
-        for name, parameter in own.items():
-            if name.startswith(("shift_middle_block", "shift_output_blocks")):
-                twin = own.get(name.removeprefix("shift_"))
-                if twin is not None:
-                    parameter.copy_(twin)
+    @property
+    def base_scale(self) -> Tensor | None:
+        """Scale of the first stage's latents in the checkpoint of the frozen network, (), or None if unknown."""
+        return self.scale_factor
 
-    def _build_part_embedding(self, embed_dim: int) -> None:
-        """Codes that tell the units apart: rows of a rotation of half the embedding's width, or free vectors."""
-        if not self.is_orthogonal:
-            self.part_latents = nn.Embedding(self.latent_unit, self.repre_emb_channels)
-            self.part_emb = nn.Linear(self.repre_emb_channels, embed_dim)
-            return
-        width = embed_dim // 2
-        if self.latent_unit > width:
-            raise ConfigError(
-                f"unet_config.params.latent_unit is {self.latent_unit}, but with `orth_emb` there are only "
-                f"{width} orthogonal codes (2 * model_channels): use fewer units or a wider network."
-            )
-        self.part_latents = nn.Embedding(width, width)
-        self.part_emb = nn.Linear(width, embed_dim)
+    @torch.no_grad()
+    def copy_base_to_shift(self) -> None:
+        """Copy the weights of the frozen decoder into the shift decoder, except for the layers of the codes."""
+        own = dict(self.named_parameters())
+        for base in self.base_names:
+            if base.startswith(("middle_block", "output_blocks")):
+                own[f"shift_{base}"].copy_(own[base])
 
     def train(self, mode: bool = True) -> UNetModel:
-        """Set the training mode of the shift decoder; the frozen network stays in eval mode."""
+        """Set the mode of the shift decoder; the frozen network stays in evaluation mode."""
         super().train(mode)
         for module in self.base_modules:
             module.eval()
         return self
 
     def trainable_parameters(self) -> Iterator[nn.Parameter]:
-        """What the optimiser gets, in the order of the family's checkpoints."""
+        """Yield the parameters of the optimizer in the order of DisDiff's checkpoints."""
         modules = [self.shift_out, self.shift_middle_block, self.shift_output_blocks, self.repre_embed]
-        if self.has_part_emb:
-            modules += [self.part_emb, self.part_latents]
-        for module in modules:
-            yield from module.parameters()
+        modules += [self.part_emb, self.part_latents] if self.has_part_emb else []
+        yield from nn.ModuleList(modules).parameters()
 
     @torch.no_grad()
     def load_base(self, path: str, use_ema: bool) -> None:
-        """Copy the frozen network, and its latents' ``scale_factor`` if it has one, from a checkpoint.
+        """Load the frozen network, and ``scale_factor`` if present, from a checkpoint of a latent diffusion model.
+
+        With ``use_ema``, load its averaged weights. With ``init_shift_from_base``, also initialize the shift decoder.
 
         Raises:
-            UserError: the file cannot be read, or its weights do not fit.
+            UserError: the file cannot be read, or its weights do not match.
         """
         state = read_state_dict(path)
         weights = network_weights(state, self.base_names, use_ema, path)
@@ -165,20 +158,22 @@ class UNetModel(openaimodel.UNetModel):
         for name, weight in weights.items():
             if weight.shape != own[name].shape:
                 raise UserError(
-                    f"{path}: weight {name} has shape {tuple(weight.shape)}, but `unet_config` asks for "
-                    f"{tuple(own[name].shape)}: use the sizes the checkpoint was trained with."
+                    f"{path}: expected shape {tuple(own[name].shape)} of {name}, got {tuple(weight.shape)}. Use the "
+                    "`unet_config` that the checkpoint was trained with."
                 )
             own[name].copy_(weight)
         if "scale_factor" in state:
-            self.register_buffer("scale_factor", state["scale_factor"].clone())
+            self.scale_factor = state["scale_factor"].clone()
+        if self.init_shift_from_base:
+            self.copy_base_to_shift()
 
     @torch.no_grad()
     def base_prediction(self, x: Tensor, timesteps: Tensor, y: Tensor | None = None) -> Tensor:
-        """The frozen network alone: x (B, C, H, W), timesteps (B,) -> (B, C, H, W)."""
+        """Return the prediction of the frozen network: x (B, C, H, W), timesteps (B,) to (B, C, H, W)."""
         return super().forward(x, timesteps, None, y)
 
     def part_codes(self) -> Tensor:
-        """(U, code width) what tells the units apart, before ``part_emb``."""
+        """Return the embeddings of the unit index before ``part_emb``, (U, width)."""
         weight = self.part_latents.weight
         if not self.is_orthogonal:
             return weight
@@ -200,15 +195,15 @@ class UNetModel(openaimodel.UNetModel):
             x: (B, C, H, W) noisy latent.
             timesteps: (B,) steps.
             context: (B, U, D) codes of the units, or (B, U*D).
-            unit_mask: (B, U) bool; the gradient of a unit that is False is exactly 0. None: all are set.
-            sampled_index: (B,) the only unit to compute for each sample. None: all.
-            y: (B,) class labels, only with ``num_classes``.
+            unit_mask: (B, U) bool; the gradient of a unit is exactly 0 where it is False. None: all units.
+            sampled_index: (B,) int64, the only unit to compute for each sample. None: all units.
+            y: class labels or float vectors, with ``num_classes``.
 
         Returns:
-            prediction and gradients, see :class:`ShiftOutput`.
+            Prediction and gradients, see :class:`ShiftOutput`.
 
         Raises:
-            ConfigError: the width of ``context`` is not what the config says.
+            ConfigError: the shape of ``context`` does not match the config.
         """
         codes = self._unit_codes(context)
         with torch.no_grad():
@@ -232,23 +227,23 @@ class UNetModel(openaimodel.UNetModel):
         return ShiftOutput(pred, unit_grad)
 
     def _unit_codes(self, context: Tensor | None) -> Tensor:
-        """Check the context's width and give it its unit axis: (B, U, D)."""
+        """Check the shape of the context and return it as (B, U, D)."""
         units, width = self.latent_unit, self.repre_emb_channels
         if context is None:
             raise ValueError(
-                f"the shift U-Net needs a context of shape (B, {units}, {width}), found None: give the codes of the "
-                "units, or call base_prediction for the frozen network alone."
+                f"shift U-Net: expected a context of shape (B, {units}, {width}), got None. Pass the codes of the "
+                "units, or call base_prediction() for the frozen network."
             )
         if context.shape[1:] not in ((units, width), (units * width,)):
             raise ConfigError(
-                f"the codes of the units have shape {tuple(context.shape)}, expected (B, {units}, {width}): "
-                f"unet_config.params.latent_unit is {units} and unet_config.params.repre_emb_channels is {width}; set "
-                "them to the number and width of what the encoder of the condition returns."
+                f"shift U-Net: expected codes of shape (B, {units}, {width}), got {tuple(context.shape)}. Set "
+                "unet_config.params.latent_unit and unet_config.params.repre_emb_channels to the number and the width "
+                "of the codes that the condition stage returns."
             )
         return context.reshape(-1, units, width)
 
     def _gradients(self, h0: Tensor, skips: list[Tensor], emb: Tensor, codes: Tensor) -> Tensor:
-        """Gradients of K units, chunk by chunk: emb (B, K, E), codes (B, K, D) -> (B, K, C, H, W)."""
+        """Return the gradients of K units, in chunks: emb (B, K, E), codes (B, K, D) to (B, K, C, H, W)."""
         chunk = self.unit_chunk or codes.shape[1]
         is_chunked = chunk < codes.shape[1]
         parts = [
@@ -258,21 +253,20 @@ class UNetModel(openaimodel.UNetModel):
         return torch.cat(parts, dim=1) if is_chunked else parts[0]
 
     def _folded_pass(self, h0: Tensor, skips: list[Tensor], emb: Tensor, codes: Tensor) -> Tensor:
-        """One pass of the shift decoder with the units folded into the batch, unit-major."""
-        batch, units = codes.shape[:2]
-        emb = emb.transpose(0, 1).flatten(0, 1)  # (K*B, E)
-        cond = self.repre_embed(codes).transpose(0, 1).flatten(0, 1)  # (K*B, E)
+        """Run the shift decoder once with the units folded into the batch, unit-major."""
+        units = codes.shape[1]
+        emb = rearrange(emb, "b k e -> (k b) e")
+        cond = rearrange(self.repre_embed(codes), "b k e -> (k b) e")
         h = self.shift_middle_block(h0, emb, cond=cond)
         for block, skip in zip(self.shift_output_blocks, reversed(skips)):
             h = block(h, emb, cond=cond, skip=skip)
-        return self.shift_out(h).unflatten(0, (units, batch)).transpose(0, 1)
+        return rearrange(self.shift_out(h), "(k b) ... -> b k ...", k=units)
 
 
 def _match_scale_factor(module: UNetModel, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """The latents' scale comes and goes with the checkpoint of the base: take it if there, keep ours if not."""
-    key = f"{prefix}scale_factor"
-    own = getattr(module, "scale_factor", None)
+    """Accept checkpoints with and without ``scale_factor``: take theirs if present, else keep the module's."""
+    key, own = f"{prefix}scale_factor", module.scale_factor
     if key in state_dict and own is None:
-        module.register_buffer("scale_factor", torch.zeros_like(state_dict[key]))
+        module.scale_factor = torch.zeros_like(state_dict[key])
     elif key not in state_dict and own is not None and f"{prefix}time_embed.0.weight" in state_dict:
         state_dict[key] = own

@@ -1,87 +1,106 @@
-"""Pieces every network here is made of: normalisation, timestep embedding, n-d layers, checkpointing."""
+"""Shared parts of the networks: normalization, timestep embedding, n-d layers, attention, checkpointing."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ldm.util import ConfigError
 
 NUM_GROUPS = 32
+Config = TypeVar("Config")
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+# Layers by the number of spatial axes.
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+def build_dataclass(kind: type[Config], params: Mapping[str, Any], where: str) -> Config:
+    """Build a dataclass from a section of a config.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or the dataclass refuses the values.
+    """
+    known = [field.name for field in fields(kind)]
+    unknown = sorted(set(params) - set(known))
+    if unknown:
+        raise ConfigError(f"{where}: unknown keys {unknown}. Use only {', '.join(known)}.")
+    try:
+        return kind(**params)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}. Got the keys {sorted(params)}.") from error
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """``x`` itself, or its float32 copy if it is in half precision."""
+    """Return ``x``, converted to float32 if it has half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class GroupNorm32(nn.GroupNorm):
-    """Group normalisation computed in at least float32 whatever the input's precision, returned in the latter."""
+    """Group normalization computed in at least float32 and returned in the input's precision."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise ``x: (B, C, ...)`` per sample and group."""
+        """Normalize ``x`` (B, C, ...) per sample and group."""
         return group_norm32(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 def group_norm32(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """``F.group_norm`` in at least float32, so that half precision loses nothing in the statistics."""
+    """Compute ``F.group_norm`` in at least float32, for exact statistics of half-precision inputs."""
     wide = at_least_float32(x)
     return F.group_norm(wide, num_groups, weight.to(wide.dtype), bias.to(wide.dtype), eps).to(x.dtype)
 
 
 def normalization(channels: int, eps: float = 1e-5) -> GroupNorm32:
-    """Group normalisation with 32 groups.
+    """Return a group normalization with 32 groups.
 
     Raises:
-        ConfigError: the channels do not divide into 32 groups.
+        ConfigError: ``channels`` is not a multiple of 32.
     """
     if channels % NUM_GROUPS:
         raise ConfigError(
-            f"a layer has {channels} channels, but group normalisation needs a multiple of {NUM_GROUPS}: make the "
-            f"base width (`model_channels` or `ch`) times each entry of the multipliers a multiple of {NUM_GROUPS}."
+            f"group normalization: expected a multiple of {NUM_GROUPS} channels, got {channels}. Change the base width "
+            "(`model_channels` or `ch`) or the channel multipliers."
         )
     return GroupNorm32(NUM_GROUPS, channels, eps=eps)
 
 
-def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
-    """A convolution over ``dims`` (1, 2 or 3) axes."""
-    return _of_dims(_CONVOLUTIONS, dims)(*args, **kwargs)
+class GatedGELU(nn.Module):
+    """Half of the channels times the GELU of the other half (Shazeer 2020)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (..., 2 C) to (..., C)."""
+        value, gate = x.chunk(2, dim=-1)
+        return value * F.gelu(gate)
 
 
-def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
-    """An average pooling over ``dims`` (1, 2 or 3) axes."""
-    return _of_dims(_AVERAGE_POOLS, dims)(*args, **kwargs)
-
-
-def _of_dims(layers: dict[int, type[nn.Module]], dims: int) -> type[nn.Module]:
-    if dims not in layers:
-        raise ConfigError(f"`dims` is {dims}; expected 1, 2 or 3 (2 for images).")
-    return layers[dims]
+def sequence_in(name: str, *layers: nn.Module) -> nn.Sequential:
+    """Return layers in sequence whose names in the state dict start with ``<name>.``."""
+    return nn.Sequential(OrderedDict({name: nn.Sequential(*layers)}))
 
 
 def zero_module(module: nn.Module) -> nn.Module:
-    """Set all parameters to zero: the branch that ends here starts as no change at all."""
+    """Set all parameters to zero, so that a residual branch that ends in ``module`` starts as the identity."""
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
-    """Sinusoidal embedding, cosines first ("Attention is all you need" §3.5).
+    """Return sinusoidal embeddings, cosines first (Vaswani et al. 2017, §3.5).
 
     Args:
-        timesteps: (B,) steps, integers or fractions.
-        dim: width of the embedding; an odd width ends in one zero column.
-        max_period: longest wavelength over 2 pi.
+        timesteps: (B,) time steps, integer or fractional.
+        dim: width of the embedding; an odd width is padded with a column of zeros.
+        max_period: longest wavelength divided by 2 pi.
 
     Returns:
         (B, dim) float32 in [-1, 1].
@@ -95,16 +114,10 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention, softmax in at least float32.
+    """Map q (B, heads, L, width) and k, v (B, heads, S, width) to attention outputs (B, heads, L, width).
 
-    The fused kernels take a contiguous last axis only; for any other torch falls back to slow arithmetic without a
-    word. On a CPU half precision is slower than float32 here, so it is left.
-
-    Args:
-        q, k, v: (B, heads, L or S, width).
-
-    Returns:
-        (B, heads, L, width).
+    The softmax is computed in at least float32. The fused CUDA kernels need a contiguous last axis; other layouts fall
+    back to a slow implementation. On CPU, half precision is slower than float32, so inputs are converted.
     """
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v)
@@ -113,8 +126,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(*wide).to(q.dtype)
 
 
+def attend_multi_head(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+    """Apply :func:`attend` to heads that are adjacent in the last axis of q (B, L, C) and k, v (B, S, C)."""
+    h = attend(*(rearrange(t, "b s (h d) -> b h s d", h=num_heads) for t in (q, k, v)))
+    return rearrange(h, "b h l d -> b l (h d)")
+
+
 def run_checkpointed(function: Callable[..., Any], use_checkpoint: bool, *inputs: Any) -> Any:
-    """Call ``function``; with ``use_checkpoint`` its activations are recomputed in the backward pass."""
+    """Call ``function``; with ``use_checkpoint``, recompute its activations in the backward pass."""
     if use_checkpoint and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)

@@ -1,4 +1,4 @@
-"""How a condition reaches the denoising network."""
+"""Wrapper of the denoising network that passes the condition in the way the config selects."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
 
 
 class DiffusionWrapper(nn.Module):
-    """The denoising network under the state-dict prefix ``diffusion_model.``."""
+    """Denoising network under the state-dict prefix ``diffusion_model.``."""
 
     def __init__(self, diff_model_config: Mapping[str, Any], conditioning_key: str | None) -> None:
         """Build the network.
 
         Args:
             diff_model_config: ``{target, params}`` of the network.
-            conditioning_key: None; ``concat`` on the channels; ``crossattn`` as context; ``hybrid`` both; ``adm`` as
-                one vector per sample.
+            conditioning_key: None; ``concat``: concatenate to the channels; ``crossattn``: pass as context; ``hybrid``:
+                both; ``adm``: pass as ``y``, one class label or float vector per sample.
 
         Raises:
-            ConfigError: unknown ``conditioning_key``.
+            ConfigError: ``conditioning_key`` is unknown.
         """
         super().__init__()
         if conditioning_key not in CONDITIONING_KEYS:
             known = ", ".join(str(key) for key in CONDITIONING_KEYS)
-            raise ConfigError(f"model.params.conditioning_key '{conditioning_key}' is unknown; choose one of {known}")
+            raise ConfigError(f"model.params.conditioning_key: expected one of {known}, got {conditioning_key!r}.")
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
 
@@ -42,12 +42,12 @@ class DiffusionWrapper(nn.Module):
         Args:
             x: (B, C, H, W) noisy latent.
             t: (B,) int64 time steps.
-            c_concat: (B, c, H, W) conditions for the channels.
-            c_crossattn: (B, tokens, width) conditions for attention, or the vector of ``adm``.
-            **kwargs: passed on to the network.
+            c_concat: (B, c, H, W) conditions to concatenate.
+            c_crossattn: (B, S, width) conditions for cross-attention, or for ``adm`` (B,) labels or (B, D) vectors.
+            **kwargs: further arguments of the network.
 
         Returns:
-            what the network returns, for most (B, C, H, W).
+            Output of the network, usually (B, C, H, W).
         """
         if self.conditioning_key in ("concat", "hybrid"):
             x = torch.cat([x, *c_concat], dim=1)

@@ -1,6 +1,6 @@
-"""The text stage of LDM's text-to-image and layout models: a transformer encoder trained from scratch on BERT's tokens.
+"""Text stage of LDM's text-to-image and layout models: a transformer encoder of BERT tokens, trained from scratch.
 
-The state dict is that of the x-transformers layout LDM was trained with: ``transformer.token_emb``,
+The state dict has the layout of x-transformers, as in LDM's checkpoints: ``transformer.token_emb``,
 ``transformer.pos_emb.emb``, ``transformer.attn_layers.layers.<i>.{0 norm, 1 attention or feed-forward}``,
 ``transformer.norm``, ``transformer.to_logits``.
 
@@ -17,85 +17,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.util import attend
+from ldm.modules.attention import CrossAttention
+from ldm.modules.diffusionmodules.util import sequence_in
+from ldm.modules.encoders.base import ConditionStageBase, TextStage
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer
 from ldm.util import ConfigError, UserError
 
-NUM_HEADS, HEAD_WIDTH = 8, 64  # fixed in the family; the width of the heads does not follow D
+NUM_HEADS, HEAD_WIDTH = 8, 64  # fixed in LDM, independent of D
 INIT_DEVIATION = 0.02
 BERT_TOKENIZER = "bert-base-uncased"
 
 Tokenize = Callable[[Sequence[str]], Tensor]
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention among tokens, without a mask: padding takes part, as in LDM."""
+class SelfAttention(CrossAttention):
+    """Multi-head self-attention without a mask: padding tokens are attended to, as in LDM."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        inner = NUM_HEADS * HEAD_WIDTH
-        self.to_q = nn.Linear(width, inner, bias=False)
-        self.to_k = nn.Linear(width, inner, bias=False)
-        self.to_v = nn.Linear(width, inner, bias=False)
-        self.to_out = nn.Linear(inner, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, S, D) -> (B, S, D)."""
-        layers = (self.to_q, self.to_k, self.to_v)
-        q, k, v = (layer(x).unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2) for layer in layers)  # (B, heads, S, 64)
-        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(2))
+        super().__init__(width, heads=NUM_HEADS, dim_head=HEAD_WIDTH)
+        self.to_out = self.to_out[0]  # without dropout, whose name is not in LDM's checkpoints
 
 
-class FeedForward(nn.Module):
-    """Two layers with a hidden width of 4 D."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        entry = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU())
-        self.net = nn.Sequential(entry, nn.Identity(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, S, D) -> (B, S, D)."""
-        return self.net(x)
-
-
-class EncoderLayers(nn.Module):
-    """Attention and feed-forward in turn, each normalised before and residual."""
-
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        kinds = (SelfAttention, FeedForward) * depth
-        self.layers = nn.ModuleList(nn.ModuleList([nn.LayerNorm(width), kind(width)]) for kind in kinds)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, S, D) -> (B, S, D)."""
-        for norm, block in self.layers:
-            x = x + block(norm(x))
-        return x
-
-
-class LearnedPositions(nn.Module):
-    """A learned vector for each place in a sequence."""
-
-    def __init__(self, length: int, width: int) -> None:
-        super().__init__()
-        self.emb = nn.Embedding(length, width)
-        nn.init.normal_(self.emb.weight, std=INIT_DEVIATION)
-
-    def forward(self, count: int) -> Tensor:
-        """The first ``count`` vectors, (count, D)."""
-        return self.emb.weight[:count]
+def feed_forward(width: int) -> nn.Sequential:
+    """Return a two-layer perceptron with a hidden width of 4 D."""
+    entry = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU())
+    return sequence_in("net", entry, nn.Identity(), nn.Linear(4 * width, width))
 
 
 class Transformer(nn.Module):
-    """Token ids to embeddings.
+    """Transformer encoder from token ids to embeddings.
 
     Args:
         vocab_size: number of token ids.
-        max_seq_len: most tokens of a sequence.
+        max_seq_len: maximal number of tokens.
         width: D.
-        depth: pairs of attention and feed-forward.
-        dropout: of the token embeddings.
+        depth: number of pairs of attention and feed-forward blocks.
+        dropout: dropout probability of the token embeddings.
     """
 
     def __init__(self, vocab_size: int, max_seq_len: int, width: int, depth: int, dropout: float = 0.0) -> None:
@@ -103,44 +60,43 @@ class Transformer(nn.Module):
         self.max_seq_len = max_seq_len
         self.token_emb = nn.Embedding(vocab_size, width)
         nn.init.normal_(self.token_emb.weight, std=INIT_DEVIATION)
-        self.pos_emb = LearnedPositions(max_seq_len, width)
+        self.pos_emb = nn.ModuleDict({"emb": nn.Embedding(max_seq_len, width)})
+        nn.init.normal_(self.pos_emb["emb"].weight, std=INIT_DEVIATION)
         self.emb_dropout = nn.Dropout(dropout)
-        self.attn_layers = EncoderLayers(width, depth)
+        blocks = (block(width) for block in (SelfAttention, feed_forward) * depth)
+        layers = nn.ModuleList(nn.ModuleList([nn.LayerNorm(width), block]) for block in blocks)
+        self.attn_layers = nn.ModuleDict({"layers": layers})
         self.norm = nn.LayerNorm(width)
-        # Never run, but a part of every checkpoint; frozen, so that no process waits for its gradient.
+        # Unused, but contained in checkpoints; frozen, because DDP waits for the gradients of trainable parameters.
         self.to_logits = nn.Linear(width, vocab_size).requires_grad_(False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Embed.
-
-        Args:
-            tokens: (B, S) int64, S at most ``max_seq_len``.
-
-        Returns:
-            (B, S, D).
+        """Map ``tokens`` (B, S) int64, S at most ``max_seq_len``, to (B, S, D).
 
         Raises:
             UserError: the sequence is too long.
         """
         if tokens.shape[1] > self.max_seq_len:
             raise UserError(
-                f"sequences of {tokens.shape[1]} tokens, but cond_stage_config.params.max_seq_len is "
-                f"{self.max_seq_len}: shorten them or raise it"
+                f"cond_stage_config.params.max_seq_len: expected sequences of at most {self.max_seq_len} tokens, got "
+                f"{tokens.shape[1]}. Shorten them, or increase max_seq_len."
             )
         tokens = tokens.to(self.token_emb.weight.device)
-        x = self.token_emb(tokens) + self.pos_emb(tokens.shape[1])
-        return self.norm(self.attn_layers(self.emb_dropout(x)))
+        x = self.emb_dropout(self.token_emb(tokens) + self.pos_emb["emb"].weight[: tokens.shape[1]])
+        for norm, block in self.attn_layers["layers"]:
+            x = x + block(norm(x))
+        return self.norm(x)
 
 
-class TransformerEmbedder(nn.Module):
-    """The transformer over ready tokens.
+class TransformerEmbedder(ConditionStageBase):
+    """Transformer encoder of token ids.
 
     Args:
         n_embed: width D.
         n_layer: depth.
         vocab_size: number of token ids.
-        max_seq_len: most tokens of a sequence.
-        device: accepted for old configs and not used: the module lives where its parent is moved.
+        max_seq_len: maximal number of tokens.
+        device: accepted from old configs and ignored; the module moves with its parent.
     """
 
     def __init__(self, n_embed: int, n_layer: int, vocab_size: int, max_seq_len: int = 77, device: Any = None) -> None:
@@ -148,28 +104,24 @@ class TransformerEmbedder(nn.Module):
         self.transformer = Transformer(vocab_size, max_seq_len, n_embed, n_layer)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: (B, S) int64 -> (B, S, D)."""
+        """Map ``tokens`` (B, S) int64 to (B, S, D)."""
         return self.transformer(tokens)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Same as :meth:`forward`."""
-        return self(tokens)
 
-
-class BERTEmbedder(nn.Module):
-    """Texts, or ready tokens, to a sequence of embeddings for cross-attention.
+class BERTEmbedder(TextStage):
+    """Transformer encoder of texts, or of token ids, to a sequence of embeddings for cross-attention.
 
     Args:
         n_embed: width D.
         n_layer: depth.
         vocab_size: number of token ids.
-        max_seq_len: tokens of a text: longer ones are cut, shorter ones padded.
-        device: accepted for old configs and not used: the module lives where its parent is moved.
-        use_tokenizer: the batch holds texts; False: token ids.
-        embedding_dropout: of the token embeddings.
-        tokenizer: name or folder of a BERT tokenizer for the package transformers; or a folder with ``words.json``, or
-            that file, of our own word tokenizer. It is looked for when the first text comes.
-        allow_download: fetch a tokenizer that is not on this machine.
+        max_seq_len: tokens of a text; longer texts are truncated, shorter ones are padded.
+        device: accepted from old configs and ignored; the module moves with its parent.
+        use_tokenizer: the batch contains texts; False: token ids.
+        embedding_dropout: dropout probability of the token embeddings.
+        tokenizer: name or folder of a BERT tokenizer of transformers; or ``words.json`` or its folder, for a
+            :class:`WordTokenizer`. It is loaded with the first text.
+        allow_download: download a tokenizer that is missing on this machine.
     """
 
     def __init__(
@@ -185,45 +137,52 @@ class BERTEmbedder(nn.Module):
         allow_download: bool = False,
     ) -> None:
         super().__init__()
-        self.use_tokenizer, self.tokenizer, self.allow_download = use_tokenizer, tokenizer, allow_download
+        self.takes_texts = self.use_tokenizer = use_tokenizer
+        self.tokenizer, self.allow_download = tokenizer, allow_download
         self.vocab_size, self.max_seq_len = vocab_size, max_seq_len
         self._tokenize: Tokenize | None = None
         self.transformer = Transformer(vocab_size, max_seq_len, n_embed, n_layer, embedding_dropout)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (B, max_seq_len) int64.
+        """Return the token ids of texts, (B, max_seq_len) int64.
 
         Raises:
-            UserError: the tokenizer, or its package, is not on this machine.
-            ConfigError: it knows more tokens than ``vocab_size``.
+            UserError: the tokenizer or its package is missing on this machine.
+            ConfigError: the tokenizer has more than ``vocab_size`` tokens.
         """
         if self._tokenize is None:
             self._tokenize, size = load_tokenizer(self.tokenizer, self.max_seq_len, self.allow_download)
             if size > self.vocab_size:
                 raise ConfigError(
-                    f"cond_stage_config.params.vocab_size is {self.vocab_size}, but the tokenizer {self.tokenizer} has "
-                    f"{size} tokens: set vocab_size to at least that"
+                    f"cond_stage_config.params.vocab_size: expected at least {size}, the number of tokens of "
+                    f"{self.tokenizer}, got {self.vocab_size}. Increase it."
                 )
         return self._tokenize(list(texts))
 
     def forward(self, texts: Sequence[str] | Tensor) -> Tensor:
-        """B texts, or (B, S) int64 tokens without a tokenizer -> (B, S, D)."""
-        return self.transformer(self.tokenize(texts) if self.use_tokenizer else texts)
+        """Map B texts, or without a tokenizer token ids (B, S) int64, to (B, S, D)."""
+        return self.transformer(self.tokenize(texts) if self.takes_texts else texts)
 
-    def encode(self, texts: Sequence[str] | Tensor) -> Tensor:
-        """Same as :meth:`forward`."""
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Map B texts to (B, max_seq_len, D).
+
+        Raises:
+            ConfigError: the stage has no tokenizer.
+        """
+        if not self.takes_texts:
+            raise ConfigError(
+                "cond_stage_config.params.use_tokenizer: expected true for texts, got false. Set it to true."
+            )
         return self(texts)
-
-    def unconditional_input(self, count: int) -> list[str]:
-        """Texts that say nothing, in models trained for guidance."""
-        return [""] * count
 
 
 def load_tokenizer(name: str | os.PathLike, length: int, allow_download: bool = False) -> tuple[Tokenize, int]:
-    """A function from texts to (B, length) int64 ids, and the number of ids.
+    """Return a function from texts to (B, length) int64 token ids, and the number of token ids.
+
+    ``name`` and ``allow_download`` are arguments of :class:`BERTEmbedder`.
 
     Raises:
-        UserError: the tokenizer or the package transformers is not on this machine.
+        UserError: the tokenizer or the package transformers is missing on this machine.
     """
     words = Path(name) / WORDS_FILE if Path(name).is_dir() else Path(name)
     if words.is_file() and words.name == WORDS_FILE:
@@ -233,20 +192,17 @@ def load_tokenizer(name: str | os.PathLike, length: int, allow_download: bool = 
         from transformers import BertTokenizerFast
     except ImportError as error:
         raise UserError(
-            f"the tokenizer {name} of BERTEmbedder needs the package transformers: pip install -e .[bert]; or name a "
-            f"folder with {WORDS_FILE} in cond_stage_config.params.tokenizer, or set use_tokenizer: false and let the "
-            "data set deliver tokens"
+            f"BERTEmbedder: expected the package transformers for the tokenizer {name}. Run: pip install -e .[bert]; "
+            f"or set cond_stage_config.params.tokenizer to a folder with {WORDS_FILE}; or set use_tokenizer: false "
+            "if the data set returns tokens."
         ) from error
     try:
         bert = BertTokenizerFast.from_pretrained(str(name), local_files_only=not allow_download)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"the tokenizer {name} is not on this machine ({str(error).partition(chr(10))[0]}). Download it once where "
-            "there is a network (allow_download: true), or give its folder in cond_stage_config.params.tokenizer"
+            f"BERTEmbedder: the tokenizer {name} is missing on this machine ({str(error).partition(chr(10))[0]}). "
+            "Download it with allow_download: true, or set cond_stage_config.params.tokenizer to its folder."
         ) from error
 
-    def tokenize(texts: Sequence[str]) -> Tensor:
-        ids = bert(texts, truncation=True, max_length=length, padding="max_length")["input_ids"]
-        return torch.tensor(ids)
-
-    return tokenize, len(bert)
+    options = {"truncation": True, "max_length": length, "padding": "max_length"}
+    return (lambda texts: torch.tensor(bert(texts, **options)["input_ids"])), len(bert)

@@ -1,10 +1,10 @@
-"""The two frozen halves of a CLIP: texts to embeddings, images to embeddings.
+"""Frozen towers of a CLIP: texts to embeddings, images to embeddings.
 
-Dims: B batch, U latent units (attributes), D width of CLIP's common space, H W pixels.
+Legend: B batch, U latent units (attributes), D width of the joint space, H W pixels.
 
-Each embedder keeps only the tower it needs, so a model that uses both halves of one CLIP holds it once. Both are
-ordinary registered modules (they move with their parent) but no part of its checkpoints: their weights are found
-again by name, and the published CLIP-DisDiff checkpoints do not have them either.
+Each embedder keeps its tower only, so that a model with both embedders of one CLIP holds each weight once. Both move
+with their parent module but are excluded from its checkpoints, as in published CLIP-DisDiff checkpoints: their weights
+are loaded by name.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from einops import rearrange
+from torch import Tensor
 
+from ldm.modules.encoders.base import ConditionStageBase, TextStage
 from ldm.modules.encoders.clip_loading import find_clip, load_clip, load_tokenizer
 from ldm.util import UserError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-ENCODE_BATCH = 256  # unseen texts encoded at once: bounds the memory of a large text tower
+ENCODE_BATCH = 256  # texts encoded at once, which limits the memory of a large text tower
 
 
-class FrozenModule(nn.Module):
-    """A module that stays in eval mode, takes no gradient itself and keeps out of state dicts.
+class FrozenModule(ConditionStageBase):
+    """Module in evaluation mode that is excluded from state dicts.
 
-    Loading a checkpoint passes with ``strict=True`` whether or not it has entries under this module's prefix;
-    such entries are ignored.
+    Checkpoints load with ``strict=True`` with or without entries of this module; such entries are ignored.
     """
 
     def __init__(self) -> None:
@@ -38,47 +39,46 @@ class FrozenModule(nn.Module):
         self.register_load_state_dict_pre_hook(_keep_own_weights)
 
     def train(self, mode: bool = True) -> FrozenModule:
-        """Stay in eval mode whatever the parent does."""
+        """Keep the evaluation mode for every ``mode``."""
         return super().train(False)
 
     def state_dict(self, *args: Any, destination: dict | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Add nothing: the weights belong to the CLIP's own file."""
+        """Return no entries: the weights are stored in the file of the CLIP."""
         return {} if destination is None else destination
 
     def own_weights(self) -> dict[str, Tensor]:
-        """What an ordinary module's ``state_dict`` would hold."""
+        """Return the state dict that an ordinary module would have."""
         return super().state_dict()
 
 
 def _keep_own_weights(module: FrozenModule, state_dict: dict[str, Any], prefix: str, *_bookkeeping: Any) -> None:
-    """Answer every question of ``load_state_dict`` below ``prefix`` with what the module already holds."""
+    """Replace all entries under ``prefix`` by the current weights of the module."""
     for key in [key for key in state_dict if key.startswith(prefix)]:
         del state_dict[key]
     state_dict.update({prefix + key: value for key, value in module.own_weights().items()})
 
 
-class FrozenCLIPTextEmbedder(FrozenModule):
-    """CLIP's text tower over attribute strings: the projected feature of the end token, float32.
+class FrozenCLIPTextEmbedder(FrozenModule, TextStage):
+    """Text tower of a CLIP: the projected feature of the end token, float32.
 
     A string is encoded once, when it is first seen, and kept as a row of a table on the device. Afterwards a batch
-    costs a dictionary look-up per string and one gather, without waiting for the device.
+    costs a dictionary look-up per string and one gather, without synchronization.
 
     Args:
-        version: CLIP name or folder (:mod:`ldm.modules.encoders.clip_loading`).
-        device: accepted for old configs and not used: the module lives where its parent is moved.
-        max_length: most tokens of a text that are read, start and end included; the model's own context
-            length is the upper limit.
-        n_repeat: a flat list gives (B, n_repeat, D), the sequence that latent-diffusion's cross-attention reads; None
-            gives (B, D), as CLIP-DisDiff has it.
+        version: name or folder of the CLIP (:mod:`ldm.modules.encoders.clip_loading`).
+        device: accepted from old configs and ignored; the module moves with its parent.
+        max_length: maximal number of tokens, including start and end; at most the context length of the CLIP.
+        n_repeat: a flat list of texts gives (B, n_repeat, D), a sequence for the cross-attention of latent diffusion
+            models; None gives (B, D), as in CLIP-DisDiff.
         normalize: scale every embedding to length 1.
         weights: weight file or folder; None: see :mod:`ldm.modules.encoders.clip_loading`.
-        allow_download: fetch missing weights.
+        allow_download: download missing weights.
 
     Attributes:
-        width: D, the width of an embedding.
+        width: D.
 
     Raises:
-        UserError: the CLIP is not on this machine.
+        UserError: the CLIP is missing on this machine.
     """
 
     def __init__(
@@ -95,88 +95,68 @@ class FrozenCLIPTextEmbedder(FrozenModule):
         source = find_clip(str(version), weights, allow_download)
         self.tokenizer = load_tokenizer(source)
         self.clip = load_clip(source)
-        del self.clip.visual  # encode_text does not need it, and the image embedder has its own
+        del self.clip.visual  # unused by encode_text
         self.normalize = normalize
         self.n_repeat = n_repeat
         self.context_length = source.model_cfg["text_cfg"].get("context_length", 77)
         self.max_length = min(max_length, self.context_length)
         self._has_warned = False
         self.width = self._embed([""]).shape[1]
-        # Plain attributes, not buffers: processes see different strings, and DDP would broadcast a buffer.
-        # "" marks a unit left unset: a row of zeros. In a sequence for cross-attention it is a text like any other.
+        # Not buffers: each process sees other strings, and DDP would broadcast buffers. Without n_repeat, "" is an
+        # unset unit, encoded as zeros; in a sequence for cross-attention it is an ordinary text.
         self._rows: dict[str, int] = {"": 0} if n_repeat is None else {}
         self._table = torch.zeros(len(self._rows), self.width)
 
     @property
     def logit_scale(self) -> float:
-        """CLIP's learned inverse temperature, ``exp(s)``; similarities times it are logits."""
+        """CLIP's learned inverse temperature ``exp(s)``, the factor from similarities to logits."""
         return self.clip.logit_scale.exp().item()
 
     def forward(self, texts: Sequence[Sequence[str]] | Sequence[str]) -> Tensor:
-        """Same as :meth:`encode`."""
-        return self.encode(texts)
-
-    def encode(self, texts: Sequence[Sequence[str]] | Sequence[str]) -> Tensor:
         """Embed texts.
 
         Args:
-            texts: B lists of U strings ("" = unit left unset), or B strings.
+            texts: B lists of U strings, or B strings; without ``n_repeat``, "" is an unset unit.
 
         Returns:
-            float32 (B, U, D) for nested lists, (B, D) or (B, n_repeat, D) for a flat list; without ``n_repeat`` ""
-            gives zeros.
+            float32 (B, U, D) for nested lists, (B, D) or (B, n_repeat, D) for a flat list; zeros for unset units.
 
         Raises:
-            UserError: samples have different numbers of strings.
+            UserError: ``texts`` is not a list, or samples have different numbers of strings.
         """
         if len(texts) == 0 or isinstance(texts, str):
-            raise UserError(f"expected a list of texts or a list of lists of texts, got {texts!r}")
+            raise UserError(f"CLIP text embedder: expected a list of texts or a list of lists of texts, got {texts!r}")
         if isinstance(texts[0], str):
-            flat = self._look_up(texts)
-            return flat if self.n_repeat is None else flat[:, None].expand(-1, self.n_repeat, -1)
+            rows = self._look_up(texts)
+            return rows if self.n_repeat is None else rows[:, None].expand(-1, self.n_repeat, -1)
         num_units = {len(sample) for sample in texts}
         if len(num_units) != 1:
             raise UserError(
-                f"every sample needs the same number of attribute texts, got {sorted(num_units)} in one batch; "
-                'write "" for an attribute that is not stated'
+                "CLIP text embedder: expected the same number of attribute texts in every sample, got "
+                f'{sorted(num_units)} in one batch. Use "" for an attribute without text.'
             )
-        rows = self._look_up([text for sample in texts for text in sample])  # (B*U, D)
-        return rows.reshape(len(texts), num_units.pop(), -1)
-
-    def unconditional_input(self, count: int) -> list[str]:
-        """Texts that say nothing, in models trained for guidance."""
-        return [""] * count
+        rows = self._look_up([text for sample in texts for text in sample])
+        return rearrange(rows, "(b u) d -> b u d", b=len(texts))
 
     def vocabulary_embeddings(self, vocabulary: Sequence[Sequence[str]]) -> list[Tensor]:
-        """Embeddings of each attribute's possible texts.
-
-        Args:
-            vocabulary: for each of U attributes its W_k texts.
-
-        Returns:
-            U float32 tensors (W_k, D).
-        """
+        """Embed the W_k texts of each of U attributes: U float32 tensors (W_k, D)."""
         return [self._look_up(words) for words in vocabulary]
 
     def _look_up(self, texts: Sequence[str]) -> Tensor:
         unseen = [text for text in dict.fromkeys(texts) if text not in self._rows]
         device = self.clip.logit_scale.device
         if unseen or self._table.device != device:
-            self._learn(unseen, device)
+            # Tensors created in inference mode cannot be used in training later.
+            with torch.inference_mode(False):
+                parts = [unseen[start : start + ENCODE_BATCH] for start in range(0, len(unseen), ENCODE_BATCH)]
+                self._table = torch.cat([self._table.to(device), *map(self._embed, parts)])
+            self._rows.update(zip(unseen, range(len(self._rows), len(self._rows) + len(unseen))))
         rows = torch.tensor([self._rows[text] for text in texts], pin_memory=device.type == "cuda")
         return self._table.index_select(0, rows.to(device, non_blocking=True))
 
-    def _learn(self, unseen: list[str], device: torch.device) -> None:
-        """Add a row to the table for each new text."""
-        # Rows made under inference mode could not take part in a later training step.
-        with torch.inference_mode(False):
-            parts = [unseen[start : start + ENCODE_BATCH] for start in range(0, len(unseen), ENCODE_BATCH)]
-            self._table = torch.cat([self._table.to(device), *map(self._embed, parts)])
-        self._rows.update(zip(unseen, range(len(self._rows), len(self._rows) + len(unseen))))
-
     @torch.no_grad()
     def _embed(self, texts: list[str]) -> Tensor:
-        """The text tower itself, (N, D) float32."""
+        """Run the text tower on N texts; return (N, D) float32."""
         self._warn_of_truncation(texts)
         device = self.clip.logit_scale.device
         tokens = self.tokenizer(texts, context_length=self.max_length)
@@ -186,34 +166,30 @@ class FrozenCLIPTextEmbedder(FrozenModule):
         return F.normalize(embedding, dim=-1) if self.normalize else embedding
 
     def _warn_of_truncation(self, texts: list[str]) -> None:
-        encode = getattr(self.tokenizer, "encode", None)
-        if self._has_warned or encode is None:
+        """Warn once if a text has more than ``max_length`` tokens: the next one would not be padding."""
+        if self._has_warned:
             return
-        for text in texts:
-            if len(encode(text)) + 2 > self.max_length:
-                self._has_warned = True
-                _log.warning(
-                    "a text has %d tokens and CLIP reads %d, so its end is cut off (said once): %.80r",
-                    len(encode(text)) + 2,
-                    self.max_length,
-                    text,
-                )
-                return
+        last = self.tokenizer(["", *texts], context_length=self.max_length + 1)[:, -1]
+        too_long = (last[1:] != last[0]).tolist()
+        if any(too_long):
+            self._has_warned = True
+            text = texts[too_long.index(True)]
+            logger.warning("texts of more than %d tokens are truncated (shown once): %.80r", self.max_length, text)
 
 
 class FrozenClipImageEmbedder(FrozenModule):
-    """CLIP's image tower; gradients pass through it to the image.
+    """Image tower of a CLIP; gradients pass through it to the image.
 
     Args:
-        model: CLIP name or folder (:mod:`ldm.modules.encoders.clip_loading`).
-        jit: accepted for old configs and not used: a scripted tower gives the same numbers.
-        device: accepted for old configs and not used: the module lives where its parent is moved.
-        antialias: low-pass filter when the image has to shrink.
+        model: name or folder of the CLIP (:mod:`ldm.modules.encoders.clip_loading`).
+        jit: accepted from old configs and ignored; a scripted tower gives equal results.
+        device: accepted from old configs and ignored; the module moves with its parent.
+        antialias: apply a low-pass filter when shrinking images.
         weights: weight file or folder; None: see :mod:`ldm.modules.encoders.clip_loading`.
-        allow_download: fetch missing weights.
+        allow_download: download missing weights.
 
     Raises:
-        UserError: the CLIP is not on this machine.
+        UserError: the CLIP is missing on this machine.
     """
 
     mean: Tensor
@@ -239,28 +215,14 @@ class FrozenClipImageEmbedder(FrozenModule):
             self.register_buffer(name, values.reshape(1, 3, 1, 1))
 
     def preprocess(self, x: Tensor) -> Tensor:
-        """Resize to the tower's input and standardise as the model was trained.
-
-        Args:
-            x: (B, 3, H, W) in [-1, 1].
-
-        Returns:
-            float32 (B, 3, h, w), h and w being the tower's input size.
-        """
+        """Resize images ``x`` (B, 3, H, W) in [-1, 1] to the tower's input size h, w, and standardize: (B, 3, h, w)."""
         x = x.float()
         if x.shape[-2:] != self.image_size:
             x = F.interpolate(x, self.image_size, mode="bicubic", align_corners=True, antialias=self.antialias)
         return ((x + 1) / 2 - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embed images.
-
-        Args:
-            x: (B, 3, H, W) in [-1, 1].
-
-        Returns:
-            float32 (B, D), not normalised.
-        """
+        """Map images ``x`` (B, 3, H, W) in [-1, 1] to embeddings, float32 (B, D), not normalized."""
         features = self.visual(self.preprocess(x).to(next(self.visual.parameters()).dtype))
         features = features[0] if isinstance(features, tuple) else features  # CoCa also returns its tokens
         return features.float()

@@ -1,4 +1,4 @@
-"""Small convolutional encoders of images into unit codes (Yang et al. 2023, DisDiff).
+"""Convolutional encoders of images into the codes of units (Yang et al. 2023, DisDiff).
 
 Legend: B batch, U units, D width of a unit's code.
 """
@@ -11,40 +11,60 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.distributions import DiagonalGaussian
+from ldm.modules.encoders.base import ConditionStageBase
 from ldm.util import ConfigError
 
 _FINAL_SIDE = 4  # height and width before the linear layer
 
 
 class ResBlock(nn.Module):
-    """Residual 3x3 and 1x1 convolutions, activated before each."""
+    """Residual block of a 3x3 and a 1x1 convolution, each preceded by an activation."""
 
     def __init__(self, channels: int, bn: bool) -> None:
         super().__init__()
-        normalisation = [nn.BatchNorm2d(channels)] if bn else []
+        normalization = [nn.BatchNorm2d(channels)] if bn else []
         self.convs = nn.Sequential(
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, padding=1),
-            *normalisation,
+            *normalization,
             nn.ReLU(),
             nn.Conv2d(channels, channels, 1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) -> the same shape."""
+        """Map ``x`` (B, C, H, W) to the same shape."""
         return x + self.convs(x)
 
 
-class Encoder4(nn.Module):
+class ImageEncoder(ConditionStageBase):
+    """Base class of the encoders of images into the codes of all units.
+
+    Attributes:
+        latent_dim: width of the output, U*D; None if unknown.
+        is_random: ``forward`` samples the codes, and ``kl_loss(num_units)`` is implemented.
+    """
+
+    latent_dim: int | None = None
+    is_random = False
+
+    def mean_code(self, x: Tensor) -> Tensor:
+        """Return the output of :meth:`forward` without randomness, (B, U*D)."""
+        return self(x)
+
+
+class Encoder4(ImageEncoder):
     """Encoder of 64x64 images: four halvings, two residual blocks, one linear layer.
 
     Args:
-        d: width of the convolutions.
-        bn: batch normalisation inside the residual blocks; outside it is always there.
+        d: channels of the convolutions.
+        bn: use batch normalization inside the residual blocks.
         num_channels: channels of the images.
         latent_dim: width of the output, U*D for U units.
-        image_size: height and width of the images, 8, 16, 32, 64, ...; as many halvings as lead to 4x4 are made. None
-            is the size the class was made for: 64, for :class:`Encoder256` 256.
+        image_size: height and width of the images, 8, 16, 32, 64, ..., which are halved to 4x4; None: 64, or 256 for
+            :class:`Encoder256`.
+
+    Raises:
+        ConfigError: ``image_size`` is not 4 times a power of two.
 
     Example:
         >>> Encoder4(d=8, latent_dim=6, image_size=32)(torch.randn(2, 3, 32, 32)).shape
@@ -52,125 +72,96 @@ class Encoder4(nn.Module):
     """
 
     num_halvings = 4
+    num_moments = 1  # numbers of the last layer for each number of the code
 
     def __init__(
         self, d: int, bn: bool = True, num_channels: int = 3, latent_dim: int = 192, image_size: int | None = None
     ) -> None:
         super().__init__()
         if image_size is not None:
-            self.num_halvings = halvings_of(image_size)
+            self.num_halvings = round(math.log2(image_size / _FINAL_SIDE)) if image_size > _FINAL_SIDE else 0
+            if self.num_halvings < 1 or _FINAL_SIDE * 2**self.num_halvings != image_size:
+                raise ConfigError(
+                    "cond_stage_config.params.image_size: expected 8, 16, 32, 64, 128, ..., because the encoder halves "
+                    f"images to {_FINAL_SIDE}x{_FINAL_SIDE}, got {image_size}. Resize the images to one of these sizes."
+                )
         self.image_side = _FINAL_SIDE * 2**self.num_halvings
         self.latent_dim = latent_dim
         layers: list[nn.Module] = []
         for index in range(self.num_halvings):
             layers += [nn.Conv2d(d if index else num_channels, d, 4, stride=2, padding=1), nn.BatchNorm2d(d)]
-            if index < 2 or index == self.num_halvings - 1:  # the layers between have no activation
+            if index < 2 or index == self.num_halvings - 1:  # no activation in between
                 layers.append(nn.ReLU())
         layers += [ResBlock(d, bn), nn.BatchNorm2d(d), nn.ReLU(), ResBlock(d, bn), nn.Flatten()]
-        self.encoder = nn.Sequential(*layers, nn.Linear(d * _FINAL_SIDE**2, self.output_width))
-
-    @property
-    def output_width(self) -> int:
-        """Width of the last layer."""
-        return self.latent_dim
+        self.encoder = nn.Sequential(*layers, nn.Linear(d * _FINAL_SIDE**2, latent_dim * self.num_moments))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode.
-
-        Args:
-            x: (B, num_channels, H, W) in [-1, 1]; 64 pixels a side, 256 for :class:`Encoder256`, or ``image_size``.
-
-        Returns:
-            (B, latent_dim).
-        """
+        """Map ``x`` (B, num_channels, image_size, image_size) in [-1, 1] to (B, latent_dim)."""
         if x.shape[-2:] != (self.image_side, self.image_side):
             raise ValueError(
-                f"{type(self).__name__} takes images of {self.image_side}x{self.image_side} pixels, found "
-                f"{x.shape[-2]}x{x.shape[-1]}: resize them, or set `cond_stage_config.params.image_size`."
+                f"{type(self).__name__}: expected images of {self.image_side}x{self.image_side} pixels, got "
+                f"{x.shape[-2]}x{x.shape[-1]}. Resize them, or set `cond_stage_config.params.image_size`."
             )
         return self.encoder(x)
 
-    def mean(self, x: Tensor) -> Tensor:
-        """What :meth:`forward` returns, without its randomness if it has any: (B, latent_dim)."""
-        return self(x)
-
 
 class Encoder256(Encoder4):
-    """The same for 256x256 images: six halvings."""
+    """Encoder of 256x256 images: as :class:`Encoder4`, with six halvings."""
 
     num_halvings = 6
 
 
 class Encoder4_vae(Encoder4):
-    """:class:`Encoder4` that returns a draw from a normal distribution and remembers the distribution."""
+    """:class:`Encoder4` that returns a sample of a normal distribution.
 
+    Attributes:
+        posterior: distribution of the last forward pass, until :meth:`kl_loss` is called.
+    """
+
+    is_random = True
+    num_moments = 2
     posterior: DiagonalGaussian | None = None
 
-    @property
-    def output_width(self) -> int:
-        """Means and log-variances."""
-        return 2 * self.latent_dim
-
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, num_channels, 64, 64) in [-1, 1] -> (B, latent_dim), random."""
+        """Map ``x`` (B, num_channels, H, W) in [-1, 1] to sampled codes (B, latent_dim)."""
         self.posterior = DiagonalGaussian(super().forward(x))
         return self.posterior.sample()
 
-    def mean(self, x: Tensor) -> Tensor:
-        """x: (B, num_channels, 64, 64) in [-1, 1] -> (B, latent_dim), the same every time; nothing is remembered."""
+    def mean_code(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, num_channels, H, W) in [-1, 1] to mean codes (B, latent_dim); ``posterior`` is unchanged."""
         return DiagonalGaussian(super().forward(x)).mode()
 
     def kl_loss(self, num_units: int) -> Tensor:
-        """Divergence of the last batch from the standard normal, mean over units and samples; forgets the batch."""
+        """Return the divergence of ``posterior`` from the standard normal, averaged over units and samples."""
         if self.posterior is None:
-            raise RuntimeError("kl_loss needs a forward pass before it.")
+            raise RuntimeError("kl_loss: expected a forward pass since the last call. Call the encoder first.")
         divergence = self.posterior.kl().mean() / num_units
         self.posterior = None
         return divergence
 
 
-class _Mean(nn.Module):
-    """``encoder.mean`` as a module's call, which is what other tensors can be put in place of parameters for."""
+class _MeanCode(nn.Module):
+    """``encoder.mean_code`` as the forward pass of a module, as required by ``functional_call``."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__()
         self.encoder = encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, H, W) -> (B, latent_dim)."""
-        return mean_code(self.encoder, x)
+        """Map ``x`` (B, C, H, W) to (B, latent_dim)."""
+        return self.encoder.mean_code(x)
 
 
-def mean_code(encoder: nn.Module, x: Tensor) -> Tensor:
-    """What an encoder says of x without randomness; (B, latent_dim), of encoders that have none their output."""
-    return encoder.mean(x) if hasattr(encoder, "mean") else encoder(x)
+def mean_code_frozen(encoder: ImageEncoder, x: Tensor) -> Tensor:
+    """Return ``encoder.mean_code(x)`` in evaluation mode, with gradients to ``x`` but not to the encoder.
 
-
-def mean_code_frozen(encoder: nn.Module, x: Tensor) -> Tensor:
-    """:func:`mean_code` in evaluation mode and without a gradient to the encoder's parameters; x does get one.
-
-    Batch statistics are neither used nor updated. It is what a copy of the encoder would return, without the copy.
+    Batch statistics are neither used nor updated. The result is that of a frozen copy of the encoder, without the copy.
     """
     frozen = {f"encoder.{name}": parameter.detach() for name, parameter in encoder.named_parameters()}
     modes = {module: module.training for module in encoder.modules()}
-    reader = _Mean(encoder).eval()
+    reader = _MeanCode(encoder).eval()
     try:
         return torch.func.functional_call(reader, frozen, (x,))
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def halvings_of(image_size: int) -> int:
-    """Halvings that lead from an image to 4x4.
-
-    Raises:
-        ConfigError: there is no such number.
-    """
-    halvings = round(math.log2(image_size / _FINAL_SIDE)) if image_size > _FINAL_SIDE else 0
-    if halvings < 1 or _FINAL_SIDE * 2**halvings != image_size:
-        raise ConfigError(
-            f"cond_stage_config.params.image_size is {image_size}; the encoder halves images down to "
-            f"{_FINAL_SIDE}x{_FINAL_SIDE}, so it takes 8, 16, 32, 64, 128, ...: resize the images to one of these."
-        )
-    return halvings

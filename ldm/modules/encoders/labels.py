@@ -1,4 +1,4 @@
-"""Small condition stages of latent diffusion models: class labels, and images brought to the size of the latent.
+"""Small condition stages of latent diffusion models: class labels, and images resized to the latent.
 
 Legend: B batch, C channels, H W space.
 """
@@ -12,64 +12,74 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.modules.encoders.base import ConditionStageBase
 from ldm.util import ConfigError, UserError
 
 _METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
 
 
-class ClassEmbedder(nn.Module):
-    """A learned vector per class, as a sequence of one token for cross-attention (Rombach et al. 2022).
+class ClassEmbedder(ConditionStageBase):
+    """Learned vector per class, as a sequence of one token for cross-attention (Rombach et al. 2022).
 
     Args:
         embed_dim: width of a vector.
         n_classes: number of classes.
-        key: entry of the batch that holds the labels.
+        key: entry of the batch with the labels.
     """
+
+    takes_classes = True
 
     def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
         super().__init__()
-        self.key = key
+        self.key, self.num_classes = key, n_classes
         self.embedding = nn.Embedding(n_classes, embed_dim)
 
     def forward(self, batch: Mapping[str, Any] | Tensor, key: str | None = None) -> Tensor:
-        """Embed.
+        """Map ``batch[key]``, or the labels themselves, (B,) int64, to (B, 1, embed_dim).
 
         Args:
             batch: a batch with labels (B,) int64, or the labels.
-            key: entry to take instead of the usual one.
-
-        Returns:
-            (B, 1, embed_dim).
+            key: entry of the batch instead of that of the constructor.
 
         Raises:
             UserError: the batch has no such entry.
         """
         if isinstance(batch, Tensor):
-            return self.embedding(batch[:, None])
+            return self.encode_classes(batch)
         key = key or self.key
         if key not in batch:
             raise UserError(
-                f"ClassEmbedder reads labels from batch['{key}'], but the batch has only {', '.join(sorted(batch))}: "
-                "set cond_stage_config.params.key, or choose a data set with labels"
+                f"ClassEmbedder: expected labels in batch['{key}'], got a batch with only {', '.join(sorted(batch))}. "
+                "Set cond_stage_config.params.key, or choose a data set with labels."
             )
-        return self.embedding(batch[key][:, None])
+        return self.encode_classes(batch[key])
+
+    def encode_classes(self, labels: Tensor) -> Tensor:
+        """Embed ``labels`` (B,) int64 in [0, num_classes) as (B, 1, embed_dim)."""
+        return self.embedding(labels[:, None])
 
     def unconditional_input(self, count: int) -> Tensor:
-        """Labels (count,) that say nothing in models trained for guidance: by LDM's convention the last class."""
-        weight = self.embedding.weight
-        return torch.full((count,), len(weight) - 1, device=weight.device)
+        """Return the labels of no class for guidance, (count,): in LDM the last class."""
+        return torch.full((count,), self.num_classes - 1, device=self.embedding.weight.device)
+
+    def unconditional(self, count: int) -> Tensor:
+        """Return the condition of no class for guidance, (count, 1, embed_dim)."""
+        return self.encode_classes(self.unconditional_input(count))
 
 
-class SpatialRescaler(nn.Module):
-    """Resize an image or a map several times, then mix its channels if asked to.
+class SpatialRescaler(ConditionStageBase):
+    """Repeated resizing of an image or a map, followed by an optional 1x1 convolution.
 
     Args:
-        n_stages: how often to resize.
-        method: interpolation, one of torch's names.
-        multiplier: factor of height and width each time.
-        in_channels: channels of the input, for the mixing.
-        out_channels: channels of the output; None leaves them as they are.
-        bias: the mixing adds a constant.
+        n_stages: number of resizings.
+        method: interpolation mode of torch.
+        multiplier: factor of height and width of each resizing.
+        in_channels: channels of the input.
+        out_channels: channels of the output; None omits the convolution.
+        bias: use a bias in the convolution.
+
+    Raises:
+        ConfigError: ``n_stages`` is negative or ``method`` is unknown.
     """
 
     def __init__(
@@ -83,18 +93,14 @@ class SpatialRescaler(nn.Module):
     ) -> None:
         super().__init__()
         if n_stages < 0:
-            raise ConfigError(f"SpatialRescaler: n_stages is {n_stages}; expected 0 or more")
+            raise ConfigError(f"SpatialRescaler.n_stages: expected 0 or more, got {n_stages}.")
         if method not in _METHODS:
-            raise ConfigError(f"SpatialRescaler: method is {method!r}; expected one of {', '.join(_METHODS)}")
+            raise ConfigError(f"SpatialRescaler.method: expected one of {', '.join(_METHODS)}, got {method!r}.")
         self.n_stages, self.method, self.multiplier = n_stages, method, multiplier
         self.channel_mapper = None if out_channels is None else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, in_channels, H, W) -> (B, out_channels or in_channels, H m^n, W m^n), m multiplier, n n_stages."""
+        """Map ``x`` (B, C, H, W) to (B, C', H m^n, W m^n) with m = ``multiplier`` and n = ``n_stages``."""
         for _ in range(self.n_stages):
             x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
         return x if self.channel_mapper is None else self.channel_mapper(x)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Same as :meth:`forward`."""
-        return self(x)

@@ -1,4 +1,4 @@
-"""The conditioning encoders under the names that configs know (``ldm.modules.encoders.modules.<class>``)."""
+"""Condition stages under the names used in configs (``ldm.modules.encoders.modules.<class>``)."""
 
 from ldm.modules.encoders.bert import BERTEmbedder, TransformerEmbedder
 from ldm.modules.encoders.clip_embedders import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder

@@ -1,5 +1,4 @@
-"""Encoders that read units off images or vectors by cross-attention (Jaegle et al. 2021, Perceiver), as DisDiff has
-them beside its convolutional ones.
+"""Encoders of DisDiff that map images or vectors to units by cross-attention (Perceiver, Jaegle et al. 2021).
 
 Legend: B batch, U units, D width of a unit's query, P positions, C width of a position.
 """
@@ -10,11 +9,12 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.util import attend
-from ldm.modules.encoders.image import ResBlock
+from ldm.modules.diffusionmodules.util import GatedGELU, attend_multi_head, sequence_in
+from ldm.modules.encoders.base import ConditionStageBase
+from ldm.modules.encoders.image import ImageEncoder, ResBlock
 
 
 class Attention(nn.Module):
@@ -28,35 +28,13 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(heads * dim_head, query_dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (B, n, query_dim), context: (B, m, context_dim), None for x itself -> (B, n, query_dim)."""
-        keys_values = self.to_kv(x if context is None else context).chunk(2, dim=-1)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(x), *keys_values))
-        return self.to_out(attend(q, k, v).transpose(1, 2).flatten(2))
-
-
-class GatedGELU(nn.Module):
-    """One half of the input times the GELU of the other."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., 2 C) -> (..., C)."""
-        value, gate = x.chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
-class FeedForward(nn.Module):
-    """Two layers with a gated hidden width of 4 C."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(width, 8 * width), GatedGELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., C) -> the same shape."""
-        return self.net(x)
+        """Map ``x`` (B, n, query_dim) to the same shape; ``context`` (B, m, context_dim), None for ``x`` itself."""
+        keys, values = self.to_kv(x if context is None else context).chunk(2, dim=-1)
+        return self.to_out(attend_multi_head(self.to_q(x), keys, values, self.heads))
 
 
 class PreNorm(nn.Module):
-    """A residual block on normalised input, and on normalised context if it has one."""
+    """Pre-normalized residual block; with ``context_dim``, the context is normalized too."""
 
     def __init__(self, width: int, block: nn.Module, context_dim: int | None = None) -> None:
         super().__init__()
@@ -65,47 +43,49 @@ class PreNorm(nn.Module):
         self.norm_context = None if context_dim is None else nn.LayerNorm(context_dim)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """x: (B, n, C), context: (B, m, context_dim) -> (B, n, C)."""
+        """Map ``x`` (B, n, C) to (B, n, C), with ``context`` (B, m, context_dim)."""
         if self.norm_context is None:
             return x + self.fn(self.norm(x))
         return x + self.fn(self.norm(x), self.norm_context(context))
 
 
 def _pair(width: int, heads: int, dim_head: int, context_dim: int | None = None) -> nn.ModuleList:
-    """Attention (across, with ``context_dim``) and feed-forward."""
+    """Return attention (cross-attention with ``context_dim``) and feed-forward blocks."""
     attention = Attention(width, context_dim or width, heads, dim_head)
-    return nn.ModuleList([PreNorm(width, attention, context_dim), PreNorm(width, FeedForward(width))])
+    feed_forward = sequence_in("net", nn.Linear(width, 8 * width), GatedGELU(), nn.Linear(4 * width, width))
+    return nn.ModuleList([PreNorm(width, attention, context_dim), PreNorm(width, feed_forward)])
 
 
 def _stack(count: int, make: Callable[[], nn.ModuleList], is_tied: bool) -> nn.ModuleList:
-    """``count`` pairs; tied ones are one pair under several names."""
+    """Return ``count`` pairs; tied pairs share one set of weights under several names."""
     if not is_tied or not count:
         return nn.ModuleList(make() for _ in range(count))
     shared = make()
     return nn.ModuleList([shared] * count)
 
 
-def fourier_positions(side: int, max_freq: float, num_bands: int) -> Tensor:
-    """Coordinates of a square grid in [-1, 1] with their sines and cosines, (side^2, 2 (2 num_bands + 1))."""
-    axis = torch.linspace(-1.0, 1.0, side)
-    places = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).unsqueeze(-1)  # (side, side, 2, 1)
-    waves = places * torch.linspace(1.0, max_freq / 2, num_bands) * math.pi
-    return torch.cat([waves.sin(), waves.cos(), places], dim=-1).flatten(2).flatten(0, 1)
+def _append_positions(data: Tensor, max_freq: float, num_bands: int) -> Tensor:
+    """Append grid coordinates in [-1, 1], their sines and cosines: (B, P, C) to (B, P, C + 2 (2 num_bands + 1))."""
+    axis = torch.linspace(-1.0, 1.0, math.isqrt(data.shape[1]))
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).unsqueeze(-1)  # (side, side, 2, 1)
+    waves = grid * torch.linspace(1.0, max_freq / 2, num_bands) * math.pi
+    positions = rearrange(torch.cat([waves.sin(), waves.cos(), grid], dim=-1), "h w xy band -> (h w) (xy band)")
+    return torch.cat([data, positions.to(data).expand(len(data), -1, -1)], dim=-1)
 
 
-class PerceiverEncoder(nn.Module):
-    """Learned queries attend to convolutional features of an image, layer after layer.
+class PerceiverEncoder(ImageEncoder):
+    """Layers of cross-attention from learned queries to convolutional features of an image.
 
     Args:
         index_num: width of a unit's code.
-        depth: layers.
+        depth: number of layers.
         dim: width of the features; equal to ``latent_dim``.
         z_index_dim: number of units U.
         latent_dim: width of a query.
-        cross_heads, latent_heads: heads of the attention to, and among, the features.
+        cross_heads, latent_heads: heads of the cross-attention and of the self-attention of the features.
         cross_dim_head, latent_dim_head: widths of these heads.
-        weight_tie_layers: all layers among the features share their weights.
-        max_freq, num_freq_bands: of the positions' Fourier features.
+        weight_tie_layers: share the weights of the self-attention layers.
+        max_freq, num_freq_bands: maximal frequency and number of the Fourier features of the positions.
     """
 
     def __init__(
@@ -125,6 +105,7 @@ class PerceiverEncoder(nn.Module):
         num_freq_bands: int = 6,
     ) -> None:
         super().__init__()
+        self.latent_dim = z_index_dim * index_num  # of the output, as in ImageEncoder
         self.max_freq, self.num_freq_bands = max_freq, num_freq_bands
         half = latent_dim // 2
         self.encoder = nn.Sequential(
@@ -145,11 +126,9 @@ class PerceiverEncoder(nn.Module):
         self.fc_layer = nn.Linear(dim, index_num)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 3, H, H) in [-1, 1] -> (B, U * index_num)."""
-        features = self.encoder(images)
-        places = fourier_positions(features.shape[-1], self.max_freq, self.num_freq_bands).to(features)
-        data = features.flatten(2).transpose(1, 2)  # (B, P, C)
-        data = torch.cat([data, places.expand(len(data), -1, -1)], dim=-1)
+        """Map ``images`` (B, 3, H, H) in [-1, 1] to (B, U * index_num)."""
+        data = rearrange(self.encoder(images), "b c h w -> b (h w) c")
+        data = _append_positions(data, self.max_freq, self.num_freq_bands)
         x = self.latents.expand(len(data), -1, -1)  # (B, U, D)
         for index, (attention, feed_forward) in enumerate(self.cs_layers):
             x = feed_forward(attention(x, data))
@@ -159,20 +138,20 @@ class PerceiverEncoder(nn.Module):
         return self.fc_layer(x).flatten(1)
 
 
-class PerceiverDecoder(nn.Module):
-    """Learned queries attend to a sequence and among themselves, layer after layer.
+class PerceiverDecoder(ConditionStageBase):
+    """Layers of cross-attention from learned queries to a sequence, and of self-attention of both.
 
     Args:
-        depth: layers.
+        depth: number of layers.
         index_num: width of the output.
         dim: width of the sequence; equal to ``latent_dim``.
         z_index_dim: number of queries.
         latent_dim: width of a query.
-        cross_heads, latent_heads: heads of the attention to the sequence, and of the other two.
+        cross_heads, latent_heads: heads of the cross-attention and of the self-attention.
         cross_dim_head, latent_dim_head: widths of these heads.
         fourier_encode_data: append the Fourier features of a square grid to the sequence; ``dim`` includes them.
-        weight_tie_layers: all layers of one kind share their weights.
-        max_freq, num_freq_bands: of these features.
+        weight_tie_layers: share the weights of all self-attention layers of one kind.
+        max_freq, num_freq_bands: maximal frequency and number of the Fourier features.
     """
 
     def __init__(
@@ -202,10 +181,9 @@ class PerceiverDecoder(nn.Module):
         self.layers = _stack(depth, lambda: _pair(latent_dim, latent_heads, latent_dim_head), weight_tie_layers)
 
     def forward(self, data: Tensor) -> Tensor:
-        """data: (B, P, dim), less the Fourier features if they are appended here -> (B, z_index_dim, index_num)."""
+        """Map ``data`` (B, P, dim), without Fourier features, to (B, z_index_dim, index_num)."""
         if self.fourier_encode_data:
-            places = fourier_positions(math.isqrt(data.shape[1]), self.max_freq, self.num_freq_bands).to(data)
-            data = torch.cat([data, places.expand(len(data), -1, -1)], dim=-1)
+            data = _append_positions(data, self.max_freq, self.num_freq_bands)
         x = self.latents.expand(len(data), -1, -1)
         for index, (attention, feed_forward) in enumerate(self.cs_layers):
             x = feed_forward(attention(x, data))
@@ -217,20 +195,8 @@ class PerceiverDecoder(nn.Module):
         return self.fc_layer(x)
 
 
-class UnitMLP(nn.Module):
-    """Two layers from a vector to one unit's code."""
-
-    def __init__(self, z_dim: int, latent_dim: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(z_dim, latent_dim), nn.GELU(), nn.Linear(latent_dim, latent_dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, z_dim) -> (B, latent_dim)."""
-        return self.net(x)
-
-
-class MLP_layers(nn.Module):
-    """A small network of its own for each unit, all reading the same vector.
+class MLP_layers(ConditionStageBase):
+    """Separate perceptrons for all units that take the same vector.
 
     Args:
         z_dim: width of the vector.
@@ -240,8 +206,11 @@ class MLP_layers(nn.Module):
 
     def __init__(self, z_dim: int = 512, latent_dim: int = 256, num_latents: int = 16) -> None:
         super().__init__()
-        self.nets = nn.ModuleList(UnitMLP(z_dim, latent_dim) for _ in range(num_latents))
+        self.nets = nn.ModuleList(
+            sequence_in("net", nn.Linear(z_dim, latent_dim), nn.GELU(), nn.Linear(latent_dim, latent_dim))
+            for _ in range(num_latents)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, z_dim) -> (B, U, latent_dim)."""
+        """Map ``x`` (B, z_dim) to (B, U, latent_dim)."""
         return torch.stack([net(x) for net in self.nets], dim=1)

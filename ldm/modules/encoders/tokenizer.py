@@ -1,7 +1,7 @@
-"""A tokenizer of whole words for a closed vocabulary.
+"""Tokenizer of whole words for a closed vocabulary.
 
-The byte-pair vocabulary of CLIP has 49,408 entries: at width 128 its embedding alone would be thirty times the
-rest of a small text tower. A world that is described by a few dozen words needs only those words.
+It replaces CLIP's byte-pair vocabulary of 49,408 entries, whose embedding would be thirty times as large as the rest of
+a text tower of width 128, for data sets that are described by a few dozen words.
 """
 
 from __future__ import annotations
@@ -23,20 +23,22 @@ _WORD = re.compile(r"\w+")
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of ``text``; spaces and the punctuation between phrases only separate them."""
+    """Return the lower-case words of ``text``, which are separated by spaces and punctuation."""
     return _WORD.findall(text.lower())
 
 
 class WordTokenizer:
-    """Maps every word of a fixed list to one id, with the calling convention of open_clip's tokenizers.
+    """Tokenizer with one id per word and the calling convention of open_clip's tokenizers.
 
-    Ids: 0 is padding, ``1 .. W`` are the words in the given order, ``W + 1`` starts and ``W + 2`` ends a text.
-    The end is the largest id on purpose: open_clip pools a text at the position of its largest id
-    (``text_cfg.pool_type: argmax``).
+    Ids: 0 is padding, ``1 .. W`` are the words in the given order, ``W + 1`` is the start and ``W + 2`` the end of a
+    text. The end is the largest id because open_clip pools a text at its largest id (``text_cfg.pool_type: argmax``).
 
     Args:
-        words: the words, without repetition, in any case.
-        context_length: number of ids per text, start and end included.
+        words: distinct words, in upper or lower case.
+        context_length: number of ids per text, including start and end.
+
+    Raises:
+        ValueError: ``words`` are empty or not distinct, or ``context_length`` is below 3.
 
     Example:
         >>> WordTokenizer(["red", "floor"], context_length=5)(["red floor"]).tolist()
@@ -46,9 +48,9 @@ class WordTokenizer:
     def __init__(self, words: Sequence[str], context_length: int = 20) -> None:
         self.words = [word.lower() for word in words]
         if len(set(self.words)) != len(self.words) or not self.words:
-            raise ValueError(f"expected a list of distinct words, got {list(words)!r}")
+            raise ValueError(f"words: expected a list of distinct words, got {list(words)!r}.")
         if context_length < 3:
-            raise ValueError(f"context_length must hold start, a word and end (3), got {context_length}")
+            raise ValueError(f"context_length: expected at least 3 (start, a word, end), got {context_length}.")
         self.context_length = context_length
         self.sot_token_id = len(self.words) + 1
         self.eot_token_id = len(self.words) + 2
@@ -56,30 +58,24 @@ class WordTokenizer:
         self._ids = {word: index for index, word in enumerate(self.words, start=1)}
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the words of ``text``, without start, end and padding.
+        """Return the ids of the words of ``text``, without start, end and padding.
 
         Raises:
-            UserError: a word that is not in the list; the message names the nearest known words.
+            UserError: a word is not in the vocabulary; the message names similar words.
         """
-        return [self._id(word, text) for word in split_words(text)]
-
-    def _id(self, word: str, text: str) -> int:
-        found = self._ids.get(word)
-        if found is not None:
-            return found
+        words = split_words(text)
+        unknown = [word for word in words if word not in self._ids]
+        if not unknown:
+            return [self._ids[word] for word in words]
+        word = unknown[0]
         near = difflib.get_close_matches(word, self.words, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known words: {', '.join(self.words)}"
-        raise UserError(f"the text {text!r} has the word {word!r}, which this CLIP was not trained on; {hint}")
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"Use these words: {', '.join(self.words)}."
+        raise UserError(f"text {text!r}: expected words of the CLIP's vocabulary, got {word!r}. {hint}")
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """Token ids of texts; a text that is too long is cut and keeps its end token.
+        """Map one text or N texts to (N, context_length) int64, by default with the length of the constructor.
 
-        Args:
-            texts: one text or N texts.
-            context_length: overrides the tokenizer's own length.
-
-        Returns:
-            int64 tensor (N, context_length).
+        A text that is too long is truncated and keeps its end token.
         """
         texts = [texts] if isinstance(texts, str) else texts
         length = context_length or self.context_length
@@ -90,7 +86,7 @@ class WordTokenizer:
         return rows
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write the word list and length as JSON (atomically)."""
+        """Write the words and the context length to a JSON file, atomically."""
         with atomic_write(path) as stream:
             json.dump({"words": self.words, "context_length": self.context_length}, stream, indent=1)
 
@@ -99,13 +95,13 @@ class WordTokenizer:
         """Read a tokenizer written by :meth:`save`.
 
         Raises:
-            UserError: the file is not such a JSON file.
+            UserError: the file is missing or has another format.
         """
         try:
             stored = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(stored["words"], stored["context_length"])
-        except (OSError, ValueError, KeyError, TypeError) as err:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} is no word list: expected JSON with 'words' and 'context_length' ({err}); "
-                "copy the file from the run that trained this CLIP, or train it again"
-            ) from err
+                f"{path}: expected a word list, JSON with 'words' and 'context_length' ({error}). Copy the file from "
+                "the run that trained the CLIP, or train it again."
+            ) from error

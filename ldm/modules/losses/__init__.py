@@ -1,4 +1,4 @@
-"""Losses that hold networks of their own."""
+"""Losses that contain networks: autoencoder losses with LPIPS and a discriminator."""
 
 from ldm.modules.losses.contperceptual import DummyLoss, LPIPSWithDiscriminator
 from ldm.modules.losses.vqperceptual import VQLPIPSWithDiscriminator

@@ -1,4 +1,4 @@
-"""Loss of the KL-regularised autoencoder (Rombach et al. 2022, appendix G)."""
+"""Loss of the KL-regularized autoencoder (Rombach et al. 2022, appendix G)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class LPIPSWithDiscriminator(AdversarialReconstruction):
     """Negative log-likelihood with one learned variance, KL divergence and adversarial loss.
 
     Args:
-        disc_start: training step from which the discriminator counts.
-        logvar_init: first log-variance of the reconstruction.
+        disc_start: training step at which the adversarial terms start.
+        logvar_init: initial log-variance of the reconstruction.
         kl_weight: weight of the divergence.
-        options: keywords of :class:`AdversarialReconstruction`.
+        options: keyword arguments of :class:`AdversarialReconstruction`.
     """
 
     def __init__(self, disc_start: int, logvar_init: float = 0.0, kl_weight: float = 1.0, **options: Any) -> None:
@@ -37,20 +37,20 @@ class LPIPSWithDiscriminator(AdversarialReconstruction):
         cond: Tensor | None = None,
         split: str = "train",
     ) -> tuple[Tensor, Log]:
-        """Loss of one of the two optimisers.
+        """Return the loss of one of the two optimizers.
 
         Args:
             inputs: (B, C, H, W) in [-1, 1].
             reconstructions: (B, C, H, W).
-            posteriors: the encoder's distribution of the latent.
+            posteriors: distribution of the latent.
             optimizer_idx: 0 for the autoencoder, 1 for the discriminator.
             global_step: training step, for ``disc_start``.
-            last_layer: the decoder's last weight, needed in training with a discriminator.
-            cond: (B, C', H, W), only with ``disc_conditional``.
+            last_layer: the decoder's last weight; required in training with a discriminator.
+            cond: (B, C', H, W), with ``disc_conditional``.
             split: prefix of the log's keys.
 
         Returns:
-            scalar loss, summed over the values of an image; name -> scalar to log, detached.
+            Scalar loss, summed over the values of an image, and detached scalars to log by name.
         """
         if optimizer_idx == 1:
             return self.discriminator_loss(inputs, reconstructions, global_step, cond, split)
@@ -70,4 +70,4 @@ class LPIPSWithDiscriminator(AdversarialReconstruction):
 
 
 class DummyLoss(nn.Module):
-    """Nothing; some configs of frozen first stages name it."""
+    """Placeholder for the loss of a frozen first stage."""

@@ -1,4 +1,4 @@
-"""Loss of the vector-quantised autoencoder (Esser et al. 2021, VQGAN)."""
+"""Loss of the vector-quantized autoencoder (Esser et al. 2021, VQGAN)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class VQLPIPSWithDiscriminator(AdversarialReconstruction):
     """Reconstruction, codebook and adversarial loss.
 
     Args:
-        disc_start: training step from which the discriminator counts.
+        disc_start: training step at which the adversarial terms start.
         codebook_weight: weight of the codebook loss.
-        n_classes: number of codes; given, perplexity and usage of the codebook are logged.
-        options: keywords of :class:`AdversarialReconstruction`.
+        n_classes: number of codes; if given, perplexity and usage of the codebook are logged.
+        options: keyword arguments of :class:`AdversarialReconstruction`.
     """
 
     def __init__(
@@ -39,21 +39,16 @@ class VQLPIPSWithDiscriminator(AdversarialReconstruction):
         split: str = "train",
         predicted_indices: Tensor | None = None,
     ) -> tuple[Tensor, Log]:
-        """Loss of one of the two optimisers.
+        """Return the loss of one of the two optimizers; other arguments are those of ``LPIPSWithDiscriminator``.
 
         Args:
-            codebook_loss: scalar of the quantiser.
+            codebook_loss: scalar loss of the quantizer.
             inputs: (B, C, H, W) in [-1, 1].
             reconstructions: (B, C, H, W).
-            optimizer_idx: 0 for the autoencoder, 1 for the discriminator.
-            global_step: training step, for ``disc_start``.
-            last_layer: the decoder's last weight, needed in training with a discriminator.
-            cond: (B, C', H, W), only with ``disc_conditional``.
-            split: prefix of the log's keys.
-            predicted_indices: the codes used, any shape, for perplexity and usage.
+            predicted_indices: indices of the used codes, any shape, for perplexity and usage.
 
         Returns:
-            scalar loss; name -> scalar to log, detached.
+            Scalar loss, and detached scalars to log by name.
         """
         if optimizer_idx == 1:
             return self.discriminator_loss(inputs, reconstructions, global_step, cond, split)
@@ -76,18 +71,18 @@ class VQLPIPSWithDiscriminator(AdversarialReconstruction):
 
 @torch.no_grad()
 def codebook_statistics(indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """How evenly and how widely codes are used.
+    """Return perplexity and usage of the codebook.
 
     Args:
-        indices: codes of a batch, any shape, in 0..num_codes-1.
+        indices: codes of a batch, any shape, in [0, num_codes).
         num_codes: size of the codebook.
 
     Returns:
-        perplexity, exp of the entropy: 1 (a single code) to num_codes (all alike); number of codes used (float).
+        Perplexity, exp of the entropy of the codes, in [1, num_codes], and the number of used codes, float scalars.
     """
     indices = indices.flatten()
     ones = torch.ones_like(indices, dtype=torch.float)
-    counts = ones.new_zeros(num_codes).index_add_(0, indices, ones)  # bincount would wait for the device
+    counts = ones.new_zeros(num_codes).index_add_(0, indices, ones)  # bincount synchronizes
     frequencies = counts / counts.sum()
     perplexity = torch.exp(-(frequencies * torch.log(frequencies + 1e-10)).sum())
     return perplexity, (counts > 0).float().sum()

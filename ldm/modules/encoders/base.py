@@ -1,0 +1,42 @@
+"""Base classes of the condition stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ConditionStageBase(nn.Module):
+    """Module that turns an entry of a batch into a condition.
+
+    Attributes:
+        takes_texts: the stage implements ``encode_texts(texts)`` and ``unconditional(count)``.
+        takes_classes: the stage implements ``encode_classes(labels)``, ``unconditional(count)`` and ``num_classes``.
+    """
+
+    takes_texts = False
+    takes_classes = False
+
+    def encode(self, *inputs: Any) -> Tensor:
+        """Same as ``forward``."""
+        return self(*inputs)
+
+
+class TextStage(ConditionStageBase):
+    """Condition stage for texts."""
+
+    takes_texts = True
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Map B texts to a condition, (B, S, D) or (B, D)."""
+        return self.encode(texts)
+
+    def unconditional_input(self, count: int) -> list[str]:
+        """Return the texts of no condition for guidance: ``count`` empty strings."""
+        return [""] * count
+
+    def unconditional(self, count: int) -> Tensor:
+        """Return the condition of no text for guidance, of the shape of :meth:`encode_texts`."""
+        return self.encode_texts(self.unconditional_input(count))
