@@ -1,4 +1,4 @@
-"""First stages: autoencoders that turn images into small latents (Esser et al. 2021; Rombach et al. 2022)."""
+"""First stages: autoencoders from images to small latents (Esser et al. 2021; Rombach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ldm.models.autoencoder_base import Autoencoder, Log, psnr
 from ldm.modules.distributions import DiagonalGaussian
-from ldm.modules.losses import LPIPSWithDiscriminator
 from ldm.modules.quantize import VectorQuantizer2
 from ldm.util import ConfigError
 
@@ -18,7 +17,9 @@ __all__ = ["AutoencoderKL", "IdentityFirstStage", "VQModel", "VQModelInterface",
 
 
 class VQModel(Autoencoder):
-    """VQ-VAE / VQ-GAN: encoder, codebook, decoder, trained with the taming losses."""
+    """VQ-VAE / VQ-GAN: encoder, codebook and decoder, trained with the losses of VQGAN."""
+
+    has_codebook = True
 
     def __init__(
         self,
@@ -37,49 +38,36 @@ class VQModel(Autoencoder):
 
         Args:
             ddconfig: arguments of ``Encoder`` and ``Decoder``.
-            n_embed: number of codebook vectors.
-            embed_dim: width of a codebook vector and channels of the latent.
-            ckpt_path: weights to start from, of an autoencoder or of a latent diffusion model that holds one.
-            ignore_keys: prefixes of the state dict not to load.
-            remap: file with the codebook entries in use (taming).
+            n_embed: number of codes.
+            embed_dim: width of a code and channels of the latent.
+            ckpt_path: initial weights, see ``start_from``.
+            ignore_keys: prefixes of keys that are not loaded.
+            remap: file with the indices of the used codes.
             sane_index_shape: return code indices as (B, h, w) instead of flat.
-            init_codebook_from_data: start the codebook from vectors of the first batch.
-            revive_codes_every: replace unused codes every so many steps by encoder outputs; 0 never.
+            init_codebook_from_data: initialize the codebook with vectors of the first batch.
+            revive_codes_every: interval in steps at which unused codes are replaced by encoder outputs; 0 disables it.
             **options: see ``Autoencoder``.
         """
         super().__init__(ddconfig=ddconfig, **options)
-        self.quantize = VectorQuantizer2(
-            n_embed,
-            embed_dim,
-            beta=0.25,
-            remap=remap,
-            sane_index_shape=sane_index_shape,
-            init_from_data=init_codebook_from_data,
-            revive_every=revive_codes_every,
-        )
+        renewal = {"init_from_data": init_codebook_from_data, "revive_every": revive_codes_every}
+        self.quantize = VectorQuantizer2(n_embed, embed_dim, 0.25, remap, sane_index_shape=sane_index_shape, **renewal)
         self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
         self.start_from(ckpt_path, ignore_keys)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor, tuple]:
-        """Images (B, 3, H, W) in [-1, 1] -> quantised latent (B, C, h, w), codebook loss (), code information."""
+        """Map images (B, 3, H, W) in [-1, 1] to quantized latents (B, C, h, w), codebook loss () and code indices."""
         return self.quantize(self.encode_to_prequant(x))
 
-    def encode_to_prequant(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> latent before the codebook, (B, C, h, w).
-
-        Raises:
-            UserError: the images are not of ``ddconfig.resolution``.
-        """
-        return self.encode_features(x)
+    encode_to_prequant = Autoencoder.encode_features
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images -> reconstruction, codebook loss, flat code indices."""
+        """Return the reconstruction of images, the codebook loss and the code indices."""
         quant, codebook_loss, (_, _, indices) = self.encode(x)
         return self.decode(quant), codebook_loss, indices
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Images -> reconstruction; codebook loss and code indices."""
+        """Return the reconstruction of images, and the pair of codebook loss and code indices."""
         reconstruction, codebook_loss, indices = self(x)
         return reconstruction, (codebook_loss, indices)
 
@@ -88,43 +76,28 @@ class VQModel(Autoencoder):
     ) -> tuple[Tensor, Log]:
         """See ``Autoencoder``."""
         codebook_loss, indices = bottleneck
-        return self.loss(
-            codebook_loss,
-            x,
-            reconstruction,
-            optimizer_idx,
-            self.training_steps_done,
-            last_layer=self.get_last_layer(),
-            split=split,
-            predicted_indices=indices,
-        )
-
-    def generator_parameters(self) -> list[nn.Parameter]:
-        """See ``Autoencoder``."""
-        parts = (self.encoder, self.decoder, self.quantize, self.quant_conv, self.post_quant_conv)
-        return [parameter for part in parts for parameter in part.parameters()]
+        options = {"last_layer": self.get_last_layer(), "split": split, "predicted_indices": indices}
+        return self.loss(codebook_loss, x, reconstruction, optimizer_idx, self.training_steps_done, **options)
 
 
 class VQModelInterface(VQModel):
-    """A VQModel as the first stage of a latent diffusion model: the latent is the one before the codebook."""
+    """VQModel as the first stage of a latent diffusion model, whose latent is the one before the codebook."""
 
     def __init__(self, embed_dim: int, **kwargs: Any) -> None:
-        """Args: ``embed_dim`` and everything ``VQModel`` takes."""
+        """Build the autoencoder; see ``VQModel`` for the arguments."""
         super().__init__(embed_dim=embed_dim, **kwargs)
         self.embed_dim = embed_dim
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> latent before the codebook, (B, C, h, w)."""
-        return self.encode_to_prequant(x)
+    encode = Autoencoder.encode_features
 
     def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """Latent (B, C, h, w) -> images (B, 3, H, W); through the codebook unless told not to."""
+        """Map a latent (B, C, h, w) to images (B, 3, H, W), through the codebook unless ``force_not_quantize``."""
         quant = h if force_not_quantize else self.quantize(h)[0]
         return super().decode(quant)
 
 
 class AutoencoderKL(Autoencoder):
-    """VAE whose latent is a normal distribution held near the standard one by a small weight (LDM, KL-reg.)."""
+    """VAE with a small weight of the Kullback-Leibler divergence (LDM, KL-reg.)."""
 
     def __init__(
         self,
@@ -139,17 +112,17 @@ class AutoencoderKL(Autoencoder):
         Args:
             ddconfig: arguments of ``Encoder`` and ``Decoder``; ``double_z`` must be true.
             embed_dim: channels of the latent.
-            ckpt_path: weights to start from, of an autoencoder or of a latent diffusion model that holds one.
-            ignore_keys: prefixes of the state dict not to load.
+            ckpt_path: initial weights, see ``start_from``.
+            ignore_keys: prefixes of keys that are not loaded.
             **options: see ``Autoencoder``.
 
         Raises:
-            ConfigError: the encoder makes no mean and variance.
+            ConfigError: ``double_z`` is false.
         """
         if not ddconfig.get("double_z", True):
             raise ConfigError(
-                "ddconfig.double_z is false, but AutoencoderKL's encoder makes a mean and a variance for each channel: "
-                "set it to true, or use VQModel"
+                "ddconfig.double_z: expected true for AutoencoderKL, whose encoder returns means and variances, got "
+                "false. Set it to true, or use VQModel."
             )
         super().__init__(ddconfig=ddconfig, **options)
         self.embed_dim = embed_dim
@@ -158,49 +131,41 @@ class AutoencoderKL(Autoencoder):
         self.start_from(ckpt_path, ignore_keys)
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Images (B, 3, H, W) in [-1, 1] -> distribution of the latent (B, C, h, w)."""
+        """Map images (B, 3, H, W) in [-1, 1] to the distribution of the latent (B, C, h, w)."""
         return DiagonalGaussian(self.encode_features(x))
 
     def forward(self, x: Tensor, sample_posterior: bool = True) -> tuple[Tensor, DiagonalGaussian]:
-        """Images -> reconstruction of a drawn latent (or of its mean), and the distribution."""
+        """Return the reconstruction of a sampled latent, or of its mean, and the distribution."""
         posterior = self.encode(x)
         return self.decode(posterior.sample() if sample_posterior else posterior.mode()), posterior
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, DiagonalGaussian]:
-        """Images -> reconstruction, and the distribution; drawn in training, else of the mean: the same every time."""
+        """Return the reconstruction, of a sampled latent in training, else of its mean, and the distribution."""
         return self(x, sample_posterior=self.training)
 
     def loss_terms(
         self, x: Tensor, reconstruction: Tensor, bottleneck: DiagonalGaussian, optimizer_idx: int, split: str
     ) -> tuple[Tensor, Log]:
         """See ``Autoencoder``."""
-        return self.loss(
-            x,
-            reconstruction,
-            bottleneck,
-            optimizer_idx,
-            self.training_steps_done,
-            last_layer=self.get_last_layer(),
-            split=split,
-        )
+        options = {"last_layer": self.get_last_layer(), "split": split}
+        return self.loss(x, reconstruction, bottleneck, optimizer_idx, self.training_steps_done, **options)
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        """See ``Autoencoder``; last the variance that weighs the reconstruction error, which the references forgot."""
-        parts = (self.encoder, self.decoder, self.quant_conv, self.post_quant_conv)
-        parameters = [parameter for part in parts for parameter in part.parameters()]
-        return [*parameters, self.loss.logvar] if isinstance(self.loss, LPIPSWithDiscriminator) else parameters
+        """See ``Autoencoder``; includes the loss's own parameters, that is its variance, unlike the reference code."""
+        return [*super().generator_parameters(), *self.loss.parameters(recurse=False)]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Files of the references have no optimizer state of the variance: it starts anew."""
-        last = len(self.generator_parameters()) - 1
+        """Accept optimizer states of the reference code, which lack the variance of the loss."""
+        count = len(self.generator_parameters())
+        learned = len(list(self.loss.parameters(recurse=False)))
         for state in checkpoint.get("optimizer_states", [])[:1]:
             known = state["param_groups"][0]["params"]
-            if len(known) == last and isinstance(self.loss, LPIPSWithDiscriminator):
-                known.append(last)
+            if len(known) == count - learned:
+                known.extend(range(len(known), count))
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], N: int = 8, **options: Any) -> dict[str, Tensor]:
-        """``inputs``, ``reconstructions`` and ``samples`` of the standard normal latent, (n, 3, H, W) in [-1, 1]."""
+        """Return ``inputs``, ``reconstructions`` and ``samples`` of normal latents, (n, 3, H, W) in [-1, 1]."""
         pictures = super().log_images(batch, N, **options)
         with self.ema_scope():
             noise = torch.randn_like(self.encode(pictures["inputs"]).mean)
@@ -208,25 +173,21 @@ class AutoencoderKL(Autoencoder):
 
 
 class IdentityFirstStage(nn.Module):
-    """Stands where a first stage is expected when the diffusion model works on pixels."""
+    """First stage of diffusion models on pixels: all maps return their input."""
+
+    has_codebook = False
 
     def __init__(self, *_: Any, vq_interface: bool = False, **__: Any) -> None:
-        """Args: ``vq_interface`` makes ``quantize`` return a loss and indices too."""
+        """Build the stage; with ``vq_interface``, ``quantize`` also returns a loss and indices."""
         super().__init__()
         self.vq_interface = vq_interface
 
-    def encode(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """x, unchanged."""
-        return x
-
-    def decode(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """x, unchanged."""
-        return x
-
     def quantize(self, x: Tensor, *_: Any, **__: Any) -> Any:
-        """x, unchanged."""
+        """Return ``x``, with a loss and indices of None if ``vq_interface``."""
         return (x, None, [None, None, None]) if self.vq_interface else x
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """x, unchanged."""
+        """Return ``x``."""
         return x
+
+    encode = decode = forward

@@ -1,4 +1,4 @@
-"""How autoencoders train, whatever their bottleneck is (Esser et al. 2021; Rombach et al. 2022)."""
+"""Base class of the autoencoders: training, validation and pictures (Esser et al. 2021; Rombach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.core.optimizer import LightningOptimizer, do_nothing_closure
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -18,19 +18,23 @@ from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.inputs import check_image_size, images_from_batch
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
-from ldm.modules.losses import DummyLoss
 from ldm.util import instantiate_from_config
 
 Log = dict[str, Tensor]
 
 
 class Autoencoder(pl.LightningModule):
-    """Encoder, decoder and loss; a subclass adds the bottleneck between them and says how it enters the loss.
+    """Encoder, decoder and loss; a subclass implements the bottleneck between them.
 
-    Optimisation is manual (two optimizers take turns on each batch); gradient accumulation is therefore done here,
-    over ``accumulate_grad_batches`` batches. A step of both optimizers is one of ``global_step``, so that ``max_steps``
-    and ``disc_start`` mean what they mean in LDM.
+    Optimization is manual, with two optimizers that alternate on each batch; gradients are therefore accumulated here,
+    over ``accumulate_grad_batches`` batches. A step of both optimizers counts as one ``global_step``, so that
+    ``max_steps`` and ``disc_start`` have the meaning of LDM.
+
+    Attributes:
+        has_codebook: the latent is quantized, ``quantize`` is a module and ``decode`` takes ``force_not_quantize``.
     """
+
+    has_codebook = False
 
     def __init__(
         self,
@@ -47,10 +51,10 @@ class Autoencoder(pl.LightningModule):
         Args:
             ddconfig: arguments of ``Encoder`` and ``Decoder``.
             lossconfig: ``{target, params}`` of the loss; ``torch.nn.Identity`` for a frozen first stage.
-            image_key: entry of the batch that holds the images.
-            monitor: logged metric by which checkpoints are kept.
+            image_key: entry of the batch with the images.
+            monitor: logged metric that selects checkpoints.
             scheduler_config: learning-rate multiplier, called with the number of optimizer steps.
-            lr_g_factor: the autoencoder's learning rate over the discriminator's.
+            lr_g_factor: ratio of the autoencoder's learning rate to the discriminator's.
             use_ema: keep a moving average of all weights.
         """
         super().__init__()
@@ -67,68 +71,75 @@ class Autoencoder(pl.LightningModule):
             self.monitor = monitor
 
     def start_from(self, ckpt_path: str | None, ignore_keys: Sequence[str]) -> None:
-        """Load weights, if any, and start the moving average: the last thing a subclass does when it is built.
+        """Load weights, if any, and create the moving average; subclasses call it at the end of their constructor.
 
         Args:
-            ckpt_path: a checkpoint of an autoencoder or of a latent diffusion model that holds one; None for none.
-            ignore_keys: prefixes of the state dict not to load.
+            ckpt_path: checkpoint of an autoencoder, or of a latent diffusion model that contains one; None for none.
+            ignore_keys: prefixes of keys that are not loaded.
 
         Raises:
             UserError: see ``load_into``.
         """
         if ckpt_path is not None:
-            if isinstance(self.loss, (nn.Identity, DummyLoss)):  # a frozen stage has no use for a discriminator
+            if not self.loss.state_dict():  # such as the loss of a frozen first stage
                 ignore_keys = [*ignore_keys, "loss."]
             load_into(self, ckpt_path, ignore_keys, transform=first_stage_weights)
         if self.use_ema:
             self.model_ema = LitEma(self)
 
+    @property
+    def discriminator(self) -> nn.Module | None:
+        """Discriminator of the loss, None for a loss without one."""
+        return dict(self.loss.named_children()).get("discriminator")
+
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Any]:
-        """Images (B, 3, H, W) in [-1, 1] -> their reconstruction, and what the loss wants of the bottleneck."""
-        raise NotImplementedError(f"{type(self).__name__} must say how it reconstructs")
+        """Return the reconstruction of images (B, 3, H, W) in [-1, 1], and the bottleneck's input to the loss."""
+        raise NotImplementedError(f"{type(self).__name__} must implement reconstruct()")
 
     def loss_terms(
         self, x: Tensor, reconstruction: Tensor, bottleneck: Any, optimizer_idx: int, split: str
     ) -> tuple[Tensor, Log]:
-        """Loss of the autoencoder (0) or of the discriminator (1), and what to log of it."""
-        raise NotImplementedError(f"{type(self).__name__} must say how its bottleneck enters the loss")
+        """Return the loss of the autoencoder (0) or of the discriminator (1), and values to log."""
+        raise NotImplementedError(f"{type(self).__name__} must implement loss_terms()")
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        """What the autoencoder's optimizer gets, in the order of the family's checkpoints."""
-        raise NotImplementedError(f"{type(self).__name__} must say what is trained")
+        """Return the parameters of the autoencoder's optimizer, in the order of LDM's checkpoints."""
+        parts = [self.encoder, self.decoder, self.quant_conv, self.post_quant_conv]
+        if self.has_codebook:
+            parts.insert(2, self.quantize)
+        return [parameter for part in parts for parameter in part.parameters()]
 
     def encode_features(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> what the bottleneck sees, (B, C, h, w).
+        """Map images (B, 3, H, W) in [-1, 1] to the input of the bottleneck, (B, C, h, w).
 
         Raises:
-            UserError: the images are not of ``ddconfig.resolution``.
+            UserError: the size of the images is not ``ddconfig.resolution``.
         """
         check_image_size(x, self.resolution, "first-stage ddconfig.resolution")
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latent behind the bottleneck (B, C, h, w) -> images (B, 3, H, W), about [-1, 1]."""
+        """Map the output of the bottleneck (B, C, h, w) to images (B, 3, H, W), approximately in [-1, 1]."""
         return self.decoder(self.post_quant_conv(z))
 
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
-        """Images of a batch, (B, 3, H, W) in [-1, 1]."""
+        """Return the images of a batch, (B, 3, H, W) in [-1, 1]."""
         return images_from_batch(batch, self.image_key)
 
     def get_last_layer(self) -> nn.Parameter:
-        """The weight whose gradient balances the adversarial against the reconstruction loss."""
+        """Return the weight at which the gradients of adversarial and reconstruction loss are balanced."""
         return self.decoder.conv_out.weight
 
     @property
     def training_steps_done(self) -> int:
-        """Steps done before this one, as ``disc_start`` counts them; 0 outside of training."""
+        """Number of completed training steps, for ``disc_start``; 0 without a trainer."""
         return 0 if self._trainer is None else self.trainer.global_step
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """One step of the autoencoder, then one of the discriminator if there is one; returns the former's loss."""
+        """Update the autoencoder, then the discriminator, if any; return the loss of the autoencoder."""
         x = self.get_input(batch)
         reconstruction, bottleneck = self.reconstruct(x)
-        optimizers = self.optimizers()
-        optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
+        optimizers = _as_list(self.optimizers())
         update = (batch_idx + 1) % self.accumulate_grad_batches == 0 or self.trainer.is_last_batch
         losses = []
         for index, optimizer in enumerate(optimizers):
@@ -145,49 +156,42 @@ class Autoencoder(pl.LightningModule):
             self.log_dict(log, prog_bar=False, batch_size=len(x))
             losses.append(loss.detach())
         if update:
-            for scheduler in self._schedulers():
+            for scheduler in _as_list(self.lr_schedulers()):
                 scheduler.step()
         self.log("train/loss", losses[0], prog_bar=True, batch_size=len(x))
         self.log("train/psnr", psnr(reconstruction.detach(), x).mean(), prog_bar=True, batch_size=len(x))
-        # A tensor on the CPU stays there; a number would be copied to the device, which waits for it.
+        # Logged as a CPU tensor: a number would be copied to the device, which synchronizes.
         self.log("train/epoch_num", torch.tensor(float(self.current_epoch)), batch_size=len(x))
         return losses[0]
 
-    def _schedulers(self) -> list[LambdaLR]:
-        schedulers = self.lr_schedulers()
-        if schedulers is None:
-            return []
-        return schedulers if isinstance(schedulers, list) else [schedulers]
-
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The averaged weights move along with training."""
+        """Return the callback that updates the averaged weights, with ``use_ema``."""
         return [AverageWeights(self.model_ema, self)] if self.use_ema else []
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log ``val/*`` losses, ``val/rec_loss`` and ``val/psnr`` of the averaged (if any) weights."""
+        """Log the losses ``val/*`` and ``val/psnr`` of the averaged weights, or of the trained ones without average."""
         x = self.get_input(batch)
         with self.ema_scope():
             reconstruction, bottleneck = self.reconstruct(x)
-            for index in range(2 if getattr(self.loss, "discriminator", None) is not None else 1):
+            for index in range(1 if self.discriminator is None else 2):
                 _, log = self.loss_terms(x, reconstruction, bottleneck, index, "val")
                 self.log_dict(log, batch_size=len(x), sync_dist=True)
         self.log("val/psnr", psnr(reconstruction, x).mean(), prog_bar=True, batch_size=len(x), sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log ``figure/psnr``: mean over images of the peak signal-to-noise ratio, dB on [0, 1]."""
+        """Log ``figure/psnr``, the mean over images of the peak signal-to-noise ratio in dB."""
         x = self.get_input(batch)
         with self.ema_scope():
             reconstruction, _ = self.reconstruct(x)
         self.log("figure/psnr", psnr(reconstruction, x).mean(), batch_size=len(x), sync_dist=True)
 
     def configure_optimizers(self) -> Any:
-        """Adam(0.5, 0.9) for the autoencoder and, if the loss has one, for the discriminator."""
+        """Return Adam(0.5, 0.9) for the autoencoder and, if the loss has one, for the discriminator."""
         rates = {"betas": (0.5, 0.9)}
         generator = self.generator_parameters()
         optimizers = [torch.optim.Adam(generator, lr=self.lr_g_factor * self.learning_rate, **rates)]
-        discriminator = getattr(self.loss, "discriminator", None)
-        if discriminator is not None:
-            optimizers.append(torch.optim.Adam(discriminator.parameters(), lr=self.learning_rate, **rates))
+        if self.discriminator is not None:
+            optimizers.append(torch.optim.Adam(self.discriminator.parameters(), lr=self.learning_rate, **rates))
         if self.scheduler_config is None:
             return optimizers, []
         factor = instantiate_from_config(self.scheduler_config)
@@ -195,7 +199,7 @@ class Autoencoder(pl.LightningModule):
 
     @contextlib.contextmanager
     def ema_scope(self) -> Iterator[None]:
-        """Within it, the averaged weights are in place of the trained ones; without an average it does nothing."""
+        """Use the averaged weights within the context; without ``use_ema``, do nothing."""
         if not self.use_ema:
             yield
             return
@@ -208,34 +212,32 @@ class Autoencoder(pl.LightningModule):
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], N: int = 8, **_: Any) -> dict[str, Tensor]:
-        """``inputs`` and ``reconstructions``, (n, 3, H, W) in [-1, 1] with n at most ``N``."""
+        """Return ``inputs`` and ``reconstructions``, (n, 3, H, W) in [-1, 1] with n at most ``N``."""
         x = self.get_input(batch)[:N].to(self.device)
         with self.ema_scope():
             return {"inputs": x, "reconstructions": self.reconstruct(x)[0].clamp(-1, 1)}
 
 
+def _as_list(parts: Any) -> list[Any]:
+    """Return Lightning's optimizers or schedulers, which are None, a single one or a list, as a list."""
+    return [] if parts is None else parts if isinstance(parts, list) else [parts]
+
+
 def _leave_uncounted(optimizer: LightningOptimizer) -> None:
-    """Keep this batch's step of the optimizer out of ``global_step``, where Lightning adds up all optimizers' steps.
+    """Exclude the optimizer's step of this batch from ``global_step``, Lightning's total over all optimizers.
 
-    Lightning has no public switch for it; it sets both hooks anew for every batch.
+    Lightning has no public option for it, and sets both hooks again for every batch.
     """
-    optimizer._on_before_step = optimizer._on_after_step = _do_nothing
-
-
-def _do_nothing() -> None:
-    pass
+    optimizer._on_before_step = optimizer._on_after_step = do_nothing_closure
 
 
 def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio per image in dB, (B,), of images in [-1, 1] mapped to [0, 1] and clamped."""
-    error = (
-        F.mse_loss((reconstruction.clamp(-1, 1) + 1) / 2, (images.clamp(-1, 1) + 1) / 2, reduction="none")
-        .flatten(1)
-        .mean(1)
-    )
+    """Return the peak signal-to-noise ratio of each image in dB, (B,), of images in [-1, 1] clamped to [0, 1]."""
+    first, second = ((x.clamp(-1, 1) + 1) / 2 for x in (reconstruction, images))
+    error = F.mse_loss(first, second, reduction="none").flatten(1).mean(1)
     return -10 * torch.log10(error.clamp_min(1e-10))
 
 
 def first_stage_weights(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The first stage's part of a latent diffusion checkpoint; any other state dict unchanged."""
+    """Return the weights of the first stage in a latent diffusion checkpoint; other state dicts unchanged."""
     return strip_prefix(state, "first_stage_model.") or state

@@ -1,4 +1,4 @@
-"""When the moving average of a model's weights moves."""
+"""Callback that updates the moving average of a model's weights."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ from ldm.modules.ema import LitEma
 
 
 class AverageWeights(pl.Callback):
-    """Moves the average along after every training batch, accumulated ones included (as in LDM).
+    """Updates the moving average after every training batch, including accumulated ones, as in LDM.
 
-    A callback and not the model's own hook: Lightning runs callbacks first and checkpoints last among them, so
-    that a checkpoint holds the average of the very step it is named after.
+    It is a callback instead of a hook of the model, because Lightning runs callbacks before hooks and checkpoint
+    callbacks last: a checkpoint therefore contains the average of the step that it is named after.
 
     Args:
         average: the moving average.
-        network: what it averages.
+        network: the averaged network.
     """
 
     def __init__(self, average: LitEma, network: nn.Module) -> None:
         self._average, self._network = average, network
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Move the average towards the network."""
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Update the average."""
         self._average(self._network)

@@ -1,4 +1,4 @@
-"""From a batch as the data room delivers it to the tensors a model computes with."""
+"""Conversion of a batch of the data loader to the tensors that a model computes with."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from ldm.util import UserError
 
 
 def batch_value(batch: Mapping[str, Any], key: str) -> Any:
-    """``batch[key]``.
+    """Return ``batch[key]``.
 
     Raises:
-        UserError: the data set does not deliver ``key``; says what it does deliver.
+        UserError: the batch has no ``key``; its entries are listed.
     """
     if key not in batch:
         raise UserError(
-            f"the batch has no '{key}', only {', '.join(sorted(batch))}: choose a data set (data.params.train) that "
-            f"delivers '{key}', or name another key in the model's first_stage_key, cond_stage_key or image_key"
+            f"batch: expected an entry {key!r}, got {', '.join(sorted(batch))}. Choose a data set (data.params.train) "
+            f"with {key!r}, or set the model's first_stage_key, cond_stage_key or image_key to another entry"
         )
     return batch[key]
 
 
 def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
-    """Images for a network.
+    """Return the images of a batch for a network.
 
     Args:
         batch: ``batch[key]`` is (B, H, W, C) or (B, H, W), uint8 in [0, 255] or float in [-1, 1].
-        key: which entry to take.
+        key: entry of the batch.
 
     Returns:
         (B, C, H, W) contiguous float in [-1, 1] on the batch's device.
@@ -41,7 +41,7 @@ def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
     images = batch_value(batch, key)
     if not isinstance(images, Tensor) or images.ndim not in (3, 4):
         found = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-        raise UserError(f"batch['{key}']: expected images of shape (B, H, W, C) or (B, H, W), found {found}")
+        raise UserError(f"batch['{key}']: expected images of shape (B, H, W, C) or (B, H, W), got {found}")
     if images.ndim == 3:
         images = images.unsqueeze(-1)
     images = images.permute(0, 3, 1, 2)
@@ -51,7 +51,7 @@ def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
 
 
 def check_image_size(images: Tensor, expected: int, where: str) -> None:
-    """Compare the images' height and width with what the network was configured for.
+    """Compare the images' height and width with the network's configuration.
 
     Raises:
         UserError: they differ.
@@ -59,6 +59,6 @@ def check_image_size(images: Tensor, expected: int, where: str) -> None:
     height, width = images.shape[-2:]
     if (height, width) != (expected, expected):
         raise UserError(
-            f"images of {height} x {width} pixels, but {where} says {expected} x {expected}: set the data set's size "
-            f"(data.params.*.params.size) to {expected} or {where} to {height}"
+            f"{where}: expected images of {expected} x {expected} pixels, got {height} x {width}. Set the data set's "
+            f"size (data.params.*.params.size) to {expected}, or {where} to {height}"
         )

@@ -1,9 +1,9 @@
-"""A factor judge: reads the factor values off an image, so that generated images can be scored.
+"""Factor judge: a classifier of the factor values of images, for scoring generated images.
 
-It is trained on real images of a data set with ground-truth factors and never sees a generated one; light blur,
-noise and brightness changes keep it from leaning on details that only real images have.
+It is trained on real images of a data set with ground-truth factors only; random blur, noise and brightness reduce its
+reliance on details that generated images lack.
 
-Dims: B batch, H W space, F factors, V_k values of factor k.
+Legend: B batch, H W space, F factors, V_k values of factor k.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ldm.data.factors import factor_space
+from ldm.data.factors import FactorSpace, factor_space
+from ldm.data.traits import vocabulary_of
 from ldm.lr_scheduler import LambdaWarmUpCosineScheduler
 from ldm.models.inputs import check_image_size, images_from_batch
 from ldm.util import ConfigError, UserError
@@ -32,17 +33,17 @@ class JudgeNetwork(nn.Module):
     """Strided convolutions down to 4 x 4, one hidden layer, one linear head per factor.
 
     Args:
-        sizes: V_k, the number of values of each of the F factors.
+        sizes: number of values V_k of each of the F factors.
         image_size: H = W in pixels, a power of two, at least 16.
-        channels: Width of the first convolution; it doubles with each halving of the side, up to four times.
-        hidden: Width of the hidden layer.
+        channels: channels of the first convolution, doubled with each halving of the side up to four times.
+        hidden: width of the hidden layer.
     """
 
     def __init__(self, sizes: Sequence[int], image_size: int, channels: int, hidden: int) -> None:
         super().__init__()
         halvings = int(math.log2(image_size)) - 2
         if image_size < 16 or 4 * 2**halvings != image_size:
-            raise ConfigError(f"FactorJudge: image_size must be a power of two of at least 16, found {image_size}.")
+            raise ConfigError(f"FactorJudge.image_size: expected a power of two of at least 16, got {image_size}.")
         widths = [3] + [channels * min(2**level, 4) for level in range(halvings)]
         layers: list[nn.Module] = []
         for level in range(halvings):
@@ -57,19 +58,15 @@ class JudgeNetwork(nn.Module):
         return [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Logits (B, V_k) of each factor. ``images``: (B, 3, H, W) float in [-1, 1]."""
+        """Return the logits of each factor, (B, V_k), of images (B, 3, H, W) in [-1, 1]."""
         features = self.features(images)  # (B, hidden)
         return [head(features) for head in self.heads]
 
 
 def soften(images: Tensor) -> Tensor:
-    """Blur, brightness and noise of random strength for each image, mild as in samples of a diffusion model.
+    """Apply blur, brightness and noise of random strength to each image, as mild as in samples of a diffusion model.
 
-    Args:
-        images: (B, 3, H, W) float in [-1, 1].
-
-    Returns:
-        (B, 3, H, W) float, clipped to [-1, 1]. Draws from torch's global generator of the images' device.
+    Images are (B, 3, H, W), clamped to [-1, 1]. Random numbers are drawn from the global generator of the device.
     """
     shape = (len(images), 1, 1, 1)
 
@@ -78,25 +75,26 @@ def soften(images: Tensor) -> Tensor:
 
     kernel = torch.tensor([0.25, 0.5, 0.25], device=images.device, dtype=images.dtype)
     kernel = (kernel[:, None] * kernel).expand(3, 1, 3, 3)
-    padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
-    images = images.lerp(functional.conv2d(padded, kernel, groups=3), strength(0.0, 1.0))
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    images = images.lerp(F.conv2d(padded, kernel, groups=3), strength(0.0, 1.0))
     images = images * strength(0.9, 1.1) + strength(-0.1, 0.1)
     return (images + strength(0.0, 0.1) * torch.randn_like(images)).clamp(-1, 1)
 
 
 class FactorJudge(pl.LightningModule):
-    """Classifies every factor of an image.
+    """Classifier of every factor of an image.
 
     Args:
-        space: Name of the factor space (``ldm.data.factors.factor_space``) whose values are to be told apart.
+        space: factors of the data set: a name for ``ldm.data.factors.factor_space``, or the arguments of a
+            ``FactorSpace`` (names and sizes).
         image_size: H = W of the images in pixels.
-        channels: Width of the network's first layer.
-        hidden: Width of its last but one layer.
-        weight_decay: AdamW's.
-        image_key: Key of the images in a batch.
+        channels: channels of the first layer.
+        hidden: width of the hidden layer.
+        weight_decay: weight decay of AdamW.
+        image_key: entry of the batch with the images.
 
     Attributes:
-        learning_rate: AdamW's peak rate; the config's ``base_learning_rate`` sets it.
+        learning_rate: peak learning rate, set from ``base_learning_rate`` of the config.
 
     Example:
         >>> judge = FactorJudge(space="shapes3d", image_size=32)
@@ -106,7 +104,7 @@ class FactorJudge(pl.LightningModule):
 
     def __init__(
         self,
-        space: str = "shapes3d",
+        space: str | Mapping[str, Any] = "shapes3d",
         image_size: int = 32,
         channels: int = 32,
         hidden: int = 256,
@@ -115,114 +113,101 @@ class FactorJudge(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.space = factor_space(space)
+        self.space = factor_space(space) if isinstance(space, str) else FactorSpace(**space)
         self.network = JudgeNetwork(self.space.factors_num_values, image_size, channels, hidden)
         self.image_size, self.weight_decay, self.image_key = image_size, weight_decay, image_key
         self.learning_rate = 3e-3
 
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
-        """Images (B, 3, H, W) float in [-1, 1]; ``UserError`` if they have another size than the network's."""
+        """Return the images of a batch, (B, 3, H, W) in [-1, 1], of the size of the network."""
         images = images_from_batch(batch, self.image_key)
         check_image_size(images, self.image_size, "model.params.image_size")
         return images
 
     @torch.no_grad()
     def predict_values(self, images: Tensor) -> Tensor:
-        """The most probable value of each factor.
-
-        Args:
-            images: (B, 3, H, W) float in [-1, 1].
-
-        Returns:
-            (B, F) int64.
+        """Return the most probable value of each factor, (B, F) int64, of images (B, 3, H, W) in [-1, 1].
 
         Raises:
-            ValueError: The images have another size than the judge was trained on.
+            ValueError: the size of the images is not ``image_size``.
         """
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
-                f"The judge reads images of shape (B, 3, {self.image_size}, {self.image_size}), found "
-                f"{tuple(images.shape)}. Train a judge on images of that size."
+                f"FactorJudge: expected images of shape (B, 3, {self.image_size}, {self.image_size}), got "
+                f"{tuple(images.shape)}. Use a judge trained on images of that size."
             )
         return torch.stack([logits.argmax(dim=1) for logits in self.network(images)], dim=1)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Sum of the factors' cross-entropies on softened images."""
+        """Return the sum of the cross-entropies of all factors on softened images."""
         logits = self.network(soften(self.get_input(batch)))
-        losses = [functional.cross_entropy(logit, batch["factors"][:, k]) for k, logit in enumerate(logits)]
+        losses = [F.cross_entropy(logit, batch["factors"][:, k]) for k, logit in enumerate(logits)]
         loss = torch.stack(losses).sum()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["factors"]))
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Share of right values, mean over factors."""
+        """Log the share of correct values, averaged over factors."""
         hits = self.predict_values(self.get_input(batch)) == batch["factors"]
         self.log("val/value_accuracy", hits.float().mean(), batch_size=len(hits), prog_bar=True, sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Shares of right attribute words and of right values, mean over factors and for each factor."""
+        """Log the shares of correct attribute words and of correct values, of all factors and of each factor."""
         values, factors = self.predict_values(self.get_input(batch)), batch["factors"]
-        words, asked = self._words(values), self._words(factors)
-        figures = {
-            "figure/judge_accuracy": (words == asked).mean(),
-            "figure/judge_value_accuracy": (values == factors).float().mean(),
-        }
+        words, true_words = self._words(values), self._words(factors)
+        word_hits = torch.as_tensor(words == true_words, dtype=torch.float32, device=self.device)
+        value_hits = (values == factors).float()
+        figures = {"figure/judge_accuracy": word_hits.mean(), "figure/judge_value_accuracy": value_hits.mean()}
         for k, name in enumerate(self.space.factor_names):
-            figures[f"test/word_accuracy/{name}"] = (words[:, k] == asked[:, k]).mean()
-            figures[f"test/value_accuracy/{name}"] = (values[:, k] == factors[:, k]).float().mean()
-        options = {"dtype": torch.float32, "device": self.device}
-        figures = {name: torch.as_tensor(value, **options) for name, value in figures.items()}
+            figures[f"test/word_accuracy/{name}"] = word_hits[:, k].mean()
+            figures[f"test/value_accuracy/{name}"] = value_hits[:, k].mean()
         self.log_dict(figures, on_epoch=True, batch_size=len(values), sync_dist=True)
 
     def _words(self, values: Tensor) -> np.ndarray:
-        """Word numbers (B, F) by the vocabulary of the data set under test; the values where it has none."""
-        vocabulary = getattr(self.trainer.test_dataloaders.dataset, "vocabulary", None)
+        """Return the word indices (B, F) in the vocabulary of the test data set; the values if it has none."""
+        vocabulary = vocabulary_of(self.trainer.test_dataloaders.dataset)
         values = values.cpu().numpy()
         return values if vocabulary is None else vocabulary.word_labels(values)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], N: int = 16, **options: Any) -> dict[str, Tensor]:
-        """The first ``N`` images as they are and as the judge is trained on them; other options do nothing."""
+        """Return the first ``N`` images and their softened versions; other options are ignored."""
         images = self.get_input(batch)[:N]
         return {"inputs": images, "softened": soften(images)}
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW, a short linear warm-up and one cosine down to zero at the last step."""
+        """Return AdamW with a short linear warm-up and a cosine decay to zero at the last step."""
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
-            raise ConfigError("FactorJudge's cosine needs an end: set lightning.trainer.max_steps or max_epochs.")
+            raise ConfigError("FactorJudge: expected a limit of steps. Set lightning.trainer.max_steps or max_epochs.")
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
-        factor = LambdaWarmUpCosineScheduler(
-            warm_up_steps=max(1, round(WARM_UP_SHARE * steps)),
-            lr_min=0.0,
-            lr_max=1.0,
-            lr_start=0.05,
-            max_decay_steps=max(2, int(steps)),
-        )
+        warm_up = max(1, round(WARM_UP_SHARE * steps))
+        rates = {"lr_min": 0.0, "lr_max": 1.0, "lr_start": 0.05}
+        factor = LambdaWarmUpCosineScheduler(warm_up, max_decay_steps=max(2, int(steps)), **rates)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def load_judge(path: str | Path) -> FactorJudge:
-    """Load a trained judge, frozen and in evaluation mode, on the CPU.
+    """Load a trained judge on the CPU, frozen and in evaluation mode.
 
     Args:
-        path: A checkpoint file, or a run folder, whose ``checkpoints/last.ckpt`` is taken.
+        path: checkpoint file, or run folder, of which ``checkpoints/last.ckpt`` is loaded.
 
     Raises:
-        UserError: No such file, a damaged one, or not a judge's checkpoint.
+        UserError: the file is missing, damaged or not a checkpoint of a judge.
     """
     path = Path(path)
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
-            f"No factor judge at {path}. Train one: python main.py --base "
+            f"{path}: expected a checkpoint of a factor judge, got no such file. Train one: python main.py --base "
             "configs/quickstart/world.yaml configs/quickstart/judge.yaml -t -n judge"
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         judge = FactorJudge(**checkpoint["hyper_parameters"])
         judge.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as err:
-        raise UserError(f"{path} is not a checkpoint of a FactorJudge: {err}") from err
+    except (KeyError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: expected a checkpoint of a FactorJudge ({error}). Train one or copy it.") from error
     return judge.eval().requires_grad_(False)

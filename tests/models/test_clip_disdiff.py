@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from stand_ins import TINY_UNET, vq_config
 
+from ldm.diffusion.samplers import DDIMSampler
 from ldm.models.diffusion.methods.clip_disdiff.model import CLIPDisDiff
 from ldm.util import ConfigError, UserError
 
 TEXTS = [["red floor", "green wall"], ["blue floor", "pink wall"], ["red floor", ""]]
+STAGE = {"text_encoder": {"target": "stand_ins.HashedText"}, "image_encoder": {"target": "stand_ins.LinearImage"}}
 
 
 def build(**params):
@@ -16,10 +20,7 @@ def build(**params):
             "target": "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel",
             "params": {**unet, **params.pop("unet", {})},
         },
-        cond_stage_config={
-            "text_encoder": {"target": "stand_ins.HashedText"},
-            "image_encoder": {"target": "stand_ins.LinearImage"},
-        },
+        cond_stage_config=params.pop("cond_stage_config", STAGE),
         first_stage_config=vq_config(),
         image_size=8,
         channels=4,
@@ -81,18 +82,18 @@ def test_guidance_scales_and_only_selects_per_sample():
     cond = model.encode_text(TEXTS[:2])
     base, out = model.apply_model(x, t, None), model.gradients(x, t, cond)
     scale = model.gradient_scale(t, x)
-    torch.testing.assert_close(model.apply_model(x, t, cond._replace(guidance=2.0)), base + 2 * scale * out.out_grad)
-    only = model.apply_model(x, t, cond._replace(only=torch.tensor([1, 0])))
+    torch.testing.assert_close(model.apply_model(x, t, replace(cond, guidance=2.0)), base + 2 * scale * out.out_grad)
+    only = model.apply_model(x, t, replace(cond, only=torch.tensor([1, 0])))
     torch.testing.assert_close(only, base + scale * torch.stack([out.unit_grad[0, 1], out.unit_grad[1, 0]]))
 
 
 def test_edits_of_the_same_noise_repeat_and_follow_the_text():
     model = build().eval()
     x_T = torch.randn(2, *model.latent_shape)
-    first = model.sample_edit(TEXTS[:2], x_T, num_steps=5)
-    torch.testing.assert_close(first, model.sample_edit(TEXTS[:2], x_T, num_steps=5))
+    first = model.sample_edit(TEXTS[:2], x_T, sampler=DDIMSampler(5))
+    torch.testing.assert_close(first, model.sample_edit(TEXTS[:2], x_T, sampler=DDIMSampler(5)))
     conditions = [model.encode_text(texts) for texts in (TEXTS[:2], [["green floor", "green wall"]] * 2)]
-    own, other = (model.sample(x_T, cond, num_steps=5, eta=0.0) for cond in conditions)
+    own, other = (model.sample(x_T, cond, sampler=DDIMSampler(5, eta=0.0)) for cond in conditions)
     assert (own - other).abs().max() > 1e-4
     assert first.shape == (2, 3, 32, 32)
     assert first.abs().max() <= 1
@@ -131,8 +132,8 @@ def test_a_swap_is_a_change_of_text():
 @pytest.mark.parametrize(
     ("batch", "words"),
     [
-        ({"image": torch.zeros(1, 32, 32, 3, dtype=torch.uint8)}, "no 'text'"),
-        (batch_of([["red floor"]]), "latent_unit is 2"),
+        ({"image": torch.zeros(1, 32, 32, 3, dtype=torch.uint8)}, "entry 'text'"),
+        (batch_of([["red floor"]]), "expected 2 attributes"),
         (batch_of([["a", "b", "c"]]), "3 attributes"),
         ({"image": torch.zeros(1, 64, 64, 3), "text": [["a", "b"]]}, "64 x 64"),
     ],

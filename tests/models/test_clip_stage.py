@@ -138,7 +138,7 @@ def test_schedule_multiplies_the_learning_rate():
 
 def test_wrong_image_size_and_missing_text():
     model = WorldCLIP(**PARAMS)
-    with pytest.raises(UserError, match="32 x 32.*16 x 16"):
+    with pytest.raises(UserError, match="16 x 16 pixels, got 32 x 32"):
         model.get_input({"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8)})
     with pytest.raises(UserError, match="caption_mask"):
         model.training_step({"image": torch.zeros(2, 16, 16, 3, dtype=torch.uint8), "text": ["a", "b"]}, 0)

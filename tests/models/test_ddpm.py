@@ -5,6 +5,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from stand_ins import TINY_UNET, vq_config
 from torch.utils.data import DataLoader
 
+from ldm.diffusion.conditions import TensorCondition
+from ldm.diffusion.samplers import DDIMSampler, DPMSolverSampler
 from ldm.models.diffusion.ddpm import DDPM, LatentDiffusion
 from ldm.util import ConfigError, UserError
 
@@ -66,7 +68,7 @@ def test_time_steps_lean_towards_noise_in_training_alone():
     assert even.min() == 0 and even.max() == 19 and leaning.max() == 19
     assert even.float().mean().item() == pytest.approx(9.5, abs=0.1) == resting.float().mean().item()
     assert (leaning < 10).float().mean().item() == pytest.approx(0.25, abs=0.01)  # P(u^(1/2) < 1/2)
-    with pytest.raises(ConfigError, match="noise_bias is 0.0"):
+    with pytest.raises(ConfigError, match="noise_bias.*got 0.0"):
         build(noise_bias=0.0)
 
 
@@ -85,7 +87,7 @@ def test_noise_and_start_are_two_views_of_one_prediction(parameterization):
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([3, 17])
     eps = model.denoiser(None)(x, t)
     x0 = model.start_from_prediction(x, t, model.apply_model(x, t, None))
-    torch.testing.assert_close(model.predict_start_from_noise(x, t, eps), x0, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.schedule.predict_start_from_noise(x, t, eps), x0, atol=1e-4, rtol=1e-4)
 
 
 def test_loss_is_the_sum_of_its_terms():
@@ -118,7 +120,7 @@ def test_pixels_without_a_first_stage():
     model = DDPM(unet_config=UNET, image_size=8, channels=4, timesteps=10, monitor=None)
     loss, _ = model.p_losses(torch.randn(2, 4, 8, 8), None, torch.tensor([1, 9]))
     loss.backward()
-    assert model.sample(torch.randn(1, 4, 8, 8), num_steps=2).shape == (1, 4, 8, 8)
+    assert model.sample(torch.randn(1, 4, 8, 8), sampler=DDIMSampler(2, eta=1.0)).shape == (1, 4, 8, 8)
 
 
 def test_class_condition_through_cross_attention():
@@ -139,7 +141,7 @@ def test_class_condition_through_cross_attention():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"), [({}, "no 'image'"), (batch(1, 64), "64 x 64"), ({"image": torch.zeros(3, 3)}, "found")]
+    ("given", "words"), [({}, "entry 'image'"), (batch(1, 64), "64 x 64"), ({"image": torch.zeros(3, 3)}, "got ")]
 )
 def test_bad_batches_are_explained(given, words):
     with pytest.raises(UserError, match=words):
@@ -188,3 +190,64 @@ def test_a_numbered_checkpoint_holds_the_average_of_its_own_step(tmp_path):
     for step in (1, 2):
         state = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"]
         assert state["model_ema.num_updates"] == step
+
+
+def test_unexpected_options_name_the_nearest_one():
+    with pytest.raises(ConfigError, match="unexpected key 'beta_schedul'. Did you mean 'beta_schedule'"):
+        DDPM(unet_config=UNET, beta_schedul="linear")
+
+
+def test_v_prediction_trains_and_samples():
+    model = build(parameterization="v")
+    loss, terms = model.p_losses(torch.randn(2, 4, 8, 8), None, torch.tensor([3, 7]))
+    loss.backward()
+    assert loss.isfinite() and terms["loss_vlb"].isfinite()
+    assert model.sample(torch.randn(1, 4, 8, 8), sampler=DPMSolverSampler(3)).isfinite().all()
+
+
+def test_conditions_are_dropped_per_sample_in_training_alone():
+    class Conditioned(DDPM):
+        def get_condition(self, batch):
+            return TensorCondition(batch["cond"])
+
+    batch, t = {"cond": torch.ones(400, 3)}, torch.zeros(400, dtype=torch.long)
+    model = Conditioned(unet_config=UNET, cond_drop_prob=0.25)
+    dropped = (model.condition_at(batch, t).value == 0).all(1).float().mean()
+    assert 0.15 < dropped < 0.35
+    assert (model.eval().condition_at(batch, t).value == 1).all()
+    with pytest.raises(ConfigError, match="cond_drop_prob"):
+        Conditioned(unet_config=UNET, cond_drop_prob=1.5)
+
+
+def test_parts_are_declared_in_one_place():
+    model = DDPM(unet_config=UNET)
+    model.add_frozen("judge", torch.nn.Linear(2, 2))
+    model.add_trained("directions", torch.nn.Parameter(torch.zeros(3)), averaged=True)
+    model.add_trained("head", torch.nn.Linear(2, 1))
+    model.train()
+    assert not model.judge.training and model.head.training
+    assert not any(p.requires_grad for p in model.judge.parameters())
+    shapes = [tuple(p.shape) for p in model.trained_parameters()]
+    assert shapes[-3:] == [(3,), (1, 2), (1,)]
+    assert {"directions", "head.weight", "judge.weight", "model_ema.directions"} <= set(model.state_dict())
+    with torch.no_grad():
+        model.directions.add_(1)
+    with model.ema_scope():
+        assert not model.directions.any()
+    assert model.directions.all()
+
+
+def test_the_network_alone_still_gets_a_scale(tmp_path):
+    """load_only_unet with scale_by_std: the file's scale if it has one, else it is measured."""
+    source = build(scale_by_std=True)
+    source.scale_factor.fill_(0.37)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "scaled.ckpt")
+    torch.save({"state_dict": build().state_dict()}, tmp_path / "plain.ckpt")
+    options = {"scale_by_std": True, "load_only_unet": True}
+    model = build(ckpt_path=str(tmp_path / "scaled.ckpt"), **options)
+    assert model.scale_factor.item() == pytest.approx(0.37)
+    train(model)
+    assert model.scale_factor.item() == pytest.approx(0.37)
+    model = build(ckpt_path=str(tmp_path / "plain.ckpt"), **options)
+    train(model)
+    assert model.scale_factor.item() != 1.0

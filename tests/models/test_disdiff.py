@@ -9,6 +9,7 @@ from stand_ins import TINY_DDCONFIG, TINY_UNET, vq_config
 from torch.utils.data import DataLoader
 
 from ldm.data.collate import collate
+from ldm.diffusion.samplers import DDIMSampler
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.methods.disdiff.model import DisDiff
 from ldm.models.diffusion.units import UnitCodes
@@ -119,7 +120,7 @@ def test_losses_and_gradients_are_those_of_the_formulas():
     loss = (base + shift * sum(single) - noise).abs().mean()
     judge = copy.deepcopy(twin.cond_stage_model).eval().requires_grad_(False)
     chosen = torch.stack([single[k][row] for row, k in enumerate(unit.tolist())])
-    starts = [twin.predict_start_from_noise(x_t, t, eps) for eps in (base, base + scale * chosen)]
+    starts = [twin.schedule.predict_start_from_noise(x_t, t, eps) for eps in (base, base + scale * chosen)]
     seen = [judge(twin.decode_first_stage(s, force_not_quantize=True)).view(3, UNITS, WIDTH) for s in starts]
     own = codes.detach().view(3, UNITS, WIDTH)
     closer = (seen[0] - own).norm(dim=-1) - (seen[1] - own).norm(dim=-1)
@@ -222,7 +223,7 @@ def test_the_optimizer_gets_the_decoder_first_and_then_the_encoder():
 
 def test_a_joint_decoder_has_one_gradient(caplog):
     model = build(unet={"seprate_decoder": False})
-    assert "nothing to tell apart" in caplog.text
+    assert "one gradient together" in caplog.text
     codes = torch.randn(2, UNITS, WIDTH)
     x, t = torch.randn(2, 4, 8, 8), torch.tensor([5, 9])
     assert model.gradients(x, t, UnitCodes(codes)).unit_grad.shape == (2, 1, 4, 8, 8)
@@ -242,13 +243,14 @@ def test_units_of_images_and_images_of_units():
     assert codes.shape == (2, UNITS, WIDTH) and codes.dtype == torch.float32
     as_bytes = ((images + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)
     torch.testing.assert_close(model.encode_representation({"image": as_bytes}), codes, atol=0.05, rtol=0.05)
-    decoded = model.decode_units(codes, x_T, num_steps=3)
+    decoded = model.decode_units(codes, x_T, sampler=DDIMSampler(3))
     assert decoded.shape == (2, 3, 32, 32) and decoded.abs().max() <= 1
-    assert torch.equal(decoded, model.decode_units(codes, x_T, num_steps=3))
-    single = model.decode_units(codes, x_T, num_steps=3, only=torch.tensor([1, 2]))
+    assert torch.equal(decoded, model.decode_units(codes, x_T, sampler=DDIMSampler(3)))
+    single = model.decode_units(codes, x_T, sampler=DDIMSampler(3), only=torch.tensor([1, 2]))
     other = codes.clone()
     other[0, [0, 2]], other[1, :2] = 7.0, 7.0  # units that do not count
-    torch.testing.assert_close(single, model.decode_units(other, x_T, num_steps=3, only=torch.tensor([1, 2])))
+    repeated = model.decode_units(other, x_T, sampler=DDIMSampler(3), only=torch.tensor([1, 2]))
+    torch.testing.assert_close(single, repeated)
     assert not torch.equal(single, decoded)
 
 
@@ -361,7 +363,7 @@ def test_starts_from_the_averaged_weights_and_the_scale_of_a_latent_diffusion_mo
     model = build(unet=base, scale_by_std=True)
     bias = ldm.model.diffusion_model.out[2].bias
     assert torch.equal(model.model.diffusion_model.out[2].bias, bias + 1)
-    assert model.scale_factor == pytest.approx(0.7) and model.restarted_from_ckpt
+    assert model.scale_factor == pytest.approx(0.7) and model._has_scale
     inverted = build(unet={**base, "legacy_load_ema_flag": True})
     assert torch.equal(inverted.model.diffusion_model.out[2].bias, bias)
     torch.save(model.state_dict(), tmp_path / "disdiff.ckpt")
@@ -374,7 +376,7 @@ def test_starts_from_the_averaged_weights_and_the_scale_of_a_latent_diffusion_mo
     [
         ({"dis_loss_type": "X"}, "'Z' or 'IM'"),
         ({"dis_batch_size": 0}, "at least 1"),
-        ({"unet": {"latent_unit": 5}}, r"latent_dim is 12.*5 x 4 = 20"),
+        ({"unet": {"latent_unit": 5}}, r"5 x 4 = 20, got 12"),
         ({"cond_stage_config": "__is_unconditional__"}, "image encoder"),
     ],
 )
@@ -435,3 +437,26 @@ def test_keys_are_the_familys():
         "part_emb",
         "part_latents",
     }
+
+
+def test_shift_layers_start_from_a_base_that_comes_with_the_whole_model(tmp_path):
+    """init_shift_from_base with weights by model.params.ckpt_path: the copied weights are the loaded ones."""
+    plain = LatentDiffusion(
+        first_stage_config=vq_config(),
+        cond_stage_config="__is_unconditional__",
+        unet_config={"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET},
+        image_size=8,
+        channels=4,
+        timesteps=20,
+    )
+    torch.save({"state_dict": {**plain.state_dict()}}, tmp_path / "base.ckpt")
+    model = build(unet={"init_shift_from_base": True}, ckpt_path=str(tmp_path / "base.ckpt"))
+    network, base = model.model.diffusion_model, plain.model.diffusion_model
+    own, loaded = dict(network.named_parameters()), dict(base.named_parameters())
+    twins = [name for name in own if name.startswith("shift_middle_block") and name.removeprefix("shift_") in loaded]
+    twins = [name for name in twins if loaded[name.removeprefix("shift_")].any()]  # ``build`` fills what is zero
+    assert len(twins) > 4
+    for name in twins:
+        assert torch.equal(own[name], loaded[name.removeprefix("shift_")]), name
+        average = model.model_ema.get_buffer("diffusion_model" + name.replace(".", ""))
+        assert torch.equal(average, own[name])

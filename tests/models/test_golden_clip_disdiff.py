@@ -1,10 +1,13 @@
 """The CLIP-DisDiff code's own figures, on weights filled by rule: sub-gradients, its loss, five DDIM steps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from golden_recipe import UNET_CONFIG, VQ_DDCONFIG, assert_stat, fill, inp, load_golden
 
+from ldm.diffusion.samplers import DDIMSampler
 from ldm.models.diffusion.methods.clip_disdiff.model import CLIPDisDiff
 from ldm.models.diffusion.units import UnitCodes
 from ldm.modules.encoders.image import Encoder4
@@ -75,5 +78,5 @@ def test_sub_gradients_and_reference_loss(kind):
 def test_five_ddim_steps(name, only):
     model, golden = build("Z"), GOLDEN[name]
     only = None if only is None else torch.full((2,), only)
-    sample = model.sample(inp((2, 3, 16, 16), 0.9), condition()._replace(only=only), num_steps=5, eta=0.0)
+    sample = model.sample(inp((2, 3, 16, 16), 0.9), replace(condition(), only=only), sampler=DDIMSampler(5, eta=0.0))
     assert_stat(sample, golden.get("sample", golden))

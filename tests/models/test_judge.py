@@ -34,6 +34,15 @@ def test_predicts_one_value_per_factor(image_size):
     assert (values < torch.tensor(judge.space.factors_num_values)).all()
 
 
+def test_factors_of_a_data_set_without_a_published_space(tmp_path):
+    judge = small_judge(space={"names": ["shape", "hue"], "sizes": [2, 4]}, image_size=16).eval()
+    path = tmp_path / "judge.ckpt"
+    torch.save({"hyper_parameters": dict(judge.hparams), "state_dict": judge.state_dict()}, path)
+    images = torch.rand(3, 3, 16, 16) * 2 - 1
+    assert torch.equal(load_judge(path).predict_values(images), judge.predict_values(images))
+    assert judge.predict_values(images).shape == (3, 2)
+
+
 def test_other_sizes_are_refused():
     with pytest.raises(ValueError, match="64, 64"):
         small_judge(image_size=32).predict_values(torch.zeros(1, 3, 64, 64))

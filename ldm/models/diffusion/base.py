@@ -1,4 +1,8 @@
-"""Denoising diffusion on pixels: what every diffusion model here is made of (DDPM, Ho et al. 2020)."""
+"""Base class of all diffusion models: denoising diffusion on pixels (DDPM, Ho et al. 2020).
+
+A model is a network, a noise schedule, a parameterization, a condition and a loss. A method subclasses
+:class:`~ldm.models.diffusion.latent.LatentDiffusion` and overrides ``get_condition`` and the loss.
+"""
 
 from __future__ import annotations
 
@@ -7,132 +11,161 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ldm.diffusion.conditions import Condition, as_condition
+from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.parameterization import parameterization
 from ldm.diffusion.process import DiffusionProcess
-from ldm.diffusion.samplers import Denoiser, Inpainting, StepCallback, ddim_sample, ddpm_sample
-from ldm.diffusion.schedule import make_beta_schedule
+from ldm.diffusion.samplers import DDPMSampler, Denoiser, Hooks, Sampler, StepCallback, build_sampler
+from ldm.legacy import sampling_options
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.diffusion.pictures import latent_diffusion_pictures
 from ldm.models.inputs import images_from_batch
+from ldm.models.options import InputOptions, LossOptions, ScheduleOptions, WeightOptions, group_options
 from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
 from ldm.modules.weights import EMA_PREFIX
 from ldm.pictures.grid import CaptionedGrid
-from ldm.util import ConfigError, UserError, instantiate_from_config
+from ldm.util import UserError, instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
 
 class DDPM(DiffusionProcess, pl.LightningModule):
-    """A denoising network trained to predict the noise (or the clean image) at a random noise level."""
+    """A denoising network that predicts the noise, the clean image or the velocity at a random noise level."""
+
+    cond_stage_key: str | None = None
+    # Defaults of LDM's options ddim_steps and ddim_eta in log_images where only one of the two is given.
+    picture_steps_and_eta = (200, 1.0)
 
     def __init__(
         self,
         unet_config: Mapping[str, Any],
-        timesteps: int = 1000,
-        beta_schedule: str = "linear",
-        loss_type: str = "l2",
-        ckpt_path: str | None = None,
-        ignore_keys: Sequence[str] = (),
-        load_only_unet: bool = False,
-        monitor: str | None = "val/loss",
-        use_ema: bool = True,
-        ema_decay: float = 0.9999,
-        first_stage_key: str = "image",
-        image_size: int = 256,
-        channels: int = 3,
-        log_every_t: int = 100,
-        clip_denoised: bool = True,
-        linear_start: float = 1e-4,
-        linear_end: float = 2e-2,
-        cosine_s: float = 8e-3,
-        given_betas: Sequence[float] | None = None,
-        original_elbo_weight: float = 0.0,
-        v_posterior: float = 0.0,
-        l_simple_weight: float = 1.0,
         conditioning_key: str | None = None,
-        parameterization: str = "eps",
+        monitor: str | None = "val/loss",
         scheduler_config: Mapping[str, Any] | None = None,
-        learn_logvar: bool = False,
-        logvar_init: float = 0.0,
-        noise_bias: float = 1.0,
+        sampler: Sampler | Mapping[str, Any] | str | None = None,
+        **options: Any,
     ) -> None:
         """Build network, schedule and moving average. Names and defaults are LDM's.
 
         Args:
             unet_config: ``{target, params}`` of the network.
-            timesteps: T.
-            beta_schedule: see ``make_beta_schedule``, with linear_start, linear_end, cosine_s; or ``given_betas``.
-            loss_type: ``l1`` or ``l2``.
-            ckpt_path: weights to start from, without the keys that start with one of ``ignore_keys``.
-            load_only_unet: take only the network from ``ckpt_path``.
-            monitor: logged metric by which checkpoints are kept.
-            use_ema: keep a moving average of the network, of decay ``ema_decay``.
-            first_stage_key: entry of the batch that holds the images.
-            image_size: height and width of what is denoised.
-            channels: channels of what is denoised.
-            log_every_t: distance of the time steps in pictures of the process.
-            clip_denoised: clamp x0 estimates to [-1, 1] while sampling by DDPM (pixels only).
-            original_elbo_weight: weight of the variational bound.
-            v_posterior: see ``schedule_buffers``.
-            l_simple_weight: weight of the simple loss.
             conditioning_key: see ``DiffusionWrapper``.
-            parameterization: the network predicts ``eps`` or ``x0``.
+            monitor: logged metric by which checkpoints are kept.
             scheduler_config: learning-rate multiplier, called with the number of optimizer steps.
-            learn_logvar: learn one log variance per time step, starting at ``logvar_init``.
-            noise_bias: time steps are drawn for training as T u^(1 / noise_bias) with u uniform: 1 is the papers'
-                uniform draw; above 1 noisy steps are drawn more often, at which a condition matters most.
+            sampler: default sampler, see ``ldm.diffusion.samplers.build_sampler``.
+            **options: LDM's flat options, see ``ScheduleOptions``, ``LossOptions``, ``InputOptions`` and
+                ``WeightOptions`` in ``ldm.models.options``.
 
         Raises:
-            ConfigError: an option has an unknown value.
+            ConfigError: an option is unknown or has an unknown value.
         """
         super().__init__()
-        if loss_type not in ("l1", "l2"):
-            raise ConfigError(f"model.params.loss_type '{loss_type}' is unknown; choose 'l1' or 'l2'")
-        if noise_bias <= 0:
-            raise ConfigError(f"model.params.noise_bias is {noise_bias}; expected a positive number, 1 for uniform")
+        schedule, self.loss_options, self.input_options, weights = group_options(
+            options, ScheduleOptions, LossOptions, InputOptions, WeightOptions
+        )
         self.learning_rate = 1e-4
-        self.noise_bias = noise_bias
-        self.loss_type = loss_type
-        self.first_stage_key, self.image_size, self.channels = first_stage_key, image_size, channels
-        self.log_every_t, self.clip_denoised = log_every_t, clip_denoised
-        self.l_simple_weight, self.original_elbo_weight = l_simple_weight, original_elbo_weight
         self.scheduler_config = scheduler_config
+        self._sampler = None if sampler is None else build_sampler(sampler)
+        self._frozen: list[str] = []
+        self._trained: list[str] = []
         self.model = DiffusionWrapper(unet_config, conditioning_key)
-        self.use_ema = use_ema
-        if use_ema:
-            self.model_ema = LitEma(self.model, decay=ema_decay)
+        self.use_ema = weights.use_ema
+        if self.use_ema:
+            self.model_ema = LitEma(self.model, decay=weights.ema_decay)
         if monitor is not None:
             self.monitor = monitor
-        betas = make_beta_schedule(beta_schedule, timesteps, linear_start, linear_end, cosine_s)
-        betas = betas if given_betas is None else np.asarray(given_betas, dtype=np.float64)
-        self.register_schedule(betas, v_posterior, parameterization)
-        logvar = torch.full((self.num_timesteps,), float(logvar_init))
-        self.learn_logvar = learn_logvar
-        if learn_logvar:
+        self.register_schedule(
+            schedule.betas(), schedule.v_posterior, parameterization(self.input_options.parameterization)
+        )
+        logvar = torch.full((self.num_timesteps,), float(self.loss_options.logvar_init))
+        if self.loss_options.learn_logvar:
             self.logvar = nn.Parameter(logvar)
         else:
             self.register_buffer("logvar", logvar, persistent=False)
-        if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
+        if weights.ckpt_path is not None:
+            self.init_from_ckpt(weights.ckpt_path, weights.ignore_keys, weights.load_only_unet)
 
-    def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> None:
-        """Load weights from ``path``; see ``load_into`` for what is reported and refused."""
+    @property
+    def first_stage_key(self) -> str:
+        """Entry of the batch that holds the images."""
+        return self.input_options.first_stage_key
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what is denoised."""
+        return self.input_options.channels, self.input_options.image_size, self.input_options.image_size
+
+    # Parts -------------------------------------------------------------------------------------------------------
+
+    def add_frozen(self, name: str, module: nn.Module | None) -> None:
+        """Attach a module that never trains: without gradients, always in evaluation mode."""
+        setattr(self, name, None if module is None else freeze(module))
+        self._frozen.append(name)
+
+    def add_trained(self, name: str, part: nn.Module | nn.Parameter, averaged: bool = False) -> None:
+        """Attach a part that trains beside the network.
+
+        Args:
+            name: attribute under which it is kept, and prefix of its state-dict keys.
+            part: module or parameter.
+            averaged: include it in the moving average.
+        """
+        setattr(self, name, part)
+        self._trained.append(name)
+        if averaged and self.use_ema:
+            self.model_ema.add(name, part)
+
+    def train(self, mode: bool = True) -> DDPM:
+        """Set the training mode; frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self._frozen:
+            if (module := self._modules.get(name)) is not None:
+                module.eval()
+        return self
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the network that train."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return the optimizer's parameters: network, added parts, log variances; the order of LDM's checkpoints."""
+        parameters = self.network_parameters()
+        for name in self._trained:
+            part = self._modules.get(name)
+            parameters += [self._parameters[name]] if part is None else part.parameters()
+        return [*parameters, self.logvar] if self.loss_options.learn_logvar else parameters
+
+    # Weights -----------------------------------------------------------------------------------------------------
+
+    def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> set[str]:
+        """Load weights from ``path`` and return the names of those that were loaded; see ``load_into``."""
         if only_unet:
-            loaded = load_into(self.model, path, ignore_keys, transform=lambda state: strip_prefix(state, "model."))
+            loaded = load_into(self.model, path, ignore_keys, transform=self.network_state)
         else:
-            loaded = load_into(self, path, ignore_keys, transform=self._without_foreign_average)
+            loaded = load_into(
+                self, path, ignore_keys, transform=self._without_foreign_average, ignored_buffers=self.schedule_names
+            )
+        self.on_weights_loaded(loaded)
         if self.use_ema and f"{EMA_PREFIX}num_updates" not in loaded:
-            self.model_ema.restart(self.model)  # the average of weights that are no longer there means nothing
+            self.model_ema.restart(self.model)  # an average of weights that were replaced has no meaning
+        return loaded
+
+    def on_weights_loaded(self, loaded: set[str]) -> None:
+        """Complete the weights after a checkpoint was loaded, before a new average is started."""
+
+    def network_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the network's entries of a checkpoint's state dict."""
+        return strip_prefix(state, "model.")
 
     def _without_foreign_average(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """``state`` without its average, if that is not one of exactly the weights this model averages."""
+        """Return ``state`` without its average, unless it averages exactly the weights that this model averages."""
         average = {key for key in state if key.startswith(EMA_PREFIX)}
         wanted = {EMA_PREFIX + name for name in self.model_ema.state_dict()} if self.use_ema else average
         if not average or wanted <= average:
@@ -140,14 +173,9 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         logger.warning("the checkpoint averages other weights than this model: a new average is started")
         return {key: value for key, value in state.items() if key not in average}
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what is denoised."""
-        return self.channels, self.image_size, self.image_size
-
     @contextlib.contextmanager
     def ema_scope(self) -> Iterator[None]:
-        """Within it, the averaged weights are in place of the trained ones; without an average it does nothing."""
+        """Use the averaged weights within the context; without an average, the trained ones."""
         if not self.use_ema:
             yield
             return
@@ -158,30 +186,54 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         finally:
             self.model_ema.restore(self.model.parameters())
 
-    def get_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Per-sample mean of |target - prediction| (l1) or its square (l2), (B,)."""
-        difference = target - prediction
-        return (difference.abs() if self.loss_type == "l1" else difference.square()).flatten(1).mean(1)
+    # Training ----------------------------------------------------------------------------------------------------
+
+    def get_input(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return what is denoised, (B, C, H, W)."""
+        return images_from_batch(batch, self.first_stage_key)
+
+    def get_condition(self, batch: Mapping[str, Any]) -> Condition | None:
+        """Return the condition of a batch; ``None`` for an unconditional model."""
+        return None
+
+    def condition_at(self, batch: Mapping[str, Any], t: Tensor) -> Condition | None:
+        """Return the condition of a batch at time steps t (B,) of a training or validation step."""
+        cond = self.get_condition(batch)
+        probability = self.loss_options.cond_drop_prob
+        if cond is None or probability == 0 or not self.training:
+            return cond
+        return cond.drop(torch.rand(len(t), device=t.device) < probability)
+
+    def draw_timesteps(self, count: int) -> Tensor:
+        """Return (count,) int64 time steps: uniform, or in training according to ``noise_bias``."""
+        bias = self.loss_options.noise_bias
+        if bias == 1 or not self.training:
+            return torch.randint(0, self.num_timesteps, (count,), device=self.device)
+        share = torch.rand(count, device=self.device) ** (1 / bias)
+        return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
 
     def apply_model(self, x_noisy: Tensor, t: Tensor, cond: Any) -> Tensor:
-        """The network's output for a condition as ``get_condition`` gives it, (B, C, H, W)."""
-        if cond is None:
-            return self.model(x_noisy, t)
-        if isinstance(cond, dict):  # of a condition stage that serves several ways at once (hybrid)
-            return self.model(x_noisy, t, **cond)
-        key = "c_concat" if self.model.conditioning_key == "concat" else "c_crossattn"
-        return self.model(x_noisy, t, **{key: cond if isinstance(cond, list) else [cond]})
+        """Return the network's output (B, C, H, W) under a condition, or a value that ``as_condition`` takes."""
+        condition = as_condition(cond)
+        inputs = {} if condition is None else condition.inputs(self.model.conditioning_key)
+        return self.model(x_noisy, t, **inputs)
 
     def p_losses(self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None) -> tuple[Tensor, dict]:
-        """Loss at time steps t (B,) for clean x_start (B, C, H, W); see ``weigh_losses`` for the result."""
+        """Return the loss at time steps t (B,) for clean x_start (B, C, H, W), and its terms; see ``weigh_losses``."""
         noise = torch.randn_like(x_start) if noise is None else noise
         prediction = self.apply_model(self.q_sample(x_start, t, noise), t, cond)
-        return self.weigh_losses(prediction, noise if self.parameterization == "eps" else x_start, t)
+        return self.weigh_losses(prediction, self.parameterization.target(self.schedule, x_start, noise, t), t)
+
+    def get_loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return the per-sample mean of |target - prediction| (l1) or of its square (l2), (B,)."""
+        difference = target - prediction
+        is_l1 = self.loss_options.loss_type == "l1"
+        return (difference.abs() if is_l1 else difference.square()).flatten(1).mean(1)
 
     def weigh_losses(
         self, prediction: Tensor, target: Tensor, t: Tensor, added: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Simple loss, variational bound and a method's own term into one number (LDM, get_loss and p_losses).
+        """Sum the simple loss, the variational bound and a method's own term (LDM, get_loss and p_losses).
 
         Args:
             prediction: (B, C, H, W).
@@ -190,49 +242,31 @@ class DDPM(DiffusionProcess, pl.LightningModule):
             added: (B,) loss of the method, its weight included.
 
         Returns:
-            the loss (), and the terms by name.
+            the loss (), and its terms by name.
         """
         simple = self.get_loss(prediction, target)
         logvar = self.logvar[t]
-        loss = self.l_simple_weight * (simple / torch.exp(logvar) + logvar).mean()
+        weighted = simple / torch.exp(logvar) + logvar
+        loss = self.loss_options.l_simple_weight * weighted.mean()
         bound = (self.lvlb_weights[t] * simple).mean()
         terms = {"loss_simple": simple.mean(), "loss_vlb": bound}
-        if self.learn_logvar:
-            terms |= {"loss_gamma": (simple / torch.exp(logvar) + logvar).mean(), "logvar": self.logvar.mean()}
+        if self.loss_options.learn_logvar:
+            terms |= {"loss_gamma": weighted.mean(), "logvar": self.logvar.mean()}
         if added is not None:
             terms["loss_dis"] = added.mean()
             loss = loss + added.mean()
-        loss = loss + self.original_elbo_weight * bound
+        loss = loss + self.loss_options.original_elbo_weight * bound
         return loss, terms | {"loss": loss}
 
-    def get_input(self, batch: Mapping[str, Any]) -> Tensor:
-        """What is denoised, (B, C, H, W)."""
-        return images_from_batch(batch, self.first_stage_key)
-
-    def get_condition(self, batch: Mapping[str, Any]) -> Any:
-        """The condition of a batch, None if there is none."""
-        return None
-
-    def condition_at(self, batch: Mapping[str, Any], t: Tensor) -> Any:
-        """The condition of a batch as training sees it at time steps t (B,)."""
-        return self.get_condition(batch)
-
-    def draw_timesteps(self, count: int) -> Tensor:
-        """(count,) int64 time steps: in training see ``noise_bias``, else uniform."""
-        if self.noise_bias == 1 or not self.training:
-            return torch.randint(0, self.num_timesteps, (count,), device=self.device)
-        share = torch.rand(count, device=self.device) ** (1 / self.noise_bias)
-        return (share * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
-
     def shared_step(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor], int]:
-        """Loss at drawn time steps, its terms, and the batch size."""
+        """Return the loss at drawn time steps, its terms, and the batch size."""
         x = self.get_input(batch)
         t = self.draw_timesteps(len(x))
         loss, terms = self.p_losses(x, self.condition_at(batch, t), t)
         return loss, terms, len(x)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """One step; logs ``train/*``."""
+        """Return the loss; logs ``train/*``."""
         loss, terms, size = self.shared_step(batch)
         self.log_dict({f"train/{k}": v.detach() for k, v in terms.items() if k != "loss"}, batch_size=size)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
@@ -242,7 +276,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Logs ``val/*`` of the trained weights and ``val/*_ema`` of the averaged ones."""
+        """Log ``val/*`` of the trained weights and ``val/*_ema`` of the averaged ones."""
         _, terms, size = self.shared_step(batch)
         self.log_dict({f"val/{k}": v for k, v in terms.items()}, batch_size=size, sync_dist=True)
         if self.use_ema:
@@ -251,18 +285,13 @@ class DDPM(DiffusionProcess, pl.LightningModule):
             self.log_dict({f"val/{k}_ema": v for k, v in terms.items()}, batch_size=size, sync_dist=True)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The averaged weights move along with training."""
+        """Return the callback that updates the averaged weights."""
         return [AverageWeights(self.model_ema, self.model)] if self.use_ema else []
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """What the optimizer gets; frozen weights are not among it."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        return [*parameters, self.logvar] if self.learn_logvar else parameters
-
     def configure_optimizers(self) -> Any:
-        """AdamW with torch's defaults (weight decay 0.01), and the learning-rate multiplier if one is configured."""
-        # On a CPU one fused kernel takes the place of a dozen small ones per tensor; beside it Lightning refuses to
-        # clip gradients in mixed precision.
+        """Return AdamW with torch's defaults (weight decay 0.01), and the learning-rate multiplier if configured."""
+        # On a CPU one fused kernel replaces a dozen small ones per tensor; with it, Lightning refuses to clip gradients
+        # in mixed precision.
         is_mixed = self._trainer is not None and "mixed" in str(self._trainer.precision)
         fused = True if self.device.type == "cpu" and not is_mixed else None
         optimizer = torch.optim.AdamW(self.trained_parameters(), lr=self.learning_rate, fused=fused)
@@ -271,26 +300,19 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         factor = instantiate_from_config(self.scheduler_config)
         return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
 
-    def denoiser(
-        self, cond: Any, unconditional_guidance_scale: float = 1.0, unconditional_conditioning: Tensor | None = None
-    ) -> Denoiser:
-        """The function samplers call: noise in x_t under a condition, guided as ``sample`` says."""
-        guided = unconditional_guidance_scale != 1 and unconditional_conditioning is not None
-        if guided and not isinstance(cond, Tensor):
-            raise UserError(f"guidance needs a condition of one tensor; found {type(cond).__name__}")
-        both = torch.cat([unconditional_conditioning, cond]) if guided else None
+    # Sampling ----------------------------------------------------------------------------------------------------
 
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            if both is None:
-                return self.apply_model(x, t, cond)
-            without, under = self.apply_model(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-            return without + unconditional_guidance_scale * (under - without)
+    @property
+    def default_sampler(self) -> Sampler:
+        """The sampler of the config; without one, DDPM over all time steps."""
+        return self._sampler or DDPMSampler(clip_denoised=self.input_options.clip_denoised)
+
+    def denoiser(self, cond: Any, guidance_scale: float = 1.0, null: Any = None) -> Denoiser:
+        """Return the function samplers call: the noise in x_t under a condition, guided as in :meth:`sample`."""
+        predict = classifier_free(self.apply_model, as_condition(cond), guidance_scale, as_condition(null))
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            prediction = predict(x, t)
-            if self.parameterization == "eps":
-                return prediction
-            return self.predict_noise_from_start(x, t, prediction)
+            return self.parameterization.to_eps(self.schedule, x, t, predict(x, t))
 
         return denoise
 
@@ -298,54 +320,63 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         self,
         x_T: Tensor,
         cond: Any = None,
-        num_steps: int | None = None,
-        eta: float = 1.0,
-        quantize_denoised: bool = False,
-        inpainting: Inpainting | None = None,
+        sampler: Sampler | None = None,
+        guidance_scale: float = 1.0,
+        null: Any = None,
         callback: StepCallback | None = None,
-        **guidance: Any,
+        hooks: Hooks | None = None,
     ) -> Tensor:
-        """From noise to a sample.
+        """Sample.
 
         Args:
-            x_T: (B, C, H, W) standard normal.
-            cond: the condition, of B samples.
-            num_steps: DDIM steps; None samples all T by DDPM.
-            eta: DDIM's; 0 deterministic, 1 as noisy as DDPM.
-            quantize_denoised: put each estimate of x_0 on the codebook.
-            inpainting: what to keep of which latent.
+            x_T: (B, C, H, W) standard normal noise.
+            cond: the condition of B samples.
+            sampler: by default :attr:`default_sampler`.
+            guidance_scale: s of classifier-free guidance, e_null + s (e_cond - e_null); 1 for none.
+            null: condition to go away from, such as a negative prompt; by default no condition.
             callback: called after each step.
-            **guidance: LDM's ``unconditional_guidance_scale`` s and ``unconditional_conditioning`` (of cond's shape):
-                the noise is e_none + s (e_cond - e_none), classifier-free guidance (Ho & Salimans 2022).
+            hooks: quantisation and inpainting.
 
         Returns:
             (B, C, H, W).
 
         Raises:
-            UserError: guidance with a condition that is not one tensor.
+            UserError: guidance of a condition that has no null condition.
+            ConfigError: the sampler does not fit the schedule.
         """
-        common = {
-            "quantize_x0": self.quantize_latent if quantize_denoised else None,
-            "inpainting": inpainting,
-            "callback": callback,
-        }
-        if num_steps is not None:
-            return ddim_sample(self.denoiser(cond, **guidance), x_T, self.alphas_cumprod, num_steps, eta, **common)
-        buffers = {name: getattr(self, name) for name in self.schedule_names}
-        return ddpm_sample(self.denoiser(cond, **guidance), x_T, buffers, clip_denoised=self.clip_denoised, **common)
+        chosen = self.default_sampler if sampler is None else sampler
+        if hooks is not None and not chosen.takes_hooks:
+            raise UserError(f"sampler: {type(chosen).__name__}.sample takes no hooks (quantisation, inpainting)")
+        extra = {} if hooks is None else {"hooks": hooks}
+        denoise = self.denoiser(cond, guidance_scale, null)
+        return chosen.sample(denoise, x_T, self.schedule, callback=callback, **extra)
 
     def quantize_latent(self, z: Tensor) -> Tensor:
-        """z on the codebook of the first stage; here there is none."""
+        """Return z on the codebook of the first stage; unchanged without one."""
         return z
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether the first stage has a codebook."""
+        return False
+
     def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """What is denoised, as images; here the same."""
+        """Return what is denoised as images; pixels are returned unchanged."""
         return z
+
+    def draw_pictures(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor | CaptionedGrid]:
+        """Return pictures by name; a method replaces them with its own."""
+        return latent_diffusion_pictures(self, batch, **options)
 
     @torch.no_grad()
     def log_images(
         self, batch: Mapping[str, Any], split: str = "train", **options: Any
     ) -> dict[str, Tensor | CaptionedGrid]:
-        """Pictures by name; ``options`` are those of ``latent_diffusion_pictures``."""
+        """Return pictures by name, of the averaged weights; ``options`` are those of :meth:`draw_pictures`."""
         with self.ema_scope():
-            return latent_diffusion_pictures(self, batch, **options)
+            return self.draw_pictures(batch, **sampling_options(options, *self.picture_steps_and_eta))
+
+
+def freeze(module: nn.Module) -> nn.Module:
+    """Return ``module`` in evaluation mode and without gradients."""
+    return module.eval().requires_grad_(False)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
+from ldm.diffusion.conditions import Condition, TensorCondition, as_condition
+from ldm.models.contracts import ClassStage, ConditionStage, HasRepresentation, require
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.util import ConfigError, UserError, instantiate_from_config
@@ -41,13 +46,14 @@ class LatentDiffusion(DDPM):
             cond_stage_config: ``{target, params}``, ``__is_unconditional__`` or ``__is_first_stage__``.
             num_timesteps_cond: above 1, the condition is noised in training, with that many levels of noise over the
                 first time steps and full noise after them (LDM's ``shorten_cond_schedule``).
-            cond_stage_key: entry of the batch the condition is made from; ``class_label`` hands over the whole batch.
-            cond_stage_trainable: train the condition stage along.
+            cond_stage_key: entry of the batch the condition is made from; ``class_label`` passes the whole batch.
+            cond_stage_trainable: train the condition stage as well.
             concat_mode: without ``conditioning_key``: concatenate (else cross-attention).
             cond_stage_forward: name of the condition stage's method, if not ``encode`` or ``forward``.
-            scale_factor: the latent is multiplied by it.
-            scale_by_std: set it to 1 / std of the first training batch.
+            scale_factor: factor of the latent.
+            scale_by_std: set ``scale_factor`` to 1 / std of the first training batch, unless a checkpoint holds it.
             clip_denoised: latents are not clamped.
+            ckpt_path: see ``WeightOptions``, as ``ignore_keys`` and ``load_only_unet``.
             **kwargs: see ``DDPM``.
         """
         if cond_stage_config == "__is_unconditional__":
@@ -58,10 +64,16 @@ class LatentDiffusion(DDPM):
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
         self.cond_stage_forward, self.scale_by_std = cond_stage_forward, scale_by_std
         self._schedule_condition(num_timesteps_cond or 1)
-        self.restarted_from_ckpt = ckpt_path is not None
+        self._has_scale = False  # whether scale_factor came from a checkpoint
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)), persistent=scale_by_std)
-        self.first_stage_model = freeze(instantiate_from_config(first_stage_config))
-        self.cond_stage_model = self.build_cond_stage(cond_stage_config)
+        self.add_frozen("first_stage_model", instantiate_from_config(first_stage_config))
+        stage = self.build_cond_stage(cond_stage_config)
+        if cond_stage_trainable and stage is not None:
+            self.add_trained("cond_stage_model", stage)
+        else:
+            self.add_frozen("cond_stage_model", stage)
+        self._encode_condition = self._condition_method(stage)
+        self._empty: Tensor | None = None
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 
@@ -69,8 +81,7 @@ class LatentDiffusion(DDPM):
         """Prepare the time steps at which conditions are noised, if they are."""
         if not 1 <= num_levels <= self.num_timesteps:
             raise ConfigError(
-                f"model.params.num_timesteps_cond is {num_levels}; expected between 1 and timesteps "
-                f"({self.num_timesteps})"
+                f"model.params.num_timesteps_cond: expected 1 to {self.num_timesteps} (timesteps), got {num_levels}"
             )
         steps = None
         if num_levels > 1:
@@ -80,78 +91,130 @@ class LatentDiffusion(DDPM):
         self.register_buffer("cond_timesteps", steps, persistent=False)
 
     def build_cond_stage(self, config: Mapping[str, Any] | str) -> nn.Module | None:
-        """The module that turns ``batch[cond_stage_key]`` into a condition; None when there is none."""
-        if config in ("__is_unconditional__", "__is_first_stage__"):
-            return self.first_stage_model if config == "__is_first_stage__" else None
-        module = instantiate_from_config(config)
-        return module if self.cond_stage_trainable else freeze(module)
+        """Return the module that turns ``batch[cond_stage_key]`` into a condition; ``None`` without a condition."""
+        if config == "__is_first_stage__":
+            return self.first_stage_model
+        return instantiate_from_config(config)
 
-    def train(self, mode: bool = True) -> LatentDiffusion:
-        """Frozen stages stay in evaluation mode whatever the rest does."""
-        super().train(mode)
-        self.first_stage_model.eval()
-        if self.cond_stage_model is not None and not self.cond_stage_trainable:
-            self.cond_stage_model.eval()
-        return self
+    def _condition_method(self, stage: nn.Module | None) -> Callable[[Any], Any] | None:
+        """Return the method of the condition stage that encodes a batch's entry.
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Network, the condition stage where it is trained, log variances: the order of LDM's optimizer states."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        if self.cond_stage_trainable:
-            parameters += self.cond_stage_model.parameters()
-        return [*parameters, self.logvar] if self.learn_logvar else parameters
+        Raises:
+            ConfigError: the stage has no method of the configured name.
+        """
+        if stage is None:
+            return None
+        found = getattr(stage, self.cond_stage_forward or "encode", None)
+        if found is None and self.cond_stage_forward is None:
+            return stage.__call__
+        if found is None:
+            raise ConfigError(
+                f"model.params.cond_stage_forward: expected a method of {type(stage).__name__}, got "
+                f"{self.cond_stage_forward!r}"
+            )
+        return found
+
+    def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> set[str]:
+        """See the base class; ``scale_by_std`` measures nothing where the whole model, or a scale, was loaded."""
+        self._has_scale = self._has_scale or not only_unet
+        return super().init_from_ckpt(path, ignore_keys, only_unet)
+
+    @torch.no_grad()
+    def network_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See the base class; the scale of the latents that the network was trained on is taken from the file."""
+        if self.scale_by_std and "scale_factor" in state:
+            self.scale_factor.copy_(state["scale_factor"])
+            self._has_scale = True
+        return super().network_state(state)
 
     @torch.no_grad()
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Before the very first step, measure the latents' deviation; all processes take rank zero's."""
+        """Measure the latents' deviation before the very first step; all processes use that of rank zero."""
         first = self.current_epoch == 0 and self.global_step == 0 and batch_idx == 0
-        if self.scale_by_std and first and not self.restarted_from_ckpt:
+        if self.scale_by_std and first and not self._has_scale:
             z = self.encode_first_stage(images_from_batch(batch, self.first_stage_key)) / self.scale_factor
             self.scale_factor.fill_(self.trainer.strategy.broadcast((1.0 / z.flatten().std()).item()))
 
     @torch.no_grad()
     def encode_first_stage(self, x: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] -> scaled latent (B, C, h, w)."""
+        """Return the scaled latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]."""
         encoded = self.first_stage_model.encode(x)
         z = encoded if isinstance(encoded, Tensor) else encoded.sample()
         if z.shape[1:] != self.latent_shape:
+            channels, size, _ = self.latent_shape
             raise UserError(
-                f"images of {x.shape[-2]} x {x.shape[-1]} give latents of shape {tuple(z.shape[1:])}, but "
-                f"model.params says channels {self.channels}, image_size {self.image_size}: change either"
+                f"model.params: expected latents of {channels} x {size} x {size} (channels, image_size), got "
+                f"{tuple(z.shape[1:])} for images of {x.shape[-2]} x {x.shape[-1]} pixels. Make them match"
             )
         return self.scale_factor * z
 
     def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """Scaled latent (B, C, h, w) -> images (B, 3, H, W); gradients pass."""
+        """Return images (B, 3, H, W) of scaled latents (B, C, h, w); gradients pass."""
         options = {"force_not_quantize": True} if force_not_quantize and self.quantizes else {}
         return self.first_stage_model.decode(z / self.scale_factor, **options)
 
     @property
     def quantizes(self) -> bool:
         """Whether the first stage has a codebook."""
-        return isinstance(getattr(self.first_stage_model, "quantize", None), nn.Module)
+        return "quantize" in dict(self.first_stage_model.named_children())
 
     def quantize_latent(self, z: Tensor) -> Tensor:
-        """Scaled latent -> its nearest scaled codebook vectors."""
+        """Return the nearest scaled codebook vectors of a scaled latent."""
         return self.scale_factor * self.first_stage_model.quantize(z / self.scale_factor)[0] if self.quantizes else z
 
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
-        """Scaled latents of the batch's images, (B, C, h, w)."""
+        """Return the scaled latents of the batch's images, (B, C, h, w)."""
         return self.encode_first_stage(images_from_batch(batch, self.first_stage_key))
 
-    def get_condition(self, batch: Mapping[str, Any]) -> Any:
-        """Output of the condition stage, or None."""
-        stage = self.cond_stage_model
-        if stage is None:
+    # Conditions --------------------------------------------------------------------------------------------------
+
+    def get_condition(self, batch: Mapping[str, Any]) -> Condition | None:
+        """Return what the condition stage makes of a batch; ``None`` without one."""
+        if self._encode_condition is None:
             return None
-        method = self.cond_stage_forward or ("encode" if hasattr(stage, "encode") else "forward")
-        if not hasattr(stage, method):
-            raise ConfigError(f"model.params.cond_stage_forward: {type(stage).__name__} has no {method!r}")
-        cond = getattr(stage, method)(self._stage_input(batch))
-        return cond.mode() if hasattr(cond, "mode") and not isinstance(cond, Tensor) else cond
+        return self._condition(self._encode_condition(self._stage_input(batch)))
+
+    def condition_from_texts(self, texts: Sequence[str]) -> Condition:
+        """Return the condition of one text per sample.
+
+        Raises:
+            UserError: the condition stage does not take texts.
+        """
+        require(self.cond_stage_model, ConditionStage, "sampling from texts")
+        return self._condition(self.cond_stage_model.encode_texts(texts))
+
+    def condition_from_classes(self, labels: Tensor) -> Condition:
+        """Return the condition of one class per sample, (B,) int64.
+
+        Raises:
+            UserError: the condition stage does not take classes, or has no class of that number.
+        """
+        require(self.cond_stage_model, ClassStage, "sampling from classes")
+        count = self.cond_stage_model.num_classes
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
+            raise UserError(f"class: expected 0 to {count - 1}, got {labels.tolist()}")
+        return self._condition(self.cond_stage_model.encode_classes(labels.to(self.device)))
+
+    def _condition(self, encoded: Any) -> Condition:
+        """Wrap the condition stage's output; a distribution gives its mode."""
+        if not isinstance(encoded, (Tensor, Condition, list, tuple, Mapping)):
+            encoded = encoded.mode()
+        stage = self.cond_stage_model
+        has_empty = (isinstance(stage, ConditionStage) and stage.takes_texts) or (
+            isinstance(stage, ClassStage) and stage.takes_classes
+        )
+        return as_condition(encoded, self._unconditional if has_empty else None)
+
+    def _unconditional(self, count: int) -> Tensor:
+        """Return the stage's condition under nothing, (1, ...); that of a frozen stage is computed once."""
+        if self.cond_stage_trainable:
+            return self.cond_stage_model.unconditional(1)
+        if self._empty is None or self._empty.device != self.device:
+            self._empty = self.cond_stage_model.unconditional(1)
+        return self._empty
 
     def _stage_input(self, batch: Mapping[str, Any]) -> Any:
-        """What the condition stage reads: images as (B, C, H, W) float, labels, tokens and texts as they are."""
+        """Return the input of the condition stage: images as (B, C, H, W) float, other entries unchanged."""
         if self.cond_stage_key == "class_label" and not isinstance(self.cond_stage_model, nn.Identity):
             return batch  # LDM's class embedder picks its own entry
         value = batch_value(batch, self.cond_stage_key)
@@ -159,19 +222,42 @@ class LatentDiffusion(DDPM):
         is_image = isinstance(value, Tensor) and value.ndim == 4
         return images_from_batch(batch, self.cond_stage_key) if is_image or is_map else value
 
-    def condition_at(self, batch: Mapping[str, Any], t: Tensor) -> Any:
-        """The condition of a batch, noised according to t (B,) where ``num_timesteps_cond`` asks for it."""
-        cond = self.get_condition(batch)
+    def condition_at(self, batch: Mapping[str, Any], t: Tensor) -> Condition | None:
+        """See the base class; noised according to t (B,) where ``num_timesteps_cond`` asks for it."""
+        cond = super().condition_at(batch, t)
         if self.cond_timesteps is None or cond is None:
             return cond
-        if not isinstance(cond, Tensor) or not cond.is_floating_point():
+        if not isinstance(cond, TensorCondition) or not cond.value.is_floating_point():
             raise ConfigError(
-                "model.params.num_timesteps_cond above 1 noises the condition, which must be one tensor of numbers; "
-                f"{type(self.cond_stage_model).__name__} returns {type(cond).__name__}"
+                "model.params.num_timesteps_cond: expected a condition of one float tensor, which can be noised, got "
+                f"the {type(cond).__name__} of {type(self.cond_stage_model).__name__}. Leave the key out"
             )
-        return self.q_sample(cond, self.cond_timesteps[t], torch.randn_like(cond))
+        noise = torch.randn_like(cond.value)
+        return TensorCondition(self.q_sample(cond.value, self.cond_timesteps[t], noise), cond.empty)
+
+    # Test --------------------------------------------------------------------------------------------------------
+
+    def prepare_representation(self, dataset: Any) -> None:
+        """Prepare :meth:`encode_representation` for the images of a data set, before a test pass or scores."""
+
+    def on_test_start(self) -> None:
+        """Prepare the representation of the test data set."""
+        loader = self.trainer.test_dataloaders
+        if isinstance(loader, DataLoader):
+            self.prepare_representation(loader.dataset)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the representation of the batch; callbacks write and score it."""
+        require(self, HasRepresentation, "test")
+        return self.encode_representation(batch)
 
 
-def freeze(module: nn.Module) -> nn.Module:
-    """``module`` in evaluation mode, without gradients."""
-    return module.eval().requires_grad_(False)
+def has_test_pass(model: pl.LightningModule) -> bool:
+    """Return whether a model computes anything on test data.
+
+    A latent diffusion model does when it has a representation (``encode_representation``) or a ``test_step`` of its
+    own; other models when they have a ``test_step``.
+    """
+    if type(model).test_step is LatentDiffusion.test_step:
+        return isinstance(model, HasRepresentation)
+    return is_overridden("test_step", model)

@@ -1,24 +1,23 @@
-"""Pictures of a diffusion model: what goes in, what comes out, and the way between."""
+"""Pictures of a diffusion model: inputs, reconstructions, samples, and the process between."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers import Inpainting, SamplerStep
+from ldm.diffusion.samplers import DDIMSampler, Hooks, Inpainting, Sampler, SamplerStep, build_sampler
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, did_you_mean
 
-if TYPE_CHECKING:
-    from ldm.models.diffusion.base import DDPM
+Pictures = dict[str, Tensor | CaptionedGrid]
+PICTURE_SAMPLER = DDIMSampler(200, eta=1.0)
 
-
-# Options of DisDiff's and EncDiff's pictures: the family's configs of plain models name them too.
+# Options of DisDiff's and EncDiff's pictures, which the family's configs of plain models contain as well.
 OPTIONS_ELSEWHERE = ("plot_swapped_concepts", "plot_swapped_concepts_partial", "plot_decoded_xstart", "sample_swap")
 
 
@@ -32,7 +31,7 @@ class Trajectory:
         self.estimates: list[Tensor] = []
 
     def __call__(self, step: SamplerStep) -> None:
-        """Keep the step if its turn has come, or if it is the last."""
+        """Keep every ``every``-th step, and the last one."""
         if step.position % self.every == 0:
             self.timesteps.append(step.timestep)
             self.states.append(step.x)
@@ -40,13 +39,12 @@ class Trajectory:
 
 
 def latent_diffusion_pictures(
-    model: DDPM,
+    model: Any,
     batch: Mapping[str, Any],
     N: int = 8,
     n_row: int = 4,
     sample: bool = True,
-    ddim_steps: int | None = 200,
-    ddim_eta: float = 1.0,
+    sampler: Sampler | Mapping[str, Any] | str = PICTURE_SAMPLER,
     quantize_denoised: bool = True,
     inpaint: bool = True,
     plot_diffusion_rows: bool = True,
@@ -54,24 +52,23 @@ def latent_diffusion_pictures(
     plot_progressive_rows: bool = True,
     return_keys: Sequence[str] | None = None,
     **elsewhere: Any,
-) -> dict[str, Tensor | CaptionedGrid]:
-    """LDM's pictures under LDM's names.
+) -> Pictures:
+    """Draw LDM's pictures under LDM's names.
 
     Args:
-        model: the model, its averaged weights in place.
-        batch: images (and conditions) as the data room delivers them.
-        N: how many images at most.
-        n_row: rows of the pictures that show a process.
+        model: a ``DDPM``, its averaged weights in place.
+        batch: images (and conditions), as returned by the data loader.
+        N: maximum number of images.
+        n_row: number of rows of the pictures that show a process.
         sample: draw samples.
-        ddim_steps: DDIM steps; None samples all T steps.
-        ddim_eta: see ``ddim_sample``.
+        sampler: see ``build_sampler``; LDM's 200 steps of DDIM with eta 1 by default.
         quantize_denoised: also sample with each estimate on the codebook.
         inpaint: also fill in the middle, and all but the middle, of given images.
         plot_diffusion_rows: the forward process.
-        plot_denoise_rows: x0 estimates along DDIM.
-        plot_progressive_rows: noisy states along DDIM.
-        return_keys: only pictures of these names; all if there is none of them.
-        **elsewhere: options of the family's other models, which have no meaning here.
+        plot_denoise_rows: x0 estimates along the way.
+        plot_progressive_rows: noisy states along the way.
+        return_keys: only pictures of these names; all if none of them exists.
+        **elsewhere: options of other models of the family, which are ignored.
 
     Returns:
         name -> (n, 3, H, W) in about [-1, 1], or a captioned grid for processes and conditions in words.
@@ -80,31 +77,40 @@ def latent_diffusion_pictures(
         ConfigError: an option that no model of the family has.
     """
     _check_options(elsewhere)
-    batch = {key: value[:N] for key, value in batch.items() if hasattr(value, "__getitem__")}
+    chosen = build_sampler(sampler)
+    batch = first_samples(batch, N)
     images = images_from_batch(batch, model.first_stage_key)
     z, cond = model.get_input(batch), model.get_condition(batch)
-    pictures: dict[str, Tensor | CaptionedGrid] = {"inputs": images, "reconstruction": model.decode_first_stage(z)}
+    pictures: Pictures = {"inputs": images, "reconstruction": model.decode_first_stage(z)}
     if plot_diffusion_rows:
         pictures["diffusion_row"] = _forward_process(model, z[:n_row])
     if not sample:
         return pictures
     noise = torch.randn_like(z)
-    steps = ddim_steps or model.num_timesteps
-    trajectory = Trajectory(steps // 8)
-    latent = model.sample(noise, cond, ddim_steps, ddim_eta, callback=trajectory)
+    trajectory = Trajectory(chosen.num_evaluations(model.num_timesteps) // 8)
+    latent = model.sample(noise, cond, chosen, callback=trajectory)
     pictures["samples"] = model.decode_first_stage(latent)
     if plot_denoise_rows:
         pictures["denoise_row"] = _process(model, trajectory.estimates, trajectory.timesteps, n_row)
     if plot_progressive_rows:
         pictures["progressive_row"] = _process(model, trajectory.states, trajectory.timesteps, n_row)
-    if quantize_denoised and getattr(model, "quantizes", False):
-        latent = model.sample(noise, cond, ddim_steps, ddim_eta, quantize_denoised=True)
+    if quantize_denoised and model.quantizes and chosen.takes_hooks:
+        latent = model.sample(noise, cond, chosen, hooks=Hooks(quantize_x0=model.quantize_latent))
         pictures["samples_x0_quantized"] = model.decode_first_stage(latent)
-    if inpaint:
-        pictures |= _inpainting(model, z, cond, ddim_steps, ddim_eta)
+    if inpaint and chosen.takes_hooks:
+        pictures |= _inpainting(model, z, cond, chosen)
     pictures |= _conditioning(model, batch, images, pictures["samples"])
-    wanted = {key: pictures[key] for key in return_keys or () if key in pictures}
-    return wanted or pictures
+    return chosen_pictures(pictures, return_keys)
+
+
+def first_samples(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Return the first samples of a batch's tensors and lists; entries of other types are left out."""
+    return {key: value[:count] for key, value in batch.items() if isinstance(value, (Tensor, Sequence))}
+
+
+def chosen_pictures(pictures: Pictures, names: Sequence[str] | None) -> Pictures:
+    """Return the pictures of the given names; all if none of them exists."""
+    return {key: pictures[key] for key in names or () if key in pictures} or pictures
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -112,16 +118,14 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if unknown:
         known = [*inspect.signature(latent_diffusion_pictures).parameters][2:-1]
         raise ConfigError(
-            f"log_images_kwargs: unknown option {unknown[0]!r}.{did_you_mean(unknown[0], known)} Known: "
+            f"log_images_kwargs: unexpected option {unknown[0]!r}.{did_you_mean(unknown[0], known)} Accepted: "
             f"{', '.join(known)}"
         )
 
 
-def _conditioning(
-    model: DDPM, batch: Mapping[str, Any], images: Tensor, samples: Tensor
-) -> dict[str, Tensor | CaptionedGrid]:
-    """The condition itself where it is an image, else images and samples beside the words or the label asked for."""
-    key = getattr(model, "cond_stage_key", None)
+def _conditioning(model: Any, batch: Mapping[str, Any], images: Tensor, samples: Tensor) -> Pictures:
+    """Return the condition where it is an image, else images and samples beside its words or label."""
+    key = model.cond_stage_key
     if model.model.conditioning_key is None or key in (None, model.first_stage_key) or key not in batch:
         return {}
     value = batch[key]
@@ -137,27 +141,31 @@ def _conditioning(
     return {"conditioning": CaptionedGrid(pairs, rows, ["image", "sample"])}
 
 
-def _inpainting(model: DDPM, z: Tensor, cond: Any, num_steps: int | None, eta: float) -> dict[str, Tensor]:
-    """The middle filled in, and the surroundings of the middle; ``mask`` is one where the image was given."""
+def _inpainting(model: Any, z: Tensor, cond: Any, sampler: Sampler) -> Pictures:
+    """Fill in the middle, and the surroundings of the middle; ``mask`` is one where the image is given."""
     height, width = z.shape[-2:]
     given = torch.ones_like(z[:, :1])
     given[:, :, height // 4 : 3 * height // 4, width // 4 : 3 * width // 4] = 0.0
-    pictures = {"mask": given.expand(-1, 3, -1, -1) * 2 - 1}
+    pictures: Pictures = {"mask": given.expand(-1, 3, -1, -1) * 2 - 1}
     for name, mask in (("samples_inpainting", given), ("samples_outpainting", 1 - given)):
-        latent = model.sample(torch.randn_like(z), cond, num_steps, eta, inpainting=Inpainting(mask, z))
+        latent = model.sample(torch.randn_like(z), cond, sampler, hooks=Hooks(inpainting=Inpainting(mask, z)))
         pictures[name] = model.decode_first_stage(latent)
     return pictures
 
 
-def _forward_process(model: DDPM, z: Tensor) -> CaptionedGrid:
-    """Decoded x_t at every ``log_every_t``-th time step, one row per image."""
-    timesteps = [t for t in range(model.num_timesteps) if t % model.log_every_t == 0 or t == model.num_timesteps - 1]
+def _forward_process(model: Any, z: Tensor) -> CaptionedGrid:
+    """Return decoded x_t at every ``log_every_t``-th time step, one row per image."""
+    timesteps = [
+        t
+        for t in range(model.num_timesteps)
+        if t % model.input_options.log_every_t == 0 or t == model.num_timesteps - 1
+    ]
     noise = torch.randn_like(z)
     states = [model.q_sample(z, torch.full((len(z),), t, device=z.device), noise) for t in timesteps]
     return _process(model, states, timesteps, len(z))
 
 
-def _process(model: DDPM, states: list[Tensor], timesteps: list[int], rows: int) -> CaptionedGrid:
+def _process(model: Any, states: list[Tensor], timesteps: list[int], rows: int) -> CaptionedGrid:
     rows = min(rows, len(states[0]))
     columns = [model.decode_first_stage(state[:rows]) for state in states]
     images = torch.stack(columns, dim=1).flatten(0, 1)  # (rows * columns, 3, H, W)

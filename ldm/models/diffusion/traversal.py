@@ -1,7 +1,6 @@
-"""Traversals: one unit of an unsupervised method moves over its range while all else stands still.
+"""Traversals: one unit of an unsupervised method moves over its range, all else is equal.
 
-Built on two methods of a model alone, ``encode_units(images) -> codes`` and ``decode_units(codes, x_T, ...) ->
-images``, so that they serve every method that has units.
+They work for every model with units (``ldm.models.contracts.HasUnits``).
 
 Dimensions: N images, U units, D width of a unit's code (absent where units are scalars), P points of a path.
 """
@@ -9,38 +8,28 @@ Dimensions: N images, U units, D width of a unit's code (absent where units are 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.samplers import DDIMSampler
+from ldm.models.contracts import HasUnits
 from ldm.pictures.grid import CaptionedGrid
 
 TAIL = 0.02  # share of the images left out at either end of a unit's range
 DECODE_BATCH = 128  # images decoded at once: bounds the memory
-
-
-class UnitModel(Protocol):
-    """What an unsupervised method offers."""
-
-    latent_unit: int
-    latent_shape: tuple[int, int, int]
-
-    def encode_units(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> (N, U) or (N, U, D)."""
-
-    def decode_units(self, codes: Tensor, x_T: Tensor, num_steps: int = 50, eta: float = 0.0) -> Tensor:
-        """(N, U[, D]) and noise (N, *latent_shape) -> (N, 3, H, W) in [-1, 1]."""
+EDIT_SAMPLER = DDIMSampler(50, eta=0.0)  # deterministic: samples differ by their codes alone
 
 
 def unit_path(codes: Tensor, unit: int, points: int) -> Tensor:
-    """Codes of one unit, evenly spaced over the range it takes.
+    """Return codes of one unit, evenly spaced over its range.
 
     A scalar unit moves from its 2nd to its 98th percentile, a vector along its first principal axis through the mean.
 
     Args:
         codes: (N, U) or (N, U, D) of real images.
-        unit: which one.
+        unit: index of the unit.
         points: P, at least 2.
 
     Returns:
@@ -54,32 +43,32 @@ def unit_path(codes: Tensor, unit: int, points: int) -> Tensor:
         return torch.lerp(low, high, steps)
     mean = values.mean(dim=0)
     axis = torch.linalg.svd(values - mean, full_matrices=False).Vh[0]
-    axis = axis * torch.where(axis[axis.abs().argmax()] < 0, -1.0, 1.0)  # the sign of a decomposition is an accident
+    axis = axis * torch.where(axis[axis.abs().argmax()] < 0, -1.0, 1.0)  # SVD leaves the sign open
     low, high = torch.quantile((values - mean) @ axis, shares)
     return mean + torch.lerp(low, high, steps).unsqueeze(1) * axis
 
 
 def traversed_codes(base: Tensor, path: Tensor, unit: int) -> Tensor:
-    """Every base code with one unit at every point: base (N, U[, D]), path (P[, D]) -> (N * P, U[, D]), image-major."""
+    """Return every base code (N, U[, D]) with one unit at each point of path (P[, D]): (N * P, U[, D]), image-major."""
     codes = base.repeat_interleave(len(path), dim=0)
     codes[:, unit] = path.to(codes.dtype).repeat(len(base), *[1] * (path.ndim - 1))
     return codes
 
 
-def decode_in_parts(model: UnitModel, codes: Tensor, x_T: Tensor, **options: Any) -> Tensor:
-    """``model.decode_units`` on any number of codes, a bounded number at a time."""
+def decode_in_parts(model: HasUnits, codes: Tensor, x_T: Tensor, **options: Any) -> Tensor:
+    """Call ``model.decode_units`` on any number of codes, ``DECODE_BATCH`` at a time."""
     parts = zip(codes.split(DECODE_BATCH), x_T.split(DECODE_BATCH))
     return torch.cat([model.decode_units(some, noise, **options) for some, noise in parts])
 
 
-def unit_captions(model: UnitModel, units: Sequence[int]) -> list[str]:
-    """``unit 3``, or ``unit 3: object hue`` where the model knows what its units tell; counted from 1."""
-    names = getattr(model, "unit_names", None) or [""] * model.latent_unit
+def unit_captions(model: HasUnits, units: Sequence[int]) -> list[str]:
+    """Return ``unit 3``, or ``unit 3: object hue`` for a model whose units are named; counted from 1."""
+    names = model.unit_names or [""] * model.latent_unit
     return [f"unit {unit + 1}" + (f": {names[unit].replace('_', ' ')}" if names[unit] else "") for unit in units]
 
 
 def traversal_grid(
-    model: UnitModel,
+    model: HasUnits,
     codes: Tensor,
     base: Tensor,
     x_T: Tensor,
@@ -87,14 +76,14 @@ def traversal_grid(
     points: int = 7,
     **options: Any,
 ) -> CaptionedGrid:
-    """One image, each row another unit over its range.
+    """Return a grid of one image, with one unit over its range in each row.
 
     Args:
         model: the model, its averaged weights in place.
         codes: (N, U[, D]) of real images, which give the ranges.
-        base: (1, U[, D]) of the image that is changed.
-        x_T: (1, C, H, W) its noise.
-        units: rows; None takes all.
+        base: (1, U[, D]) code of the image that is changed.
+        x_T: (1, C, H, W) noise.
+        units: one row each; ``None`` for all.
         points: columns, at least 2.
         **options: of ``decode_units``.
     """

@@ -3,7 +3,7 @@
 A frozen latent diffusion model predicts x_0 (or the noise) of a noisy latent. For every attribute k of a sample's text
 a decoder adds a sub-gradient g_k that depends on the noisy latent and on that attribute's CLIP embedding alone. Their
 sum is trained to turn the unconditional prediction into one that fits the image (PDAE, Zhang et al. 2022); the
-disentangling loss (DisDiff, Yang et al. 2023) asks that g_k moves the decoded prediction towards text k in CLIP's
+disentangling loss (DisDiff, Yang et al. 2023) requires that g_k moves the decoded prediction towards text k in CLIP's
 image space, and nowhere else.
 
 Dimensions: B batch, U units (attributes), D width of a text embedding, C, H, W the latent.
@@ -12,15 +12,20 @@ Dimensions: B batch, U units (attributes), D width of a text embedding, C, H, W 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldm.data.module import DataModuleFromConfig
+from ldm.data.traits import vocabulary_of
+from ldm.diffusion.conditions import UnitCodes
+from ldm.diffusion.samplers import Sampler
 from ldm.losses.disentangling import clip_logits_aligned, clip_logits_reference, clip_logits_sampled, disentangling_loss
-from ldm.models.diffusion.latent import freeze
-from ldm.models.diffusion.unit_pictures import unit_pictures
-from ldm.models.diffusion.units import UnitCodes, UnitDiffusion
+from ldm.models.diffusion.base import freeze
+from ldm.models.diffusion.methods.clip_disdiff.pictures import text_pictures
+from ldm.models.diffusion.units import UnitDiffusion
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.modules.diffusionmodules.openaimodel_shift import ShiftOutput
 from ldm.modules.encoders.readout import AttributeReadout
@@ -28,19 +33,12 @@ from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 DIS_MODES = ("aligned", "sampled", "reference")
-_PICTURES: dict[str, Any] = {  # what texts do, on noise that stays in place; of LDM's pictures only what is asked for
-    "ddim_steps": 50,
-    "ddim_eta": 0.0,
-    "plot_swapped_concepts": True,
-    "plot_diffusion_rows": False,
-    "plot_progressive_rows": False,
-    "quantize_denoised": False,
-    "inpaint": False,
-}
 
 
 class CLIPDisDiff(UnitDiffusion):
     """A latent diffusion model whose gradient is split into one sub-gradient per text attribute."""
+
+    picture_steps_and_eta = (50, 0.0)
 
     def __init__(
         self,
@@ -57,7 +55,7 @@ class CLIPDisDiff(UnitDiffusion):
             cond_stage_config: ``{text_encoder: {target, params}, image_encoder: {target, params}}``.
             cond_stage_key: entry of the batch with U strings per sample; an empty string leaves the unit unset.
             dis_mode: ``aligned`` decodes every unit's edit; ``sampled`` only that of the drawn unit, at 1/U of the
-                cost; ``reference`` repeats the CLIP-DisDiff code, its defects included.
+                cost; ``reference`` reproduces the CLIP-DisDiff code, including its defects.
             unset_prob: probability to leave a unit unset while training, drawn for each unit and sample.
             vocabulary_config: attribute words of the data set by which units are read from images; without it the
                 test data set's own vocabulary, and without that the representation is the text itself.
@@ -67,7 +65,7 @@ class CLIPDisDiff(UnitDiffusion):
             ConfigError: an option has an unknown value.
         """
         if dis_mode not in DIS_MODES:
-            raise ConfigError(f"model.params.dis_mode '{dis_mode}' is unknown; choose one of {', '.join(DIS_MODES)}")
+            raise ConfigError(f"model.params.dis_mode: expected one of {', '.join(DIS_MODES)}, got {dis_mode!r}")
         super().__init__(cond_stage_config=cond_stage_config, cond_stage_key=cond_stage_key, **kwargs)
         self.dis_mode, self.unset_prob = dis_mode, unset_prob
         self._check_options()
@@ -78,34 +76,34 @@ class CLIPDisDiff(UnitDiffusion):
         where = "model.params"
         if not self.model.diffusion_model.is_separate:
             raise ConfigError(
-                f"{where}.unet_config.params.seprate_decoder must be true: CLIP-DisDiff needs one gradient per unit"
+                f"{where}.unet_config.params.seprate_decoder: expected true (one gradient per unit), got false"
             )
         if not 0.0 <= self.unset_prob < 1.0:
-            raise ConfigError(f"{where}.unset_prob is {self.unset_prob}; expected a probability in [0, 1)")
+            raise ConfigError(f"{where}.unset_prob: expected a probability in [0, 1), got {self.unset_prob}")
         if self.cond_stage_trainable:
-            raise ConfigError(f"{where}.cond_stage_trainable must be false: CLIP is frozen")
+            raise ConfigError(f"{where}.cond_stage_trainable: expected false (CLIP is frozen), got true")
 
     def build_cond_stage(self, config: Mapping[str, Any]) -> nn.Module:
-        """The frozen text and image encoders of CLIP."""
+        """Return the frozen text and image encoders of CLIP."""
         missing = {"text_encoder", "image_encoder"} - set(config)
         if missing:
             raise ConfigError(
-                f"model.params.cond_stage_config needs text_encoder and image_encoder, found {', '.join(config)}"
+                f"model.params.cond_stage_config: expected text_encoder and image_encoder, got {', '.join(config)}"
             )
         return freeze(nn.ModuleDict({name: instantiate_from_config(part) for name, part in config.items()}))
 
     def encode_text(self, texts: Sequence[Sequence[str]]) -> UnitCodes:
-        """Embed U strings per sample.
+        """Return the codes of U strings per sample; an empty string leaves its unit unset.
 
         Raises:
-            UserError: a sample has not ``latent_unit`` strings.
+            UserError: the number of strings of a sample differs from ``latent_unit``.
         """
         for row, strings in enumerate(texts):
             if isinstance(strings, str) or len(strings) != self.latent_unit:
                 count = "one string" if isinstance(strings, str) else f"{len(strings)} attributes"
                 raise UserError(
-                    f"sample {row} of the batch has {count} ({strings!r}), but latent_unit is {self.latent_unit}: give "
-                    "each image that many attributes (an empty one leaves a unit unset), or change "
+                    f"batch: expected {self.latent_unit} attributes per image (latent_unit), got {count} in sample "
+                    f"{row} ({strings!r}). Change the data set (an empty attribute leaves a unit unset) or "
                     "model.params.unet_config.params.latent_unit"
                 )
         codes = self.cond_stage_model["text_encoder"].encode([list(strings) for strings in texts])
@@ -113,18 +111,18 @@ class CLIPDisDiff(UnitDiffusion):
         return UnitCodes(codes, mask.to(codes.device, non_blocking=True))
 
     def get_condition(self, batch: Mapping[str, Any]) -> UnitCodes:
-        """The batch's text, embedded."""
+        """Return the embeddings of the batch's texts."""
         return self.encode_text(batch_value(batch, self.cond_stage_key))
 
     def condition_in_training(self, cond: UnitCodes) -> UnitCodes:
-        """In training, some units left unset at random."""
+        """Return the condition with some units left unset at random (``unset_prob``) in training."""
         if not self.training or self.unset_prob == 0:
             return cond
         keep = torch.rand(cond.mask.shape, device=cond.mask.device) >= self.unset_prob
-        return cond._replace(mask=cond.mask & keep)
+        return replace(cond, mask=cond.mask & keep)
 
     def dis_loss(self, x_t: Tensor, t: Tensor, out: ShiftOutput, cond: UnitCodes, unit: Tensor | None = None) -> Tensor:
-        """See ``UnitDiffusion``; the unit is drawn uniformly among the set ones."""
+        """See ``UnitMethod``; the unit is drawn uniformly among the set ones."""
         count = self.dis_batch_size
         x_t, t, cond = x_t[:count], t[:count], cond.first(count)
         pred, unit_grad = out.pred[:count], out.unit_grad[:count]
@@ -149,7 +147,7 @@ class CLIPDisDiff(UnitDiffusion):
         return disentangling_loss(variant, invariant, unit, weight)
 
     def _edits(self, pred: Tensor, unit_grad: Tensor, t: Tensor, unit: Tensor) -> Tensor:
-        """Predictions with one sub-gradient added: (b, U, C, H, W), or (b, 1, C, H, W) of the drawn unit."""
+        """Return predictions with one sub-gradient added: (b, U, C, H, W), or (b, 1, C, H, W) of the drawn unit."""
         if self.dis_mode == "sampled":
             unit_grad = unit_grad[torch.arange(len(unit), device=unit.device), unit].unsqueeze(1)
         scale = self.gradient_scale(t, pred)
@@ -161,7 +159,7 @@ class CLIPDisDiff(UnitDiffusion):
         return (clip_logits_reference if self.dis_mode == "reference" else clip_logits_aligned)(before, after, text)
 
     def _drawn(self, values: Tensor, unit: Tensor, edits: int) -> Tensor:
-        """Rows of the drawn unit from (b * edits, ...); the reference code takes the last unit's by mistake."""
+        """Return the rows of the drawn unit of (b * edits, ...); the reference code uses the last unit by mistake."""
         values = values.unflatten(0, (-1, edits))
         if edits == 1 or self.dis_mode == "reference":
             return values[:, -1]
@@ -172,48 +170,50 @@ class CLIPDisDiff(UnitDiffusion):
         self,
         texts: Sequence[Sequence[str]],
         x_T: Tensor,
-        num_steps: int = 50,
-        eta: float = 0.0,
-        guidance_scale: float = 1.0,
+        sampler: Sampler | None = None,
+        guidance_scale: float | Tensor = 1.0,
         only: Tensor | None = None,
     ) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] for U strings per sample, from noise x_T (B, C, H, W).
+        """Return images of texts.
 
-        ``guidance_scale`` multiplies the sub-gradients, 1 as trained; ``only`` (B,) adds one unit's gradient alone.
+        Args:
+            texts: U strings per sample; an empty one leaves its unit unset.
+            x_T: (B, C, H, W) standard normal noise.
+            sampler: DDIM with 50 steps and eta 0 by default.
+            guidance_scale: factor of the sub-gradients, 1 as trained; one number, or one per unit, (U,) or (B, U).
+            only: (B,) int64, the one unit whose gradient is added in each sample; ``None`` adds all.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1].
         """
-        cond = self.encode_text(texts)._replace(only=only, guidance=guidance_scale)
-        return self.decode_condition(cond, x_T, num_steps, eta)
+        cond = replace(self.encode_text(texts), only=only, guidance=guidance_scale)
+        return self.decode_condition(cond, x_T, sampler)
 
     @torch.no_grad()
     def encode_representation(self, batch: Mapping[str, Any]) -> Tensor:
-        """U units per image, (B, U, R): read from the image through CLIP, or its text where there is no vocabulary."""
+        """Return U units per image, (B, U, R): read from the image through CLIP; its texts without a vocabulary."""
         if self._readout is None:
             return self.get_condition(batch).codes
         images = images_from_batch(batch, self.first_stage_key)
         return self._readout(self.cond_stage_model["image_encoder"](images))
 
     def on_fit_start(self) -> None:
-        """Embed the whole vocabulary now, where it is known: always the same strings in the same batches.
+        """Embed the whole vocabulary before the first step, always in the same batches.
 
-        Embedded as they come, strings would differ in the last bit from a resumed run's, which meets others first.
+        Embeddings depend in the last bit on their batch; in the order of appearance a resumed run's would differ.
         """
-        datasets = getattr(self.trainer.datamodule, "datasets", {})
-        vocabulary = self.vocabulary or getattr(datasets.get("train"), "vocabulary", None)
+        data = self.trainer.datamodule
+        train = data.datasets.get("train") if isinstance(data, DataModuleFromConfig) else None
+        vocabulary = self.vocabulary or vocabulary_of(train)
         if vocabulary is not None:
             counts = [len(words) for words in vocabulary.words]
             phrases = [vocabulary.phrases(k, w) for k, count in enumerate(counts) for w in range(count)]
             self.cond_stage_model["text_encoder"].vocabulary_embeddings(phrases)
 
-    def on_test_start(self) -> None:
-        """Prepare the read-out from the vocabulary of the config or of the test data set."""
-        self._prepare_readout(self.vocabulary or test_vocabulary(self.trainer))
-
     def prepare_representation(self, dataset: Any) -> None:
-        """The same for images of another data set, for scores while training."""
-        self._prepare_readout(self.vocabulary or getattr(dataset, "vocabulary", None))
-
-    def _prepare_readout(self, vocabulary: Any) -> None:
+        """Prepare the zero-shot read-out from the vocabulary of the config or of the data set."""
         self._readout = None
+        vocabulary = self.vocabulary or vocabulary_of(dataset)
         if vocabulary is not None:
             encoder = self.cond_stage_model["text_encoder"]
             counts = [len(words) for words in vocabulary.words]
@@ -221,21 +221,11 @@ class CLIPDisDiff(UnitDiffusion):
             self._readout = AttributeReadout(encoder.vocabulary_embeddings(texts), encoder.logit_scale)
 
     def unit_captions(self, batch: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-        """The first sample's attributes, and every sample's text."""
+        """Return the first sample's attributes, and every sample's text."""
         texts = batch_value(batch, self.cond_stage_key)
         units = [f"unit {unit + 1}: {string or 'unset'}" for unit, string in enumerate(texts[0])]
         return units, ["\n".join(strings) for strings in texts]
 
-    @torch.no_grad()
-    def log_images(
-        self, batch: Mapping[str, Any], split: str = "train", **options: Any
-    ) -> dict[str, Tensor | CaptionedGrid]:
-        """Pictures by name; ``options`` are those of ``unit_pictures``, with defaults of our own."""
-        with self.ema_scope():
-            return unit_pictures(self, batch, **{**_PICTURES, **options})
-
-
-def test_vocabulary(trainer: Any) -> Any:
-    """The attribute vocabulary of the test data set, None if it has none."""
-    loader = trainer.test_dataloaders
-    return getattr(getattr(loader, "dataset", None), "vocabulary", None)
+    def draw_pictures(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor | CaptionedGrid]:
+        """Return pictures by name; ``options`` are those of ``pictures.text_pictures``."""
+        return text_pictures(self, batch, **options)

@@ -1,4 +1,4 @@
-"""Where the denoiser looks for each unit: cross-attention averaged over layers, heads and time steps.
+"""Attention maps of the units: cross-attention averaged over layers, heads and time steps.
 
 Dimensions: B batch, S tokens (units), L positions of a layer, H W the latent.
 """
@@ -16,11 +16,11 @@ from ldm.modules.attention import BasicTransformerBlock, CrossAttention
 
 
 class CrossAttentionMaps:
-    """While it is open, averages how much of its attention each position gives to each token.
+    """Context manager that averages the attention of each position to each token.
 
     Args:
-        network: its spatial transformers are watched; computations stay what they are.
-        size: height and width the layers' maps are brought to.
+        network: network whose spatial transformers are recorded; its results do not change.
+        size: height and width to which the maps of all layers are resized.
 
     Example:
         >>> from ldm.modules.attention import SpatialTransformer
@@ -52,7 +52,7 @@ class CrossAttentionMaps:
 
     @torch.no_grad()
     def _record(self, layer: CrossAttention, inputs: tuple[Tensor, Tensor | None]) -> None:
-        """Compute the layer's attention weights once more and add them."""
+        """Recompute the layer's attention weights and add them."""
         x, context = inputs
         if context is None:
             return
@@ -69,23 +69,23 @@ class CrossAttentionMaps:
         self._count += 1
 
     def mean(self) -> Tensor:
-        """(B, S, H, W) in [0, 1]; at each position the tokens' shares sum to 1.
+        """Return (B, S, H, W) in [0, 1]; at each position the tokens' shares sum to 1.
 
         Raises:
-            RuntimeError: no cross-attention took place meanwhile.
+            RuntimeError: no cross-attention was recorded.
         """
         if self._sum is None:
-            raise RuntimeError("no layer attended to tokens while the maps were recorded")
+            raise RuntimeError("attention maps: expected a forward pass with tokens within the context, got none")
         return self._sum / self._count
 
 
 def light_up(images: Tensor, maps: Tensor, floor: float = 0.12) -> Tensor:
-    """Images lit where a map is high: each map divided by its own maximum.
+    """Return images lit where a map is high; each map is divided by its own maximum.
 
     Args:
         images: (N, 3, H, W) in [-1, 1].
         maps: (N, h, w), not negative.
-        floor: brightness of what is not attended to.
+        floor: brightness where a map is zero.
 
     Returns:
         (N, 3, H, W) in [-1, 1].

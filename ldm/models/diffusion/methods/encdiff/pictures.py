@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ldm.diffusion.samplers import Sampler, build_sampler
 from ldm.models.diffusion.methods.encdiff.attention import CrossAttentionMaps, light_up
 from ldm.models.diffusion.pictures import latent_diffusion_pictures
-from ldm.models.diffusion.traversal import decode_in_parts, traversal_grid, unit_captions
+from ldm.models.diffusion.traversal import EDIT_SAMPLER, decode_in_parts, traversal_grid, unit_captions
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
-
-if TYPE_CHECKING:
-    from ldm.models.diffusion.methods.encdiff.model import EncDiff
 
 _LDM_PICTURES = {
     "inpaint": False,
@@ -26,11 +24,10 @@ _LDM_PICTURES = {
 
 
 def encdiff_pictures(
-    model: EncDiff,
+    model: Any,
     batch: Mapping[str, Any],
     N: int = 8,
-    ddim_steps: int = 50,
-    ddim_eta: float = 0.0,
+    sampler: Sampler | Mapping[str, Any] | str = EDIT_SAMPLER,
     points: int = 7,
     plot_swapped_concepts: bool = True,
     plot_traversals: bool = True,
@@ -38,20 +35,19 @@ def encdiff_pictures(
     sample_swap: bool | None = None,
     **options: Any,
 ) -> dict[str, Tensor | CaptionedGrid]:
-    """Inputs, samples of their units, and what each unit does.
+    """Draw inputs, samples of their units, and the effect of each unit.
 
     Args:
-        model: the model, its averaged weights in place.
-        batch: images as the data room delivers them; all of them give the range of the units.
-        N: how many images are shown at most.
-        ddim_steps: DDIM steps.
-        ddim_eta: see ``ddim_sample``; 0 keeps what a unit does not change in place.
+        model: an ``EncDiff``, its averaged weights in place.
+        batch: images, as returned by the data loader; all of them determine the ranges of the units.
+        N: maximum number of images.
+        sampler: see ``build_sampler``; a deterministic one keeps in place what a unit does not change.
         points: columns of the traversals.
         plot_swapped_concepts: one row per unit, in which every sample takes that unit of the first image.
         plot_traversals: one row per unit, which moves over its range on the first image.
         plot_attention: one column per unit, each image lit where the unit is attended to.
-        sample_swap: the reference's name of ``plot_swapped_concepts``; where given, it decides.
-        **options: of ``latent_diffusion_pictures``, whose further pictures are left out unless asked for.
+        sample_swap: the reference's name of ``plot_swapped_concepts``; it has precedence.
+        **options: of ``latent_diffusion_pictures``, whose other pictures are omitted by default.
 
     Returns:
         name -> images (n, 3, H, W) in [-1, 1] or a captioned grid.
@@ -60,47 +56,43 @@ def encdiff_pictures(
     codes = model.encode_units(images)
     shown, base = images[:N], codes[:N]
     x_T = torch.randn(len(base), *model.latent_shape, device=images.device)
-    sampling = {"num_steps": ddim_steps, "eta": ddim_eta}
-    pictures = latent_diffusion_pictures(
-        model, batch, N=N, ddim_steps=ddim_steps, ddim_eta=ddim_eta, **{**_LDM_PICTURES, **options}
-    )
+    chosen = build_sampler(sampler)
+    pictures = latent_diffusion_pictures(model, batch, N=N, sampler=chosen, **{**_LDM_PICTURES, **options})
     if plot_swapped_concepts if sample_swap is None else sample_swap:
-        pictures["samples_swapping"] = _swap_grid(model, shown, base, x_T, sampling)
+        pictures["samples_swapping"] = _swap_grid(model, shown, base, x_T, chosen)
     if plot_traversals:
-        pictures["traversals"] = traversal_grid(model, codes, base[:1], x_T[:1], points=points, **sampling)
+        pictures["traversals"] = traversal_grid(model, codes, base[:1], x_T[:1], points=points, sampler=chosen)
     if plot_attention:
-        pictures["attention"] = attention_grid(model, shown, x_T, sampling)
+        pictures["attention"] = attention_grid(model, shown, x_T, chosen)
     return pictures
 
 
-def _swap_grid(
-    model: EncDiff, images: Tensor, codes: Tensor, x_T: Tensor, sampling: Mapping[str, Any]
-) -> CaptionedGrid:
-    """Images, their samples, and one row per unit in which it is that of the first image in every sample."""
+def _swap_grid(model: Any, images: Tensor, codes: Tensor, x_T: Tensor, sampler: Sampler) -> CaptionedGrid:
+    """Return images, their samples, and one row per unit that all samples take from the first image."""
     rows = [codes]
     for unit in range(model.latent_unit):
         swapped = codes.clone()
         swapped[:, unit] = codes[0, unit]
         rows.append(swapped)
-    samples = decode_in_parts(model, torch.cat(rows), x_T.repeat(len(rows), 1, 1, 1), **sampling)
+    samples = decode_in_parts(model, torch.cat(rows), x_T.repeat(len(rows), 1, 1, 1), sampler=sampler)
     captions = ["image", "sample of its units", *unit_captions(model, range(model.latent_unit))]
     return CaptionedGrid(torch.cat([images, samples]), captions, [], "each row: that unit from the first image")
 
 
-def attention_grid(model: EncDiff, images: Tensor, x_T: Tensor, sampling: Mapping[str, Any]) -> CaptionedGrid:
+def attention_grid(model: Any, images: Tensor, x_T: Tensor, sampler: Sampler) -> CaptionedGrid:
     """Each image lit where each unit is attended to, averaged over the time steps of sampling it (the paper's figure).
 
     Args:
-        model: the model, its averaged weights in place.
+        model: an ``EncDiff``, its averaged weights in place.
         images: (N, 3, H, W) in [-1, 1].
         x_T: (N, C, H, W) noise.
-        sampling: options of ``decode_units``.
+        sampler: the sampler.
 
     Returns:
-        one row per image; a unit's caption says how much of all attention it gets.
+        one row per image; a unit's caption contains its share of all attention.
     """
     with CrossAttentionMaps(model.model.diffusion_model, model.latent_shape[1:]) as recorder:
-        model.decode_units(model.encode_units(images), x_T, **sampling)
+        model.decode_units(model.encode_units(images), x_T, sampler=sampler)
     maps = recorder.mean()  # (N, U, h, w)
     lit = [light_up(images, unit_maps) for unit_maps in maps.unbind(1)]
     shares = maps.mean(dim=(0, 2, 3)).tolist()

@@ -1,0 +1,269 @@
+"""Contracts between models and the code that trains, scores, edits and draws them.
+
+A model implements a contract by having its members; there is no base class to inherit from. :func:`require` raises an
+error that names the missing members.
+
+Dimensions: B batch, U units, D width of a unit's code (absent where units are scalars), C h w the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from ldm.diffusion.conditions import UnitCodes
+from ldm.diffusion.samplers import Sampler
+from ldm.util import UserError
+
+
+@runtime_checkable
+class HasRepresentation(Protocol):
+    """A model whose representation of images is written after training and scored."""
+
+    def encode_representation(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the units of a batch's images, (B, U) or (B, U, D)."""
+        ...
+
+
+@runtime_checkable
+class Samplable(Protocol):
+    """A diffusion model that turns noise into images."""
+
+    latent_shape: tuple[int, int, int]
+    num_timesteps: int
+
+    def sample(self, x_T: Tensor, cond: Any = None, sampler: Sampler | None = None, **options: Any) -> Tensor:
+        """Return a latent (B, C, h, w) for noise (B, C, h, w)."""
+        ...
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in about [-1, 1] of latents (B, C, h, w)."""
+        ...
+
+
+@runtime_checkable
+class HasAverage(Protocol):
+    """A model with a moving average of its weights."""
+
+    def ema_scope(self) -> Any:
+        """Return a context manager within which the averaged weights replace the trained ones."""
+        ...
+
+
+@runtime_checkable
+class Preparable(Protocol):
+    """A model whose representation depends on the data set, such as on its vocabulary."""
+
+    def prepare_representation(self, dataset: Any) -> None:
+        """Compute what ``encode_representation`` needs of the data set."""
+        ...
+
+
+@runtime_checkable
+class ScoredOn(Protocol):
+    """A model that names the factors it is scored on (``eval_name``)."""
+
+    eval_space: Any  # FactorSpace, or None for the data set's
+
+
+@runtime_checkable
+class Reconstructor(Protocol):
+    """An autoencoder."""
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Any]:
+        """Return the reconstruction of images (B, 3, H, W), and what its loss needs."""
+        ...
+
+
+@runtime_checkable
+class HasUnits(Protocol):
+    """A model with units that are read from images and turned back into images (DisDiff, EncDiff)."""
+
+    latent_unit: int
+    latent_shape: tuple[int, int, int]
+    unit_names: list[str] | None
+
+    def encode_units(self, images: Tensor) -> Tensor:
+        """Return the codes (B, U) or (B, U, D) of images (B, 3, H, W) in [-1, 1]."""
+        ...
+
+    def decode_units(
+        self, codes: Tensor, x_T: Tensor, sampler: Sampler | None = None, only: Tensor | None = None
+    ) -> Tensor:
+        """Return images (B, 3, H, W) in [-1, 1] of codes and noise (B, C, h, w).
+
+        ``only`` (B,) int64 uses one unit alone in each sample; ``None`` uses all.
+        """
+        ...
+
+
+@runtime_checkable
+class Editable(Protocol):
+    """A model that samples from one text per unit (CLIP-DisDiff)."""
+
+    latent_unit: int
+    latent_shape: tuple[int, int, int]
+
+    def sample_edit(
+        self,
+        texts: Sequence[Sequence[str]],
+        x_T: Tensor,
+        sampler: Sampler | None = None,
+        guidance_scale: float = 1.0,
+        only: Tensor | None = None,
+    ) -> Tensor:
+        """Return images (B, 3, H, W) in [-1, 1] of U strings per sample and noise (B, C, h, w)."""
+        ...
+
+
+@runtime_checkable
+class ConditionStage(Protocol):
+    """A condition stage that takes texts: models with it are sampled from texts and guided."""
+
+    takes_texts: bool
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return the condition (B, S, D) or (B, D) of B texts."""
+        ...
+
+    def unconditional(self, count: int) -> Tensor:
+        """Return the condition of ``count`` samples under the empty text."""
+        ...
+
+
+@runtime_checkable
+class ClassStage(Protocol):
+    """A condition stage that takes class numbers."""
+
+    takes_classes: bool
+    num_classes: int
+
+    def encode_classes(self, labels: Tensor) -> Tensor:
+        """Return the condition (B, S, D) or (B, D) of labels (B,) int64."""
+        ...
+
+    def unconditional(self, count: int) -> Tensor:
+        """Return the condition of ``count`` samples under no class."""
+        ...
+
+
+@runtime_checkable
+class UnitMethod(Protocol):
+    """Members that a subclass of ``UnitDiffusion`` implements."""
+
+    def dis_loss(self, x_t: Tensor, t: Tensor, out: Any, cond: UnitCodes, unit: Tensor | None = None) -> Tensor:
+        """Return the disentangling loss of each sample, weight included, (b,) with b = min(B, dis_batch_size).
+
+        Args:
+            x_t: (B, C, h, w) noisy latent.
+            t: (B,) time steps.
+            out: ``ShiftOutput`` at x_t: base prediction and sub-gradients.
+            cond: codes of the units.
+            unit: (B,) the unit to tell apart; drawn if ``None``.
+        """
+        ...
+
+    def encode_representation(self, batch: Mapping[str, Any]) -> Tensor:
+        """See ``HasRepresentation``."""
+        ...
+
+    def unit_captions(self, batch: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+        """Return captions for pictures: of each unit of the first sample, and of each sample (or an empty list)."""
+        ...
+
+
+@runtime_checkable
+class ShiftNetwork(Protocol):
+    """A denoiser with one sub-gradient per unit (``openaimodel_shift.UNetModel``)."""
+
+    latent_unit: int
+    repre_emb_channels: int
+    is_separate: bool
+    init_shift_from_base: bool
+
+    @property
+    def base_scale(self) -> Tensor | None:
+        """Scale of the latents the base model was trained on, if its checkpoint had one."""
+        ...
+
+    def base_prediction(self, x: Tensor, timesteps: Tensor) -> Tensor:
+        """Return the prediction of the frozen network alone."""
+        ...
+
+    def trainable_parameters(self) -> Iterator[nn.Parameter]:
+        """Return what the optimizer trains."""
+        ...
+
+    def copy_base_to_shift(self) -> None:
+        """Start the sub-gradient decoder from the frozen decoder's weights."""
+        ...
+
+
+@runtime_checkable
+class TokenEncoder(Protocol):
+    """EncDiff's encoder: images -> scalars -> one token per scalar (``openaimodel_enc.Encoder4``)."""
+
+    latent_unit: int
+    context_dim: int
+
+    def encoding(self, x: Tensor) -> Tensor:
+        """Return the scalars (B, U) of images (B, 3, H, W)."""
+        ...
+
+    def warp(self, codes: Tensor) -> Tensor:
+        """Return the tokens (B, U * D) of scalars (B, U)."""
+        ...
+
+
+@runtime_checkable
+class TokenNetwork(Protocol):
+    """A U-Net that attends to U tokens (``openaimodel_enc.UNetModel``)."""
+
+    latent_unit: int
+
+
+@runtime_checkable
+class ImageEncoder(Protocol):
+    """DisDiff's encoder: images (B, 3, H, W) -> codes (B, ``latent_dim``)."""
+
+    latent_dim: int
+
+    def mean_code(self, x: Tensor) -> Tensor:
+        """Return the codes of images; their means if the encoder draws them."""
+        ...
+
+
+@runtime_checkable
+class VariationalEncoder(Protocol):
+    """An image encoder that draws its codes (``Encoder4_vae``)."""
+
+    def kl_loss(self, num_units: int) -> Tensor:
+        """Return the divergence of the last batch's codes from a standard normal distribution, ()."""
+        ...
+
+
+def missing_members(candidate: object, contract: type) -> list[str]:
+    """Return the names of a contract's members that an object lacks, sorted."""
+    members = {*contract.__annotations__, *(name for name in vars(contract) if not name.startswith("_"))}
+    return sorted(name for name in members if not hasattr(candidate, name))
+
+
+def require(candidate: object, contract: type, purpose: str, error: type[Exception] = UserError) -> None:
+    """Raise an error that names the members an object lacks.
+
+    Args:
+        candidate: the model or module.
+        contract: one of the protocols of this module.
+        purpose: what the contract is needed for; begins the message.
+        error: type of the error; constructors raise ``ConfigError``.
+    """
+    missing = missing_members(candidate, contract)
+    if missing:
+        expected = (contract.__doc__ or contract.__name__).partition("\n")[0].rstrip(".").replace("``", "")
+        kind = type(candidate)
+        raise error(
+            f"{purpose}: expected {expected[0].lower()}{expected[1:]}, got {kind.__module__}.{kind.__name__}, which "
+            f"lacks {', '.join(missing)}. See ldm.models.contracts.{contract.__name__}"
+        )

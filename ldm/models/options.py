@@ -1,0 +1,136 @@
+"""Groups of the flat options of LDM's configs.
+
+LDM writes all options of a model side by side below ``model.params``. :func:`group_options` is the translation of
+these flat keys into the dataclasses of this module, which the models keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ldm.diffusion.schedule import make_beta_schedule
+from ldm.util import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """Noise schedule.
+
+    Attributes:
+        timesteps: T.
+        beta_schedule: see ``make_beta_schedule``, with linear_start, linear_end, cosine_s.
+        given_betas: (T,) betas in place of a named schedule.
+        v_posterior: see ``NoiseSchedule.from_betas``.
+    """
+
+    timesteps: int = 1000
+    beta_schedule: str = "linear"
+    linear_start: float = 1e-4
+    linear_end: float = 2e-2
+    cosine_s: float = 8e-3
+    given_betas: Sequence[float] | None = None
+    v_posterior: float = 0.0
+
+    def betas(self) -> np.ndarray:
+        """Return the betas, (T,) float64."""
+        if self.given_betas is not None:
+            return np.asarray(self.given_betas, dtype=np.float64)
+        return make_beta_schedule(self.beta_schedule, self.timesteps, self.linear_start, self.linear_end, self.cosine_s)
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """Training loss.
+
+    Attributes:
+        loss_type: ``l1`` or ``l2``.
+        l_simple_weight: weight of the simple loss.
+        original_elbo_weight: weight of the variational bound.
+        learn_logvar: learn one log variance per time step, starting at ``logvar_init``.
+        logvar_init: initial log variance.
+        noise_bias: time steps are drawn as T u^(1 / noise_bias) with u uniform: 1 is the papers' uniform draw; above 1
+            noisy steps, at which a condition matters most, are drawn more often.
+        cond_drop_prob: probability to train a sample without its condition, which classifier-free guidance needs.
+    """
+
+    loss_type: str = "l2"
+    l_simple_weight: float = 1.0
+    original_elbo_weight: float = 0.0
+    learn_logvar: bool = False
+    logvar_init: float = 0.0
+    noise_bias: float = 1.0
+    cond_drop_prob: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.loss_type not in ("l1", "l2"):
+            raise ConfigError(f"model.params.loss_type: expected 'l1' or 'l2', got {self.loss_type!r}")
+        if self.noise_bias <= 0:
+            raise ConfigError(
+                f"model.params.noise_bias: expected a positive number (1 is uniform), got {self.noise_bias}"
+            )
+        if not 0 <= self.cond_drop_prob <= 1:
+            raise ConfigError(f"model.params.cond_drop_prob: expected a probability, got {self.cond_drop_prob}")
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """What is denoised.
+
+    Attributes:
+        first_stage_key: entry of the batch that holds the images.
+        image_size: height and width of what is denoised.
+        channels: channels of what is denoised.
+        clip_denoised: clamp x0 estimates to [-1, 1] while sampling by DDPM; for pixels only.
+        parameterization: the network predicts ``eps``, ``x0`` or ``v``.
+        log_every_t: distance of the time steps in pictures of the process.
+    """
+
+    first_stage_key: str = "image"
+    image_size: int = 256
+    channels: int = 3
+    clip_denoised: bool = True
+    parameterization: str = "eps"
+    log_every_t: int = 100
+
+
+@dataclass(frozen=True)
+class WeightOptions:
+    """Where the weights come from, and their moving average.
+
+    Attributes:
+        ckpt_path: weights to start from, without the keys that start with one of ``ignore_keys``.
+        ignore_keys: prefixes of keys not to load.
+        load_only_unet: load only the network from ``ckpt_path``.
+        use_ema: keep a moving average of the network.
+        ema_decay: its decay.
+    """
+
+    ckpt_path: str | None = None
+    ignore_keys: Sequence[str] = ()
+    load_only_unet: bool = False
+    use_ema: bool = True
+    ema_decay: float = 0.9999
+
+
+def group_options(flat: Mapping[str, Any], *groups: type) -> tuple[Any, ...]:
+    """Return one instance of each group, from flat options.
+
+    Args:
+        flat: options by name.
+        *groups: dataclasses with distinct field names. The check of a config reads their fields from a call
+            ``group_options(params, A, B)`` with the ``**params`` of a constructor.
+
+    Raises:
+        ConfigError: no group has an option; the nearest name is suggested.
+    """
+    known = {field.name: group for group in groups for field in fields(group)}
+    for name in flat:
+        if name not in known:
+            raise ConfigError(
+                f"model.params: unexpected key {name!r}.{did_you_mean(name, known)} Accepted: {', '.join(known)}"
+            )
+    return tuple(group(**{name: value for name, value in flat.items() if known[name] is group}) for group in groups)
