@@ -1,13 +1,13 @@
-"""``ldm.metrics`` against the same metrics as their definitions read, with scikit-learn, on one core.
+"""Compare ``ldm.metrics`` with direct implementations on scikit-learn, on one core:
 
-    python scripts/bench_metrics.py                        # the whole protocol at 6 and 20 codes: 15 minutes
+    python scripts/bench_metrics.py                        # full protocol at 6 and 20 codes: 15 minutes
     python scripts/bench_metrics.py --codes 20 --metrics dci
     python scripts/bench_metrics.py --quick                # a twentieth of the samples: a minute
 
-Both sides run one after the other in this process on the same codes of Shapes3D's factor space, with one thread.
-Times are processor time of the whole metric, draws included; imports, compilation and a first run on few samples come
-before. ``--seeds`` also tells how far scikit-learn's DCI is from itself with another seed: splits that are equally
-good are decided by it.
+Both versions run in turn in this process on the same codes of the factor space of Shapes3D, with one thread. Times are
+processor times of the whole metric, including the draws; imports, compilation and a first run on few samples are
+excluded. ``--seeds`` also reports the difference between two seeds of scikit-learn's DCI, which break ties between
+splits differently.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WARM_UP = {"num_train": 500, "num_eval": 500, "num_test": 500, "num_variance_est
 
 
 def make_codes(space: FactorSpace, num_units: int, seed: int = 0) -> np.ndarray:
-    """Codes (N, K) float32: one unit per factor, then mixtures of two or three factors; all with Gaussian noise."""
+    """Return codes (N, K) float32: one unit per factor, then mixtures of two or three factors, with Gaussian noise."""
     rng = np.random.default_rng(seed)
     weights = np.zeros((space.num_factors, num_units))
     for unit in range(num_units):
@@ -53,7 +53,7 @@ def make_codes(space: FactorSpace, num_units: int, seed: int = 0) -> np.ndarray:
 
 
 def timed(metric: Callable[..., Scores], codes: np.ndarray, space: FactorSpace, protocol: Mapping[str, Any]) -> tuple:
-    """Scores and seconds of processor time."""
+    """Return the scores and the processor time in seconds."""
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # the protocols stop after 100 iterations
         start = time.process_time()
@@ -62,21 +62,21 @@ def timed(metric: Callable[..., Scores], codes: np.ndarray, space: FactorSpace, 
 
 
 def largest_difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> float:
-    """Over the figures that both report."""
+    """Return the largest difference over the figures that both report."""
     return max(abs(ours[key] - theirs[key]) for key in theirs)
 
 
 def fewer(protocol: Mapping[str, Any], divisor: int) -> dict[str, Any]:
-    """The protocol with its numbers of samples divided."""
+    """Return the protocol with divided numbers of samples."""
     return {key: value // divisor if key in WARM_UP else value for key, value in protocol.items()}
 
 
 def compare(name: str, codes: np.ndarray, space: FactorSpace, divisor: int, with_seeds: bool) -> dict[str, Any]:
-    """One metric on both sides."""
+    """Measure both implementations of a metric."""
     metric, protocol = METRICS[name], fewer(METRICS[name].protocol, divisor)
     few = {key: min(value, WARM_UP.get(key, value)) for key, value in protocol.items()}
-    for side in (metric.function, PLAIN[name]):
-        timed(side, codes, space, few)
+    for implementation in (metric.function, PLAIN[name]):
+        timed(implementation, codes, space, few)
     ours, our_seconds = timed(metric.function, codes, space, protocol)
     theirs, their_seconds = timed(PLAIN[name], codes, space, protocol)
     found = {
@@ -97,7 +97,7 @@ def compare(name: str, codes: np.ndarray, space: FactorSpace, divisor: int, with
 
 
 def suite(results: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """Seconds and ratio of the default metrics together, if all of them ran."""
+    """Return seconds and ratio of all default metrics together; None if some did not run."""
     chosen = [found for found in results if found["metric"] in DEFAULT_METRICS]
     if len(chosen) < len(DEFAULT_METRICS):
         return None
@@ -106,7 +106,7 @@ def suite(results: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
 
 
 def show(results: Sequence[Mapping[str, Any]], num_units: int, console: Console) -> None:
-    """A table of one number of codes."""
+    """Print the table of one number of codes."""
     table = Table(title=f"{num_units} codes")
     for heading in ("metric", "s", "plain s", "ratio", "figure", "ours", "plain", "largest difference"):
         table.add_column(heading, justify="left" if heading in ("metric", "figure") else "right")
@@ -134,7 +134,7 @@ def show(results: Sequence[Mapping[str, Any]], num_units: int, console: Console)
 
 
 def machine() -> dict[str, str]:
-    """Processor and versions."""
+    """Return processor and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     packages = {name: version(name) for name in ("numpy", "numba", "scikit-learn", "scipy")}
@@ -146,8 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--codes", type=int, nargs="+", default=[6, 20], help="numbers of codes (at least 2)")
     parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=list(METRICS), metavar="NAME")
     parser.add_argument("--quick", action="store_true", help=f"1/{QUICK} of the samples")
-    parser.add_argument("--seeds", action="store_true", help="also run scikit-learn's DCI with another seed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep all figures in FILE")
+    parser.add_argument("--seeds", action="store_true", help="also run DCI of scikit-learn with another seed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     options = parser.parse_args(arguments)
     console, space = Console(), factor_space("shapes3d")
     console.width = max(console.width, WIDTH)

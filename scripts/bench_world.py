@@ -1,4 +1,4 @@
-"""How fast the embedded world makes images on one core: ``python scripts/bench_world.py``."""
+"""Measure how fast the embedded world renders images on one core: ``python scripts/bench_world.py``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldm.data.world import World3D
 
 
 def images_per_second(dataset: World3D, batch_size: int, seconds: float) -> float:
-    """Images per second of processor time, in random batches of ``batch_size``."""
+    """Return images per second of processor time, in random batches of ``batch_size``."""
     rng = np.random.default_rng(0)
     dataset.__getitems__(rng.integers(len(dataset), size=batch_size))
     count, start = 0, time.process_time()
@@ -25,7 +25,7 @@ def images_per_second(dataset: World3D, batch_size: int, seconds: float) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=2.0, help="processor time per line")
+    parser.add_argument("--seconds", type=float, default=2.0, help="processor time per measurement")
     arguments = parser.parse_args()
     set_num_threads(1)
     for size in (32, 64):

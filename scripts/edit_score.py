@@ -1,24 +1,30 @@
-"""Take the edit score of a finished run again, for example with more samples or another judge:
+"""Compute the edit score of a finished run again, for example with more samples or another judge:
 
     python scripts/edit_score.py -r logs/2024-01-01T12-00-00_clip-disdiff --num-samples 1000
+    python scripts/edit_score.py -r RUN --sampler dpm_solver --num-steps 20
 
-What is not given is taken from the run's EditScore callback, and the rest from the callback's defaults.
+Options that are not given are those of the run's EditScore callback, or the callback's defaults.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 
-from ldm.config.build import build
+from ldm.config.loading import Config
+from ldm.config.trainer_args import translate_trainer_args
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.evaluation.editing.callback import EditScore
+from ldm.evaluation.sampling.request import choose_sampler
+from ldm.legacy import sampling_options
 from ldm.runs.checkpoint_io import AtomicCheckpointIO
-from ldm.training.cli import parse_arguments
-from ldm.training.plan import Plan, make_plan
+from ldm.runs.load import load_run
 from ldm.training.trainer import choose_devices
 from ldm.util import ConfigError, UserError
 
@@ -29,22 +35,36 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--judge", metavar="PATH", help="checkpoint or run folder of the judge")
     parser.add_argument("--num-samples", type=int, metavar="N", help="base images")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images sampled at once")
-    parser.add_argument("--num-steps", type=int, metavar="N", help="DDIM steps")
-    parser.add_argument("--eta", type=float, help="DDIM's eta")
+    parser.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} or package.module.Class")
+    parser.add_argument("--num-steps", type=int, metavar="N", help="steps of the sampler")
+    parser.add_argument("--eta", type=float, help="eta of ddim")
     parser.add_argument("--guidance-scale", type=float, metavar="S", help="factor of the sub-gradients")
-    parser.add_argument("--seed", type=int, help="seed of texts, asked words and noise")
+    parser.add_argument("--seed", type=int, help="seed of texts, requested words and noise")
     parser.add_argument("--columns", type=int, metavar="N", help="samples in the picture")
     return parser.parse_args(arguments)
 
 
-def score_params(plan: Plan, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of the callback: those given, over those of the run's config."""
-    entries = (plan.config.section("lightning").get("callbacks") or {}).values()
+def score_params(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments of the callback: the given ones over those of the run's config."""
+    entries = (config.section("lightning").get("callbacks") or {}).values()
     found = [entry for entry in entries if entry and str(entry.get("target", "")).endswith(".EditScore")]
-    params = {**((found[0].get("params") or {}) if found else {}), **given}
+    configured = sampling_options((found[0].get("params") or {}) if found else {}, num_steps=50, eta=0.0)
+    given = dict(given)
+    settings = {name: given.pop(name) for name in ("num_steps", "eta") if name in given}
+    name = given.pop("sampler", None)
+    if name or settings:
+        given["sampler"] = changed_sampler(configured.get("sampler"), name, settings)
+    params = {**configured, **given}
     if "judge" not in params:
-        raise UserError("the run's config names no judge: give one with --judge <checkpoint or run folder>")
+        raise UserError("edit score: the run's config names no judge. Pass --judge <checkpoint or run folder>")
     return params
+
+
+def changed_sampler(configured: Any, name: str | None, settings: Mapping[str, Any]) -> Any:
+    """Return a sampler for the callback: one by name, or the configured one with other settings."""
+    if name or not isinstance(configured, Mapping):
+        return choose_sampler(name or configured, {}, **settings)
+    return {**configured, "params": {**(configured.get("params") or {}), **settings}}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,26 +73,28 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("ldm").setLevel(logging.INFO)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:
-        plan = make_plan(parse_arguments(["-r", options.pop("run")]))
-        callback = EditScore(**score_params(plan, options))
-        devices = choose_devices(plan.settings.arguments)
+        run = load_run(options.pop("run"))
+        callback = EditScore(**score_params(run.config, options))
+        settings = translate_trainer_args(run.config.section("lightning").get("trainer") or {})
+        devices = choose_devices(settings.arguments)
         trainer = pl.Trainer(
             accelerator=devices.accelerator,
             devices=1,
             callbacks=[callback],
-            default_root_dir=str(plan.resume.folder.path),
-            limit_test_batches=1,  # the score samples for itself; the test set is there for its words and images
+            default_root_dir=str(run.folder),
+            limit_test_batches=1,  # the score uses the test set's words and images, not its batches
             logger=False,
             enable_progress_bar=False,
             plugins=[AtomicCheckpointIO()],
         )
-        model, data = build(plan.config, "model"), build(plan.config, "data")
-        trainer.test(model, datamodule=data, ckpt_path=str(plan.resume.checkpoint), weights_only=True, verbose=False)
-    except (ConfigError, UserError) as err:
-        print(err, file=sys.stderr)
+        data, checkpoint = run.build_data(), str(run.checkpoint)  # the checkpoint also restores the step count
+        trainer.test(run.model, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    except (ConfigError, UserError) as error:
+        print(error, file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for samplers and models in files of the current folder
     sys.exit(main())

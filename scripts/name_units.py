@@ -2,18 +2,19 @@
 
     python scripts/name_units.py -r logs/quickstart/2026-01-31T12-00-00_encdiff --clip logs/quickstart/*_clip/clip
 
-Every unit is moved over its range, and CLIP says which attribute of a vocabulary changes. The words are the data set's
-own, or those of --words, a YAML file such as  {expression: [a smiling face, a serious face], hair: [dark hair, fair
-hair]}. Where the true factors are known, the names are held against them. Writes <run>/unit_names/<step>.json and two
-pictures.
+Every unit moves over its range, and is named after the attribute whose words change most in CLIP's reading. The words
+are those of the data set, or of --words, a YAML file such as  {expression: [a smiling face, a serious face],
+hair: [dark hair, fair hair]}. Where the true factors are known, the names are compared with them. Writes
+<run>/unit_names/<step>.json and two pictures.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.collate import collate
+from ldm.data.traits import space_of, unwrap, vocabulary_of
 from ldm.data.vocabulary import AttributeVocabulary
+from ldm.diffusion.samplers import SAMPLERS
+from ldm.evaluation.contexts import averaged
 from ldm.evaluation.row_encoder import RowEncoder
+from ldm.evaluation.sampling.request import choose_sampler, describe_sampler
 from ldm.evaluation.units.information import name_by_information
-from ldm.evaluation.units.names import UnitName, clip_reader, judged_names, name_units, traverse_units, vocabulary_of
+from ldm.evaluation.units.names import UnitName, clip_reader, judged_names, name_units, traverse_units
 from ldm.evaluation.units.report import caption_of, write_names
+from ldm.models.contracts import HasUnits
 from ldm.models.inputs import images_from_batch
 from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.runs.load import load_run
-from ldm.util import ConfigError, UserError, instantiate_from_config
+from ldm.util import ConfigError, UserError
 
 RANGE_IMAGES = 1000  # real images that give the range of each unit
 
@@ -43,28 +49,50 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-r", "--run", required=True, metavar="PATH", help="run folder or checkpoint")
     parser.add_argument("--clip", required=True, metavar="NAME", help="CLIP: a folder, or a name such as ViT-B/32")
     parser.add_argument("--words", metavar="YAML", help="attributes and their words (default: the data set's)")
-    parser.add_argument("--judge", metavar="PATH", help="factor judge, to hold the names against")
+    parser.add_argument("--judge", metavar="PATH", help="factor judge, to compare the names with")
     parser.add_argument("--num-images", type=int, default=16, metavar="N", help="images changed (default: 16)")
     parser.add_argument("--points", type=int, default=5, metavar="P", help="points of a range (default: 5)")
-    parser.add_argument("--num-steps", type=int, default=20, metavar="N", help="DDIM steps (default: 20)")
-    parser.add_argument("--seed", type=int, default=0, help="of images and noise (default: 0)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} or package.module.Class (default: ddim)"
+    )
+    parser.add_argument("--num-steps", type=int, metavar="N", help="steps of the sampler (default: 20 for ddim)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of images and noise (default: 0)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
     return parser.parse_args(arguments)
 
 
 def read_words(path: str | None, dataset: Any) -> AttributeVocabulary:
-    """The attributes to choose names from."""
+    """Return the attributes to choose names from: those of a YAML file, or of the data set.
+
+    Raises:
+        UserError: neither has words.
+        ConfigError: the file has fewer than two attributes, or an attribute has fewer than two words.
+    """
     if path:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return vocabulary_of(content if isinstance(content, dict) else {})
-    vocabulary = getattr(dataset, "vocabulary", None)
+        return vocabulary_from_lists(content if isinstance(content, dict) else {})
+    vocabulary = vocabulary_of(dataset)
     if vocabulary is None:
-        raise UserError(f"the data set {type(dataset).__name__} has no words: give attributes with --words FILE.yaml")
+        raise UserError(
+            f"the data set {type(unwrap(dataset)).__name__} has no words. Pass attributes by --words FILE.yaml"
+        )
     return vocabulary
 
 
+def vocabulary_from_lists(words: Mapping[str, Sequence[str]]) -> AttributeVocabulary:
+    """Return a vocabulary for plain lists, ``{"expression": ["a smiling face", "a serious face"], ...}``."""
+    short = [name for name, choices in words.items() if isinstance(choices, str) or len(choices) < 2]
+    if short or len(words) < 2:
+        raise ConfigError(
+            "--words: expected two or more attributes of two or more words each, such as {expression: [a smiling face, "
+            f"a serious face], hair: [dark hair, fair hair]}}, got {dict(words)!r}"
+        )
+    choices = [[str(word) for word in entry] for entry in words.values()]
+    return AttributeVocabulary(list(words), choices, [range(len(entry)) for entry in choices], [["{}"]] * len(choices))
+
+
 def some_images(dataset: Any, count: int, seed: int) -> Tensor:
-    """``count`` images of a data set, (n, 3, H, W) in [-1, 1]."""
+    """Return ``count`` random images of a data set, (n, 3, H, W) in [-1, 1]."""
     rows = np.random.RandomState(seed).permutation(len(dataset))[:count].tolist()
     loader = DataLoader(dataset, batch_size=64, sampler=rows, collate_fn=collate)
     return torch.cat([images_from_batch(batch) for batch in loader])
@@ -72,12 +100,12 @@ def some_images(dataset: Any, count: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def find_names(options: argparse.Namespace) -> Path:
-    """Do all the work; returns the JSON written."""
-    run, device = load_run(options.run), options.device
-    model = run.model.to(device)
-    if not hasattr(model, "decode_units"):
-        raise UserError(f"{type(model).__name__} has no units to move: name a run of DisDiff or EncDiff with -r")
-    dataset = instantiate_from_config(run.config.content["data"]["params"]["train"])
+    """Name the units and return the path of the JSON file."""
+    sampler = choose_sampler(options.sampler, {"num_steps": 20}, num_steps=options.num_steps)
+    run, device = load_run(options.run, needs=HasUnits), options.device
+    model, data = run.model.to(device), run.build_data()
+    data.setup("fit")
+    dataset = data.datasets["train"]
     vocabulary = read_words(options.words, dataset)
     clip = (FrozenCLIPTextEmbedder(options.clip), FrozenClipImageEmbedder(options.clip))
     reader = clip_reader(*(half.to(device) for half in clip), vocabulary)
@@ -86,10 +114,11 @@ def find_names(options: argparse.Namespace) -> Path:
     base = codes[: options.num_images]
     generator = torch.Generator().manual_seed(options.seed)
     x_T = torch.randn(len(base), *model.latent_shape, generator=generator).to(device)
-    with model.ema_scope():
-        paths = traverse_units(model, codes, base, x_T, options.points, num_steps=options.num_steps)
+    with averaged(model):
+        paths = traverse_units(model, codes, base, x_T, options.points, sampler)
     names = name_units(paths, options.points, reader, vocabulary)
-    if getattr(dataset, "space", None) is not None and dataset.space.factor_names == vocabulary.factor_names:
+    space = space_of(dataset)
+    if space is not None and space.factor_names == vocabulary.factor_names:
         add_check(names, "by_information", name_by_information(RowEncoder(model, dataset, device=device)))
     if options.judge:
         judge = load_judge(options.judge).to(device)
@@ -97,11 +126,12 @@ def find_names(options: argparse.Namespace) -> Path:
     for name in names:
         print(caption_of(name) + "".join(f"  [{check} {answer or '-'}]" for check, answer in name.checks.items()))
     settings = {"clip": options.clip, "num_images": len(base), "points": options.points, "seed": options.seed}
-    return write_names(run.source.folder.path, run.num_steps, names, vocabulary, paths, options.points, settings)
+    settings["sampler"] = describe_sampler(sampler)
+    return write_names(run.folder, run.num_steps, names, vocabulary, paths, options.points, settings)
 
 
 def add_check(names: Sequence[UnitName], check: str, answers: Sequence[str]) -> None:
-    """Note another answer beside every name."""
+    """Add the names by another method."""
     for name, answer in zip(names, answers):
         name.checks[check] = answer
 
@@ -110,11 +140,12 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
     try:
         print(find_names(read_options(arguments)))
-    except (ConfigError, UserError) as err:
-        print(err, file=sys.stderr)
+    except (ConfigError, UserError) as error:
+        print(error, file=sys.stderr)
         return 1
     return 0
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for samplers and models in files of the current folder
     sys.exit(main())

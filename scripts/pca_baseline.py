@@ -1,10 +1,10 @@
-"""Score a principal component analysis of the pixels by the published protocol, to be held against a run:
+"""Score a principal component analysis of the pixels by the published protocol, as a baseline for a run:
 
     python scripts/pca_baseline.py -r logs/quickstart/2026-01-31T12-00-00_encdiff
     python scripts/pca_baseline.py -b configs/quickstart/world.yaml -k 20 -l logs/pixel_pca
 
-With -r, data set and number of components are the run's, results lie in <run>/pixel_pca, and the run's own scores are
-printed beside them.
+With -r, the data set and the number of components are those of the run, results are written to <run>/pixel_pca, and the
+run's own scores are printed beside them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from rich.table import Table
 
 from ldm.config.loading import load_config
 from ldm.evaluation.pixel_pca import FOLDER, write_pixel_pca
-from ldm.runs.folder import resolve_resume
-from ldm.scoring.files import latent_paths, read_latent_file, read_scores
-from ldm.scoring.run import figures_of, score_folder
+from ldm.runs.find import resolve_resume
+from ldm.scoring.files import figures_of, latent_paths, read_latent_file, read_scores
+from ldm.scoring.run import Options, score_folder
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 
@@ -28,23 +28,29 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("-r", "--run", metavar="PATH", help="a run with a representation (dis_repre)")
-    source.add_argument("-b", "--base", metavar="YAML", nargs="+", help="configs whose data.params.test is taken")
+    source.add_argument("-b", "--base", metavar="YAML", nargs="+", help="configs with the data set in data.params.test")
     parser.add_argument("-k", "--components", type=int, metavar="K", help="components (default: the run's units)")
-    parser.add_argument("-l", "--logdir", metavar="PATH", default="logs/pixel_pca", help="where to write, without -r")
-    parser.add_argument("-p", "--processes", type=int, default=1, help="processes that score (default: 1)")
+    parser.add_argument(
+        "-l",
+        "--logdir",
+        metavar="PATH",
+        default="logs/pixel_pca",
+        help="output folder without -r (default: %(default)s)",
+    )
+    parser.add_argument("-p", "--processes", type=int, default=1, help="number of processes for scoring (default: 1)")
     return parser.parse_args(arguments)
 
 
 def num_units(run: Path) -> int:
-    """Units of the newest representation of a run."""
+    """Return the number of units of the newest representation of a run."""
     paths = latent_paths(run)
     if not paths:
-        raise UserError(f"{run} has no representation in dis_repre: encode it (python main.py -r {run}), or give -k")
+        raise UserError(f"{run}: no representation in dis_repre. Write one (python main.py -r {run}), or pass -k")
     return read_latent_file(paths[-1]).shape[1]
 
 
 def print_scores(folders: dict[str, Path]) -> None:
-    """One row per folder: the newest scores."""
+    """Print the newest scores, one row per folder."""
     table = Table(title="scores over the whole data set")
     rows = {}
     for label, folder in folders.items():
@@ -63,24 +69,27 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         folders = {}
         if options.run:
-            run = resolve_resume(options.run).folder.path
-            content = load_config(resolve_resume(options.run).configs).content
+            source = resolve_resume(options.run)
+            run, config = source.folder.path, load_config(source.configs)
             folder, components = run / FOLDER, options.components or num_units(run)
             folders[run.name] = run
         else:
             if not options.components:
-                raise UserError("give the number of components with -k")
-            content, folder, components = load_config(options.base).content, Path(options.logdir), options.components
-        dataset = instantiate_from_config(content["data"]["params"]["test"])
+                raise UserError("-k: the number of components is required without -r")
+            config, folder, components = load_config(options.base), Path(options.logdir), options.components
+        sections = config.section("data").get("params") or {}
+        if not sections.get("test"):
+            raise UserError("data.params.test: expected a data set with known factors, got none")
+        dataset = instantiate_from_config(sections["test"])
         for path in (folder / "dis_metrics").glob("*.json"):
             path.unlink()  # of another number of components
         write_pixel_pca(dataset, components, folder)
-        report = score_folder(folder, options.processes)
+        report = score_folder(Options(folder, options.processes))
         for failure in report.failures:
-            print(f"{failure.path}: {failure.reason}", file=sys.stderr)
+            print(failure, file=sys.stderr)
         print_scores({f"PCA of pixels, {components} components": folder, **folders})
-    except (ConfigError, UserError) as err:
-        print(err, file=sys.stderr)
+    except (ConfigError, UserError) as error:
+        print(error, file=sys.stderr)
         return 1
     return 1 if report.failures else 0
 

@@ -1,8 +1,8 @@
-"""The metrics as their definitions read: one draw after the other, every fit by scikit-learn.
+"""Direct implementations of the metrics: one draw after the other, every fit with scikit-learn.
 
-What ``bench_metrics.py`` measures ``ldm.metrics`` against. Nothing here is shared with ``ldm.metrics`` but the factor
-space that rows are drawn from; nothing is vectorised over points, and DCI is scikit-learn's
-``GradientBoostingClassifier``. Each function takes (codes (N, K), factor space, RandomState, **protocol).
+``bench_metrics.py`` compares ``ldm.metrics`` with them. They share only the factor space with ``ldm.metrics``, are not
+vectorized over points, and use the ``GradientBoostingClassifier`` of scikit-learn for DCI. Each function takes (codes
+(N, K), factor space, RandomState, **protocol).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Scores = dict[str, float]
 
 
 def labelled(codes: np.ndarray, space: FactorSpace, rs: np.random.RandomState, num: int) -> tuple:
-    """``num`` codes and labels, 16 at a time."""
+    """Draw ``num`` codes and labels, 16 at a time."""
     points, labels = [], []
     while len(points) < num:
         factors = space.sample_factors(min(16, num - len(points)), rs)
@@ -34,7 +34,7 @@ def labelled(codes: np.ndarray, space: FactorSpace, rs: np.random.RandomState, n
 
 
 def in_bins(values: np.ndarray, num_bins: int) -> np.ndarray:
-    """Each column's histogram bin, counted from 1."""
+    """Return the histogram bin of each value, by column, counted from 1."""
     binned = np.zeros_like(values)
     for column in range(values.shape[1]):
         edges = np.histogram(values[:, column], num_bins)[1]
@@ -43,7 +43,7 @@ def in_bins(values: np.ndarray, num_bins: int) -> np.ndarray:
 
 
 def informations(units: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mutual information (K, F) in nats."""
+    """Return the mutual information (K, F) in nats."""
     found = np.zeros((units.shape[1], labels.shape[1]))
     for unit in range(units.shape[1]):
         for factor in range(labels.shape[1]):
@@ -52,7 +52,7 @@ def informations(units: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def concentration(rows: np.ndarray) -> float:
-    """Mean of 1 - entropy of the rows, weighted by their sums; the entropy's base is the length of a row."""
+    """Return the mean of 1 - entropy of the rows, weighted by their sums; the base is the length of a row."""
     found = 0.0
     for row in rows:
         shares = (row + 1e-11) / np.sum(row + 1e-11)
@@ -79,7 +79,7 @@ def beta_vae(codes, space, rs, *, num_train, num_eval, batch_size) -> Scores:
 
 
 def factor_vae(codes, space, rs, *, num_train, num_eval, num_variance_estimate, batch_size, prune_threshold) -> Scores:
-    variances = np.var(codes[space.sample_observations(num_variance_estimate, rs)], axis=0, ddof=1)
+    variances = np.var(codes[space.sample(num_variance_estimate, rs)[1]], axis=0, ddof=1)
     active = np.sqrt(variances) >= prune_threshold
 
     def votes(num: int) -> np.ndarray:

@@ -2,19 +2,21 @@
 
     python scripts/sample_diffusion.py -r logs/2026-01-31T12-00-00_shapes3d-vq-4-16 -n 64 -c 50
     python scripts/sample_diffusion.py -r model.ckpt --base configs/latent-diffusion/shapes3d-vq-4-16.yaml
-    python scripts/sample_diffusion.py -r RUN --swap            # what each unit does (DisDiff, EncDiff, CLIP-DisDiff)
+    python scripts/sample_diffusion.py -r RUN --sampler dpm_solver -c 20
+    python scripts/sample_diffusion.py -r RUN --swap          # the effect of each unit (DisDiff, EncDiff, CLIP-DisDiff)
     python scripts/sample_diffusion.py -r RUN --text "red floor | | small object | | | "      # CLIP-DisDiff
     python scripts/sample_diffusion.py -r model.ckpt -b txt2img.yaml --text "a red cube" --guidance_scale 5
     python scripts/sample_diffusion.py -r model.ckpt -b cin256.yaml --class 25 187 --guidance_scale 3
 
-Models with a condition take it from images of the config's data; key=value words change the config as in main.py.
+Conditions that are not given are read from random images of the config's data: from the first of test, validation and
+train that has them. Words of the form key=value change the config as in main.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,41 +24,50 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ldm.evaluation.sampling.conditions import Request, split_text
-from ldm.evaluation.sampling.job import Sampler, write_samples
+from ldm.diffusion.samplers import SAMPLERS
+from ldm.evaluation.sampling.job import SamplingJob, write_samples
+from ldm.evaluation.sampling.request import Request, choose_sampler, split_text
+from ldm.models.contracts import Samplable
 from ldm.runs.folder import now_text
-from ldm.runs.load import load_trained
+from ldm.runs.load import load_run
 from ldm.training.cli import split_overrides
 from ldm.util import ConfigError, UserError
+
+DDIM = {"num_steps": 50, "eta": 1.0}
 
 
 def read_options(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, default = parser.add_argument, Request()
     add("-r", "--resume", required=True, metavar="PATH", help="run folder, model-zoo folder or checkpoint")
-    add("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs, over those beside the checkpoint")
-    add("-n", "--n_samples", type=int, default=default.count, help="samples (%(default)s); with --swap columns")
-    add("-e", "--eta", type=float, default=default.eta, help="DDIM's eta: 0 deterministic, 1 as DDPM (%(default)s)")
-    add("-v", "--vanilla_sample", action="store_true", help="DDPM over all time steps instead of DDIM")
-    add("-l", "--logdir", metavar="DIR", help="where to write (the run's folder): <DIR>/samples/<checkpoint>/<time>")
-    add("-c", "--custom_steps", type=int, default=default.num_steps, help="DDIM steps (%(default)s)")
+    add("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs merged over those beside the checkpoint")
+    add("-n", "--n_samples", type=int, default=default.count, help="samples; with --swap columns (%(default)s)")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} or package.module.Class (ddim)")
+    kind.add_argument("-v", "--vanilla_sample", action="store_true", help="the same as --sampler ddpm: all time steps")
+    add("-c", "--custom_steps", type=int, metavar="N", help="steps of the sampler (50 for ddim)")
+    add("-e", "--eta", type=float, help="eta of ddim: 0 deterministic, 1 as DDPM (1)")
+    add("-l", "--logdir", metavar="DIR", help="write to <DIR>/samples/<checkpoint>/<time> (the run folder)")
     add("--batch_size", type=int, default=default.batch_size, help="samples at once (%(default)s)")
-    add("-s", "--seed", type=int, default=default.seed, help="of noise and conditions (%(default)s)")
-    add("--unit", type=int, metavar="K", help="the gradient of unit K alone, counted from 1")
+    add("-s", "--seed", type=int, default=default.seed, help="seed of noise and conditions (%(default)s)")
+    add("--unit", type=int, metavar="K", help="use the gradient of unit K only, counted from 1")
     add("--swap", action="store_true", help="one row per unit, in which all samples take that unit of the first one")
     add("--text", action="append", default=[], help="one text, or one per unit separated by |; repeatable")
-    add("--class", dest="classes", type=int, nargs="+", default=[], metavar="C", help="classes, from 0, in turn")
-    add("--guidance_scale", type=float, default=default.guidance, help="towards texts or classes (%(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(%(default)s)")
+    add("--class", dest="classes", type=int, nargs="+", default=[], metavar="C", help="classes, from 0, used in turn")
+    add("--guidance_scale", type=float, default=default.guidance, help="scale of guidance; 1 for none (%(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device (%(default)s)")
     return parser.parse_args(words)
 
 
 def request_of(options: argparse.Namespace) -> Request:
+    if options.vanilla_sample:  # as in latent-diffusion, -c and -e have no effect beside -v
+        sampler = choose_sampler("ddpm", {})
+    else:
+        sampler = choose_sampler(options.sampler, DDIM, num_steps=options.custom_steps, eta=options.eta)
     return Request(
         count=options.n_samples,
         batch_size=options.batch_size,
-        num_steps=None if options.vanilla_sample else options.custom_steps,
-        eta=options.eta,
+        sampler=sampler,
         seed=options.seed,
         unit=None if options.unit is None else options.unit - 1,
         swap=options.swap,
@@ -68,19 +79,19 @@ def request_of(options: argparse.Namespace) -> Request:
 
 def run(options: argparse.Namespace, overrides: list[str]) -> list[Path]:
     request = request_of(options)
-    trained = load_trained(options.resume, options.base, overrides)
-    trained.model.to(options.device)
+    loaded = load_run(options.resume, options.base, overrides, needs=Samplable)
+    loaded.model.to(options.device)
     columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.monotonic()
     progress = Progress(*columns)
-    sampler = Sampler(trained, request, lambda done: progress.update(task, completed=done))
-    task = progress.add_task("steps", total=sampler.total_steps)
+    job = SamplingJob(loaded, request, lambda done: progress.update(task, completed=done))
+    task = progress.add_task("steps", total=job.total_steps)
     with progress:
-        grid = sampler.swaps() if request.swap else None
-        images = sampler.samples() if grid is None else grid.images
-    folder = Path(options.logdir or trained.folder) / "samples" / trained.checkpoint.stem / now_text()
-    record = {"checkpoint": str(trained.checkpoint), "configs": list(trained.config.files), "overrides": overrides}
-    record |= {"seconds": round(time.monotonic() - started, 2), **dataclasses.asdict(request)}
+        grid = job.swaps() if request.swap else None
+        images = job.samples() if grid is None else grid.images
+    folder = Path(options.logdir or loaded.folder) / "samples" / loaded.checkpoint.stem / now_text()
+    record = {"checkpoint": str(loaded.checkpoint), "configs": list(loaded.config.files), "overrides": overrides}
+    record |= {"seconds": round(time.monotonic() - started, 2), **request.record()}
     return write_samples(folder, images, grid, record)
 
 
@@ -91,8 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("ldm").setLevel(logging.INFO)
     try:
         paths = run(options, overrides)
-    except (ConfigError, UserError) as err:
-        print(err, file=sys.stderr)
+    except (ConfigError, UserError) as error:
+        print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
@@ -103,4 +114,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # for samplers and models in files of the current folder
     sys.exit(main())

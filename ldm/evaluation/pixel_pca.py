@@ -1,6 +1,6 @@
-"""What a principal component analysis of the pixels scores: the line every learned representation has to beat.
+"""Principal component analysis of the pixels: the baseline that a learned representation has to exceed.
 
-Dims: N images, K components, P pixel values of an image.
+Dimensions: N images, K components, P pixel values of an image.
 """
 
 from __future__ import annotations
@@ -12,78 +12,71 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from einops import rearrange
+from torch import Tensor
 
 from ldm.evaluation.representation import factor_arrays, save_representation
 from ldm.evaluation.row_encoder import RowEncoder, whole_set
 from ldm.evaluation.test_pass import TestPassCallback
 from ldm.models.inputs import images_from_batch
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
-FOLDER = "pixel_pca"  # inside a run's folder; a run of its own to whoever scores
-
-SAMPLE = 4096  # images the axes are found on
-_ROUNDS = 4  # of the randomised decomposition; the leading axes of images are found to more digits than scores need
-
-
-class PixelAxes(NamedTuple):
-    """The mean image and the leading axes: ``mean`` (P,), ``axes`` (P, K) orthonormal."""
-
-    mean: Tensor
-    axes: Tensor
+FOLDER = "pixel_pca"  # a run folder of its own inside the run's
+SAMPLE = 4096  # images on which the axes are computed
+_ITERATIONS = 4  # of the randomized decomposition
 
 
-def pixel_axes(dataset: Any, num_components: int, seed: int = 0) -> PixelAxes:
-    """Fit the axes on a random sample of a data set with known factors.
+class PixelPCA(NamedTuple):
+    """Mean image and leading principal axes; encodes images like a model with K scalar units."""
 
-    Args:
-        dataset: its ``images(rows)`` are used, whatever its split.
-        num_components: K.
-        seed: of the sample.
+    mean: Tensor  # (P,)
+    axes: Tensor  # (P, K) orthonormal
+
+    def encode_representation(self, batch: dict[str, Any]) -> Tensor:
+        """Return the components (B, K) of a batch of the data loader."""
+        return (_pixels(batch).cpu() - self.mean) @ self.axes
+
+
+def pixel_axes(dataset: Any, num_components: int, seed: int = 0) -> PixelPCA:
+    """Compute the axes on a random sample of a data set with known factors, independent of its split.
 
     Raises:
         UserError: the data set has no factors.
     """
-    everything = whole_set(dataset)
-    rows = np.random.RandomState(seed).choice(len(everything), min(SAMPLE, len(everything)), replace=False)
-    pixels = _pixels(everything.images(everything.rows[np.sort(rows)]))
+    images = whole_set(dataset)
+    rows = np.random.RandomState(seed).choice(len(images), min(SAMPLE, len(images)), replace=False)
+    pixels = _pixels({"image": torch.from_numpy(images.images(images.rows[np.sort(rows)]))})
     mean = pixels.mean(dim=0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        axes = torch.pca_lowrank(pixels - mean, q=num_components, center=False, niter=_ROUNDS)[2]
-    return PixelAxes(mean, axes)
+        axes = torch.pca_lowrank(pixels - mean, q=num_components, center=False, niter=_ITERATIONS)[2]
+    return PixelPCA(mean, axes)
 
 
 class PixelBaseline(TestPassCallback):
-    """After the test pass writes ``<run>/pixel_pca/dis_repre/epoch=000000.npz``: the same images, told by a PCA.
+    """Writes ``<run>/pixel_pca/dis_repre/epoch=000000.npz`` after the test pass, a PCA of the same images.
 
-    Scoring the run's folder scores it too, by the same protocol, so that it stands beside the run in the table.
+    Scoring the run's folder scores it by the same protocol, so that it appears beside the run in the table.
 
     Args:
-        num_components: K; None takes as many as the model has units.
+        num_components: K; ``None`` uses the model's number of units.
     """
 
     def __init__(self, num_components: int | None = None) -> None:
         self.num_components = num_components
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the file, on the first process alone."""
+        """Write the file, in the first process only."""
         if trainer.fast_dev_run or not trainer.is_global_zero or not self.is_whole(trainer):
             return
         num_components = self.num_components or pl_module.latent_unit
         path = write_pixel_pca(self.test_loader(trainer).dataset, num_components, self.run_dir(trainer) / FOLDER)
-        log.info("a PCA of the pixels with %d components, for comparison: %s", num_components, path)
+        logger.info("wrote a PCA of the pixels with %d components for comparison: %s", num_components, path)
 
 
 def write_pixel_pca(dataset: Any, num_components: int, run_dir: Path, seed: int = 0) -> Path:
-    """Write the representation file of a PCA of the pixels of a whole data set.
-
-    Args:
-        dataset: with known factors.
-        num_components: K.
-        run_dir: folder of its own, as if it were a run.
-        seed: of the sample the axes are found on.
+    """Write a PCA of the pixels of a whole data set as the representation file of a run.
 
     Returns:
         ``<run_dir>/dis_repre/epoch=000000.npz``.
@@ -91,26 +84,12 @@ def write_pixel_pca(dataset: Any, num_components: int, run_dir: Path, seed: int 
     Raises:
         UserError: the data set has no factors.
     """
-    rows = RowEncoder(PixelPCA(pixel_axes(dataset, num_components, seed)), dataset, batch_size=2048)
+    rows = RowEncoder(pixel_axes(dataset, num_components, seed), dataset, batch_size=2048)
     path = Path(run_dir) / "dis_repre" / "epoch=000000.npz"
-    latents = rows(np.arange(rows.space.size)).astype(np.float32)
-    save_representation(path, latents, 0, **factor_arrays(rows.space))
+    save_representation(path, rows(np.arange(rows.space.size)).astype(np.float32), 0, **factor_arrays(rows.space))
     return path
 
 
-class PixelPCA(nn.Module):
-    """A PCA of the pixels in the place of a model: ``encode_representation(batch)`` gives K scalars per image."""
-
-    def __init__(self, fitted: PixelAxes) -> None:
-        super().__init__()
-        self.mean, self.axes = fitted
-
-    def encode_representation(self, batch: dict[str, Any]) -> Tensor:
-        """Batch as the data room delivers it -> (B, K)."""
-        pixels = images_from_batch(batch).permute(0, 2, 3, 1).flatten(1)
-        return (pixels.cpu() - self.mean) @ self.axes
-
-
-def _pixels(images: np.ndarray) -> Tensor:
-    """(n, H, W, C) uint8 -> (n, P) float32 in [-1, 1]."""
-    return images_from_batch({"image": torch.from_numpy(images)}).permute(0, 2, 3, 1).flatten(1)
+def _pixels(batch: dict[str, Any]) -> Tensor:
+    """Return the pixels (B, P) in [-1, 1] of a batch."""
+    return rearrange(images_from_batch(batch), "b c h w -> b (h w c)")

@@ -1,103 +1,92 @@
-"""Units of single images, encoded when a metric asks for them: a few thousand instead of a whole data set.
+"""Units of the images that a metric asks for, instead of those of a whole data set.
 
-Dims: N images of the data set, n rows asked for, U units, D width of a vector unit, F factors.
+Dimensions: N images of the data set, n rows, U units, D width of a unit's code.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from pytorch_lightning.utilities import move_data_to_device
 
+from ldm.data.dataset import ImageDataset
 from ldm.data.factors import FactorSpace
+from ldm.data.traits import position_space_of, space_of, unwrap
+from ldm.models.contracts import HasRepresentation
 from ldm.util import UserError
 
-PROBE = 2000  # images that a vector unit's principal axis is found on
+PROBE = 2000  # images on which the principal axis of a vector unit is computed
 
 
-class RepresentationModel(Protocol):
-    """What is asked of a model."""
-
-    def encode_representation(self, batch: dict[str, Any]) -> Tensor:
-        """A batch as the data room delivers it -> (B, U) or (B, U, D)."""
-
-
-def whole_set(dataset: Any) -> Any:
-    """A view of a data set with known factors that reaches every image, whatever split it was built for.
+def whole_set(dataset: Any) -> ImageDataset:
+    """Return a view of all images of a data set with known factors, independent of its split.
 
     Raises:
-        UserError: the data set has no factors, or is not a whole grid of them.
+        UserError: the data set has no factors.
     """
-    dataset = getattr(dataset, "data", dataset)  # ``WrappedDataset``
-    space = getattr(dataset, "space", None)
-    if space is None or not hasattr(dataset, "rows"):
+    images = unwrap(dataset)
+    if space_of(images) is None or not isinstance(images, ImageDataset):
         raise UserError(
-            f"scores need images with known factors, but {type(dataset).__name__} has none: train on a data set with "
-            "factors (ldm.data.world, shapes3d, mpi3d, cars3d, ...), or remove the callback from lightning.callbacks"
+            f"scores: expected a data set with known factors, got {type(images).__name__}. Use a data set with factors "
+            "(ldm.data.world, shapes3d, mpi3d, cars3d, ...), or remove the callback (lightning.callbacks.scores=null)"
         )
-    return dataset.whole()
+    return images.whole()
 
 
 class RowEncoder:
-    """A representation for the metrics: called with rows (n,), it returns one number per unit, (n, U) float64.
+    """Representation for the metrics: a function of rows (n,) that returns one number per unit, (n, U) float64.
 
-    Each image is encoded once. Vector units are reduced to their first principal component, found on a fixed sample
-    of ``PROBE`` images (the published protocol takes all N).
+    Each image is encoded once. Vector units are reduced to their first principal component, computed on a fixed
+    sample of ``PROBE`` images; the published protocol uses all N.
 
     Args:
-        model: in evaluation mode.
-        dataset: with known factors.
+        model: the model in evaluation mode.
+        dataset: a data set with known factors.
         batch_size: images encoded at once.
-        device: where the model is.
+        device: device of the model.
 
     Attributes:
-        space: the data set's factors, those of a part where it shows only a part of them.
+        space: factor space of the rows.
 
     Raises:
         UserError: the data set has no factors.
     """
 
     def __init__(
-        self, model: RepresentationModel, dataset: Any, batch_size: int = 512, device: torch.device | str = "cpu"
+        self, model: HasRepresentation, dataset: Any, batch_size: int = 512, device: torch.device | str = "cpu"
     ) -> None:
         self._model, self._batch_size, self._device = model, batch_size, torch.device(device)
         self._dataset = whole_set(dataset)
-        self.space: FactorSpace = self._dataset.position_space
-        self._place = np.full(self.space.size, -1, dtype=np.int64)  # of a row among the encoded ones
+        self.space: FactorSpace = position_space_of(self._dataset)
+        self._position = np.full(self.space.size, -1, dtype=np.int64)  # of each row in ``_units``
         self._units = np.empty((0, 0))
-        self._count = 0
         self._axes: np.ndarray | None = None
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Units of rows (n,) in any order, repeats allowed."""
+        """Return the units (n, U) of rows (n,) in any order; repeats are allowed."""
         rows = np.asarray(rows, dtype=np.int64)
         wanted = np.unique(rows)
-        new = wanted[self._place[wanted] < 0]
+        new = wanted[self._position[wanted] < 0]
         if len(new):
-            self._keep(new, self._reduced(self._encode(new)))
-        return self._units[self._place[rows]]
-
-    def _keep(self, rows: np.ndarray, units: np.ndarray) -> None:
-        self._place[rows] = self._count + np.arange(len(rows))
-        if not self._count:
-            self._units = np.empty((0, units.shape[1]))
-        self._units = np.concatenate([self._units, units])
-        self._count += len(rows)
+            units = self._reduced(self._encode(new))
+            self._position[new] = len(self._units) + np.arange(len(new))
+            self._units = np.concatenate([self._units, units]) if len(self._units) else units
+        return self._units[self._position[rows]]
 
     @torch.no_grad()
     def _encode(self, rows: np.ndarray) -> np.ndarray:
-        """(n, U) or (n, U, D) float64."""
+        """Return (n, U) or (n, U, D) float64."""
         parts = []
         for start in range(0, len(rows), self._batch_size):
             batch = self._dataset.__getitems__(rows[start : start + self._batch_size])
-            batch = {k: v.to(self._device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            parts.append(self._model.encode_representation(batch).double().cpu().numpy())
+            units = self._model.encode_representation(move_data_to_device(batch, self._device))
+            parts.append(units.double().cpu().numpy())
         return np.concatenate(parts)
 
     def _reduced(self, latents: np.ndarray) -> np.ndarray:
-        """One number per unit; the place of zero and the sign mean nothing to the metrics."""
+        """Return one number per unit, (n, U); its sign and origin do not affect the metrics."""
         if latents.ndim == 2:
             return latents
         if self._axes is None:
@@ -106,21 +95,3 @@ class RowEncoder:
             centred = by_unit - by_unit.mean(axis=1, keepdims=True)
             self._axes = np.linalg.svd(centred, full_matrices=False)[2][:, 0]  # (U, D)
         return np.einsum("nud,ud->nu", latents, self._axes)
-
-
-class evaluating:
-    """Within it a module is in evaluation mode and torch's random numbers are its own; afterwards all is as before."""
-
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu") -> None:
-        self._module = module
-        device = torch.device(device)
-        self._fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-    def __enter__(self) -> None:
-        self._was_training = self._module.training
-        self._fork.__enter__()
-        self._module.eval()
-
-    def __exit__(self, *error: Any) -> None:
-        self._module.train(self._was_training)
-        self._fork.__exit__(*error)

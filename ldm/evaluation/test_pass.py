@@ -1,4 +1,4 @@
-"""What callbacks of the test pass share: how far the tested weights were trained, and whether to run at all."""
+"""Base class of callbacks that act on the test pass."""
 
 from __future__ import annotations
 
@@ -13,71 +13,69 @@ from torch.utils.data import DataLoader
 
 from ldm.util import UserError
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Progress(NamedTuple):
-    """How far the weights under test were trained: index of the last epoch, number of optimizer steps."""
+    """How far weights were trained: index of the last epoch, and number of optimizer steps."""
 
     epoch: int
     step: int
 
 
 class TestPassCallback(pl.Callback):
-    """Knows the run folder, the data set under test and the progress of the weights under test."""
+    """Callback with access to the run folder, the test data set and the progress of the tested weights."""
 
-    __test__ = False  # not a test class, whatever its name makes pytest believe
+    __test__ = False  # keeps pytest from collecting it
     _loaded: Progress | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Forget an earlier checkpoint: the weights move on now."""
+        """Forget the progress of an earlier checkpoint."""
         self._loaded = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember where a tested checkpoint stands, since Lightning does not restore it for testing."""
+        """Keep the progress of a tested checkpoint; Lightning does not restore it for testing."""
         if trainer.state.fn == TrainerFn.TESTING:
             self._loaded = Progress(int(checkpoint["epoch"]), int(checkpoint["global_step"]))
 
     def progress(self, trainer: pl.Trainer) -> Progress:
-        """Progress of the weights under test; agrees with the name of the checkpoint they are saved in."""
+        """Return the progress of the tested weights, equal to that in their checkpoint's name."""
         if self._loaded is None and trainer.global_step == 0 and trainer.ckpt_path:
-            # Lightning does not show callbacks a checkpoint saved with ``save_weights_only``
+            # Lightning does not call on_load_checkpoint for checkpoints saved with ``save_weights_only``.
             checkpoint = torch.load(trainer.ckpt_path, map_location="cpu", weights_only=True, mmap=True)
             self._loaded = Progress(int(checkpoint["epoch"]), int(checkpoint["global_step"]))
         return self._loaded or Progress(max(0, trainer.current_epoch - 1), trainer.global_step)
 
     @staticmethod
     def run_dir(trainer: pl.Trainer) -> Path:
-        """The run's folder."""
+        """Return the run folder."""
         return Path(trainer.default_root_dir)
 
     @staticmethod
     def test_loader(trainer: pl.Trainer) -> DataLoader:
-        """The one test loader.
+        """Return the test loader.
 
         Raises:
-            UserError: There are several.
+            UserError: there are several.
         """
         loader = trainer.test_dataloaders
         if isinstance(loader, (list, tuple, dict)):
-            raise UserError(f"The test pass expects one test data set, found {len(loader)}: set one data.params.test.")
+            raise UserError(f"test pass: expected one test data set, got {len(loader)}. Set one data.params.test")
         return loader
 
     def is_whole(self, trainer: pl.Trainer) -> bool:
-        """Whether this process sees the whole test set; says what is left out when it does not."""
-        what = type(self).__name__
+        """Return whether this process sees the whole test set; log a warning if it does not."""
         if trainer.world_size > 1:
-            if trainer.is_global_zero:
-                log.warning(
-                    "%s needs the test pass on one device, found %d processes: nothing is written. Run the test again "
-                    "with one device: python main.py -r <run> lightning.trainer.devices=1",
-                    what,
-                    trainer.world_size,
-                )
-            return False
-        if sum(trainer.num_test_batches) < len(self.test_loader(trainer)):
-            log.warning("%s writes nothing: the trainer was told to stop before the end of the test set.", what)
-            return False
-        return True
+            reason = (
+                f"expected a test pass on one device, got {trainer.world_size} processes. Rerun it on one device: "
+                "python main.py -r <run> lightning.trainer.devices=1"
+            )
+        elif sum(trainer.num_test_batches) < len(self.test_loader(trainer)):
+            reason = "the trainer stops before the end of the test set"
+        else:
+            return True
+        if trainer.is_global_zero:
+            logger.warning("%s: nothing is written: %s", type(self).__name__, reason)
+        return False

@@ -1,4 +1,4 @@
-"""FID and KID: the ranges of images, the network by path, and both distances against other ways to compute them."""
+"""FID and KID: ranges of images, the network's weights, and both distances against other implementations."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.evaluation.images.inception import (
-    Inception,
-    Moments,
-    find_inception,
-    frechet_distance,
-    kernel_distance,
-    to_bytes,
-)
+from ldm.evaluation.images.distances import Moments, frechet_distance, kernel_distance
+from ldm.modules.inception import Inception, find_inception, to_bytes
 from ldm.util import UserError
 
 fidelity = pytest.importorskip("torch_fidelity")
@@ -55,7 +49,7 @@ def test_images_become_bytes():
 
 @pytest.mark.parametrize(
     "images,message",
-    [(torch.full((1, 3, 4, 4), 255.0), "values from 255 to 255: scale"), (torch.zeros(1, 4, 4, 3), r"\(B, 3, H, W\)")],
+    [(torch.full((1, 3, 4, 4), 255.0), "got 255 to 255. Scale"), (torch.zeros(1, 4, 4, 3), r"\(B, 3, H, W\)")],
 )
 def test_other_ranges_and_shapes_are_refused(images, message):
     with pytest.raises(UserError, match=message):
@@ -117,9 +111,9 @@ def test_statistics_can_be_kept(tmp_path):
 
 
 def test_too_few_images():
-    with pytest.raises(UserError, match="FID needs at least 2"):
+    with pytest.raises(UserError, match="FID: expected at least 2"):
         Moments.of(features(0, num=1))
-    with pytest.raises(UserError, match="KID needs at least 2"):
+    with pytest.raises(UserError, match="KID: expected at least 2"):
         kernel_distance(features(0), features(1, num=1))
 
 
@@ -134,7 +128,7 @@ def test_weights_are_found_or_asked_for(weights, tmp_path, monkeypatch):
         find_inception(tmp_path / "elsewhere.pth")
 
 
-def test_other_weights_are_told(tmp_path):
+def test_other_weights_are_refused(tmp_path):
     torch.save({"conv.weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="other.pth is not InceptionV3 of FID"):
+    with pytest.raises(UserError, match="other.pth: expected FID's InceptionV3"):
         Inception(tmp_path / "other.pth")

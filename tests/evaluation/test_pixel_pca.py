@@ -1,4 +1,4 @@
-"""The PCA of the pixels that scores are held against."""
+"""The PCA of the pixels, the baseline of scores."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_train_scores import SPACE, Grid
 
-from ldm.evaluation.pixel_pca import PixelPCA, pixel_axes, write_pixel_pca
+from ldm.evaluation.pixel_pca import pixel_axes, write_pixel_pca
 from ldm.metrics.protocols import select_metrics
 from ldm.scoring.files import read_latent_file
-from ldm.scoring.run import score_folder
+from ldm.scoring.run import Options, score_folder
 
 
 def test_axes_are_the_principal_ones():
@@ -23,15 +23,15 @@ def test_axes_are_the_principal_ones():
     state = torch.get_rng_state()
     pixel_axes(dataset, 3)
     assert torch.equal(torch.get_rng_state(), state)
-    codes = PixelPCA(fitted).encode_representation({"image": torch.from_numpy(dataset.images(np.arange(5)))})
+    codes = fitted.encode_representation({"image": torch.from_numpy(dataset.images(np.arange(5)))})
     np.testing.assert_allclose(codes, centred[:5] @ fitted.axes.numpy(), atol=1e-5)
 
 
-def test_file_is_one_that_can_be_scored(tmp_path):
+def test_the_file_can_be_scored(tmp_path):
     path = write_pixel_pca(Grid(split="test"), 3, tmp_path / "pixel_pca")
     head = read_latent_file(path)
     assert head.shape == (SPACE.size, 3) and head.factor_names == SPACE.factor_names
-    report = score_folder(tmp_path, 1, metrics=select_metrics("fast", ["mig"]))
+    report = score_folder(Options(tmp_path, metrics=select_metrics("fast", ["mig"])))
     assert report.failures == []
 
 

@@ -1,4 +1,4 @@
-"""The representation file: dataset order, the step it belongs to, and refusals."""
+"""The representation file: order of the data set, step, and errors."""
 
 import numpy as np
 import pytest
@@ -33,10 +33,16 @@ class Reader(pl.LightningModule):
     """Represents image i by 2 units (i, -i), or not at all."""
 
     unit_names = ("plus", "minus")
+    latent_unit, latent_shape = 2, (1, 1, 1)
 
     def __init__(self, answers=True):
         super().__init__()
         self.answers, self.layer = answers, torch.nn.Linear(1, 1)
+
+    def encode_units(self, images):
+        raise NotImplementedError
+
+    decode_units = encode_units
 
     def training_step(self, batch, batch_idx):
         return self.layer(batch["image"]).mean()
@@ -91,9 +97,9 @@ def test_model_without_representation_writes_nothing(tmp_path):
     assert run_test(tmp_path, Reader(answers=False)) == []
 
 
-def test_a_cut_test_pass_writes_nothing_and_says_so(tmp_path, caplog):
+def test_a_partial_test_pass_writes_nothing(tmp_path, caplog):
     assert run_test(tmp_path, limit_test_batches=1) == []
-    assert "writes nothing" in caplog.text
+    assert "nothing is written" in caplog.text
 
 
 @pytest.mark.parametrize("options", [{"drop_last": True}, {"shuffle": True}])
@@ -105,5 +111,5 @@ def test_loader_that_loses_the_order_is_refused(tmp_path, options):
 
 def test_other_shapes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Reader, "test_step", lambda self, batch, batch_idx: batch["image"][:, 0])
-    with pytest.raises(UserError, match=r"\(B, U, D\) or \(B, U\), found \(5,\)"):
+    with pytest.raises(UserError, match=r"\(B, U, D\) or \(B, U\), got \(5,\)"):
         run_test(tmp_path)

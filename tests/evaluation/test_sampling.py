@@ -1,4 +1,4 @@
-"""Samples of every kind of model, and checkpoints as the references lay them out."""
+"""Samples of every kind of model, and checkpoints of the references."""
 
 import json
 from pathlib import Path
@@ -11,9 +11,11 @@ from golden_recipe import fill
 from stand_ins import TINY_UNET, vq_config
 
 from ldm.data.world import World3D
-from ldm.evaluation.sampling.conditions import Request, split_text
-from ldm.evaluation.sampling.job import Sampler, write_samples
-from ldm.runs.load import load_trained
+from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler
+from ldm.evaluation.sampling.job import SamplingJob, write_samples
+from ldm.evaluation.sampling.request import Request, choose_sampler, describe_sampler, split_text
+from ldm.models.contracts import Samplable
+from ldm.runs.load import load_run
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 WORLD = {"target": "ldm.data.world.World3D", "params": {"limit": 40, "text": "attributes"}}
@@ -100,6 +102,7 @@ DISDIFF = {  # in the words of its own repository, where all models have one nam
         },
     },
 }
+DDIM = DDIMSampler(2)
 TEXT = ("red floor", "", "blue object", "", "cube", "")
 
 
@@ -115,14 +118,14 @@ def filled(config):
     for part in parts + ([model.cond_stage_model] if config in (ENCDIFF, DISDIFF) else []):
         fill(part)
     if config in (ENCDIFF, DISDIFF):
-        tell_images_apart(model)
+        spread_codes(model)
     if model.use_ema:
         model.model_ema.restart(model.model)
     return model
 
 
-def tell_images_apart(model):
-    """Spread the codes of different images, which the recipe's weights leave nearly the same, and what they do."""
+def spread_codes(model):
+    """Spread the codes of different images, which are nearly equal with the recipe's weights, and their effects."""
     images = torch.from_numpy(World3D(64).images(np.arange(0, 480000, 30007))).permute(0, 3, 1, 2) / 127.5 - 1
     last = model.cond_stage_model.encoder[16]
     last.weight.data.mul_(5000)
@@ -141,34 +144,35 @@ def write_run(folder, config, data=DATA):
 
 
 def draw(folder, base=(), overrides=(), **options):
-    request = Request(**{"count": 3, "batch_size": 2, "num_steps": 2, "eta": 0.0, **options})
-    return Sampler(load_trained(str(folder), base, overrides), request)
+    request = Request(**{"count": 3, "batch_size": 2, "sampler": DDIM, **options})
+    return SamplingJob(load_run(str(folder), base, overrides), request)
 
 
 def distance(one, other):
-    """Mean absolute difference: a code of the quantiser that falls the other way by rounding hardly shows in it."""
+    """Return the mean absolute difference, on which a quantizer's code changed by rounding has little effect."""
     return (one - other).abs().mean().item()
 
 
-def test_samples_are_the_models_own(tmp_path):
+def test_samples_are_those_of_the_model(tmp_path):
     model = write_run(tmp_path / "run", LDM).eval()
     steps = []
-    trained = load_trained(str(tmp_path / "run"))
-    sampler = Sampler(trained, Request(count=3, batch_size=2, num_steps=2, eta=0.0, seed=5), steps.append)
-    found = sampler.samples()
+    trained = load_run(str(tmp_path / "run"))
+    job = SamplingJob(trained, Request(count=3, batch_size=2, sampler=DDIM, seed=5), steps.append)
+    found = job.samples()
     torch.manual_seed(5)
     x_T = torch.randn(3, 4, 8, 8)
-    expected = model.decode_first_stage(model.sample(x_T, None, 2, 0.0)).clamp(-1, 1)
+    expected = model.decode_first_stage(model.sample(x_T, None, DDIM)).clamp(-1, 1)
     assert distance(found, expected) < 1e-3
-    assert steps == list(range(1, sampler.total_steps + 1))
+    assert steps == list(range(1, job.total_steps + 1))
     assert trained.folder == tmp_path / "run" and trained.checkpoint.name == "last.ckpt"
 
 
-def test_vanilla_sampling_visits_every_time_step(tmp_path):
+@pytest.mark.parametrize(("sampler", "steps"), [(DDPMSampler(), 20), (DPMSolverSampler(4), 4)])
+def test_other_samplers(tmp_path, sampler, steps):
     write_run(tmp_path / "run", LDM)
-    sampler = draw(tmp_path / "run", num_steps=None, count=2)
-    assert sampler.total_steps == 20
-    assert sampler.samples().isfinite().all()
+    job = draw(tmp_path / "run", sampler=sampler, count=2)
+    assert job.total_steps == steps
+    assert job.samples().isfinite().all()
 
 
 def test_averaged_weights_are_sampled(tmp_path):
@@ -202,8 +206,8 @@ def test_a_checkpoint_of_the_references_with_a_config_beside_it(tmp_path):
     assert torch.equal(beside, given)
     (tmp_path / "zoo" / "config.yaml").rename(tmp_path / "own.yaml")
     assert torch.equal(draw(tmp_path / "zoo" / "model.ckpt", base=[str(tmp_path / "own.yaml")]).samples(), given)
-    with pytest.raises(UserError, match=r"no config beside .*model.ckpt.*--base"):
-        load_trained(str(tmp_path / "zoo" / "model.ckpt"))
+    with pytest.raises(UserError, match=r"no config found beside .*model.ckpt.*--base"):
+        load_run(str(tmp_path / "zoo" / "model.ckpt"))
 
 
 @pytest.mark.parametrize("config", [ENCDIFF, DISDIFF], ids=["EncDiff", "DisDiff"])
@@ -221,8 +225,8 @@ def test_units_of_real_images(tmp_path, config):
     assert max(distance(grid.images[3 * row + 1], samples[1]) for row in range(1, 4)) > 1e-3
     alone = draw(tmp_path / "run", unit=1).samples()
     assert distance(alone, samples) > 1e-3
-    for option, message in (("guidance", "unguided"), ("classes", "from classes"), ("texts", "from texts")):
-        with pytest.raises(UserError, match=message):
+    for option, flag in (("guidance", "--guidance_scale"), ("classes", "--class"), ("texts", "--text")):
+        with pytest.raises(UserError, match=f"{flag}: .* samples from the units of images"):
             draw(tmp_path / "run", **{option: 2.0 if option == "guidance" else (TEXT,)})
     partial = draw(tmp_path / "run", unit=1, swap=True)
     assert partial.total_steps == 2 * 2 * 2
@@ -233,7 +237,7 @@ def test_texts_of_the_request_and_of_the_data(tmp_path):
     model = write_run(tmp_path / "run", CLIP_DISDIFF).eval()
     asked = draw(tmp_path / "run", texts=(TEXT,), count=2).samples()
     torch.manual_seed(23)
-    expected = model.sample_edit([list(TEXT)] * 2, torch.randn(2, 4, 8, 8), 2, 0.0)
+    expected = model.sample_edit([list(TEXT)] * 2, torch.randn(2, 4, 8, 8), DDIM)
     assert distance(asked, expected) < 1e-3
     loud = {"count": 2, "guidance": 100.0}
     from_data, from_text = draw(tmp_path / "run", **loud), draw(tmp_path / "run", texts=(TEXT,), **loud)
@@ -248,46 +252,48 @@ def test_texts_of_the_request_and_of_the_data(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"unit": 0}, "LatentDiffusion has no units"),
-        ({"swap": True}, "LatentDiffusion has no units"),
-        ({"texts": (TEXT,)}, "does not sample from texts"),
-        ({"classes": (1,)}, "does not sample from classes"),
-        ({"guidance": 2.0}, "no condition on texts or classes"),
+        ({"unit": 0}, "--unit"),
+        ({"swap": True}, "--swap"),
+        ({"texts": (TEXT,)}, "--text"),
+        ({"classes": (1,)}, "--class"),
+        ({"guidance": 2.0}, "--guidance_scale"),
     ],
 )
-def test_what_a_model_cannot_do(tmp_path, options, message):
+def test_options_that_do_not_fit_the_model(tmp_path, options, message):
     write_run(tmp_path / "run", LDM)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"{message}: LatentDiffusion samples from noise without a condition"):
         draw(tmp_path / "run", **options)
 
 
-def test_requests_that_cannot_be(tmp_path):
+def test_requests_out_of_range(tmp_path):
     write_run(tmp_path / "run", CLIP_DISDIFF, data=None)
-    with pytest.raises(UserError, match="--unit 7: the model has units 1 to 6"):
+    with pytest.raises(UserError, match="--unit: expected 1 to 6, got 7"):
         draw(tmp_path / "run", unit=6)
-    with pytest.raises(UserError, match="has 2 attributes, the model 6 units"):
+    with pytest.raises(UserError, match="expected 6 attributes .* got 2"):
         draw(tmp_path / "run", texts=(("red floor", "cube"),))
-    with pytest.raises(UserError, match="no `data`: add one by --base"):
+    with pytest.raises(UserError, match="the config has no `data`. Add one with --base"):
         draw(tmp_path / "run")
-    for wrong in ({"count": 0}, {"batch_size": 0}, {"eta": -1.0}):
+    for wrong in ({"count": 0}, {"batch_size": 0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             Request(**wrong)
     with pytest.raises(ConfigError, match="between 1 and 20"):
-        draw(tmp_path / "run", texts=(TEXT,), num_steps=21).samples()
+        draw(tmp_path / "run", texts=(TEXT,), sampler=DDIMSampler(21)).samples()
 
 
 def test_checkpoints_that_do_not_fit(tmp_path):
     write_run(tmp_path / "run", LDM, data=None)
     write_config(tmp_path / "other.yaml", CLIP_DISDIFF, data=None)
-    with pytest.raises(UserError, match=r"lacks \d+ weights of the network, such as .*shift"):
-        load_trained(str(tmp_path / "run"), [str(tmp_path / "other.yaml")])
+    with pytest.raises(UserError, match=r"lacks \d+ weights of CLIPDisDiff, such as .*shift"):
+        load_run(str(tmp_path / "run"), [str(tmp_path / "other.yaml")])
     write_config(tmp_path / "autoencoder.yaml", vq_config(), data=None)
     with pytest.raises((UserError, ConfigError), match="VQModelInterface"):
-        load_trained(str(tmp_path / "run" / "checkpoints" / "last.ckpt"), [str(tmp_path / "autoencoder.yaml")])
-    with pytest.raises(UserError, match="neither checkpoints/ nor model.ckpt"):
-        load_trained(str(tmp_path))
+        load_run(
+            str(tmp_path / "run" / "checkpoints" / "last.ckpt"), [str(tmp_path / "autoencoder.yaml")], needs=Samplable
+        )
+    with pytest.raises(UserError, match="expected checkpoints/ or model.ckpt"):
+        load_run(str(tmp_path))
     with pytest.raises(UserError, match="does not exist"):
-        load_trained(str(tmp_path / "nothing"))
+        load_run(str(tmp_path / "nothing"))
 
 
 def test_files(tmp_path):
@@ -302,3 +308,54 @@ def test_files(tmp_path):
 
 def test_texts_on_the_command_line():
     assert split_text(" red floor|| cube ") == ("red floor", "", "cube")
+
+
+def test_samplers_on_the_command_line():
+    defaults = {"num_steps": 50, "eta": 1.0}
+    described = describe_sampler(choose_sampler(None, defaults, num_steps=7, eta=None))
+    assert described == {"name": "ddim", "num_steps": 7, "spacing": "uniform", "temperature": 1.0, "eta": 1.0}
+    assert describe_sampler(choose_sampler("ddim", defaults))["eta"] == 1.0
+    assert choose_sampler("dpm_solver", defaults).num_steps == 20
+    path = "ldm.diffusion.samplers.plms.PLMSSampler"
+    assert describe_sampler(choose_sampler(path, defaults, num_steps=3))["name"] == "plms"
+    with pytest.raises(ConfigError, match="eta"):
+        choose_sampler("plms", defaults, eta=0.5)
+    with pytest.raises(ConfigError, match="Did you mean 'ddpm'"):
+        choose_sampler("ddqm", defaults)
+
+
+@pytest.mark.parametrize("config", [LDM, ENCDIFF], ids=["LDM", "EncDiff"])
+def test_an_eta_beyond_the_schedule_is_refused(tmp_path, config):
+    data = json.loads(json.dumps(DATA))
+    data["params"]["test"]["params"]["size"] = 64
+    write_run(tmp_path / "run", config, data)
+    with pytest.raises(ConfigError, match="expected eta of at most .* got 5"):
+        draw(tmp_path / "run", sampler=DDIMSampler(4, eta=5.0)).samples()
+
+
+def test_conditions_come_from_the_first_section_that_has_them(tmp_path):
+    """The quickstart's test set has no text, its validation set does."""
+    plain = {"target": WORLD["target"], "params": {"limit": 40}}
+    data = {**DATA, "params": {"batch_size": 4, "test": plain, "validation": WORLD, "train": plain}}
+    write_run(tmp_path / "run", CLIP_DISDIFF, data)
+    assert draw(tmp_path / "run", unit=1).samples().isfinite().all()
+    assert draw(tmp_path / "run", swap=True).swaps().rows[0] == "samples"
+    data["params"].pop("validation")
+    write_config(tmp_path / "none.yaml", CLIP_DISDIFF, {**data, "params": {**data["params"], "validation": None}})
+    with pytest.raises(UserError, match="test: .*'text'.*train: .*'text'"):
+        draw(tmp_path / "run", base=[str(tmp_path / "none.yaml")])
+
+
+@pytest.mark.parametrize("config", [ENCDIFF, CLIP_DISDIFF], ids=["EncDiff", "CLIP-DisDiff"])
+def test_all_rows_of_swaps_draw_the_same_noise(tmp_path, config):
+    """A row whose unit is equal in all samples equals the row above, whatever the sampler draws on its way."""
+    data = json.loads(json.dumps(DATA))
+    data["params"]["test"]["params"]["size"] = 64 if config is ENCDIFF else 32
+    write_run(tmp_path / "run", config, data)
+    noisy = {"sampler": DDIMSampler(2, eta=1.0), "count": 4, "batch_size": 2}
+    job = draw(tmp_path / "run", swap=True, **noisy)
+    job.source.swap = lambda cond, first, unit: cond  # every row asks for the same
+    rows = job.swaps().images.unflatten(0, (-1, 4))
+    assert distance(rows[1:], rows[:1].expand_as(rows[1:])) < 1e-3
+    assert distance(rows[0], draw(tmp_path / "run", **noisy).samples()) < 1e-3
+    assert distance(rows[0], draw(tmp_path / "run", count=4).samples()) > 1e-3  # eta adds noise

@@ -13,10 +13,12 @@ import torch
 from ldm.data.dataset import FactorDataset
 from ldm.data.factors import FactorSpace
 from ldm.data.module import DataModuleFromConfig
-from ldm.evaluation.row_encoder import RowEncoder, evaluating
+from ldm.evaluation.contexts import evaluating
+from ldm.evaluation.row_encoder import RowEncoder
 from ldm.evaluation.train_scores import ScoreWhileTraining
-from ldm.evaluation.train_scores_curve import ScoreCurve
+from ldm.evaluation.train_scores.curve import ScoreCurve
 from ldm.evaluation.units.information import name_by_information
+from ldm.metrics.protocols import select_metrics
 from ldm.runs.checkpoint_io import AtomicCheckpointIO
 from ldm.util import ConfigError, UserError
 
@@ -40,6 +42,7 @@ class Reader(pl.LightningModule):
     """Three scalar units; with every step each is less mixed with the next."""
 
     monitor = None
+    latent_shape = (1, 2, 2)
 
     def __init__(self, width=1, best_at=4):
         super().__init__()
@@ -57,6 +60,11 @@ class Reader(pl.LightningModule):
             return units
         direction = torch.linspace(1, 2, self.width)
         return units.unsqueeze(2) * direction + 0.001 * torch.randn(len(units), 3, self.width)
+
+    def encode_units(self, images):
+        raise NotImplementedError
+
+    decode_units = encode_units
 
     def training_step(self, batch, batch_idx):
         self.noise = torch.rand(1)
@@ -168,7 +176,7 @@ def test_vector_units_are_reduced(tmp_path):
     assert name_by_information(rows) == ["hue", "size", "side"]
 
 
-def test_evaluating_puts_everything_back():
+def test_evaluating_restores_mode_and_random_state():
     module = torch.nn.Dropout()
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -180,14 +188,26 @@ def test_evaluating_puts_everything_back():
 
 
 def test_curve_forgets_what_comes_after_the_resumed_step(tmp_path):
-    curve = ScoreCurve(tmp_path, ["mig"])
+    metrics = select_metrics("fast", ["mig", "unsupervised"])
+    curve = ScoreCurve(tmp_path, metrics)
     for step in (10, 20, 30):
-        curve.add(step, step / 2, {"mig": 0.1})
-    again = ScoreCurve(tmp_path, ["mig"])
+        curve.add(step, step / 2, {"mig": 0.1, "unsupervised": step / 100})
+    again = ScoreCurve(tmp_path, metrics)
     again.continue_from(20)
     assert [row["step"] for row in again.rows] == [10, 20] and again.seconds == 10.0
     again.continue_from(0)
     assert again.rows == []
+
+
+def test_best_of_a_score_follows_its_direction(tmp_path, monkeypatch):
+    drawn = {}
+    chart = "ldm.evaluation.train_scores.curve.score_chart"
+    monkeypatch.setattr(chart, lambda steps, curves, best, *_: drawn.update(best))
+    curve = ScoreCurve(tmp_path, select_metrics("fast", ["mig", "unsupervised"]))
+    curve.add(1, 1.0, {"mig": 0.1, "unsupervised": 0.4})
+    curve.add(2, 2.0, {"mig": 0.2, "unsupervised": 0.5})
+    curve.draw({}, "")
+    assert drawn == {"MIG": 1, "MI (low)": 0}
 
 
 class NoUnits(Reader):
@@ -200,7 +220,7 @@ class NoUnits(Reader):
     ("options", "words"),
     [
         ({"every_n_train_steps": 0}, "at least 1"),
-        ({"every_n_train_steps": 1, "split": "test"}, "validation or train"),
+        ({"every_n_train_steps": 1, "split": "test"}, "'validation' or 'train'"),
         ({"every_n_train_steps": 1, "metrics": ["mig"], "settings": {"dci": {}}}, "'dci'"),
         ({"every_n_train_steps": 1, "protocol": "quick"}, "quick"),
     ],
@@ -210,7 +230,7 @@ def test_options_that_cannot_be(options, words):
         ScoreWhileTraining(**options)
 
 
-def test_what_cannot_be_scored_is_said_before_the_first_step(tmp_path):
+def test_requirements_are_checked_before_the_first_step(tmp_path):
     with pytest.raises(UserError, match="encode_representation"):
         fit(tmp_path, NoUnits())
     model = Reader()

@@ -1,4 +1,4 @@
-"""Naming units with CLIP: on a model whose units are known, read by an encoder that sees what it is told to see."""
+"""Names of units by CLIP, for a model with known units and an encoder with known words."""
 
 from __future__ import annotations
 
@@ -9,18 +9,10 @@ import pytest
 import torch
 
 from ldm.data.vocabulary import AttributeVocabulary
+from ldm.diffusion.samplers import DDIMSampler
 from ldm.evaluation.units.information import information_shares, names_of
-from ldm.evaluation.units.names import (
-    agreement,
-    clip_reader,
-    judged_names,
-    name_units,
-    path_effects,
-    traverse_units,
-    vocabulary_of,
-)
+from ldm.evaluation.units.names import agreement, clip_reader, judged_names, name_units, path_effects, traverse_units
 from ldm.evaluation.units.report import caption_of, write_names
-from ldm.util import ConfigError
 
 VOCABULARY = AttributeVocabulary(
     ("hue", "size"),
@@ -40,7 +32,8 @@ class Painter:
     def encode_units(self, images):
         return torch.zeros(len(images), 3)
 
-    def decode_units(self, codes, x_T, num_steps=50, eta=0.0):
+    def decode_units(self, codes, x_T, sampler=None, only=None):
+        assert sampler.num_steps == 1
         images = torch.zeros(len(codes), 3, 4, 4)
         images[:, 0] = codes[:, 0].view(-1, 1, 1)
         images[:, 1] = codes[:, 2].view(-1, 1, 1)
@@ -72,7 +65,7 @@ def see(images):
 def all_paths():
     codes = torch.rand(200, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     base = codes[:8]
-    return traverse_units(Painter(), codes, base, torch.zeros(8, 1, 2, 2), POINTS, num_steps=1)
+    return traverse_units(Painter(), codes, base, torch.zeros(8, 1, 2, 2), POINTS, DDIMSampler(1))
 
 
 def named():
@@ -95,7 +88,7 @@ def test_effect_is_the_mean_change_of_the_posterior():
 
 
 def test_confidence_is_low_where_images_disagree():
-    """Half of the images say hue, half say size, by a hair."""
+    """Half of the images show the hue, half the size."""
     reader = clip_reader(Texts(), see, VOCABULARY)
     posteriors = [torch.cat(part) for part in zip(*(reader(images) for images in [all_paths()[0], all_paths()[2]]))]
     from ldm.evaluation.units.names import name_unit
@@ -125,14 +118,6 @@ def test_files(tmp_path):
     assert content["units"][0]["unit"] == 1 and content["units"][0]["by_information"] == "hue"
     assert content["agreement"] == {"by_information": {"same": 1, "named_by_both": 1}}
     assert {entry.name for entry in path.parent.iterdir()} == {"700.json", "700_effects.png", "700_units.png"}
-
-
-def test_words_from_a_file():
-    vocabulary = vocabulary_of({"face": ["a smiling face", "a serious face"], "hair": ["dark hair", "fair hair"]})
-    assert vocabulary.phrases(0, 1) == ["a serious face"]
-    for words in ({}, {"face": ["a"], "hair": ["b", "c"]}, {"face": "smiling", "hair": ["b", "c"]}):
-        with pytest.raises(ConfigError, match="two or more"):
-            vocabulary_of(words)
 
 
 def test_information_finds_the_factor_of_a_unit():

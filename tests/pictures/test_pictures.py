@@ -1,4 +1,4 @@
-"""Pictures: sizes, captions that never lose a letter, honest pixels, files written whole."""
+"""Pictures: sizes, captions without loss, pixels, files."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from ldm.pictures import draw as pictures
-from ldm.pictures.draw import draw_grid, draw_images, heat_map, save_png
+from ldm.pictures.captions import fit_captions
+from ldm.pictures.charts import heat_map, score_chart
+from ldm.pictures.draw import draw_grid, draw_images, save_png
 from ldm.pictures.grid import CaptionedGrid
 
 
@@ -15,7 +17,7 @@ def test_pixels_round_and_clip():
     assert pictures.to_pixels(values)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]
 
 
-def test_not_a_number_is_shown_not_hidden(caplog):
+def test_nan_pixels_are_magenta(caplog):
     images = torch.zeros(1, 3, 2, 2)
     images[0, 1, 0, 0] = float("nan")
     pixels = pictures.to_pixels(images)
@@ -32,7 +34,7 @@ def test_small_images_are_enlarged_by_a_whole_factor():
     assert pictures.enlarge(images, min_side=3).shape == (2, 5, 4, 3)
 
 
-def test_sheet_shows_every_image_in_reading_order():
+def test_images_are_drawn_in_reading_order():
     images = torch.linspace(-1, 1, 5).reshape(5, 1, 1, 1).expand(5, 3, 8, 8)
     sheet = np.asarray(draw_images(images, columns=3, min_side=8))
     margin, pitch = pictures.MARGIN, 8 + pictures.GAP
@@ -43,7 +45,7 @@ def test_sheet_shows_every_image_in_reading_order():
         assert (sheet[y : y + 8, x : x + 8] == pictures.to_pixels(images)[index]).all()
 
 
-def test_grid_makes_room_for_its_words():
+def test_grid_grows_with_its_captions():
     images = torch.zeros(6, 3, 32, 32)
     bare = draw_grid(CaptionedGrid(images, ["", ""], []))
     rows = draw_grid(CaptionedGrid(images, ["base", "floor hue → green floor"], []))
@@ -54,13 +56,13 @@ def test_grid_makes_room_for_its_words():
 
 
 @pytest.mark.parametrize("text", ["x" * 300, "many words " * 40, "two\nlines", "", "  spaced   out "])
-def test_captions_lose_no_letter(text):
-    captions = pictures.fit_captions([text, "short"], width=60, height=40, largest=14)
+def test_captions_keep_every_letter(text):
+    captions = fit_captions([text, "short"], width=60, height=40, largest=14)
     assert "".join("".join(captions.lines[0]).split()) == "".join(text.split())
     assert captions.widest <= 60
 
 
-def test_odd_captions_make_a_taller_grid_instead_of_being_cut():
+def test_long_captions_make_a_taller_grid():
     images = torch.zeros(1, 3, 32, 32)
     short = draw_grid(CaptionedGrid(images, ["short"], ["short"]))
     long = draw_grid(CaptionedGrid(images, ["word " * 200], ["x" * 400]))
@@ -68,8 +70,8 @@ def test_odd_captions_make_a_taller_grid_instead_of_being_cut():
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 8, 8), (0, 3, 8, 8)])
-def test_other_shapes_are_refused_with_what_was_found(shape):
-    with pytest.raises(ValueError, match="found"):
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="got"):
         draw_images(torch.zeros(shape))
 
 
@@ -79,7 +81,7 @@ def test_grid_with_the_wrong_number_of_images_is_refused(rows, columns):
         draw_grid(CaptionedGrid(torch.zeros(3, 3, 4, 4), rows, columns, "swap"))
 
 
-def test_heat_map_and_png_are_written_whole(tmp_path):
+def test_heat_map_and_png(tmp_path):
     path = heat_map(np.array([[1.0, np.nan]]), ["a"], ["b", "c"], "scores", tmp_path / "new" / "map.png")
     picture = save_png(draw_images(torch.zeros(1, 3, 4, 4), "title"), tmp_path / "new" / "sheet.png")
     assert {file.name for file in path.parent.iterdir()} == {"map.png", "sheet.png"}
@@ -89,3 +91,9 @@ def test_heat_map_and_png_are_written_whole(tmp_path):
 def test_heat_map_names_must_match():
     with pytest.raises(ValueError, match="shape"):
         heat_map(np.zeros((2, 2)), ["a"], ["b", "c"], "scores", "unused.png")
+
+
+def test_score_chart_with_a_gap_and_a_baseline(tmp_path):
+    curves = {"MIG": [0.1, float("nan"), 0.3], "DCI": [float("nan")] * 3}
+    path = score_chart([1, 2, 3], curves, {"MIG": 2}, {"MIG": 0.2, "DCI": 0.1}, "PCA", tmp_path / "scores.png")
+    assert Image.open(path).size > (500, 300)

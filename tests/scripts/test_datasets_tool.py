@@ -89,7 +89,7 @@ def test_write_and_check_an_lmdb(run, tmp_path):
     world = write_photos(tmp_path / "photos")
     for kind in ("lmdb", "h5"):
         status, said = run(f"write mine.{kind} --images photos --attributes photos/table.csv --resolution 64")
-        assert status == 0 and "3 pictures written" in said
+        assert status == 0 and "3 images written" in said
     a = LMDBTextImages("mine.lmdb", original_resolution=64).__getitems__([2, 0])
     b = H5TextImages("mine.h5").__getitems__([2, 0])
     assert a["text"] == b["text"] == [world[60_002]["text"], world[0]["text"]]
@@ -103,7 +103,7 @@ def test_write_and_check_an_lmdb(run, tmp_path):
         transaction.delete(b"img-64-0000001")
         transaction.put(b"txt-64-0000002", b"one|two")
     status, said = run("check text-lmdb --path damaged.lmdb original_resolution=64")
-    assert status == 1 and "no key 'img-64-0000001'" in said and "picture 2 has 2 attributes" in said
+    assert status == 1 and "no key 'img-64-0000001'" in said and "attributes of image 2, got 2" in said
     with lmdb.open("endless.lmdb", map_size=2**27) as environment, environment.begin(write=True) as transaction:
         transaction.delete(b"length")
     status, said = run("check text-lmdb --path endless.lmdb original_resolution=64")
@@ -118,7 +118,7 @@ def test_write_without_texts_or_from_the_world(run, tmp_path):
     assert len(LMDBTextImages("w.lmdb", original_resolution=64, num_attributes=6)) == 5
     (tmp_path / "photos" / "1.png").unlink()
     status, said = run("write new.lmdb --images photos --attributes photos/table.csv")
-    assert status == 1 and "1.png does not exist" in said and not Path("new.lmdb").exists()
+    assert status == 1 and "got 1.png, which is missing" in said and not Path("new.lmdb").exists()
     status, said = run("write w.lmdb --world 5")
     assert status == 1 and "exists already" in said
 
@@ -136,7 +136,7 @@ def test_convert(run, tmp_path, monkeypatch):
         assert (MPI3D(Path(target).parents[-2]).images(np.arange(24)) == made).all()
     assert not Path("cache").exists()
     status, said = run("convert mpi3d data/mpi3d/mpi3d_toy.npy --path data")
-    assert status == 1 and "converted already" in said
+    assert status == 1 and "already converted" in said
     assert "ends in .npy or .h5" in run("convert mpi3d data/x.zip --path down")[1]
     os.truncate("down/mpi3d_toy.npz", 9000)
     status, said = run("convert mpi3d new.npy --path down")
@@ -158,7 +158,7 @@ def test_converted_3dshapes_keep_their_labels(run, tmp_path, monkeypatch):
 def test_a_part_is_not_converted(run):
     run(f"world data/3dshapes.h5 {PART}")
     status, said = run("convert shapes3d x.npy --path data")
-    assert status == 1 and "nothing to convert" in said
+    assert status == 1 and "got a part of 3dshapes" in said
 
 
 def test_check_a_config(run, tmp_path):
@@ -172,9 +172,9 @@ def test_check_a_config(run, tmp_path):
     (tmp_path / "photos" / "5.png").write_bytes(b"")
     status, said = run("check mine.yaml")
     assert status == 1 and "2 problems" in said
-    assert "3.png cannot be decoded" in said and "5.png cannot be decoded" in said
+    assert "3.png: expected a complete PNG" in said and "5.png: expected a complete PNG" in said
     (tmp_path / "empty.yaml").write_text("model: {}\n")
-    assert "describes no data set" in run("check empty.yaml")[1]
+    assert "empty.yaml: expected a data set" in run("check empty.yaml")[1]
 
 
 def test_messages(run):

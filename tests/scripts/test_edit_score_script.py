@@ -1,4 +1,4 @@
-"""``scripts/edit_score.py`` takes the score of a run folder again, with the run's settings unless told otherwise."""
+"""``scripts/edit_score.py`` computes the score of a run again, with the run's settings where none are given."""
 
 import json
 
@@ -16,7 +16,7 @@ import torch
 
 
 class Flat(pl.LightningModule):
-    latent_shape = (1, 2, 2)
+    latent_unit, latent_shape = 6, (1, 2, 2)
 
     def __init__(self):
         super().__init__()
@@ -25,7 +25,7 @@ class Flat(pl.LightningModule):
     def test_step(self, batch, batch_idx):
         return None
 
-    def sample_edit(self, texts, x_T, num_steps, eta, guidance_scale):
+    def sample_edit(self, texts, x_T, sampler=None, guidance_scale=1.0, only=None):
         return self.level.expand(len(texts), 3, 32, 32)
 """
 
@@ -68,17 +68,40 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-def test_scores_a_run_again_and_touches_nothing_else(run, script):
+def test_scores_a_run_again_and_changes_no_other_file(run, script):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert script.main(["-r", str(run), "--num-samples", "5"]) == 0
     report = json.loads((run / "edit_score" / "700.json").read_text())
     assert report["num_samples"] == 5 and report["sampler"]["num_steps"] == 2
     assert report["step"] == 700 and report["epoch"] == 4
-    assert report["edit_leakage"] == 0  # a flat model shows the same whatever it is asked for
+    assert report["edit_leakage"] == 0  # a flat model samples the same image for all texts
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_errors_are_told_in_one_message(run, script, capsys):
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], {"name": "ddim", "num_steps": 2, "eta": 0.0}),
+        (["--num-steps", "3", "--eta", "0.5"], {"name": "ddim", "num_steps": 3, "eta": 0.5}),
+        (["--sampler", "dpm_solver"], {"name": "dpm_solver", "num_steps": 20}),
+        (["--sampler", "ddim", "--num-steps", "4"], {"name": "ddim", "num_steps": 4, "eta": 0.0}),
+    ],
+)
+def test_the_sampler_of_the_run_or_of_the_options(run, script, options, expected):
+    assert script.main(["-r", str(run), *options]) == 0
+    sampler = json.loads((run / "edit_score" / "700.json").read_text())["sampler"]
+    assert {name: sampler[name] for name in expected} == expected
+
+
+def test_settings_change_a_configured_sampler(script):
+    configured = {"target": "ldm.diffusion.samplers.PLMSSampler", "params": {"num_steps": 9, "spacing": "quad"}}
+    changed = script.changed_sampler(configured, None, {"num_steps": 5})
+    assert changed["params"] == {"num_steps": 5, "spacing": "quad"}
+    assert script.changed_sampler("plms", None, {"num_steps": 5}).num_steps == 5
+    assert script.changed_sampler(configured, "ddpm", {}).num_steps is None
+
+
+def test_errors_are_one_message(run, script, capsys):
     assert script.main(["-r", str(run), "--judge", str(run / "nothing")]) == 1
-    assert "No factor judge" in capsys.readouterr().err
+    assert "checkpoint of a factor judge" in capsys.readouterr().err
     assert script.main(["-r", str(run / "nothing")]) == 1

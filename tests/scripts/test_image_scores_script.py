@@ -10,8 +10,8 @@ import yaml
 from PIL import Image
 from script_modules import load_script
 
-from ldm.evaluation.images import inception
-from ldm.evaluation.images.sets import image_batches
+from ldm.data.formats.image_sets import image_batches
+from ldm.modules import inception
 from ldm.util import UserError
 
 MODELS = '''
@@ -20,9 +20,9 @@ import torch
 
 
 class Darker(pl.LightningModule):
-    """An autoencoder that takes light away, and units of brightness."""
+    """An autoencoder that darkens images, and units of brightness."""
 
-    latent_shape = (3, 32, 32)
+    latent_unit, latent_shape, unit_names = 2, (3, 32, 32), None
 
     def __init__(self):
         super().__init__()
@@ -34,11 +34,14 @@ class Darker(pl.LightningModule):
     def encode_units(self, x):
         return torch.stack([x.mean(dim=(1, 2, 3)), 0 * x[:, 0, 0, 0]], dim=1)
 
+    def decode_units(self, codes, x_T, sampler=None, only=None):
+        raise NotImplementedError
+
 
 class Unitary(pl.LightningModule):
     """Units alone, and a decoder that shows their level."""
 
-    latent_shape = (1, 2, 2)
+    latent_unit, latent_shape, unit_names = 3, (1, 2, 2), None
 
     def __init__(self):
         super().__init__()
@@ -47,7 +50,8 @@ class Unitary(pl.LightningModule):
     def encode_units(self, x):
         return x.mean(dim=(2, 3))
 
-    def decode_units(self, codes, x_T, num_steps, eta):
+    def decode_units(self, codes, x_T, sampler=None, only=None):
+        assert (sampler.num_steps, getattr(sampler, "eta", 1.0)) in ((200, 1.0), (7, 1.0))
         return codes[:, :, None, None].expand(-1, -1, 32, 32) + self.level
 '''
 
@@ -92,8 +96,14 @@ def test_reconstructions_of_an_autoencoder(make_run, script, capsys):
 
 
 def test_reconstructions_of_a_diffusion_model(make_run, script, capsys):
-    assert script.main(["recon", "-r", str(make_run("Unitary")), "-n", "4", "--device", "cpu"]) == 0
-    assert 5 < json.loads(capsys.readouterr().out)["psnr"] < 40
+    run = make_run("Unitary")
+    for options in ([], ["--sampler", "dpm_solver", "--num-steps", "7"]):
+        assert script.main(["recon", "-r", str(run), "-n", "4", "--device", "cpu", *options]) == 0
+        assert 5 < json.loads(capsys.readouterr().out)["psnr"] < 40
+    kept = json.loads((run / "image_scores" / "40-recon.json").read_text())["options"]
+    assert kept["sampler"] == "dpm_solver" and kept["num_steps"] == 7
+    assert script.main(["recon", "-r", str(run), "--sampler", "plms", "--eta", "0.5", "--device", "cpu"]) == 1
+    assert "eta" in capsys.readouterr().err
 
 
 def test_tad_of_a_run(make_run, script, capsys, tmp_path):
@@ -108,7 +118,7 @@ def test_tad_of_a_run(make_run, script, capsys, tmp_path):
 
 @pytest.fixture
 def mean_colour(monkeypatch):
-    """Six plain features in the place of a network that takes seconds."""
+    """Six simple features instead of a slow network."""
 
     class MeanColour(inception.Inception):
         def __init__(self, weights=None, device="cpu"):
@@ -144,15 +154,15 @@ def test_two_sets_of_images(script, mean_colour, monkeypatch, tmp_path, capsys):
     assert again == {"num_generated": 30, "fid": pytest.approx(brighter["fid"])}
 
 
-def test_errors_are_told_in_one_message(script, tmp_path, capsys, monkeypatch):
+def test_errors_are_one_message(script, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("INCEPTION_WEIGHTS", str(tmp_path / "nowhere.pth"))
     assert script.main(["fid", "--generated", "a", "--real", "b"]) == 1
-    assert "FID and KID need InceptionV3's weights" in capsys.readouterr().err
+    assert "FID and KID: expected InceptionV3's weights" in capsys.readouterr().err
     assert script.main(["recon", "-r", str(tmp_path / "nothing")]) == 1
     assert "nothing" in capsys.readouterr().err
 
 
-def test_image_files_that_are_none(tmp_path):
+def test_files_without_images(tmp_path):
     np.save(tmp_path / "flat.npy", np.zeros((4, 9)))
     np.savez(tmp_path / "named.npz", other=np.zeros(3))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "named.npz").read_bytes()[:40])
@@ -160,12 +170,12 @@ def test_image_files_that_are_none(tmp_path):
     for name, side in (("a.png", 4), ("b.png", 5)):
         Image.fromarray(np.zeros((side, side, 3), dtype=np.uint8)).save(tmp_path / name)
     for name, message in (
-        ("flat.npy", r"found \(4, 9\)"),
-        ("named.npz", "only other"),
-        ("cut.npz", "cannot be read"),
-        ("absent", "cannot be read"),
-        ("empty", "holds no pictures"),
-        ("", "5 x 5 pixels, a.png of 4 x 4"),
+        ("flat.npy", r"got \(4, 9\)"),
+        ("named.npz", "got other"),
+        ("cut.npz", "expected a folder of pictures"),
+        ("absent", "expected a folder of pictures"),
+        ("empty", "expected pictures, got none"),
+        ("", "expected 4 x 4 pixels, as a.png, got 5 x 5"),
     ):
         with pytest.raises(UserError, match=message):
             list(image_batches(tmp_path / name))

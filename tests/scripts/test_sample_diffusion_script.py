@@ -1,4 +1,4 @@
-"""``scripts/sample_diffusion.py`` takes latent-diffusion's flags and leaves whole files."""
+"""``scripts/sample_diffusion.py``: latent-diffusion's flags, samplers, files and errors."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def script():
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint file with its config beside it, its weights by the recipe of the figures."""
+    """A checkpoint file with the weights of the golden figures, and its config."""
     config = json.loads(json.dumps(MODEL))
     config["params"]["first_stage_config"]["params"]["ckpt_path"] = None
     model = instantiate_from_config({"target": config["target"], "params": config["params"]})
@@ -67,6 +67,7 @@ def test_the_flags_of_latent_diffusion(script, checkpoint, tmp_path, capsys):
     assert pixels.shape == (5, 32, 32, 3) and pixels.std() > 1
     record = json.loads(paths[2].read_text())
     assert record["checkpoint"] == str(checkpoint) and record["num_steps"] == 2 and record["eta"] == 0.0
+    assert record["sampler"] == "ddim" and record["count"] == 5
     assert record["overrides"] == ["model.params.loss_type=l1"]
 
 
@@ -74,15 +75,32 @@ def test_vanilla(script, checkpoint, tmp_path):
     words = ["-r", str(checkpoint), "-b", str(tmp_path / "ldm.yaml"), "-n", "1", "-v"]
     assert script.main(words) == 0
     record = json.loads(next(checkpoint.parent.glob("samples/model/*/sampling.json")).read_text())
-    assert record["num_steps"] is None  # without -l beside the checkpoint
+    assert record["num_steps"] is None and record["sampler"] == "ddpm"  # without -l beside the checkpoint
 
 
-def test_errors_are_told_in_one_message_and_nothing_is_written(script, checkpoint, tmp_path, capsys):
+def test_samplers_by_name(script, checkpoint, tmp_path, capsys):
+    words = ["-r", str(checkpoint), "-b", str(tmp_path / "ldm.yaml"), "-n", "1", "-l", str(tmp_path / "out")]
+    for name in ("plms", "dpm_solver"):
+        assert script.main([*words, "--sampler", name, "-c", "3", "-l", str(tmp_path / name)]) == 0
+        record = json.loads(next((tmp_path / name).glob("samples/model/*/sampling.json")).read_text())
+        assert record["sampler"] == name and record["num_steps"] == 3
+    for options, message in (
+        (["--sampler", "plsm"], "Did you mean 'plms'"),
+        (["--sampler", "plms", "-e", "1.0"], "unexpected option 'eta'"),
+        (["-c", "3", "-e", "4.0"], "expected eta of at most"),
+        (["-c", "3", "-e", "-1.0"], "expected eta of at least 0"),
+    ):
+        assert script.main([*words, *options]) == 1
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_are_one_message_and_nothing_is_written(script, checkpoint, tmp_path, capsys):
     base = ["-r", str(checkpoint), "-b", str(tmp_path / "ldm.yaml")]
     for words, message in (
         (["-r", str(tmp_path / "nothing")], "does not exist"),
         (["-r", str(checkpoint)], "--base"),
-        ([*base, "--swap"], "has no units"),
+        ([*base, "--swap"], "--swap: LatentDiffusion samples from noise"),
         ([*base, "-c", "21"], "between 1 and 20"),
         ([*base, "model.params.timestep=3"], "Did you mean 'timesteps'"),
     ):

@@ -1,31 +1,33 @@
-"""How close images come to others (PSNR, SSIM, LPIPS), and what an encoder tells of a face (TAD).
+"""Similarity of images (PSNR, SSIM, LPIPS), and attributes of faces in a representation (TAD).
 
-Dims: B batch, n images, H W space, L numbers of a representation, A attributes.
+Dimensions: B batch, n images, H W space, L numbers of a representation, A attributes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ldm.evaluation.contexts import evaluating
 from ldm.metrics import tad
 from ldm.metrics.tad import CELEBA_ATTRIBUTES
 from ldm.models.autoencoder import psnr
+from ldm.models.contracts import HasUnits, require
 from ldm.util import UserError
 
 SSIM_WINDOW = 11  # pixels of the Gaussian window, of deviation 1.5, as in Wang et al. (2004)
 
 
 class ReconstructionScores:
-    """Means over images of the distances between images and their reconstructions.
+    """Mean distances between images and their reconstructions.
 
     Args:
         lpips: perceptual distance ``(images, reconstructions) -> (B, 1, 1, 1)`` on [-1, 1], such as
-            ``ldm.modules.lpips_alex.AlexLPIPS``; None leaves it out.
+            ``ldm.modules.lpips.AlexLPIPS``; ``None`` omits it.
     """
 
     def __init__(self, lpips: nn.Module | None = None) -> None:
@@ -35,19 +37,15 @@ class ReconstructionScores:
 
     @torch.no_grad()
     def add(self, images: Tensor, reconstructions: Tensor) -> None:
-        """Take in a batch.
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1].
-            reconstructions: the same shape; what leaves [-1, 1] is cut off.
+        """Add a batch of images (B, 3, H, W) in [-1, 1] and of their reconstructions, which are clamped to [-1, 1].
 
         Raises:
-            UserError: shapes differ, or images are smaller than the window of SSIM.
+            UserError: the shapes differ, or images are smaller than the window of SSIM.
         """
         if images.shape != reconstructions.shape or images.ndim != 4:
             raise UserError(
-                f"expected images and reconstructions of one shape (B, C, H, W), found {tuple(images.shape)} and "
-                f"{tuple(reconstructions.shape)}."
+                f"reconstructions: expected the shape of the images, (B, C, H, W), got images of {tuple(images.shape)} "
+                f"and reconstructions of {tuple(reconstructions.shape)}"
             )
         reconstructions = reconstructions.clamp(-1, 1)
         values = image_distances(images, reconstructions)
@@ -58,28 +56,17 @@ class ReconstructionScores:
         self._num_images += len(images)
 
     def result(self) -> dict[str, float]:
-        """Means over all images.
-
-        Returns:
-            ``psnr`` in dB and ``ssim``, at most 1, of which higher is better; ``mse`` on [0, 1] and, if it was asked
-            for, ``lpips``, of which lower is.
-
-        Raises:
-            UserError: no images were taken in.
-        """
+        """Return the means of ``psnr`` in dB, ``ssim``, ``mse`` on [0, 1], and ``lpips`` if given, over all images."""
         if not self._num_images:
-            raise UserError("there are no reconstructions to score.")
+            raise UserError("reconstructions: expected at least one image, got none")
         return {name: total / self._num_images for name, total in self._sums.items()}
 
 
 def image_distances(images: Tensor, others: Tensor) -> dict[str, Tensor]:
-    """Per image, (B,) each: ``psnr`` in dB, ``ssim`` and ``mse``, all on images mapped to [0, 1].
+    """Return ``psnr`` in dB, ``ssim`` and ``mse`` of each image, (B,) each, on images mapped to [0, 1].
 
-    SSIM is torchmetrics' (a window around every pixel, edges mirrored) and reads (B, C, H, W): the references feed
-    channels last, so that there it slides over rows of colours.
-
-    Args:
-        images, others: (B, C, H, W) in [-1, 1].
+    Both are (B, C, H, W) in [-1, 1]. SSIM is torchmetrics' (a window around every pixel, mirrored edges); the
+    references pass channels last, so that their windows cover rows and colors.
 
     Raises:
         UserError: images are smaller than the window of SSIM.
@@ -87,7 +74,7 @@ def image_distances(images: Tensor, others: Tensor) -> dict[str, Tensor]:
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
     if min(images.shape[2:]) < SSIM_WINDOW:
-        raise UserError(f"SSIM looks at {SSIM_WINDOW} pixels at once; found images of {tuple(images.shape[2:])}.")
+        raise UserError(f"SSIM: expected images of at least {SSIM_WINDOW} pixels a side, got {tuple(images.shape[2:])}")
     first, second = (images.float() + 1) / 2, (others.float() + 1) / 2
     similarity = ssim(second, first, sigma=1.5, kernel_size=SSIM_WINDOW, data_range=1.0, reduction="none")
     return {
@@ -98,56 +85,31 @@ def image_distances(images: Tensor, others: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def encode_all(
-    encode: Callable[[Tensor], Tensor], batches: Iterable[Tensor], as_unit_range: bool = False
-) -> np.ndarray:
-    """Codes of all images, every number a unit of its own: (n, L) float32.
-
-    Args:
-        encode: images (B, 3, H, W) in [-1, 1] -> codes (B, ...); of a model in eval mode.
-        batches: images in [-1, 1].
-        as_unit_range: hand the encoder images in [0, 1], as the references' TAD does to encoders trained on [-1, 1].
-
-    Raises:
-        UserError: there are no images.
-    """
-    codes = []
-    for images in batches:
-        shown = (images + 1) / 2 if as_unit_range else images
-        codes.append(encode(shown).flatten(1).float().cpu().numpy())
-    if not codes:
-        raise UserError("there are no images to encode.")
-    return np.concatenate(codes)
-
-
 def image_tad(
     model: nn.Module, batches: Iterable[Tensor], attributes: np.ndarray, tad_range: str = "signed", **options: Any
 ) -> dict[str, Any]:
-    """TAD of a model with units, see ``ldm.metrics.tad``.
-
-    The model is put into eval mode for it; the references' code leaves it as it is.
+    """Return the TAD of a model with units in evaluation mode, see ``ldm.metrics.tad``; every number is a unit.
 
     Args:
-        model: has ``encode_units(images) -> (B, U[, D])``.
+        model: implements ``HasUnits``.
         batches: images (B, 3, H, W) in [-1, 1], n in all.
-        attributes: (n, A) of 0 and 1; 40 of them are taken for CelebA's in its order.
-        tad_range: "signed" encodes images in [-1, 1]; "unit" in [0, 1], as the references do.
+        attributes: (n, A) of 0 and 1; 40 attributes are named as CelebA's, in its order.
+        tad_range: "signed" encodes images in [-1, 1]; "unit" in [0, 1], as the references do although their encoders
+            are trained on [-1, 1].
         **options: of ``ldm.metrics.tad``.
 
     Raises:
-        UserError: the model has no units, another ``tad_range``, or no images.
+        UserError: the model has no units, ``tad_range`` is unknown, or there are no images.
         MetricError: see ``ldm.metrics.tad``.
     """
-    if not hasattr(model, "encode_units"):
-        raise UserError(f"TAD looks at a model's units, but {type(model).__name__} has no encode_units.")
+    require(model, HasUnits, "TAD")
     if tad_range not in ("signed", "unit"):
-        raise UserError(f"tad_range must be 'signed' ([-1, 1]) or 'unit' ([0, 1]), found {tad_range!r}.")
-    was_training = model.training
-    model.eval()
-    try:
-        codes = encode_all(model.encode_units, batches, as_unit_range=tad_range == "unit")
-    finally:
-        model.train(was_training)
+        raise UserError(f"tad_range: expected 'signed' ([-1, 1]) or 'unit' ([0, 1]), got {tad_range!r}")
+    with evaluating(model):
+        shown = (images if tad_range == "signed" else (images + 1) / 2 for images in batches)
+        codes = [model.encode_units(images).flatten(1).float().cpu().numpy() for images in shown]
+    if not codes:
+        raise UserError("TAD: expected at least one image, got none")
     if attributes.ndim == 2 and attributes.shape[1] == len(CELEBA_ATTRIBUTES):
         options = {"names": CELEBA_ATTRIBUTES, **options}
-    return tad(codes, attributes, **options)
+    return tad(np.concatenate(codes), attributes, **options)

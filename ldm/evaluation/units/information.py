@@ -1,6 +1,6 @@
-"""Which factor a unit tells: mutual information on labelled images.
+"""Names of units by mutual information with the factors of labelled images.
 
-Dims: n images, U units, F factors.
+Dimensions: n images, U units, F factors.
 """
 
 from __future__ import annotations
@@ -12,21 +12,13 @@ from ldm.metrics.common import factor_codes, factor_entropies, histogram_codes, 
 
 NUM_IMAGES = 2000
 NUM_BINS = 20
-LEAST_SHARE = 0.05  # of a factor's entropy; a unit that tells less of every factor is not named
+LEAST_SHARE = 0.05  # of a factor's entropy; a unit with a smaller share of every factor is not named
 
 
 def information_shares(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How much of each factor's entropy each unit tells.
+    """Return the mutual information of codes (n, U) and labels (n, F) as a share of each factor's entropy, (U, F).
 
-    Finite samples make unrelated variables share some information; what remains when the labels are shuffled is
-    taken off.
-
-    Args:
-        codes: (n, U) float.
-        labels: (n, F) int.
-
-    Returns:
-        (U, F), at least 0.
+    The information that remains when the labels are shuffled, a bias of finite samples, is subtracted.
     """
     binned = histogram_codes(codes, NUM_BINS)
     by_chance = mutual_information(binned, np.random.RandomState(0).permutation(labels))
@@ -35,11 +27,11 @@ def information_shares(codes: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def name_by_information(rows: RowEncoder, seed: int = 0, num_images: int = NUM_IMAGES) -> list[str]:
-    """For each unit the factor it tells most about, empty for a unit that tells nothing worth a name."""
+    """Return for each unit the factor with which it shares most information; "" below ``LEAST_SHARE``."""
     codes, labels = factor_codes(rows, rows.space, num_images, np.random.RandomState(seed))
     return names_of(information_shares(codes, labels), rows.space.factor_names)
 
 
 def names_of(shares: np.ndarray, factor_names: tuple[str, ...]) -> list[str]:
-    """Names from shares (U, F)."""
+    """Return names for shares (U, F)."""
     return [factor_names[row.argmax()] if row.max() >= LEAST_SHARE else "" for row in shares]

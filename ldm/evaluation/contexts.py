@@ -1,0 +1,29 @@
+"""Contexts in which a model is evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ldm.models.contracts import HasAverage
+
+
+def averaged(model: Any) -> contextlib.AbstractContextManager[None]:
+    """Return a context that uses the averaged weights of a model; the trained ones if there is no average."""
+    return model.ema_scope() if isinstance(model, HasAverage) else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Put a module in evaluation mode; restore its mode and torch's random states afterwards."""
+    device, was_training = torch.device(device), module.training
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        module.eval()
+        try:
+            yield
+        finally:
+            module.train(was_training)
