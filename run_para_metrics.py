@@ -12,17 +12,19 @@ EXAMPLES = """examples:
     python run_para_metrics.py -l logs
   one run, two processes, results also as CSV, with a report to open in a browser:
     python run_para_metrics.py -l logs/2026-01-31T12-00-00_shapes3d_s0 -p 2 --csv results_detail.csv --report
-  every metric there is, and the spread over ten seeds of the metrics' own draws:
+  all metrics, with the spread over ten seeds of their random draws:
     python run_para_metrics.py -l logs --metrics all --seeds 0-9
-  the settings of disentanglement_lib, table for a paper:
+  settings of disentanglement_lib, with a table for a paper:
     python run_para_metrics.py -l logs --protocol disentanglement_lib --latex table.tex --markdown table.md
-  keep scoring while training goes on, looking every five minutes:
+  score new files during training, polling every five minutes:
     python run_para_metrics.py -l logs --watch 300
-  on a Dask cluster (pip install -e .[cluster]; folders shared with its workers):
+  on a Dask cluster whose workers share the folders:
     python run_para_metrics.py -l logs --scheduler tcp://node17:8786
-  files of older code that do not name their data set:
+  files of other code, without the name of their data set:
     python run_para_metrics.py -l logs -d cars3d
-  anyone's latents, (N, K) or (N, U, D), of a known data set or with a table of factors:
+  a metric of your own, ALIGNMENT in my_metric.py (see CONTRIBUTING.md):
+    python run_para_metrics.py -l logs --metrics my_metric.ALIGNMENT
+  any latents, (N, K) or (N, U, D), of a known data set or with a table of factors:
     python run_para_metrics.py --latents z.npy -d shapes3d --metrics all --out scores.json
     python run_para_metrics.py --latents z.parquet --factors factors.csv --out scores.json
 """
@@ -40,25 +42,26 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("-l", "--logdir", default="logs", help="a run folder, or any folder above runs (default: logs)")
     add("-p", "--processes", type=int, default=os.cpu_count() or 1, help="processes (default: the CPU cores)")
-    add("-d", "--dataset", help="data set of files that do not say theirs: shapes3d, mpi3d, cars3d, dsprites, ...")
+    add("-d", "--dataset", help="data set of files without metadata: shapes3d, mpi3d, cars3d, dsprites, ...")
     add(
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="beta_vae dci mig factor_vae sap modularity_explicitness irs "
-        "unsupervised med, or all (default: what the protocol runs)",
+        help="beta_vae dci mig factor_vae sap modularity_explicitness irs unsupervised med, all, or the dotted path of "
+        "a metric in a file of your own (default: the metrics of the protocol)",
     )
     add(
         "--protocol",
         default="disdiff",
-        help="disdiff (default: that of DisDiff and EncDiff), disentanglement_lib, "
-        "med or fast; other protocols' scores go to dis_metrics/protocol=NAME",
+        help="disdiff (default; used by DisDiff and EncDiff), disentanglement_lib, med or fast; scores of other "
+        "protocols than disdiff are written to dis_metrics/protocol=NAME",
     )
     add(
         "--seeds",
         default="0",
         metavar="0-9",
-        help="seeds of the metrics' random draws; published scores use 0, others go to dis_metrics/seed=N (default: 0)",
+        help="seeds of the random draws of metrics; published scores use 0, other scores are written to "
+        "dis_metrics/seed=N (default: 0)",
     )
     add(
         "--watch",
@@ -66,39 +69,43 @@ def parse_arguments() -> argparse.Namespace:
         nargs="?",
         const=60.0,
         metavar="SECONDS",
-        help="do not end, but look for new files every so many seconds (60)",
+        help="poll for new files every SECONDS (default: 60)",
     )
-    add("--scheduler", metavar="tcp://HOST:PORT", help="let the workers of this Dask scheduler do the jobs")
+    add("--scheduler", metavar="tcp://HOST:PORT", help="use the workers of this Dask scheduler")
     add("--csv", metavar="FILE", help="also write the figures of all scored checkpoints to this file")
     add("--latex", metavar="FILE", help="also write the table as LaTeX")
     add("--markdown", metavar="FILE", help="also write the table as Markdown")
-    add("--report", action="store_true", help="also write report.html into each run and, of several runs, into -l")
+    add("--report", action="store_true", help="also write report.html into each run, and into -l for several runs")
     add("--latents", metavar="FILE", help="score this array instead of runs: .npy .npz .h5 .parquet .csv")
     add("--factors", metavar="FILE", help="with --latents: factors of each image, one row per image, instead of -d")
     add("--out", metavar="FILE", help="with --latents: the score file (default: <latents>.scores.json)")
     arguments = parser.parse_args()
     if arguments.processes < 1:
-        parser.error(f"-p {arguments.processes}: at least one process is needed")
+        parser.error(f"-p/--processes: expected at least 1, got {arguments.processes}")
     return arguments
 
 
 def main() -> int:
-    """Run the command; returns its exit status."""
+    """Run the command and return its exit status."""
     arguments = parse_arguments()
-    for name in ("SIGTERM", "SIGHUP"):  # a batch system or a closed terminal ends it as cleanly as Ctrl-C
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+    names = {"SIGINT", "SIGTERM", "SIGHUP"}  # Ctrl-C, a batch system, a closed terminal: all end it in the same way
+    signals = [number for number in signal.Signals if number.name in names]
+    for number in signals:
+        if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    from ldm.scoring.command import Options, run_scoring  # late, so that --help answers at once
+    from ldm.scoring.command import run_scoring  # imported late, so that --help is quick
+    from ldm.scoring.run import Options
     from ldm.util import ConfigError, UserError
 
     try:
         return run_scoring(Options(**vars(arguments)))
-    except (UserError, ConfigError, OSError) as err:
-        print(f"error: {err}", file=sys.stderr)
+    except (UserError, ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted. What was finished is kept; the same command continues.", file=sys.stderr)
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        print("interrupted: finished results are kept; rerun the same command to continue", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -1,8 +1,9 @@
-"""The files of a score: runs, their stored representations, finished scores.
+"""Files of a run that scoring reads and writes: representations, score files, records.
 
-``<run>/dis_repre/epoch=NNNNNN.npz`` holds a checkpoint's representation of the whole data set, and
-``<run>/dis_metrics/<num_samples>.json`` its scores, where num_samples is the checkpoint's global step. Scores by other
-seeds and protocols stand beside them: ``dis_metrics/seed=3/``, ``dis_metrics/protocol=disentanglement_lib/``.
+``<run>/dis_repre/epoch=NNNNNN.npz`` holds the representation of the whole data set at one checkpoint, and
+``<run>/dis_metrics/<num_samples>.json`` its scores, where num_samples is the global step of the checkpoint. Scores with
+other seeds and protocols are stored in subfolders: ``dis_metrics/seed=3/``, ``dis_metrics/protocol=fast/``. The record
+``dis_metrics/records/<num_samples>.json`` holds the result, protocol, data set, seed and versions of each task.
 """
 
 from __future__ import annotations
@@ -19,45 +20,39 @@ from typing import Any
 import numpy as np
 
 from ldm.data.factors import FactorSpace
-from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED
-from ldm.metrics.representation import MOST_UNITS
-from ldm.scoring.arrays import array_source, repairable
-from ldm.util import UserError, atomic_write
+from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, MetricError
+from ldm.metrics.registry import ALL_METRICS
+from ldm.metrics.representation import check_latents
+from ldm.runs.records import read_json, update_results
+from ldm.scoring.arrays import array_source, incomplete_if_unreadable
+from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
 LATENTS_FOLDER = "dis_repre"
 SCORES_FOLDER = "dis_metrics"
-MED_FOLDER = "dis_metrics_med_wopca"  # where DisDiff's own MED scores lie
+MED_FOLDER = "dis_metrics_med_wopca"  # DisDiff's folder of MED scores
+RECORDS_FOLDER = "records"
+SEEDS_KEY, DEVIATION_KEY = "seeds", "deviation"  # keys of a score file that holds several seeds
 _RUN_MARKS = (LATENTS_FOLDER, SCORES_FOLDER, "checkpoints", "run.json")
 _NOT_RUNS = (LATENTS_FOLDER, SCORES_FOLDER, MED_FOLDER, "checkpoints", "configs", "images", "testtube")
 
 
 @dataclass(frozen=True)
 class LatentFile:
-    """What the head of a representation file says.
-
-    Attributes:
-        path: the file.
-        shape: (N, U, D) or (N, U) of its latents.
-        num_samples: global step of the checkpoint; names the score file.
-        factor_names: names of the factors of its data set, if stored.
-        factor_sizes: number of values of each, if stored.
-        space: the whole factor space, factors that are not to be recovered included, if stored.
-        unit_names: what the units stand for, if stored.
-    """
+    """Header of a representation file; entries that the file does not store are None."""
 
     path: Path
-    shape: tuple[int, ...]
-    num_samples: int
+    shape: tuple[int, ...]  # (N, U, D) or (N, U)
+    num_samples: int  # global step of the checkpoint; the name of the score file
     factor_names: tuple[str, ...] | None = None
-    factor_sizes: tuple[int, ...] | None = None
-    space: FactorSpace | None = None
+    factor_sizes: tuple[int, ...] | None = None  # number of values of each factor
+    space: FactorSpace | None = None  # the whole factor space, factors that are not recovered included
     unit_names: tuple[str, ...] | None = None
 
     @property
     def run_dir(self) -> Path:
-        """The run that encoded it."""
+        """Folder of the run that encoded it."""
         return self.path.parent.parent
 
     @property
@@ -68,14 +63,14 @@ class LatentFile:
 
 
 def find_runs(logdir: str | os.PathLike) -> list[Path]:
-    """All run folders at or below ``logdir``, sorted by path.
+    """Return all run folders at or below ``logdir``, sorted by path.
 
     Raises:
-        UserError: no such folder.
+        UserError: the folder does not exist.
     """
     root = Path(logdir)
     if not root.is_dir():
-        raise UserError(f"no folder {root}: give the folder of a run, or one with runs in it, with -l")
+        raise UserError(f"{root}: no such folder. Pass a run folder, or a folder that contains runs, with -l.")
     runs: list[Path] = []
     for folder, subfolders, files in os.walk(root):
         if any(mark in subfolders or mark in files for mark in _RUN_MARKS):
@@ -85,24 +80,30 @@ def find_runs(logdir: str | os.PathLike) -> list[Path]:
 
 
 def latent_paths(run_dir: Path) -> list[Path]:
-    """The representation files of a run in order of epoch; files still being written (hidden, .tmp) are not meant."""
+    """Return the representation files of a run in order of epoch, without hidden files that are being written."""
     return sorted(path for path in (run_dir / LATENTS_FOLDER).glob("*.npz") if not path.name.startswith("."))
 
 
-def read_latent_file(path: Path) -> LatentFile:
-    """Read the head of a representation file, whatever its size.
+def read_latent_file(path: Path, is_any: bool = False) -> LatentFile:
+    """Read the header of a representation file; its latents are not loaded.
+
+    Args:
+        path: the file.
+        is_any: whether files of other programs, without the step of a checkpoint, are accepted.
 
     Raises:
         IncompleteFile: the file is damaged or incomplete.
-        UserError: it holds no ``latents`` or ``num_samples``, or latents of a shape that cannot be scored.
+        UserError: it does not hold ``latents`` and ``num_samples``, or its latents have an unusable shape.
     """
-    with repairable(path), np.load(path, allow_pickle=False) as content:
-        missing = [name for name in ("latents", "num_samples") if name not in content]
-        if missing:
-            found = ", ".join(content.files) or "nothing"
+    if is_any and path.suffix.lower() != ".npz":
+        return LatentFile(path, latent_shape(path), 0)
+    with incomplete_if_unreadable(path), np.load(path, allow_pickle=False) as content:
+        if "latents" not in content or "num_samples" not in content:
+            if is_any:
+                return LatentFile(path, latent_shape(path), 0)
             raise UserError(
-                f"{path} holds {found}; expected latents and num_samples, as a run's test stage writes "
-                "them (any other array: --latents FILE)"
+                f"{path}: expected latents and num_samples, as written by the test stage of a run, got "
+                f"{', '.join(content.files) or 'an empty file'}. Score other arrays with --latents FILE."
             )
         names = _texts(content, "factor_names")
         sizes = tuple(int(size) for size in content["factor_sizes"]) if "factor_sizes" in content else None
@@ -117,27 +118,22 @@ def _texts(content: Mapping[str, np.ndarray], name: str) -> tuple[str, ...] | No
 
 
 def latent_shape(path: Path) -> tuple[int, ...]:
-    """Shape (N, U, D) or (N, U) of the latents in a file.
+    """Return the shape (N, U, D) or (N, U) of the latents in a file.
 
     Raises:
         IncompleteFile: the file is damaged or incomplete.
-        UserError: it holds no numbers, an array of another number of axes, no rows, or far too many units.
+        UserError: it does not hold numbers, or the array is empty, has another number of axes or too many units.
     """
-    source = array_source(path)
-    if len(source.shape) not in (2, 3) or 0 in source.shape:
-        raise UserError(
-            f"{path}: latents have shape {source.shape}; expected (images, units) or (images, units, width), not empty"
-        )
-    if source.shape[1] > MOST_UNITS:
-        raise UserError(
-            f"{path}: latents have shape {source.shape}, which makes {source.shape[1]:,} units per image; expected at "
-            f"most {MOST_UNITS:,}. Are these pictures, or are the axes exchanged? Expected (images, units)"
-        )
-    return source.shape
+    shape = array_source(path).shape
+    try:
+        check_latents(shape, shape[0] if shape else 0)
+    except MetricError as error:
+        raise UserError(f"{path}: {error}") from error
+    return shape
 
 
 def scores_folder(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL) -> Path:
-    """Where a run's scores live; those by DisDiff's protocol and its own seed 0 in the place everybody expects."""
+    """Return the folder of a run's scores; DisDiff's protocol with seed 0 uses ``dis_metrics`` itself."""
     if protocol == "med":
         folder = run_dir / MED_FOLDER
     else:
@@ -146,39 +142,83 @@ def scores_folder(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL) ->
     return folder if seed == PROTOCOL_SEED else folder / f"seed={seed}"
 
 
+def score_file(run_dir: Path, step: int, seed: int, protocol: str = DEFAULT_PROTOCOL) -> Path:
+    """Return the score file of a checkpoint."""
+    return scores_folder(run_dir, seed, protocol) / f"{step}.json"
+
+
 def read_scores(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL) -> dict[int, dict[str, dict[str, float]]]:
-    """All finished scores of a run: ``{num_samples: {JSON key: result}}``, in order of num_samples."""
-    scores = {}
-    for path in scores_folder(run_dir, seed, protocol).glob("*.json"):
-        if not path.stem.isdigit():
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as err:
-            logger.warning("%s is no JSON (%s): left out; score that checkpoint again", path, err)
-            continue
-        if isinstance(content, dict):
-            scores[int(path.stem)] = content
-    return dict(sorted(scores.items()))
+    """Return all score files of a run, ``{num_samples: {JSON key: result}}``, in order of num_samples."""
+    paths = [path for path in scores_folder(run_dir, seed, protocol).glob("*.json") if path.stem.isdigit()]
+    scores = {int(path.stem): read_mapping(path) for path in paths}
+    return {step: content for step, content in sorted(scores.items()) if content}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write in one step, so that a reader never sees half a file."""
-    with atomic_write(path) as stream:
-        json.dump(content, stream, indent=1, default=float)
+def figures_of(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figure of each metric in the content of a score file: ``{"factor_vae": 0.93, ...}``."""
+    figures = {}
+    for name, metric in ALL_METRICS.items():
+        result = scores.get(metric.key)
+        value = result.get(metric.figure) if isinstance(result, Mapping) else None
+        if value is not None:
+            figures[name] = float(value)
+    return figures
+
+
+def best_of(figures: Mapping[int, Mapping[str, float]]) -> dict[str, tuple[int, float]]:
+    """Return for each figure the earliest step with its best value, and that value.
+
+    Args:
+        figures: step -> figures.
+    """
+    best: dict[str, tuple[int, float]] = {}
+    for step, found in sorted(figures.items()):
+        for name, value in found.items():
+            sign = 1.0 if ALL_METRICS[name].higher_is_better else -1.0
+            if name not in best or sign * value > sign * best[name][1]:
+                best[name] = (step, value)
+    return best
+
+
+def publish_latest(run_dir: Path) -> None:
+    """Write the figures of a run's latest scored checkpoint, and the best of each, to its ``results.json``."""
+    figures = {step: figures_of(content) for step, content in read_scores(run_dir, PROTOCOL_SEED).items()}
+    if figures:
+        best = {name: {"score": value, "step": step} for name, (step, value) in best_of(figures).items()}
+        update_results(run_dir, **figures[max(figures)], best_scores=best)
+
+
+def record_file(target: Path) -> Path:
+    """Return the record that belongs to a score file."""
+    return target.parent / RECORDS_FOLDER / f"{target.stem}.json"
+
+
+def read_record(record: Path) -> dict[str, dict[str, Any]]:
+    """Return the tasks in a record, ``{task: {"result", "seed", "protocol", "dataset", ...}}``; empty if none."""
+    tasks = read_mapping(record).get("parts", {}) if record.is_file() else {}
+    return tasks if isinstance(tasks, dict) else {}
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read a JSON mapping; log a warning and return an empty one if the file does not hold a mapping."""
+    try:
+        return read_json(path)
+    except UserError as error:
+        logger.warning("%s. Score that checkpoint again.", error)
+        return {}
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from ``"0"``, ``"0-9"`` or ``"0-4,7"``, each once.
+    """Parse seeds such as ``"0"``, ``"0-9"`` or ``"0-4,7"``; each seed is returned once.
 
     Raises:
-        UserError: anything else.
+        UserError: the text has another form.
     """
     seeds: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+    for word in text.split(","):
+        found = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", word)
         first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
         if last < first or last - first >= 1000:
-            raise UserError(f"--seeds {text}: expected whole numbers and rising ranges, such as 0, 0-9 or 0-4,7")
+            raise UserError(f"--seeds: expected numbers and ascending ranges such as 0, 0-9 or 0-4,7, got {text!r}")
         seeds += range(first, last + 1)
     return tuple(dict.fromkeys(seeds))

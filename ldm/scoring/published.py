@@ -1,4 +1,4 @@
-"""Figures that papers published, to stand beside ours. ``published.json`` holds them, each with its source."""
+"""Published figures that are shown beside ours; ``published.json`` holds them, each with its source."""
 
 from __future__ import annotations
 
@@ -7,77 +7,55 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ldm.scoring.spaces import PART, WORLD
+from ldm.scoring.factors import SUBSET, WORLD
 
 FILE = Path(__file__).with_name("published.json")
 
-# our data set -> the data sets whose published figures are shown beside it, other than itself
-_NEAR = {
+# data set -> other data sets whose published figures are shown beside it
+_RELATED = {
     WORLD: ("shapes3d",),  # the same factors, other images
-    "mpi3d_toy": ("mpi3d",),  # papers that do not say which MPI3D
+    "mpi3d_toy": ("mpi3d",),  # papers that do not name the variant of MPI3D
     "mpi3d_realistic": ("mpi3d",),
 }
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where figures were read.
-
-    Attributes:
-        text: authors, title, table.
-        url: of the paper.
-        note: what to know before comparing.
-    """
-
-    text: str
-    url: str
-    note: str
-
-
-@dataclass(frozen=True)
 class PublishedRow:
-    """A line of a published table.
-
-    Attributes:
-        method: its name.
-        kind: "VAE", "transformer" or "diffusion".
-        dataset: as ``score_spaces.describe_dataset`` names data sets; "mpi3d" where the variant is not told.
-        source: key of ``published_sources``.
-        figures: metric -> (mean, deviation over runs).
-    """
+    """A row of a published table."""
 
     method: str
-    kind: str
-    dataset: str
-    source: str
-    figures: dict[str, tuple[float, float]]
+    dataset: str  # as named by ``describe_dataset``; "mpi3d" if the variant is not published
+    source: str  # key of ``published_sources``
+    figures: dict[str, tuple[float, float]]  # metric -> (mean, deviation over runs)
 
 
 @functools.lru_cache(maxsize=1)
+def _content() -> dict[str, Any]:
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
 def published_rows() -> tuple[PublishedRow, ...]:
-    """All published figures, weakest kind of method first."""
-    about = ("method", "kind", "dataset", "source")
+    """Return all published figures, in the order of the file."""
+    about = ("method", "dataset", "source")
     return tuple(
-        PublishedRow(*(row[key] for key in about), {key: tuple(row[key]) for key in row if key not in about})
+        PublishedRow(*map(row.get, about), {key: tuple(row[key]) for key in row.keys() - {*about, "kind"}})
         for row in _content()["rows"]
     )
 
 
-@functools.lru_cache(maxsize=1)
-def published_sources() -> dict[str, Source]:
-    """Sources by key."""
-    return {key: Source(**source) for key, source in _content()["sources"].items()}
-
-
-def _content() -> dict:
-    return json.loads(FILE.read_text(encoding="utf-8"))
+def published_sources() -> dict[str, str]:
+    """Return authors, title, address and notes of each source, by key."""
+    return {
+        key: f"{source['text']}; {source['url']}. {source['note']}" for key, source in _content()["sources"].items()
+    }
 
 
 def published_beside(datasets: Iterable[str | None], figures: Iterable[str]) -> list[PublishedRow]:
-    """The rows on the given data sets, or the nearest there are, that hold at least one of the figures."""
-    whole = [dataset.removesuffix(PART) for dataset in dict.fromkeys(datasets) if dataset]
-    wanted = [name for dataset in whole for name in (dataset, *_NEAR.get(dataset, ()))]
+    """Return the rows of the given or related data sets that hold at least one of the figures."""
+    whole = [dataset.removesuffix(SUBSET) for dataset in dict.fromkeys(datasets) if dataset]
+    wanted = [name for dataset in whole for name in (dataset, *_RELATED.get(dataset, ()))]
     shown = set(figures)
     return [
         row

@@ -1,345 +1,290 @@
-"""Score stored representations in parallel: every metric, slow ones factor by factor, each result kept at once.
-
-A representation file becomes a handful of jobs: first its latents are reduced to scalar units, then each metric (DCI:
-each factor) is a job of its own for every seed, longest first. Jobs run in processes of this machine or on a Dask
-cluster. Nothing here, nor in the workers, imports torch.
-"""
+"""Scoring of run folders and of single files: plans what is missing, runs it in the engine, stores the results."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import platform
+import re
+import shutil
+import statistics
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ldm.metrics import DEFAULT_PROTOCOL, METRICS, PROTOCOL_SEED, Metric, select_metrics
-from ldm.runs.folder import update_results
+from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, Metric, select_metrics
+from ldm.runs.records import write_json
+from ldm.scoring import files
 from ldm.scoring.arrays import IncompleteFile
-from ldm.scoring.factors import Factors
-from ldm.scoring.files import LatentFile, find_runs, latent_paths, read_latent_file, read_scores, scores_folder
-from ldm.scoring.jobs import Place, prepare, score_part
-from ldm.scoring.spaces import describe_dataset, space_of
-from ldm.scoring.tasks import ScoreTask, Setting
-from ldm.scoring.workers import Job, Outcome, Pool, WorkerPool
-from ldm.util import ConfigError, UserError
+from ldm.scoring.engine import Engine, Job, Outcome, Workspace, compute, prepare, signals_deferred
+from ldm.scoring.plan import Failure, FilePlan, ScorePlan, Setting, factors_of_latents, failure_of, plan_run
+from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
-ProgressListener = Callable[[float, float], None]  # (seconds of work done, seconds in all), both estimates
+ProgressListener = Callable[[float, float], None]  # (estimated seconds of work done, in total)
 PREPARE = "prepare"  # name of the job that reduces latents to units
-PICTURED = ("dci",)  # metrics whose parts a report draws
-SETTLE_SECONDS = 60.0  # a damaged file that changed so lately is probably still being written
+_SCRATCH = re.compile(r"\.scores-(\d+)-(.*)-\w+")
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A representation file that could not be scored, or one of its jobs, and why.
+class Options:
+    """What is scored, and how: the options of ``run_para_metrics.py``.
 
-    Attributes:
-        path: the file.
-        reason: one line.
-        is_settled: False for a file that is incomplete but was changed a moment ago: worth another look.
+    Latents are (N, K) codes, used as they are, or (N, U, D) vectors per unit, each reduced to its first principal
+    component. Row i belongs to image i.
     """
 
-    path: Path
-    reason: str
-    is_settled: bool = True
+    logdir: str | Path = "logs"  # a run folder, or any folder above runs
+    processes: int = 1
+    dataset: str | None = None  # name of a factor space for files without metadata
+    metrics: Sequence[str] | Mapping[str, Metric] | None = None  # names, or metrics by name; None: the protocol's
+    protocol: str = DEFAULT_PROTOCOL
+    seeds: str = str(PROTOCOL_SEED)  # of the metrics' random generators: "0", "0-9", "0,3"; published scores use 0
+    scheduler: str | None = None  # address of a Dask scheduler to use instead of processes of this machine
+    latents: str | Path | None = None  # a file to score instead of runs: .npz, .npy, .h5, .parquet or .csv
+    factors: str | Path | None = None  # with latents: a table (N, F) of each image's factors instead of dataset
+    out: str | Path | None = None  # with latents: the score file; None means <latents>.scores.json
+    report: bool = False  # whether HTML reports are written, and what they draw is computed
+    watch: float | None = None  # seconds between two searches for new files
+    csv: str | None = None
+    latex: str | None = None
+    markdown: str | None = None
+
+    def settings(self) -> list[Setting]:
+        """Return the settings of each seed.
+
+        Raises:
+            UserError: ``seeds`` has another form.
+            ConfigError: unknown metric or protocol.
+        """
+        is_chosen = isinstance(self.metrics, Mapping)
+        metrics = self.metrics if is_chosen else select_metrics(self.protocol, self.metrics)
+        seeds = files.parse_seeds(self.seeds)
+        return [Setting(metrics, self.protocol, seed, information=seed == seeds[0]) for seed in seeds]
+
+    @property
+    def score_file(self) -> Path:
+        """Score file of ``latents``."""
+        source = Path(self.latents)
+        return Path(self.out) if self.out else source.with_name(f"{source.stem}.scores.json")
 
 
 @dataclass
 class Report:
-    """What scoring a folder led to.
-
-    Attributes:
-        runs: all run folders found.
-        written: score files written.
-        failures: what could not be scored.
-    """
+    """Result of scoring: run folders found, score files written, files and tasks that could not be scored."""
 
     runs: list[Path] = field(default_factory=list)
     written: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
 
-@dataclass
-class FileTasks:
-    """What is to be done with one representation file: a task for each seed, on the same reduced latents."""
-
-    latents: LatentFile
-    tasks: list[ScoreTask]
-
-    @property
-    def seconds(self) -> float:
-        """Estimated work in all."""
-        return self.tasks[0].prepare_seconds + sum(part.seconds for task in self.tasks for part in task.missing)
-
-    @property
-    def longest(self) -> float:
-        """Estimate of its longest job."""
-        return max((part.seconds for task in self.tasks for part in task.missing), default=0.0)
-
-
 def score_folder(
-    logdir: str | Path,
-    num_workers: int,
-    dataset: str | None = None,
-    seeds: Sequence[int] = (PROTOCOL_SEED,),
-    metrics: Mapping[str, Metric] | None = None,
-    protocol: str = DEFAULT_PROTOCOL,
-    *,
-    scheduler: str | None = None,
-    for_report: bool = False,
+    options: Options,
     on_progress: ProgressListener = lambda done, total: None,
     skip: frozenset[tuple[Path, int]] = frozenset(),
 ) -> Report:
-    """Score every representation file at or below ``logdir`` by the metrics that its score file lacks.
+    """Score every representation file at or below ``options.logdir`` with the metrics that its score file lacks.
 
     Args:
-        logdir: a run folder, or any folder above runs.
-        num_workers: processes to keep busy on this machine.
-        dataset: name of a factor space for files that do not say theirs.
-        seeds: of every metric's random generator; the published protocol uses 0.
-        metrics: what to score, by name; None takes the protocol's.
-        protocol: name of the protocol the metrics' arguments come from.
-        scheduler: address of a Dask scheduler, whose workers do the jobs instead.
-        for_report: also compute what a report draws of each run's latest checkpoint.
-        on_progress: told the estimated seconds of work done and in all, whenever a job is done.
-        skip: ``file_state`` of files to leave out, such as those that failed before.
+        options: what is scored, and how.
+        on_progress: called with the estimated seconds of work done and in total.
+        skip: ``Failure.file_state`` of files to leave out.
 
     Returns:
-        The score files written and what failed; a failure never stops the other jobs.
+        The score files written, and failures; a failure never stops other jobs.
 
     Raises:
-        UserError: no such folder, or no such scheduler.
-        ConfigError: unknown protocol.
+        UserError: the folder does not exist, or no scheduler answers.
+        ConfigError: unknown metric or protocol.
     """
-    metrics = select_metrics(protocol) if metrics is None else metrics
-    report = Report(runs=find_runs(logdir))
-    files: list[FileTasks] = []
-    for run in report.runs:
-        paths = [path for path in latent_paths(run) if (path, _modified(path)) not in skip]
-        heads = _read_heads(paths, report.failures)
-        for step, latents in heads.items():
-            pictured = PICTURED if for_report and step == max(heads) else ()
-            settings = [Setting(metrics, protocol, seed, seed == seeds[0], pictured) for seed in seeds]
-            files += _plan_file(latents, settings, dataset, report.failures)
-    run_tasks(files, num_workers, report, scheduler, Path(logdir), on_progress)
+    settings = options.settings()
+    report = Report(runs=files.find_runs(options.logdir))
+    plans: list[FilePlan] = []
+    for run_dir in report.runs:
+        plans += plan_run(run_dir, options.dataset, settings, options.report, skip, report.failures)
+    _run_plans(plans, options, report, Path(options.logdir), on_progress)
     return report
 
 
-def run_tasks(
-    files: Sequence[FileTasks],
-    num_workers: int,
-    report: Report,
-    scheduler: str | None = None,
-    shared_folder: Path | None = None,
-    on_progress: ProgressListener = lambda done, total: None,
-) -> None:
-    """Do all jobs of some files; what comes of it goes to ``report``.
+def score_latents(options: Options, on_progress: ProgressListener = lambda done, total: None) -> Report:
+    """Score the latents of one file, ``options.latents``.
 
-    Args:
-        files: what is to be done.
-        num_workers: processes of this machine.
-        report: takes the written files and the failures.
-        scheduler: address of a Dask scheduler instead.
-        shared_folder: a folder that all workers of the cluster reach; reduced latents are handed over in it.
-        on_progress: told the estimated seconds of work done and in all.
+    The score file holds the metrics' dicts by their keys; with several seeds their means, ``deviation`` and ``seeds``.
+    ``.record.json`` beside it holds protocol, data set and versions.
+
+    Returns:
+        The file written, and failures; a failure never stops other metrics.
 
     Raises:
-        UserError: no such scheduler.
+        UserError: the file or the factors cannot be read, or do not match.
+        ConfigError: unknown metric, protocol or data set.
+
+    Example:
+        >>> score_latents(Options(latents="z.npy", dataset="shapes3d", out="scores.json"))  # doctest: +SKIP
     """
-    if not files:
+    source, target, settings = Path(options.latents), options.score_file, options.settings()
+    report = Report()
+    try:
+        header = files.read_latent_file(source, is_any=True)
+    except IncompleteFile as error:
+        report.failures.append(failure_of(source, error))
+        return report
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_folder(target.parent) as scratch:
+        factors, about = factors_of_latents(header, options.dataset, options.factors, scratch / "factors.npy")
+        scores = [
+            ScorePlan(header, factors, about, setting, path, True, record)
+            for setting, (path, record) in zip(settings, _score_files(target, settings))
+        ]
+        _run_plans([FilePlan(header, scores)], options, report, target.parent, on_progress)
+    if len(scores) > 1:
+        _write_summary(target, scores)
+        report.written = [target]
+    return report
+
+
+def _score_files(target: Path, settings: Sequence[Setting]) -> list[tuple[Path, Path]]:
+    """Return the score file and the record of each seed."""
+    if len(settings) == 1:
+        return [(target, target.with_suffix(".record.json"))]
+    names = [target.with_suffix(".seeds") / f"seed={setting.seed}" for setting in settings]
+    return [(name.with_suffix(".json"), name.with_suffix(".record.json")) for name in names]
+
+
+def record_of(options: Options) -> Path:
+    """Return the record of a file of latents, that of the first seed."""
+    return _score_files(options.score_file, options.settings())[0][1]
+
+
+def _write_summary(target: Path, scores: Sequence[ScorePlan]) -> None:
+    """Write mean, deviation and all values over seeds to one file."""
+    found = {str(score.setting.seed): files.read_mapping(score.target) for score in scores if score.target.is_file()}
+    means: dict[str, Any] = {}
+    deviations: dict[str, Any] = {}
+    for key in dict.fromkeys(key for content in found.values() for key in content):
+        results = [content[key] for content in found.values() if key in content]
+        names = [name for name in results[0] if all(isinstance(result.get(name), (int, float)) for result in results)]
+        means[key] = {name: statistics.fmean(result[name] for result in results) for name in names}
+        if len(results) > 1:
+            deviations[key] = {name: statistics.stdev(result[name] for result in results) for name in names}
+    write_json(target, {**means, files.DEVIATION_KEY: deviations, files.SEEDS_KEY: found})
+
+
+def _run_plans(
+    plans: Sequence[FilePlan], options: Options, report: Report, shared_folder: Path, on_progress: ProgressListener
+) -> None:
+    """Run all tasks of some plans; workers of a cluster share a scratch folder in ``shared_folder``."""
+    if not plans:
         on_progress(0.0, 0.0)
         return
-    where = None if scheduler is None else shared_folder
-    scratch_folder = tempfile.TemporaryDirectory(prefix=".scores-", dir=where, ignore_cleanup_errors=True)
-    with scratch_folder as scratch, _pool(num_workers, scheduler) as pool:
-        _Scorer(files, Path(scratch).resolve(), report, on_progress).run(pool, max(num_workers, pool.num_workers))
+    num_tasks = sum(len(score.missing) for plan in plans for score in plan.scores)
+    with scratch_folder(None if options.scheduler is None else shared_folder) as scratch:
+        with Engine(max(1, min(options.processes, num_tasks)), scratch, options.scheduler) as engine:
+            _Scoring(plans, scratch, engine, report, on_progress).run(max(options.processes, engine.num_workers) + 1)
 
 
-def _pool(num_workers: int, scheduler: str | None) -> Pool:
-    if scheduler is None:
-        return WorkerPool(num_workers)
-    from ldm.scoring.cluster import ClusterPool
-
-    return ClusterPool(scheduler)
-
-
-def file_state(failure: Failure) -> tuple[Path, int]:
-    """A failed file and when it was written: worth another attempt only once it has changed."""
-    return failure.path, _modified(failure.path)
-
-
-def _modified(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def failure_of(path: Path, error: Exception) -> Failure:
-    """What to say of a file that cannot be read."""
-    age = time.time() - _modified(path) / 1e9
-    if isinstance(error, IncompleteFile) and age < SETTLE_SECONDS:
-        hint = f" (it changed {max(0.0, age):.0f} s ago: probably it is still being written; --watch waits for it)"
-        return Failure(path, f"{error}{hint}", is_settled=False)
-    return Failure(path, str(error))
-
-
-def _read_heads(paths: Iterable[Path], failures: list[Failure]) -> dict[int, LatentFile]:
-    """Heads of a run's files by step; of two files of the same step the latter."""
-    heads: dict[int, LatentFile] = {}
-    for path in paths:
-        try:
-            latents = read_latent_file(path)
-        except (UserError, ConfigError, OSError) as err:
-            failures.append(failure_of(path, err))
-            continue
-        older = heads.get(latents.num_samples)
-        if older is not None:
-            logger.warning(
-                "%s and %s are of the same step %d: scoring the latter", older.path.name, path, latents.num_samples
-            )
-        heads[latents.num_samples] = latents
-    return heads
-
-
-def _plan_file(
-    latents: LatentFile, settings: Sequence[Setting], dataset: str | None, failures: list[Failure]
-) -> list[FileTasks]:
-    """The tasks of one file that are not done, checked as far as its head tells; otherwise a failure."""
+@contextlib.contextmanager
+def scratch_folder(parent: Path | None) -> Iterator[Path]:
+    """Create a temporary folder, and remove those of commands that were killed on this machine."""
+    parent = Path(tempfile.gettempdir()) if parent is None else parent
+    for path in parent.glob(".scores-*"):
+        found = _SCRATCH.fullmatch(path.name)
+        if found and found[2] == platform.node() and _has_ended(int(found[1])):
+            shutil.rmtree(path, ignore_errors=True)
+    prefix = f".scores-{os.getpid()}-{platform.node()}-"
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
     try:
-        targets = [
-            scores_folder(latents.run_dir, setting.seed, setting.protocol) / f"{latents.num_samples}.json"
-            for setting in settings
-        ]
-        space = space_of(latents, dataset)
-        about = describe_dataset(latents.run_dir, space, dataset)
-        tasks = [
-            ScoreTask(latents, Factors.of_space(space), about, setting, target)
-            for setting, target in zip(settings, targets)
-        ]
-    except (UserError, ConfigError, OSError) as err:
-        failures.append(failure_of(latents.path, err))
-        return []
-    tasks = [task for task in tasks if not task.is_done]
-    return [FileTasks(latents, tasks)] if tasks else []
+        yield folder
+    finally:
+        with signals_deferred():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Scorer:
-    """Drives all files through one pool of workers, a few at a time so that their reduced latents find room."""
+def _has_ended(pid: int) -> bool:
+    try:
+        if sys.platform != "win32":  # where 0 is not an empty signal
+            os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return False
+
+
+class _Scoring:
+    """Runs the plans of all files in one engine, a few files at a time to bound the size of the scratch folder."""
 
     def __init__(
-        self, files: Sequence[FileTasks], scratch: Path, report: Report, on_progress: ProgressListener
+        self, plans: Sequence[FilePlan], scratch: Path, engine: Engine, report: Report, on_progress: ProgressListener
     ) -> None:
-        # the largest file's longest job decides when all is done, so it comes first
-        self._files = sorted(files, key=lambda file: -file.longest)
-        self._scratch, self._report, self._on_progress = scratch, report, on_progress
-        self._next = 0
-        self._open: dict[int, int] = {}  # file number -> jobs that have no outcome yet
-        self._done_seconds, self._total_seconds = 0.0, sum(file.seconds for file in self._files)
+        self._plans = sorted(plans, key=lambda plan: -plan.seconds)  # the largest file first
+        self._next = iter(range(len(plans)))
+        self._scratch, self._engine, self._report, self._on_progress = scratch, engine, report, on_progress
+        self._unfinished: dict[int, int] = {}  # number of a file -> jobs without an outcome
+        self._done_seconds, self._total_seconds = 0.0, sum(plan.seconds for plan in plans)
 
-    def run(self, pool: Pool, width: int) -> None:
-        """Score all files, those of ``width`` jobs and one more at a time."""
+    def run(self, count: int) -> None:
+        """Score all files, at most ``count`` at a time."""
         self._on_progress(0.0, self._total_seconds)
-        for _ in range(width + 1):
-            self._start_next(pool)
-        for outcome in pool.outcomes():
-            self._take(pool, outcome)
+        for _ in range(count):
+            self._start_file()
+        for outcome in self._engine.outcomes():
+            self._take(outcome)
 
-    def _start_next(self, pool: Pool) -> None:
-        """Begin the next file that has jobs; write those that were interrupted just before their score file."""
-        while self._next < len(self._files):
-            number, self._next = self._next, self._next + 1
-            file = self._files[number]
-            if not any(task.missing for task in file.tasks):
-                self._finish(file)
-                continue
-            self._open[number] = 1
-            pool.submit(Job((number, 0, PREPARE), prepare, (self._place(number),)), file.longest)
-            return
+    def _start_file(self) -> None:
+        """Start the next file that has tasks; files without only lack their score file, which is written."""
+        for number in self._next:
+            plan = self._plans[number]
+            if any(score.missing for score in plan.scores):
+                self._unfinished[number] = 1
+                self._engine.submit(Job((number, 0, PREPARE), prepare, (self._workspace(number),)), plan.seconds)
+                return
+            self._finish(plan)
 
-    def _place(self, number: int) -> Place:
-        return Place(self._files[number].latents.path.resolve(), self._scratch / str(number))
+    def _workspace(self, number: int) -> Workspace:
+        return Workspace(self._plans[number].latents.path.resolve(), self._scratch / str(number))
 
-    def _take(self, pool: Pool, outcome: Outcome) -> None:
-        """Keep a result, queue what it makes possible, or note what went wrong."""
-        number, task_number, name = outcome.job.key
-        file = self._files[number]
-        task = file.tasks[task_number]
-        self._done_seconds += task.prepare_seconds if name == PREPARE else task.parts[name].seconds
+    def _take(self, outcome: Outcome) -> None:
+        """Store the result of a job, or its failure, and submit the jobs that depend on it."""
+        number, index, name = outcome.job.key
+        plan = self._plans[number]
+        score = plan.scores[index]
+        self._done_seconds += plan.prepare_seconds if name == PREPARE else score.tasks[name].seconds
         if outcome.error is not None:
-            what = "" if name == PREPARE else f"{name}: "
-            self._report.failures.append(Failure(file.latents.path, what + outcome.error))
-            if name == PREPARE:
-                self._done_seconds += file.seconds - task.prepare_seconds
+            where = "" if name == PREPARE else f"{name}: "
+            self._report.failures.append(Failure(plan.latents.path, where + outcome.error))
+            self._done_seconds += plan.seconds - plan.prepare_seconds if name == PREPARE else 0.0
         elif name == PREPARE:
-            self._submit_parts(pool, number)
+            self._submit_tasks(number)
         else:
-            task.add(name, outcome.result)
-        self._open[number] -= 1
-        if not self._open[number]:
-            self._close(pool, number)
+            score.add(name, outcome.result)
+        self._unfinished[number] -= 1
+        if not self._unfinished[number]:
+            shutil.rmtree(self._scratch / str(number), ignore_errors=True)
+            self._finish(plan)
+            self._start_file()
         self._on_progress(self._done_seconds, self._total_seconds)
 
-    def _submit_parts(self, pool: Pool, number: int) -> None:
-        place = self._place(number)
-        for task_number, task in enumerate(self._files[number].tasks):
-            for part in task.missing:
-                args = (part, place, task.factors, task.setting.seed)
-                pool.submit(Job((number, task_number, part.name), score_part, args), part.seconds)
-                self._open[number] += 1
+    def _submit_tasks(self, number: int) -> None:
+        for index, score in enumerate(self._plans[number].scores):
+            for task in score.missing:
+                arguments = (task, self._workspace(number), score.factors, score.setting.seed)
+                self._engine.submit(Job((number, index, task.name), compute, arguments), task.seconds)
+                self._unfinished[number] += 1
 
-    def _close(self, pool: Pool, number: int) -> None:
-        """All jobs of a file have an outcome: write what they make, make room, go on."""
-        for path in sorted((self._scratch / str(number)).glob("*")):
-            path.unlink()
-        self._finish(self._files[number])
-        self._start_next(pool)
-
-    def _finish(self, file: FileTasks) -> None:
-        for task in file.tasks:
-            if not task.finish():
+    def _finish(self, plan: FilePlan) -> None:
+        """Write the score files, and the figures of a run to its results.json."""
+        for score in plan.scores:
+            if not score.finish(self._report.failures):
                 continue
-            self._report.written.append(task.target)
-            seed = "" if task.setting.seed == PROTOCOL_SEED else f", seed {task.setting.seed}"
-            logger.info("%s scored%s", task.label, seed)
-            if task.setting.seed == PROTOCOL_SEED and task.setting.protocol == DEFAULT_PROTOCOL and not task.is_own:
-                self._publish(file.latents.run_dir, task.target)
-
-    def _publish(self, run_dir: Path, target: Path) -> None:
-        try:
-            publish_latest(run_dir)
-        except UserError as err:
-            self._report.failures.append(Failure(target, str(err)))
-
-
-def figures_of(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The figure of each metric that tables show, from a score file's content: ``{"factor_vae": 0.93, ...}``."""
-    return {
-        name: float(scores[metric.key][metric.figure])
-        for name, metric in METRICS.items()
-        if isinstance(scores.get(metric.key), Mapping) and metric.figure in scores[metric.key]
-    }
-
-
-def best_of(figures: Mapping[int, Mapping[str, float]]) -> dict[str, tuple[int, float]]:
-    """For each figure the step where it is best and its value there; the earliest of equals.
-
-    Args:
-        figures: step -> figures.
-    """
-    best: dict[str, tuple[int, float]] = {}
-    for step, found in sorted(figures.items()):
-        for name, value in found.items():
-            sign = 1.0 if name not in METRICS or METRICS[name].higher_is_better else -1.0
-            if name not in best or sign * value > sign * best[name][1]:
-                best[name] = (step, value)
-    return best
-
-
-def publish_latest(run_dir: Path) -> None:
-    """Put the figures of the run's latest scored checkpoint, and the best of each, into its ``results.json``."""
-    figures = {step: figures_of(content) for step, content in read_scores(run_dir, PROTOCOL_SEED).items()}
-    if figures:
-        best = {name: {"score": value, "step": step} for name, (step, value) in best_of(figures).items()}
-        update_results(run_dir, **figures[max(figures)], best_scores=best)
+            self._report.written.append(score.target)
+            seed = "" if score.setting.seed == PROTOCOL_SEED else f", seed {score.setting.seed}"
+            logger.info("%s scored%s", score.label, seed)
+            if (score.setting.seed, score.setting.protocol) == (PROTOCOL_SEED, DEFAULT_PROTOCOL) and not score.is_own:
+                try:
+                    files.publish_latest(plan.latents.run_dir)
+                except UserError as error:
+                    self._report.failures.append(Failure(score.target, str(error)))

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from ldm.data.factors import FactorSpace
 from ldm.metrics import Metric
+from ldm.scoring.run import Options, score_folder
 
 SPACE = FactorSpace(("hue", "shape", "size"), (4, 3, 5))
 
@@ -26,6 +28,14 @@ def write_latents(run: Path, epoch: int = 0, step: int = 100, space: FactorSpace
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **content)
     return path
+
+
+def score(
+    logdir: Path, processes: int = 1, dataset: str | None = None, *, on_progress=None, skip=frozenset(), **options
+):
+    """Score a folder; ``options`` are those of ``Options``."""
+    listener = on_progress or (lambda done, total: None)
+    return score_folder(Options(logdir, processes, dataset, **options), listener, skip)
 
 
 def spread(units, space, random_state) -> dict[str, float]:
@@ -54,6 +64,11 @@ def slow_size(units, space, random_state, factor, log) -> dict[str, float]:
 def raise_error(units, space, random_state) -> dict[str, float]:
     """A metric with a defect."""
     raise ZeroDivisionError("no such number")
+
+
+def not_finite(units, space, random_state) -> dict[str, object]:
+    """A metric without a value."""
+    return {"value": float("nan"), "values": np.array([1.0, np.inf])}
 
 
 def kill_itself(units, space, random_state) -> dict[str, float]:
@@ -86,13 +101,17 @@ def leave() -> None:
 
 
 def sleep_long() -> None:
-    """A job nobody waits for."""
+    """A job that does not end by itself."""
     time.sleep(600)
 
 
-def environment() -> str | None:
-    """How many threads the worker's libraries may use."""
-    return os.environ.get("OMP_NUM_THREADS")
+def environment() -> list[str | None]:
+    """Return how many threads the worker's libraries may use, as their environment was when NumPy was loaded."""
+    variables = psutil.Process().environ()  # those that the process was started with
+    return [
+        variables.get(f"{name}_THREADS")
+        for name in ("OMP_NUM", "OPENBLAS_NUM", "MKL_NUM", "VECLIB_MAXIMUM", "NUMBA_NUM")
+    ]
 
 
 SPREAD = Metric("Spread", spread, "spread")

@@ -21,9 +21,9 @@ from ldm.evaluation.pixel_pca import pixel_axes
 from ldm.evaluation.representation import RepresentationWriter
 from ldm.evaluation.row_encoder import RowEncoder
 from ldm.metrics import METRICS
+from ldm.scoring.factors import space_of
 from ldm.scoring.files import read_latent_file
-from ldm.scoring.run import score_folder
-from ldm.scoring.spaces import space_of
+from ldm.scoring.run import Options, score_folder
 from ldm.util import UserError
 
 KEEP = {"floor_hue": 2, "wall_hue": 1, "object_hue": 5, "scale": 2, "orientation": 3}
@@ -70,13 +70,13 @@ def test_a_part_of_the_world_is_scored(tmp_path, wrap):
     head = read_latent_file(path)
     assert head.shape == (240, 6, 1) and head.factor_sizes == (2, 5, 2, 4, 3)  # one wall hue is nothing to recover
     assert space_of(head).to_dict() == dataset.position_space.to_dict()
-    report = score_folder(tmp_path, 1, metrics=QUICK)
+    report = score_folder(Options(tmp_path, metrics=QUICK))
     assert report.failures == [] and len(report.written) == 1
 
 
 def test_a_random_choice_cannot_be_scored_and_is_told_what_can(tmp_path):
     path = encode(World3D(size=32, limit=100), tmp_path)
-    with pytest.raises(UserError, match="holds 100 images, but its factors make 480000 .*params.keep"):
+    with pytest.raises(UserError, match="expected 480000 images .* got 100.*params.keep"):
         space_of(read_latent_file(path))
 
 
@@ -86,7 +86,7 @@ def test_own_pictures_with_labels_are_scored(tmp_path):
     path = encode(dataset, tmp_path / "run")
     space = space_of(read_latent_file(path))
     assert space.all_names == ("hue", "size", "instance") and space.factor_names == ("hue", "size")
-    report = score_folder(tmp_path / "run", 1, metrics=QUICK)
+    report = score_folder(Options(tmp_path / "run", metrics=QUICK))
     assert report.failures == []
     scores = json.loads(report.written[0].read_text())["MIG"]
     assert min(value for value in scores.values() if isinstance(value, float)) > 0.9  # units are the factors themselves
@@ -97,13 +97,13 @@ def test_smallnorb_keeps_the_factor_that_is_not_to_be_recovered(tmp_path):
     dataset = World3D(size=32, limit=12)
     dataset.kept = dataset.kept._replace(space=space)
     head = read_latent_file(encode(dataset, tmp_path))
-    assert head.factor_sizes == (2, 2) and space_of(head).to_dict() == space.to_dict()
+    assert head.factor_sizes == (2, 2) and space_of(head).to_dict() == space.named("World3D").to_dict()
 
 
 def test_d_has_to_name_a_space_of_the_same_factors(tmp_path):
     head = read_latent_file(encode(World3D(size=32, keep=KEEP), tmp_path))
     assert space_of(head, "shapes3d").size == 240
-    with pytest.raises(UserError, match="floor_hue.*but -d says cars3d, which has elevation"):
+    with pytest.raises(UserError, match="floor_hue.*but -d cars3d has the factors elevation"):
         space_of(head, "cars3d")
 
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import score_cases as cases
 from PIL import Image
-from test_scoring import PoolInProcess
+from test_scoring import EngineInProcess
 
 from ldm.metrics import select_metrics
 from ldm.scoring import run as scoring
 from ldm.scoring.report.build import _strongest, write_latents_report, write_reports
 from ldm.scoring.report.pictures import run_pictures
 from ldm.scoring.report.svg import Series, curves, heat_map, nice_ticks, strip
-from ldm.scoring.rows import collect_rows
-from ldm.scoring.single import record_of, score_latents, single_row
+from ldm.scoring.run import Options, record_of, score_latents
+from ldm.scoring.table import collect_rows, latents_row
 
 METRICS = select_metrics("fast", ["mig", "dci"])
 EMPTY = {"meta", "img", "rect", "line", "circle", "polyline"}  # tags without an end, as the page writes them
@@ -93,8 +93,8 @@ def logdir(tmp_path_factory) -> Path:
             Image.new("RGB", (size, 30), (step, 0, 0)).save(path)
     (first / "images/val/broken.png").write_bytes(b"no picture")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "WorkerPool", PoolInProcess)
-        report = scoring.score_folder(root, 1, seeds=(0, 1), metrics=METRICS, for_report=True)
+        patch.setattr(scoring, "Engine", EngineInProcess)
+        report = cases.score(root, 1, seeds="0,1", metrics=METRICS, report=True)
     assert not report.failures
     return root
 
@@ -112,7 +112,7 @@ def test_reports_of_runs_and_of_their_comparison(logdir):
         "Scores over checkpoints",
         "Seeds of the metrics",
         "Pictures",
-        "How it was scored",
+        "Settings of scoring",
     ):
         assert heading in run.text
     assert f"version of numpy{np.__version__}" in run.text.replace("\n", "") and "1 hue" in run.text
@@ -124,14 +124,15 @@ def test_reports_of_runs_and_of_their_comparison(logdir):
 
 
 def test_a_report_of_latents(tmp_path, monkeypatch):
-    monkeypatch.setattr(scoring, "WorkerPool", PoolInProcess)
+    monkeypatch.setattr(scoring, "Engine", EngineInProcess)
     factors = cases.SPACE.factors_of(np.arange(60))
     np.save(tmp_path / "f.npy", factors)
     np.save(tmp_path / "z.npy", factors.astype(float))
     out = tmp_path / "scores.json"
-    score_latents(tmp_path / "z.npy", factors=tmp_path / "f.npy", out=out, metrics=METRICS, for_report=True)
-    rows = single_row(tmp_path / "z.npy", out, (0,), None)
-    path = write_latents_report(rows[0], record_of(out, (0,)), out)
+    options = Options(latents=tmp_path / "z.npy", factors=tmp_path / "f.npy", out=out, metrics=METRICS, report=True)
+    score_latents(options)
+    rows = latents_row(tmp_path / "z.npy", out, (0,), None)
+    path = write_latents_report(rows[0], record_of(options), out)
     page = Page(path)
     assert path.name == "scores.html" and page.tags.count("rect") == 3 * 3 * 2
     assert_self_contained(page, path)

@@ -17,11 +17,9 @@ import pytest
 import score_cases as cases
 
 from ldm.metrics import Metric
-from ldm.scoring import run as scoring
-from ldm.scoring.tasks import read_record
+from ldm.scoring.files import read_record, record_file
 from ldm.util import UserError
 
-pytest.importorskip("distributed")
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,7 +30,7 @@ def free_port() -> int:
 
 
 def wait_for(port: int) -> None:
-    """Until somebody listens."""
+    """Wait until the port accepts connections."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
@@ -65,15 +63,15 @@ def cluster(tmp_path):
             return process
 
         port = address.rsplit(":")[-1]
-        start("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", "--no-show")
+        scheduler = start("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", "--no-show")
         wait_for(int(port))
-        yield address, lambda: start("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard")
+        yield address, lambda: start("worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"), scheduler
 
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_nothing_and_doubles_nothing(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr("ldm.scoring.cluster.CONNECT_SECONDS", 6)
-    address, start_worker = cluster
+    monkeypatch.setattr("ldm.scoring.engine.CONNECT_SECONDS", 6)
+    address, start_worker, _ = cluster
     log = tmp_path / "started.txt"
     slow = Metric("Slow", cases.slow_size, "seconds", {"log": str(log)}, part=cases.slow_size, join=cases.total_size)
     logdir = tmp_path / "logs"
@@ -88,33 +86,57 @@ def test_a_killed_worker_loses_nothing_and_doubles_nothing(cluster, tmp_path, mo
             os.kill(victim.pid, signal.SIGKILL)
 
     metrics = {"slow": slow, "spread": cases.SPREAD}
-    report = scoring.score_folder(logdir, 2, metrics=metrics, scheduler=address, on_progress=kill_half_way)
+    report = cases.score(logdir, 2, metrics=metrics, scheduler=address, on_progress=kill_half_way)
     assert pids, "the worker was killed while there was work"
     assert not report.failures
     assert Counter(path.name for path in report.written) == Counter(f"{epoch}.json" for epoch in range(4))
     for epoch in range(4):
         path = logdir / f"run/dis_metrics/{epoch}.json"
         assert json.loads(path.read_text())["Slow"] == {"total": 12}
-        assert sorted(read_record(path)) == ["information", "slow/0", "slow/1", "slow/2", "spread"]
+        assert sorted(read_record(record_file(path))) == ["information", "slow/0", "slow/1", "slow/2", "spread"]
     starts = Counter(log.read_text().split())
     assert len(starts) == 12 and sum(starts.values()) <= 14, "only what the killed worker held was begun again"
     assert sorted(path.name for path in logdir.iterdir()) == ["run"], "nothing is left over"
 
 
 def test_errors_on_the_cluster_cost_their_job_alone(cluster, tmp_path):
-    address, start_worker = cluster
+    address, start_worker, _ = cluster
     start_worker()
     cases.write_latents(tmp_path / "logs/run")
     metrics = {"spread": cases.SPREAD, "broken": Metric("Broken", cases.raise_error, "none")}
-    report = scoring.score_folder(tmp_path / "logs", 1, metrics=metrics, scheduler=address)
+    report = cases.score(tmp_path / "logs", 1, metrics=metrics, scheduler=address)
     assert len(report.written) == 1
     assert "broken: ZeroDivisionError: no such number (score_cases.py" in report.failures[0].reason
 
 
+@pytest.mark.slow
+def test_a_lost_scheduler_ends_the_command_and_the_next_one_completes_it(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("ldm.scoring.engine.CONNECT_SECONDS", 3)
+    address, start_worker, scheduler = cluster
+    log = tmp_path / "started.txt"
+    slow = Metric("Slow", cases.slow_size, "seconds", {"log": str(log)}, part=cases.slow_size, join=cases.total_size)
+    for epoch in range(4):
+        cases.write_latents(tmp_path / "logs/run", epoch=epoch, step=epoch)
+    start_worker()
+
+    def kill_half_way(done: float, total: float) -> None:
+        if log.exists() and len(log.read_text().split()) >= 6:
+            scheduler.kill()
+
+    options = {"metrics": {"slow": slow}, "scheduler": address, "on_progress": kill_half_way}
+    with pytest.raises(UserError, match="connection to .* is lost. Finished results are kept"):
+        cases.score(tmp_path / "logs", 2, **options)
+    finished = sorted((tmp_path / "logs/run/dis_metrics/records").rglob("*.json"))
+    assert len(finished) >= 2
+    again = cases.score(tmp_path / "logs", 2, metrics={"slow": slow})
+    assert not again.failures and len(list((tmp_path / "logs/run/dis_metrics").glob("*.json"))) == 4
+    assert len(log.read_text().split()) <= 12 + 1, "finished tasks are not computed again"
+
+
 def test_no_scheduler_answers(tmp_path, monkeypatch):
-    monkeypatch.setattr("ldm.scoring.cluster.CONNECT_SECONDS", 1)
+    monkeypatch.setattr("ldm.scoring.engine.CONNECT_SECONDS", 1)
     cases.write_latents(tmp_path / "run")
     started = time.monotonic()
-    with pytest.raises(UserError, match="no Dask scheduler answers .* start one with `dask scheduler`"):
-        scoring.score_folder(tmp_path, 1, metrics={"s": cases.SPREAD}, scheduler=f"tcp://127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match="no Dask scheduler answers .* Start it with `dask scheduler`"):
+        cases.score(tmp_path, 1, metrics={"s": cases.SPREAD}, scheduler=f"tcp://127.0.0.1:{free_port()}")
     assert time.monotonic() - started < 20

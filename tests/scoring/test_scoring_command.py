@@ -60,15 +60,15 @@ def test_help_imports_nothing_heavy():
 def test_mistakes_are_answered_in_one_line(tmp_path):
     found = run("-l", tmp_path / "none")
     assert (found.returncode, found.stdout) == (1, "")
-    assert found.stderr.startswith("error: no folder") and found.stderr.count("\n") == 1
-    assert "at least one process" in run("-p", 0).stderr
+    assert found.stderr.startswith(f"error: {tmp_path / 'none'}: no such folder") and found.stderr.count("\n") == 1
+    assert "expected at least 1, got 0" in run("-p", 0).stderr
 
 
 def test_folders_without_anything_to_score(tmp_path):
     (tmp_path / "vq" / "checkpoints").mkdir(parents=True)
     found = run("-l", tmp_path)
     assert found.returncode == 0
-    assert "No scores yet" in found.stderr and "1 of 1 runs hold no dis_repre/*.npz" in found.stderr
+    assert "No scores: no run" in found.stderr and "1 of 1 runs have no dis_repre/*.npz" in found.stderr
 
 
 def test_damaged_file_sets_the_exit_status(tmp_path):
@@ -76,7 +76,7 @@ def test_damaged_file_sets_the_exit_status(tmp_path):
     path.write_bytes(b"PK")
     found = run("-l", tmp_path)
     assert found.returncode == 1
-    assert found.stderr.startswith(f"not scored: {path} is damaged")
+    assert found.stderr.startswith(f"not scored: {path}: the file is damaged")
 
 
 def test_termination_ends_as_cleanly_as_ctrl_c(tmp_path):
@@ -94,7 +94,7 @@ def test_termination_ends_as_cleanly_as_ctrl_c(tmp_path):
     while not list(scratch.glob(".scores-*/0/units.npy")) and command.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     command.send_signal(signal.SIGTERM)
-    assert "the same command continues" in command.communicate(timeout=30)[1]
+    assert "rerun the same command to continue" in command.communicate(timeout=30)[1]
     assert command.returncode == 130
     assert list(scratch.glob(".scores-*")) == []
     assert_nothing_left_running(command.pid)
@@ -113,39 +113,9 @@ def test_ctrl_c_ends_everything_cleanly(tmp_path):
     os.killpg(command.pid, signal.SIGINT)  # as a terminal does: to every process of the command
     errors = command.communicate(timeout=30)[1]
     assert command.returncode == 130
-    assert "the same command continues" in errors and "Traceback" not in errors
+    assert "rerun the same command to continue" in errors and "Traceback" not in errors
     assert list(records.glob("*.json")) and not (tmp_path / "run/dis_metrics/100.json").exists()
     assert_nothing_left_running(command.pid)
-
-
-@pytest.mark.slow
-def test_killed_once_and_started_again_each_checkpoint_is_scored_once(tmp_path):
-    for epoch in range(20):
-        latents = np.random.default_rng(epoch).normal(size=(60, 4)) + np.arange(60)[:, None]
-        cases.write_latents(tmp_path / "run", epoch=epoch, step=epoch, latents=latents)
-    words = ["-l", str(tmp_path), "-p", "2", "--protocol", "fast"]
-    folder = tmp_path / "run/dis_metrics/protocol=fast"
-    command = subprocess.Popen([*COMMAND, *words], stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("*.json"))) < 4 and command.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    command.kill()  # nobody can clean up
-    command.wait()
-    assert_nothing_left_running(command.pid)
-    before = {path: path.stat().st_mtime_ns for path in folder.glob("records/**/*.json")}
-    scored = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
-    assert 4 <= len(scored) < 20, "killed half-way"
-    found = run(*words)
-    assert found.returncode == 0, found.stderr
-    assert found.stderr.count(" scored") == 20 - len(scored)
-    assert {path: path.stat().st_mtime_ns for path in scored} == scored, "not scored again"
-    assert sorted(int(path.stem) for path in folder.glob("*.json")) == list(range(20))
-    names = {"information", "beta_vae", "mig", "factor_vae", "dci/0", "dci/1", "dci/2"}
-    for path in folder.glob("records/*.json"):
-        assert json.loads(path.read_text())["parts"].keys() == names
-        assert path not in before or path.stat().st_mtime_ns == before[path]
-    assert not [path for path in (folder / "records").iterdir() if path.is_dir()]
-    assert run(*words).stderr.count(" scored") == 0
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The table over runs and seeds, its files, the published figures, and what scoring leaves in results.json."""
+"""The table over runs and seeds, its files, the published figures, and the figures in results.json."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 import score_cases as cases
 from rich.console import Console
 
-from ldm.data.factors import factor_space
-from ldm.metrics import METRICS
+from ldm.data.factors import FactorSpace, factor_space
+from ldm.metrics.registry import ALL_METRICS
+from ldm.scoring.factors import describe_dataset
+from ldm.scoring.files import publish_latest
 from ldm.scoring.published import FILE, published_beside, published_rows, published_sources
-from ldm.scoring.rows import HEADINGS, collect_rows
-from ldm.scoring.run import publish_latest
-from ldm.scoring.table import score_table, score_tables, write_csv, write_latex, write_markdown
+from ldm.scoring.table import collect_rows, columns, score_tables, write_csv, write_latex, write_markdown
 
 
 def write_score(run: Path, step: int, factor_vae: float, place: str = "dis_metrics") -> None:
@@ -34,7 +34,7 @@ def write_score(run: Path, step: int, factor_vae: float, place: str = "dis_metri
 
 def text_of(rows) -> str:
     console = Console(file=io.StringIO(), width=250)
-    console.print(score_table(rows))
+    console.print(score_tables(rows, 10_000)[0])
     return console.file.getvalue()
 
 
@@ -95,7 +95,7 @@ def test_experiment_names(tmp_path, folder, record, expected):
     assert (row.experiment, row.seed) == expected
 
 
-def test_figures_of_other_evaluations_stand_beside(logdir):
+def test_figures_of_other_evaluations_are_shown(logdir):
     (logdir / "other" / "results.json").write_text('{"psnr": 31.5, "edit_accuracy": 0.75, "clip_accuracy": null}')
     text = text_of(collect_rows(logdir))
     assert "31.500" in text and "edit acc." in text and "CLIP acc." not in text
@@ -113,8 +113,40 @@ def test_a_narrow_terminal_gets_several_tables(logdir):
     assert "2026-01-01T00-00-00_dis_s0" in console.file.getvalue()
 
 
+def test_runs_of_different_data_sets_are_not_averaged(tmp_path):
+    for seed, dataset in ((0, "faces"), (1, "faces"), (2, "houses")):
+        run = tmp_path / f"2026-01-01T00-00-00_dis_s{seed}"
+        write_score(run, 5, 0.1 * seed)
+        record = run / "dis_metrics/records/5.json"
+        record.parent.mkdir()
+        record.write_text(json.dumps({"parts": {"mig": {"dataset": {"name": dataset}}}}))
+    rows = collect_rows(tmp_path)
+    assert [row.dataset for row in rows] == ["faces", "faces", "houses"]
+    text = text_of(rows)
+    assert "dis (faces)" in text and "dis (houses)" in text and text.count("mean ± std of 2 runs") == 1
+
+
+def test_the_name_of_a_users_factor_space_names_the_data_set(tmp_path):
+    assert describe_dataset(tmp_path, FactorSpace(("hue",), (2,), name="faces"))["name"] == "faces"
+    assert describe_dataset(tmp_path, FactorSpace(("hue",), (2,)))["name"] is None
+
+
+def test_every_computed_metric_is_shown(tmp_path):
+    content = {metric.key: {metric.figure: 0.125} for metric in ALL_METRICS.values()}
+    (tmp_path / "run/dis_metrics").mkdir(parents=True)
+    (tmp_path / "run/dis_metrics/5.json").write_text(json.dumps(content))
+    text = text_of(collect_rows(tmp_path))
+    assert all(metric.heading in text for metric in ALL_METRICS.values()) and text.count("0.125") == len(ALL_METRICS)
+
+
+def test_figures_that_are_null_are_left_out(tmp_path):
+    (tmp_path / "run/dis_metrics").mkdir(parents=True)
+    (tmp_path / "run/dis_metrics/5.json").write_text('{"MIG": {"discrete_mig": null}, "SAP": {"SAP_score": 0.5}}')
+    assert collect_rows(tmp_path)[0].figures == {"sap": 0.5}
+
+
 def test_every_metric_has_a_heading():
-    assert set(METRICS) <= set(HEADINGS)
+    assert set(ALL_METRICS) <= set(columns())
 
 
 def test_csv_has_every_checkpoint(logdir, tmp_path):
@@ -127,7 +159,7 @@ def test_csv_has_every_checkpoint(logdir, tmp_path):
 
 
 def on_shapes3d(run: Path) -> None:
-    """Make a run say that its data set is Shapes3D."""
+    """Write a config with Shapes3D to a run."""
     (run / "configs").mkdir(parents=True)
     text = "data: {params: {test: {target: ldm.data.factors.shapes3d.Shapes3D}}}"
     (run / "configs" / "2026-01-01T00-00-00-project.yaml").write_text(text)
@@ -135,7 +167,7 @@ def on_shapes3d(run: Path) -> None:
     cases.write_latents(run, step=5, space=None, latents=np.zeros((size, 1), np.int8))
 
 
-def test_published_figures_stand_beside_the_same_data_set(logdir, tmp_path):
+def test_published_figures_of_the_same_data_set_are_shown(logdir, tmp_path):
     on_shapes3d(logdir / "other")
     rows = collect_rows(logdir)
     assert {row.dataset for row in rows} == {None, "shapes3d"}
@@ -169,7 +201,7 @@ def test_every_published_row_has_a_source_and_known_figures():
     assert json.loads(FILE.read_text())["rows"] and len(published_rows()) > 20
     for row in published_rows():
         assert row.source in published_sources() and row.figures
-        assert row.figures.keys() <= HEADINGS.keys() | {"tad", "fid"}
+        assert row.figures.keys() <= columns().keys() | {"tad", "fid"}
         assert all(mean >= 0 and deviation >= 0 for mean, deviation in row.figures.values())
         assert all(mean <= 1 for name, (mean, _) in row.figures.items() if name != "fid")
     by_place = [(row.method, row.dataset, row.source) for row in published_rows()]
@@ -188,7 +220,7 @@ def test_damaged_files_cost_their_row(logdir, caplog):
     (logdir / "2026-01-01T00-00-00_dis_s0" / "run.json").write_text("[]")
     rows = collect_rows(logdir)
     assert {row.run for row in rows} == {"2026-01-02T00-00-00_dis_s1"}
-    assert "score that checkpoint again" in caplog.text and "left out of the table" in caplog.text
+    assert "Score that checkpoint again" in caplog.text and "left out of the table" in caplog.text
 
 
 def test_latest_scores_reach_results(logdir):

@@ -1,8 +1,9 @@
-"""Reports to open in a browser: one of a run, one that compares runs, one of a file of latents."""
+"""HTML reports: one per run, one that compares runs, one for a file of latents."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,37 +11,46 @@ from typing import Any
 import numpy as np
 
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOLS
-from ldm.runs.folder import RUN_FILE, read_json
-from ldm.scoring.files import latent_paths, read_latent_file, scores_folder
-from ldm.scoring.published import published_beside
+from ldm.runs.records import RUN_FILE, read_json
+from ldm.scoring.files import latent_paths, read_latent_file, read_record, record_file, score_file
+from ldm.scoring.plan import INFORMATION
 from ldm.scoring.report import page as html
 from ldm.scoring.report.pictures import Picture, run_pictures
 from ldm.scoring.report.svg import NUM_COLOURS, Series, curves, heat_map, strip
-from ldm.scoring.rows import HEADINGS, RESULTS, Cell, Row, shown_figures, table_lines
-from ldm.scoring.table import cell_text, source_texts
-from ldm.scoring.tasks import INFORMATION_NAME, read_record, read_record_file
+from ldm.scoring.table import RESULTS, Row, by_experiment, columns, table_content
 from ldm.util import ConfigError, UserError, atomic_write
 
 REPORT_FILE = "report.html"
 MAX_UNITS_SHOWN = 80  # columns of a heat map
-MAX_COMPARED = 12  # runs whose heat maps and picture stand in a comparison
-_BEST_NOTE = "Best is chosen among the checkpoints by the very score that is shown, which flatters it."
+MAX_COMPARED = 12  # runs whose heat maps and picture are part of a comparison
+_BEST_NOTE = "Each best checkpoint is selected by the score that is shown, which is optimistic."
+_IMPORTANCE_NOTE = (
+    "Share of the boosted trees' splits (DCI): rows sum to 1. Disentangled: one strong cell in every column; complete: "
+    "one in every row."
+)
+_INFORMATION_NOTE = (
+    "Mutual information of the unit (20 bins) and the factor, as a share of the factor's entropy. MIG is the mean gap "
+    "between the two largest cells of a row."
+)
+
+Record = Mapping[str, Mapping[str, Any]]  # results of tasks, as in ``read_record``
 
 
 def write_reports(logdir: str | Path, rows: Sequence[Row], protocol: str = DEFAULT_PROTOCOL) -> list[Path]:
-    """A report into the folder of each run and, where there are several, one that compares them into ``logdir``.
+    """Write a report to the folder of each run and, if there are several runs, a comparison to ``logdir``.
 
     Args:
         logdir: the folder the rows were collected from.
-        rows: of ``collect_rows``.
-        protocol: whose scores they are.
+        rows: rows of ``collect_rows``.
+        protocol: name of the protocol of the scores.
 
     Returns:
         The files written.
     """
     runs: dict[Path, list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.step):
         runs.setdefault(row.run_dir, []).append(row)
+    runs = dict(sorted(runs.items()))
     written = [_write(run_dir / REPORT_FILE, _run_page(found, protocol)) for run_dir, found in runs.items()]
     if len(runs) > 1:
         written.append(_write(Path(logdir) / REPORT_FILE, _comparison_page(list(runs.values()), protocol)))
@@ -48,21 +58,21 @@ def write_reports(logdir: str | Path, rows: Sequence[Row], protocol: str = DEFAU
 
 
 def write_latents_report(row: Row, record: Path, target: Path) -> Path:
-    """A report beside the score file of a file of latents.
+    """Write a report beside the score file of a file of latents.
 
     Args:
         row: its figures.
-        record: the record behind them.
+        record: its record.
         target: the score file.
     """
-    parts = read_record_file(record)
+    tasks = read_record(record)
     sections = [
-        html.section("Scores", _score_table([row]), *_published_notes([row])),
-        html.section("Units and factors", _heat_maps(parts, ())),
+        html.section("Scores", _score_table([row])),
+        html.section("Units and factors", _heat_maps(tasks, ())),
         html.section("Seeds of the metrics", _seed_strips(row)),
-        html.section("How it was scored", html.pairs(_scoring_facts(parts))),
+        html.section("Settings of scoring", html.pairs(_scoring_facts(tasks))),
     ]
-    return _write(target.with_suffix(".html"), html.page(row.run, _dataset_text(parts, row), sections))
+    return _write(target.with_suffix(".html"), html.page(row.run, _dataset_text(tasks, row), sections))
 
 
 def _write(path: Path, text: str) -> Path:
@@ -72,44 +82,60 @@ def _write(path: Path, text: str) -> Path:
 
 
 def _run_page(rows: Sequence[Row], protocol: str) -> str:
-    """The report of one run."""
-    rows = sorted(rows, key=lambda row: row.step)
-    run_dir, last = rows[-1].run_dir, rows[-1]
-    parts = read_record(scores_folder(run_dir, next(iter(last.by_seed)), protocol) / f"{last.step}.json")
-    record = _run_record(run_dir)
+    last = rows[-1]
+    tasks = _record_of(last, protocol)
+    training = _training_facts(last.run_dir)
     sections = [
-        html.section("Scores", _score_table(rows), html.paragraph(_BEST_NOTE, soft=True), *_published_notes(rows)),
-        html.section("Units and factors", _heat_maps(parts, _unit_names(run_dir, last.step))),
-        html.section("Scores over checkpoints", _run_curves(rows)),
+        html.section("Scores", _score_table(rows), html.paragraph(_BEST_NOTE, soft=True)),
+        html.section("Units and factors", _heat_maps(tasks, _unit_names(last))),
+        html.section("Scores over checkpoints", _curves([rows])),
         html.section("Seeds of the metrics", _seed_strips(last)),
-        html.section("Pictures", html.pictures(run_pictures(run_dir))),
+        html.section("Pictures", html.pictures(run_pictures(last.run_dir))),
         html.section(
-            "How it was scored", html.paragraph(PROTOCOLS[protocol].summary), html.pairs(_scoring_facts(parts))
+            "Settings of scoring", html.paragraph(PROTOCOLS[protocol].summary), html.pairs(_scoring_facts(tasks))
         ),
-        html.section("How it was trained", html.pairs(_training_facts(record)), _config(run_dir)),
+        html.section("Settings of training", html.pairs(training), _config(last.run_dir)),
     ]
-    return html.page(last.run, _dataset_text(parts, last), sections)
+    return html.page(last.run, _dataset_text(tasks, last), sections)
 
 
-def _run_record(run_dir: Path) -> dict[str, Any]:
-    with contextlib.suppress(UserError):
-        return read_json(run_dir / RUN_FILE)
-    return {}
+def _comparison_page(runs: Sequence[Sequence[Row]], protocol: str) -> str:
+    rows = [row for found in runs for row in found]
+    last = [found[-1] for found in runs]
+    maps, pictures = "", []
+    for row in last[:MAX_COMPARED]:
+        found = _heat_maps(_record_of(row, protocol), _unit_names(row))
+        maps += html.paragraph(f"{row.run}, step {row.step}") + found if found else ""
+        for picture in run_pictures(row.run_dir, limit=1, max_side=520):
+            pictures.append(Picture(f"{row.run}: {picture.title}", picture.data, picture.width, picture.height))
+    sections = [
+        html.section("Scores", _score_table(rows), html.paragraph(_BEST_NOTE, soft=True)),
+        html.section("Last checkpoints, one point per run", _run_strips(last)),
+        html.section("Scores over checkpoints", _curves(runs)),
+        html.section("Units and factors", maps),
+        html.section("Pictures", html.pictures(pictures)),
+    ]
+    names = dict.fromkeys(row.dataset or "unnamed data set" for row in rows)
+    return html.page(f"{len(runs)} runs", ", ".join(names), sections)
 
 
-def _unit_names(run_dir: Path, step: int) -> tuple[str, ...]:
-    """What the units of a checkpoint stand for, where its representation says so."""
-    for path in latent_paths(run_dir):
+def _record_of(row: Row, protocol: str) -> Record:
+    return read_record(record_file(score_file(row.run_dir, row.step, next(iter(row.by_seed)), protocol)))
+
+
+def _unit_names(row: Row) -> tuple[str, ...]:
+    """Return the names of the units of a checkpoint, if its representation file stores them."""
+    for path in latent_paths(row.run_dir):
         with contextlib.suppress(UserError, ConfigError):
             latents = read_latent_file(path)
-            if latents.num_samples == step:
+            if latents.num_samples == row.step:
                 return latents.unit_names or ()
     return ()
 
 
-def _dataset_text(parts: Mapping[str, Mapping[str, Any]], row: Row) -> str:
-    """Data set, its variant and its factors in a line."""
-    dataset = next((entry["dataset"] for entry in parts.values() if entry.get("dataset")), {})
+def _dataset_text(tasks: Record, row: Row) -> str:
+    """Return the data set, its variant and its factors in one line."""
+    dataset = next((entry["dataset"] for entry in tasks.values() if entry.get("dataset")), {})
     words = [str(dataset.get("name") or row.dataset or "unnamed data set")]
     words += [f"{key} {value}" for key, value in dataset.get("variant", {}).items()]
     if dataset.get("factors"):
@@ -118,134 +144,110 @@ def _dataset_text(parts: Mapping[str, Mapping[str, Any]], row: Row) -> str:
 
 
 def _score_table(rows: Sequence[Row]) -> str:
-    """Last and best of each run, means, and published figures."""
-    lines = table_lines(rows)
-    shown = shown_figures(lines)
-    headings = ["experiment", "run", "checkpoint", "step", *(HEADINGS[name] for name in shown)]
-    body = [
-        (
-            [
-                line.experiment,
-                line.what,
-                line.which,
-                line.step,
-                *(_tied(cell_text(line.cells.get(name))) for name in shown),
-            ],
-            "mean" if line.is_mean else "",
-        )
-        for line in lines
-    ]
-    for row in published_beside([row.dataset for row in rows], shown):
-        cells = [_tied(cell_text(Cell(*row.figures[name]))) if name in row.figures else "" for name in shown]
-        body.append(([f"published, {row.dataset}", f"{row.method} [{row.source}]", "", "", *cells], "other"))
-    return html.table(headings, body, num_words=3)
+    """Return the table of scores with its notes."""
+    content = table_content(rows)
+    body = []
+    for line in content.lines:
+        figures = [re.sub("([±@]) ", "\\1\N{NO-BREAK SPACE}", text) for text in content.texts(line)]
+        body.append(([line.experiment, line.run, line.checkpoint, line.step, *figures], line.kind))
+    headings = ["experiment", "run", "checkpoint", "step", *map(columns().get, content.figures)]
+    notes = "".join(html.paragraph(note, soft=True) for note in content.notes)
+    return html.table(headings, body, num_words=3) + notes
 
 
-def _tied(text: str) -> str:
-    """Keep deviation and step in one piece where a cell is broken into lines."""
-    return text.replace("± ", "±\N{NO-BREAK SPACE}").replace("@ ", "@\N{NO-BREAK SPACE}")
-
-
-def _published_notes(rows: Sequence[Row]) -> list[str]:
-    """Where published figures were read."""
-    found = published_beside([row.dataset for row in rows], shown_figures(table_lines(rows)))
-    return [html.paragraph(text, soft=True) for text in source_texts(dict.fromkeys(row.source for row in found))]
-
-
-def _heat_maps(parts: Mapping[str, Mapping[str, Any]], unit_names: Sequence[str]) -> str:
-    """Importance of units for factors (DCI's trees), and what they tell of them (mutual information)."""
-    factors = next((list(entry["factors"]) for entry in parts.values() if entry.get("factors")), [])
+def _heat_maps(tasks: Record, unit_names: Sequence[str]) -> str:
+    """Return heat maps of the units' importance for factors (DCI) and of their mutual information with factors."""
+    factors = next((list(entry["factors"]) for entry in tasks.values() if entry.get("factors")), [])
     found = []
-    importances = [parts.get(f"dci/{number}", {}).get("result", {}).get("importance") for number in range(len(factors))]
+    importances = [tasks.get(f"dci/{number}", {}).get("result", {}).get("importance") for number in range(len(factors))]
     if importances and all(importances):
         values, names = _strongest(np.array(importances, dtype=float), unit_names)
-        found.append(
-            html.card(
-                "Importance of each unit for each factor",
-                heat_map(values, factors, names, "DCI importances"),
-                "Share of the boosted trees' splits (DCI): rows sum to 1. Disentangled: one strong cell in every "
-                "column; complete: one in every row.",
-            )
-        )
-    told = parts.get(INFORMATION_NAME, {}).get("result")
-    if told:
-        information = np.array(told["mutual_information"], dtype=float).T  # (F, K)
-        entropies = np.maximum(np.array(told["entropies"], dtype=float)[:, None], 1e-12)
-        shares, names = _strongest(information / entropies, unit_names)
-        found.append(
-            html.card(
-                "What each unit tells of each factor",
-                heat_map(shares, factors, names, "mutual information"),
-                "Mutual information of the unit (20 bins) and the factor, as a share of the factor's entropy. MIG is "
-                "the mean gap between the two largest cells of a row.",
-            )
-        )
+        chart = heat_map(values, factors, names, "DCI importances")
+        found.append(html.card("Importance of each unit for each factor", chart, _IMPORTANCE_NOTE))
+    information = tasks.get(INFORMATION.key, {}).get("result")
+    if information:
+        values = np.array(information["mutual_information"], dtype=float).T  # (F, K)
+        entropies = np.maximum(np.array(information["entropies"], dtype=float)[:, None], 1e-12)
+        shares, names = _strongest(values / entropies, unit_names)
+        chart = heat_map(shares, factors, names, "mutual information")
+        found.append(html.card("Mutual information of each unit with each factor", chart, _INFORMATION_NOTE))
     return html.cards(found)
 
 
 def _strongest(values: np.ndarray, unit_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Values (F, K) and names of the units, counted from 1 as in all pictures; of very many only the strongest."""
+    """Return the strongest units of values (F, K) and their names; units are counted from 1, as in all pictures."""
     count = values.shape[1]
     kept = np.sort(np.argsort(-values.max(axis=0), kind="stable")[:MAX_UNITS_SHOWN])
     named = len(unit_names) == count
     return values[:, kept], [f"{unit + 1} {unit_names[unit] if named else ''}".strip() for unit in kept]
 
 
-def _run_curves(rows: Sequence[Row]) -> str:
-    """Each score over the run's checkpoints, seeds of the metrics as points; nothing for a single checkpoint."""
-    if len(rows) < 2:
+def _scores(rows: Iterable[Row]) -> dict[str, str]:
+    """Return the scores that at least one row has, with their headings."""
+    found = {name for row in rows for name in row.figures} - RESULTS.keys()
+    return {name: heading for name, heading in columns().items() if name in found}
+
+
+def _curves(runs: Sequence[Sequence[Row]]) -> str:
+    """Return a chart per score with a curve per run; for a single run, single seeds of the metrics are points."""
+    if all(len(rows) < 2 for rows in runs):
         return ""
     charts = []
-    for name in _scores(rows):
-        points = [(row.step, row.figures[name]) for row in rows if name in row.figures]
-        scatter = [
-            (row.step, found[name])
-            for row in rows
-            if len(row.by_seed) > 1
-            for found in row.by_seed.values()
-            if name in found
-        ]
-        charts.append(html.card(HEADINGS[name], curves([Series(HEADINGS[name], points, scatter)], HEADINGS[name])))
-    return html.cards(charts)
-
-
-def _scores(rows: Iterable[Row]) -> list[str]:
-    """Figures of score files that at least one row holds."""
-    found = {name for row in rows for name in row.figures}
-    return [name for name in HEADINGS if name in found and name not in RESULTS]
+    for name, heading in _scores(row for rows in runs for row in rows).items():
+        lines = []
+        for number, rows in enumerate(runs):
+            points = [(row.step, row.figures[name]) for row in rows if name in row.figures]
+            seeds = [(row.step, found) for row in rows for found in row.by_seed.values() if len(row.by_seed) > 1]
+            scatter = [(step, found[name]) for step, found in seeds if name in found and len(runs) == 1]
+            lines += [Series(rows[-1].run, points, scatter, number)] if points else []
+        charts.append(html.card(heading, curves(lines, heading)))
+    if len(runs) == 1:
+        return html.cards(charts)
+    note = html.paragraph(f"Colours repeat after {NUM_COLOURS} runs.", soft=True) if len(runs) > NUM_COLOURS else ""
+    return html.legend([rows[-1].run for rows in runs]) + note + html.cards(charts)
 
 
 def _seed_strips(row: Row) -> str:
-    """The scores of one checkpoint, every seed of the metrics a point."""
+    """Return the scores of one checkpoint, with a point per seed of the metrics."""
     if len(row.by_seed) < 2:
         return ""
     groups = [
-        (HEADINGS[name], [(f"seed {seed}", found[name]) for seed, found in row.by_seed.items() if name in found])
-        for name in _scores([row])
+        (heading, [(f"seed {seed}", found[name]) for seed, found in row.by_seed.items() if name in found])
+        for name, heading in _scores([row]).items()
     ]
     return html.cards([html.card("Last checkpoint", strip(groups, "scores by seed of the metrics"))])
 
 
-def _scoring_facts(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Protocol, seed, arguments and versions behind the scores."""
+def _run_strips(last: Sequence[Row]) -> str:
+    """Return a chart per score with the last checkpoint of each run as a point, by experiment."""
+    charts = []
+    for name, heading in _scores(last).items():
+        groups = by_experiment(row for row in last if name in row.figures)
+        points = [(label, [(row.run, row.figures[name]) for row in rows]) for label, rows in groups.items()]
+        charts.append(html.card(heading, strip(points, heading)))
+    return html.cards(charts)
+
+
+def _scoring_facts(tasks: Record) -> dict[str, Any]:
+    """Return protocol, seed, arguments and versions of the scores."""
     facts: dict[str, Any] = {}
-    for name, entry in parts.items():
+    versions: dict[str, Any] = {}
+    for name, entry in tasks.items():
         metric = name.split("/")[0]
-        if metric == INFORMATION_NAME:
-            continue
-        facts |= {"protocol": entry.get("protocol"), "seed": entry.get("seed")}
-        facts[metric] = ", ".join(f"{key} {value}" for key, value in entry.get("arguments", {}).items())
-        facts |= {f"version of {key}": value for key, value in entry.get("versions", {}).items()}
-    return dict(sorted(facts.items(), key=lambda fact: fact[0].startswith("version of ")))
+        if metric != INFORMATION.key:
+            facts |= {"protocol": entry.get("protocol"), "seed": entry.get("seed")}
+            facts[metric] = ", ".join(f"{key} {value}" for key, value in entry.get("arguments", {}).items())
+            versions |= {f"version of {key}": value for key, value in entry.get("versions", {}).items()}
+    return facts | versions
 
 
-def _training_facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``run.json`` says."""
-    facts = {
-        name: record[name]
-        for name in ("seed", "status", "started", "seconds", "global_step", "learning_rate")
-        if name in record
-    }
+def _training_facts(run_dir: Path) -> dict[str, Any]:
+    """Return settings and versions of a run's ``run.json``."""
+    record: dict[str, Any] = {}
+    with contextlib.suppress(UserError):
+        record = read_json(run_dir / RUN_FILE)
+    names = ("seed", "status", "started", "seconds", "global_step", "learning_rate")
+    facts = {name: record[name] for name in names if name in record}
     facts |= {f"version of {key}": value for key, value in record.get("versions", {}).items()}
     if record.get("git"):
         dirty = " (with changes)" if record["git"].get("dirty") else ""
@@ -256,68 +258,6 @@ def _training_facts(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(run_dir: Path) -> str:
-    """The newest saved config, folded."""
+    """Return the newest saved config, folded."""
     paths = sorted((run_dir / "configs").glob("*-project.yaml"))
     return html.folded(f"config: {paths[-1].name}", paths[-1].read_text(encoding="utf-8")) if paths else ""
-
-
-def _comparison_page(runs: Sequence[Sequence[Row]], protocol: str) -> str:
-    """The report of several runs."""
-    rows = [row for found in runs for row in found]
-    sections = [
-        html.section("Scores", _score_table(rows), html.paragraph(_BEST_NOTE, soft=True), *_published_notes(rows)),
-        html.section("Last checkpoints, runs as points", _run_strips(runs)),
-        html.section("Scores over checkpoints", _compared_curves(runs)),
-        html.section("Units and factors", *(_named_heat_maps(found[-1], protocol) for found in runs[:MAX_COMPARED])),
-        html.section("Pictures", html.pictures(_compared_pictures(runs))),
-    ]
-    names = dict.fromkeys(row.dataset or "unnamed data set" for row in rows)
-    return html.page(f"{len(runs)} runs", ", ".join(names), sections)
-
-
-def _run_strips(runs: Sequence[Sequence[Row]]) -> str:
-    """For each score the runs' last checkpoints by experiment."""
-    last = [max(found, key=lambda row: row.step) for found in runs]
-    charts = []
-    for name in _scores(last):
-        groups = [
-            (
-                experiment,
-                [(row.run, row.figures[name]) for row in last if row.experiment == experiment and name in row.figures],
-            )
-            for experiment in dict.fromkeys(row.experiment for row in last)
-        ]
-        charts.append(html.card(HEADINGS[name], strip([group for group in groups if group[1]], HEADINGS[name])))
-    return html.cards(charts)
-
-
-def _compared_curves(runs: Sequence[Sequence[Row]]) -> str:
-    """For each score a line per run."""
-    many = [sorted(found, key=lambda row: row.step) for found in runs]
-    if all(len(found) < 2 for found in many):
-        return ""
-    charts = []
-    for name in _scores(row for found in many for row in found):
-        lines = [
-            Series(found[-1].run, [(row.step, row.figures[name]) for row in found if name in row.figures], (), number)
-            for number, found in enumerate(many)
-        ]
-        charts.append(html.card(HEADINGS[name], curves([line for line in lines if line.points], HEADINGS[name])))
-    note = html.paragraph(f"Colours repeat after {NUM_COLOURS} runs.", soft=True) if len(many) > NUM_COLOURS else ""
-    return html.legend([found[-1].run for found in many]) + note + html.cards(charts)
-
-
-def _named_heat_maps(row: Row, protocol: str) -> str:
-    target = scores_folder(row.run_dir, next(iter(row.by_seed)), protocol) / f"{row.step}.json"
-    maps = _heat_maps(read_record(target), _unit_names(row.run_dir, row.step))
-    return html.paragraph(f"{row.run}, step {row.step}") + maps if maps else ""
-
-
-def _compared_pictures(runs: Sequence[Sequence[Row]]) -> list[Picture]:
-    """The most telling picture of each run."""
-    found = []
-    for rows in runs[:MAX_COMPARED]:
-        for picture in run_pictures(rows[-1].run_dir, limit=1, max_side=520):
-            title = f"{rows[-1].run}: {picture.title}"
-            found.append(Picture(title, picture.data, picture.width, picture.height))
-    return found

@@ -1,189 +1,168 @@
-"""Charts of reports as inline SVG: heat maps, curves over checkpoints, points of seeds. Colours come from the page."""
+"""Charts of reports as inline SVG: heat maps, curves, strips of points. The page defines the colours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
 NUM_COLOURS = 8  # classes c0 to c7 of the page
-_CELL = 44  # pixels of a heat map's cell; narrower where there are many columns
-_LETTER = 6.6  # width of a letter of 12 pixels, roughly
+_CELL_WIDTH = 44  # pixels; narrower if there are many columns
+_LETTER_WIDTH = 6.6  # approximate width of a letter of 12 pixels
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart.
+    """A curve of a chart."""
 
-    Attributes:
-        name: of the legend.
-        points: (x, y) in order of x; joined by a line.
-        scatter: further (x, y) drawn as faint points, e.g. single seeds.
-        colour: number of its colour.
-    """
-
-    name: str
-    points: Sequence[tuple[float, float]]
-    scatter: Sequence[tuple[float, float]] = field(default_factory=tuple)
+    name: str  # in the legend
+    points: Sequence[tuple[float, float]]  # (x, y) in order of x, joined by a line
+    scatter: Sequence[tuple[float, float]] = ()  # further (x, y), drawn as faint points
     colour: int = 0
 
 
 def heat_map(values: np.ndarray, row_names: Sequence[str], column_names: Sequence[str], label: str) -> str:
-    """A table of shares as shaded cells with their numbers.
+    """Draw a table of shares as shaded cells with their numbers.
 
     Args:
-        values: (R, C) in [0, 1]; 1 is shaded fully.
-        row_names: R names, written in full.
-        column_names: C names; turned where they are long.
-        label: what it shows, for those who cannot see it.
+        values: (R, C) in [0, 1]; 1 is fully shaded.
+        row_names: R names.
+        column_names: C names, rotated if they are long.
+        label: description for screen readers.
     """
     num_rows, num_columns = values.shape
-    width = _CELL if num_columns <= 24 else max(12, 1056 // num_columns)
-    height, left = 26, 12 + _LETTER * max(map(len, row_names))
-    longest = max(map(len, column_names))
-    is_turned = longest * _LETTER > width - 4
-    top = 12 + longest * _LETTER * 0.75 if is_turned else 22
-    parts = []
-    for row, name in enumerate(row_names):
-        parts.append(_text(left - 6, top + row * height + 17, name, "end"))
+    width = _CELL_WIDTH if num_columns <= 24 else max(12, 1056 // num_columns)
+    height, left = 26, 12 + _LETTER_WIDTH * max(map(len, row_names))
+    longest = max(map(len, column_names)) * _LETTER_WIDTH
+    is_rotated = longest > width - 4
+    rise = longest * 0.75 if is_rotated else 0.0
+    top = 12 + rise if is_rotated else 22
+    shapes = [_text(left - 6, top + row * height + 17, name, "end") for row, name in enumerate(row_names)]
     for column, name in enumerate(column_names):
         x = left + column * width + width / 2
-        turn = f' transform="rotate(-45 {x:.1f} {top - 6:.1f})"' if is_turned else ""
-        parts.append(_text(x, top - 6, name, "start" if is_turned else "middle", turn))
+        turn = f' transform="rotate(-45 {x:.1f} {top - 6:.1f})"' if is_rotated else ""
+        shapes.append(_text(x, top - 6, name, "start" if is_rotated else "middle", turn))
     for (row, column), value in np.ndenumerate(values):
         x, y = left + column * width, top + row * height
         share = min(1.0, max(0.0, float(value)))
         title = f"{row_names[row]}, {column_names[column]}: {value:.3f}"
-        parts.append(
+        shapes.append(
             f'<rect class="heat" x="{x:.1f}" y="{y:.1f}" width="{width - 2}" height="{height - 2}" '
             f'fill-opacity="{share:.3f}"><title>{escape(title)}</title></rect>'
         )
         if width >= 30 and share >= 0.005:
             kind = "on" if share > 0.55 else "off"
-            parts.append(_text(x + width / 2 - 1, y + 16, f"{value:.2f}", "middle", f' class="{kind}"'))
-    turned = longest * _LETTER * 0.75 if is_turned else 0
-    return _svg(left + num_columns * width + turned, top + num_rows * height + 4, parts, label)
+            shapes.append(_text(x + width / 2 - 1, y + 16, f"{value:.2f}", "middle", f' class="{kind}"'))
+    return _svg(left + num_columns * width + rise, top + num_rows * height + 4, shapes, label)
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start", more: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{escape(str(text))}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "start", attributes: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{attributes}>{escape(str(text))}</text>'
 
 
-def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
+def _svg(width: float, height: float, shapes: Sequence[str], label: str) -> str:
     size = f'width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}"'
-    return f'<svg {size} role="img" aria-label="{escape(label, quote=True)}">{"".join(parts)}</svg>'
+    return f'<svg {size} role="img" aria-label="{escape(label, quote=True)}">{"".join(shapes)}</svg>'
 
 
 class _Frame:
-    """Axes of a chart: where values stand on it."""
+    """A chart with axes, to which shapes are added in the units of the data."""
 
     height = 250
     left, right, top, bottom = 46, 26, 12, 30
 
     def __init__(self, y_values: Sequence[float], x_range: tuple[float, float], width: float = 460) -> None:
-        self.width = width
+        self.width, self._x_range = width, x_range
         low, high = min(y_values), max(y_values)
         if low >= 0 and high <= 1 and high > 0.3:
-            low, high = 0.0, 1.0  # scores compare best on their whole range
+            low, high = 0.0, 1.0  # scores are compared on their whole range
         elif low >= 0:
             low = 0.0
-        self.y_ticks = nice_ticks(low, high)
-        self._low, self._high = min(low, self.y_ticks[0]), max(high, self.y_ticks[-1])
-        self._first, self._last = x_range
+        ticks = nice_ticks(low, high)
+        self._low, self._high = min(low, ticks[0]), max(high, ticks[-1])
+        self.shapes: list[str] = []
+        for tick in ticks:
+            y = f"{self.y(tick):.1f}"
+            across = f'x1="{self.left}" x2="{self.width - self.right}"'
+            self.shapes.append(f'<line class="grid" {across} y1="{y}" y2="{y}"/>')
+            self.shapes.append(_text(self.left - 6, self.y(tick) + 4, f"{tick:g}", "end"))
 
     def x(self, value: float) -> float:
-        """Pixels from the left."""
-        span = self._last - self._first
-        share = 0.5 if span == 0 else (value - self._first) / span
+        """Return pixels from the left."""
+        first, last = self._x_range
+        share = 0.5 if first == last else (value - first) / (last - first)
         return self.left + share * (self.width - self.left - self.right)
 
     def y(self, value: float) -> float:
-        """Pixels from the top."""
+        """Return pixels from the top."""
         share = (value - self._low) / (self._high - self._low)
         return self.height - self.bottom - share * (self.height - self.top - self.bottom)
 
-    def grid(self) -> list[str]:
-        """Lines and numbers of the upright axis."""
-        parts = []
-        for tick in self.y_ticks:
-            y = self.y(tick)
-            across = f'x1="{self.left}" x2="{self.width - self.right}"'
-            parts.append(f'<line class="grid" {across} y1="{y:.1f}" y2="{y:.1f}"/>')
-            parts.append(_text(self.left - 6, y + 4, f"{tick:g}", "end"))
-        return parts
+    def add_label(self, value: float, text: str) -> None:
+        """Add a number or word below the chart."""
+        self.shapes.append(_text(self.x(value), self.height - self.bottom + 18, text, "middle"))
 
-    def x_label(self, value: float, text: str) -> str:
-        """A number or word below the chart."""
-        return _text(self.x(value), self.height - self.bottom + 18, text, "middle")
+    def add_point(self, x: float, y: float, kind: str, radius: float, title: str) -> None:
+        """Add a point; x in pixels."""
+        centre = f'cx="{x:.1f}" cy="{self.y(y):.1f}"'
+        self.shapes.append(f'<circle class="{kind}" {centre} r="{radius}"><title>{escape(title)}</title></circle>')
+
+    def svg(self, label: str) -> str:
+        """Return the chart."""
+        return _svg(self.width, self.height, self.shapes, label)
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from at most ``low`` to at least ``high``."""
+    """Return about ``count`` round numbers from at most ``low`` to at least ``high``."""
     if high <= low:
         high = low + (abs(low) or 1.0)
     raw = (high - low) / count
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * 0.999)
-    first = math.floor(low / step + 1e-9)
-    last = math.ceil(high / step - 1e-9)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def curves(series: Sequence[Series], label: str) -> str:
-    """Lines over the steps of checkpoints, single seeds as points; a line of one point is drawn as a point."""
-    points = [point for line in series for point in (*line.points, *line.scatter)]
+    """Draw curves over the steps of checkpoints."""
+    points = [point for curve in series for point in (*curve.points, *curve.scatter)]
     steps = sorted({x for x, _ in points})
     frame = _Frame([y for _, y in points], (steps[0], steps[-1]))
-    parts = frame.grid()
     ticks = [tick for tick in nice_ticks(steps[0], steps[-1], 4) if steps[0] <= tick <= steps[-1]]
-    parts += [frame.x_label(tick, f"{tick:,.0f}") for tick in (ticks if len(steps) > 1 else steps)]
-    for line in series:
-        colour = f"c{line.colour % NUM_COLOURS}"
-        parts += [_dot(frame, point, f"{colour} faint", 2.5, line.name) for point in line.scatter]
-        if len(line.points) > 1:
-            path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.points)
-            parts.append(f'<polyline class="{colour}" points="{path}"/>')
-        parts += [_dot(frame, point, colour, 3.2, line.name) for point in line.points]
-    return _svg(frame.width, frame.height, parts, label)
-
-
-def _dot(frame: _Frame, point: tuple[float, float], kind: str, radius: float, name: str) -> str:
-    title = f"{name}: {point[1]:.4f} at step {point[0]:,.0f}"
-    return (
-        f'<circle class="{kind}" cx="{frame.x(point[0]):.1f}" cy="{frame.y(point[1]):.1f}" r="{radius}">'
-        f"<title>{escape(title)}</title></circle>"
-    )
+    for tick in ticks if len(steps) > 1 else steps:
+        frame.add_label(tick, f"{tick:,.0f}")
+    for curve in series:
+        colour = f"c{curve.colour % NUM_COLOURS}"
+        if len(curve.points) > 1:
+            path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in curve.points)
+            frame.shapes.append(f'<polyline class="{colour}" points="{path}"/>')
+        for group, kind, radius in ((curve.scatter, f"{colour} faint", 2.5), (curve.points, colour, 3.2)):
+            for x, y in group:
+                frame.add_point(frame.x(x), y, kind, radius, f"{curve.name}: {y:.4f} at step {x:,.0f}")
+    return frame.svg(label)
 
 
 def strip(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], label: str) -> str:
-    """Points of runs side by side, a bar at the mean of each group.
+    """Draw groups of points side by side, with a bar at the mean of each group.
 
     Args:
         groups: (name, [(name of a point, value)]) from left to right.
-        label: what it shows.
+        label: description for screen readers.
     """
     width = min(1080, max(460, 84 * len(groups)))
     frame = _Frame([value for _, points in groups for _, value in points], (-0.5, len(groups) - 0.5), width)
-    parts = frame.grid()
-    room = (frame.width - frame.left - frame.right) / len(groups)
-    for place, (name, points) in enumerate(groups):
-        colour = f"c{place % NUM_COLOURS}"
-        letters = max(3, int(room / _LETTER) - 1)
-        parts.append(frame.x_label(place, name if len(name) <= letters else f"{name[: letters - 1]}…"))
-        mean = sum(value for _, value in points) / len(points)
-        x, reach = frame.x(place), min(24.0, room * 0.3)
-        parts.append(
-            f'<line class="{colour}" x1="{x - reach:.1f}" x2="{x + reach:.1f}" y1="{frame.y(mean):.1f}" '
-            f'y2="{frame.y(mean):.1f}"/>'
-        )
+    space = (frame.width - frame.left - frame.right) / len(groups)
+    letters, reach = max(3, int(space / _LETTER_WIDTH) - 1), min(24.0, space * 0.3)
+    for position, (name, points) in enumerate(groups):
+        colour, x = f"c{position % NUM_COLOURS}", frame.x(position)
+        frame.add_label(position, name if len(name) <= letters else f"{name[: letters - 1]}…")
+        y = f"{frame.y(sum(value for _, value in points) / len(points)):.1f}"
+        across = f'x1="{x - reach:.1f}" x2="{x + reach:.1f}"'
+        frame.shapes.append(f'<line class="{colour}" {across} y1="{y}" y2="{y}"/>')
         for number, (point, value) in enumerate(points):
             shift = 0.0 if len(points) == 1 else (number / (len(points) - 1) - 0.5) * reach
-            title = escape(f"{name}, {point}: {value:.4f}")
-            parts.append(
-                f'<circle class="{colour}" cx="{x + shift:.1f}" cy="{frame.y(value):.1f}" r="4">'
-                f"<title>{title}</title></circle>"
-            )
-    return _svg(frame.width, frame.height, parts, label)
+            frame.add_point(x + shift, value, colour, 4, f"{name}, {point}: {value:.4f}")
+    return frame.svg(label)
