@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm.config.build import build
 from ldm.config.loading import load_config
 from ldm.models.clip import WorldCLIP
 from ldm.training.cli import Options
@@ -124,7 +123,7 @@ def test_recipes_are_valid_and_their_models_can_be_built(recipe, clip_folder):
         base = tuple(str(ROOT / path) for path in stage.base)
         missing = overrides_of(f"quickstart/{stage.name.removesuffix('_eps')}", clip_folder)
         plan = make_plan(Options(base=base, overrides=(*stage.overrides, *missing), name="x", train=True))
-        assert sum(p.numel() for p in build(plan.config, "model").parameters()) > 1000
+        assert sum(p.numel() for p in plan.config.build("model").parameters()) > 1000
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -327,7 +326,7 @@ def test_full_size_networks(stage):
         overrides = (NO_FIRST_STAGE, NO_BASE) if name.endswith("dis") else (NO_FIRST_STAGE,)
         base = (str(ROOT / "configs" / "latent-diffusion" / f"{name}.yaml"),)
         with torch.device("meta"):  # weights are counted, not made
-            model = build(make_plan(Options(base=base, overrides=overrides, train=True)).config, "model")
+            model = make_plan(Options(base=base, overrides=overrides, train=True)).config.build("model")
         network = model.model.diffusion_model
         assert sum(p.numel() for p in network.parameters()) == total
         assert sum(p.numel() for p in network.parameters() if p.requires_grad) == trained
@@ -344,7 +343,7 @@ def test_small_sizes_go_with_every_stage(stage):
         base = tuple(str(ROOT / "configs" / part) for part in (f"{room}/{name}.yaml", f"_shared/{small}.yaml"))
         plan = make_plan(Options(base=base, overrides=overrides, train=True))
         assert plan.name == name
-        assert sum(p.numel() for p in build(plan.config, "model").parameters()) < 4_000_000
+        assert sum(p.numel() for p in plan.config.build("model").parameters()) < 4_000_000
 
 
 def losses_of(folder):

@@ -1,4 +1,4 @@
-"""What a command line and its configs come to: decided and checked before torch is imported."""
+"""The plan of a run: config, Trainer settings and seed, validated before torch is imported."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ldm.config.loading import COMMAND_LINE, Config, load_config, parse_overrides
-from ldm.config.signatures import UnknownNameError, read_signature
+from ldm.config.signatures import find_signature
 from ldm.config.trainer_args import TrainerSettings, translate_trainer_args
 from ldm.config.validation import validate
 from ldm.legacy import translate
-from ldm.runs.folder import DEFAULT_LOGDIR, Resume, resolve_resume
+from ldm.runs.find import Resume, resolve_resume
+from ldm.runs.folder import DEFAULT_LOGDIR
 from ldm.training.cli import DEFAULT_SEED, Options
 from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_FLAGS = {"dis_weight": "-dw", "dis_loss_type": "-dt"}
-
 
 @dataclass
 class Plan:
-    """Everything decided before torch is imported."""
+    """Settings of a run that do not need torch."""
 
     options: Options
     config: Config
@@ -37,7 +36,7 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """The run's name: given with -n, else the stem of the first config."""
+        """Name of the run: the one given with -n, else the stem of the first config."""
         if self.resume is not None:
             return str(self.resume.record.get("name") or self.resume.folder.path.name)
         tokens = "" if self.options.token_num is None else f"TK{self.options.token_num}_"
@@ -45,7 +44,7 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the run would compute something else."""
+        """Digits that change with every setting that affects the results."""
         return self.config.fingerprint(self.seed)
 
     @property
@@ -54,68 +53,60 @@ class Plan:
         return self.config.section("data").get("params") or {}
 
 
-def search_roots(options: Options) -> list[str]:
-    """Return the folders where earlier runs are looked for, nearest first."""
-    roots = [options.log_root]
-    if options.resume:
-        roots.append(str(Path(options.resume).absolute().parent))
-    return list(dict.fromkeys([*roots, DEFAULT_LOGDIR]))
-
-
 def make_plan(options: Options) -> Plan:
-    """Load and check the config.
+    """Load and validate the config.
 
     Raises:
-        ConfigError: the config or the flags say something that cannot be.
+        ConfigError: the config or the flags are invalid.
         UserError: a file is missing.
     """
     resume = resolve_resume(options.resume) if options.resume else None
     files = [*(resume.configs if resume else ()), *options.base]
     will_train = options.train or resume is not None
-    config = load_config(files, options.overrides, search_roots(options), allow_pending=not will_train)
+    beside = [str(Path(options.resume).absolute().parent)] if resume else []
+    roots = list(dict.fromkeys([options.log_root, *beside, DEFAULT_LOGDIR]))
+    config = load_config(files, options.overrides, roots, allow_pending=not will_train)
     _apply_flags(config, options)
-    validate(config, check_files=will_train)
-    seed = options.seed
-    if seed is None:
-        seed = int(resume.record.get("seed", DEFAULT_SEED)) if resume else DEFAULT_SEED
+    # A model alone can be validated: configs for inference have no data.
+    sections = ("model", "data") if will_train or "data" in config.content else ("model",)
+    validate(config, check_files=will_train, sections=sections)
+    earlier = resume.record if resume else {}
+    seed = int(earlier.get("seed", DEFAULT_SEED)) if options.seed is None else options.seed
     try:
         settings = translate_trainer_args(config.section("lightning").get("trainer") or {})
     except ValueError as error:
-        raise ConfigError(f"lightning.trainer: {error}; devices look like 0, or 0,1 or 2") from error
+        message = "lightning.trainer: expected device indices ('0,' or '0,1') or a count (2)"
+        raise ConfigError(f"{message}; {error}") from error
     return Plan(options, config, settings, seed, resume)
 
 
 def _apply_flags(config: Config, options: Options) -> None:
     """Write -dw, -dt, --token_num, --scale_lr and Trainer flags into the config."""
-    content = config.content
-    for key in _FLAGS:
-        if getattr(options, key) is not None:
-            _apply_disentangling_flag(config, key, getattr(options, key))
+    _apply_disentangling_flag(config, "-dw", "dis_weight", options.dis_weight)
+    _apply_disentangling_flag(config, "-dt", "dis_loss_type", options.dis_loss_type)
     if options.token_num is not None:
         _apply_token_num(config, options.token_num)
+    lightning = dict(config.section("lightning"))
     if options.trainer:
         given = parse_overrides([f"{name}={value}" for name, value in options.trainer.items()])
-        lightning = content.setdefault("lightning", {}) or {}
-        content["lightning"] = lightning
         lightning["trainer"] = {**(lightning.get("trainer") or {}), **dict(given)}
         config.origins.update({f"lightning.trainer.{name}": COMMAND_LINE for name in options.trainer})
     if options.scale_lr is not None:
-        content["lightning"] = {**config.section("lightning"), "scale_lr": options.scale_lr}
+        lightning["scale_lr"] = options.scale_lr
+    if lightning:
+        config.content["lightning"] = lightning
 
 
 def _accepted(described: Any) -> set[str]:
-    """Names of the arguments that the class of a ``{target, params}`` takes, old names translated."""
+    """Return the arguments that the class of a ``{target, params}`` accepts."""
     if not isinstance(described, Mapping) or not isinstance(described.get("target"), str):
         return set()
-    try:
-        signature = read_signature(translate(described["target"], described.get("params"))[0])
-    except UnknownNameError:  # the check of the whole config will tell
-        return set()
+    signature = find_signature(translate(described["target"], described.get("params"))[0])
     return set(signature.required) if signature else set()
 
 
 def _set_param(config: Config, key: str, name: str, value: Any) -> None:
-    """Write ``<key>.params.<name>`` as from the command line."""
+    """Set ``<key>.params.<name>`` from the command line."""
     section = config.content
     for part in key.split("."):
         section = section[part]
@@ -123,27 +114,28 @@ def _set_param(config: Config, key: str, name: str, value: Any) -> None:
     config.origins[f"{key}.params.{name}"] = COMMAND_LINE
 
 
-def _apply_disentangling_flag(config: Config, key: str, value: Any) -> None:
-    """-dw or -dt, for models that have such a loss; a plain latent diffusion model goes on without, as ever."""
+def _apply_disentangling_flag(config: Config, flag: str, key: str, value: Any) -> None:
+    """Apply -dw or -dt; they are ignored with a warning for a plain latent diffusion model."""
+    if value is None:
+        return
     model = config.section("model")
     target = str(model.get("target", ""))
     if key in _accepted(model):
         _set_param(config, "model", key, value)
     elif target.endswith(".LatentDiffusion"):
-        logger.warning("%s has no effect: this model has no disentangling loss", _FLAGS[key])
+        logger.warning("%s is ignored: this model has no disentangling loss", flag)
     else:
-        where = f"model.params.{key}, which {target or 'the model'} has not"
-        raise ConfigError(f"command line: {_FLAGS[key]} sets {where}")
+        raise ConfigError(f"command line: {flag} sets model.params.{key}, which {target} does not accept. Omit {flag}")
 
 
 def _apply_token_num(config: Config, number: int) -> None:
-    """--token_num: that many units, in the network and in the encoder of the condition."""
+    """Apply --token_num: set the number of units of the network and of the encoder of the condition."""
     parts = config.section("model").get("params") or {}
     unet, encoder = parts.get("unet_config"), parts.get("cond_stage_config")
     if number < 1 or "latent_unit" not in _accepted(unet):
         raise ConfigError(
-            f"command line: --token_num {number} sets model.params.unet_config.params.latent_unit: it needs a network "
-            "with units (openaimodel_enc.UNetModel or openaimodel_shift.UNetModel) and a number of at least 1"
+            f"command line: --token_num {number} sets model.params.unet_config.params.latent_unit: expected a number "
+            "of at least 1 and a network with units (openaimodel_enc.UNetModel or openaimodel_shift.UNetModel)"
         )
     _set_param(config, "model.params.unet_config", "latent_unit", number)
     if "latent_unit" in _accepted(encoder):
@@ -155,9 +147,9 @@ def _apply_token_num(config: Config, number: int) -> None:
 
 
 def scale_learning_rate(plan: Plan, devices: int) -> tuple[float | None, str]:
-    """Return the learning rate and the formula it came from.
+    """Return the learning rate and its formula.
 
-    LDM's rule, on unless ``--scale_lr false`` or ``lightning.scale_lr: false``:
+    The rule of LDM, unless ``--scale_lr false`` or ``lightning.scale_lr: false``:
     lr = accumulate_grad_batches x devices x batch size x base_learning_rate.
     """
     base = plan.config.section("model").get("base_learning_rate")
@@ -168,8 +160,10 @@ def scale_learning_rate(plan: Plan, devices: int) -> tuple[float | None, str]:
     accumulate = int(plan.settings.arguments.get("accumulate_grad_batches") or 1)
     batch = int(plan.trains_on.get("batch_size") or 1)
     rate = accumulate * devices * batch * float(base)
-    text = f"{rate:.3g} = {accumulate} (accumulate) x {devices} (devices) x {batch} (batch size) x {float(base):.3g}"
-    return rate, text + " (base_learning_rate); --scale_lr false takes the base as it is"
+    return rate, (
+        f"{rate:.3g} = {accumulate} (accumulate) x {devices} (devices) x {batch} (batch size) x {float(base):.3g} "
+        "(base_learning_rate); --scale_lr false disables the scaling"
+    )
 
 
 def print_config(plan: Plan) -> None:
@@ -178,15 +172,14 @@ def print_config(plan: Plan) -> None:
 
 
 def report_config(plan: Plan) -> None:
-    """Say that the config is sound and what it would run."""
-    model, data = plan.config.section("model"), plan.config.section("data")
+    """Report that the config is valid, with the main settings of the run."""
     lines = [
         f"OK: {' + '.join(plan.config.files)}",
         f"  name   {plan.name}",
-        f"  model  {model['target']}",
-        f"  data   {data['target']}",
+        f"  model  {plan.config.section('model')['target']}",
+        f"  data   {plan.config.section('data').get('target', 'none: training and testing need a `data` section')}",
         f"  seed   {plan.seed}",
+        *(f"  missing: {text}" for text in plan.config.pending),
+        "pass -t to train, --print-config to print all keys",
     ]
-    lines += [f"  not there yet: {text}" for text in plan.config.pending]
-    lines.append("add -t to train; --print-config shows every key")
     sys.stdout.write("\n".join(lines) + "\n")

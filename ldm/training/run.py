@@ -1,4 +1,4 @@
-"""One run from its plan to its record: build, train, test, write down how it ended."""
+"""A run: build model, data and Trainer, train, test, and record the outcome."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.model_helpers import is_overridden
 
-from ldm.config.build import build
 from ldm.config.loading import save_config
-from ldm.runs.folder import RunFolder, collect_versions, git_state, new_run_folder, now_text, utc_now
-from ldm.training.callbacks.results import PREFIX
+from ldm.models.diffusion.latent import has_test_pass
+from ldm.runs.folder import RunFolder, new_run_folder, now_text
+from ldm.runs.records import collect_versions, git_state, utc_now
+from ldm.training.callbacks.results import figures_of
 from ldm.training.callbacks.setup import SetupCallback
 from ldm.training.plan import Plan, scale_learning_rate
 from ldm.training.trainer import build_trainer, choose_devices
@@ -25,73 +25,60 @@ from ldm.util import ConfigError, Interrupted, UserError
 
 logger = logging.getLogger(__name__)
 
-# Tells the processes Lightning starts for further devices which folder the first one made.
+# Passes the run folder of the first process to those that Lightning starts for further devices.
 _RUN_DIR_VARIABLE = "LDM_RUN_DIR"
 
 
+@runtime_checkable
+class NeedsWeights(Protocol):
+    """A module that needs pretrained weights, which may be missing."""
+
+    def require_weights(self) -> None:
+        """Raise a ``UserError`` if the weights are missing."""
+
+
 def run(plan: Plan) -> RunFolder:
-    """Build, train and test; the run folder is made only when everything could be built.
+    """Build, train and test; the run folder is created after model and data were built.
 
     Returns:
-        The run's folder.
+        The folder of the run.
 
     Raises:
-        ConfigError, UserError: with a message for the user.
+        ConfigError, UserError: the run cannot be started or continued.
         Interrupted: stopped by a signal after saving.
     """
     pl.seed_everything(plan.seed, workers=True, verbose=False)
     devices = choose_devices(plan.settings.arguments)
     if plan.settings.dropped:
-        logger.warning("Trainer arguments without meaning today are ignored: %s", ", ".join(plan.settings.dropped))
-    model = build(plan.config, "model")
+        logger.warning("ignored Trainer arguments without effect in Lightning 2: %s", ", ".join(plan.settings.dropped))
+    model = plan.config.build("model")
     if plan.options.train and plan.resume is None and plan.settings.resume_from_checkpoint is None:
-        require_weights(model)
+        for module in model.modules():
+            if isinstance(module, NeedsWeights):
+                module.require_weights()  # before anything is written
     rate, formula = scale_learning_rate(plan, devices.count)
     if rate is not None:
         model.learning_rate = rate
     logger.info("learning rate %s", formula)
-    data = build(plan.config, "data")
+    data = plan.config.build("data")
     folder, stamp = _open_folder(plan)
     _save_configs(plan, folder, stamp, formula)
-    record = _record(plan, formula)
     earlier = float(plan.resume.record.get("seconds") or 0.0) if plan.resume else 0.0
-    setup = SetupCallback(str(folder.path), record, plan.config.content, earlier)
-    trainer = build_trainer(
-        plan.settings,
-        devices,
-        plan.config.section("lightning"),
-        model,
-        folder,
-        plan.seed,
-        [setup],
-        has_validation=bool(plan.trains_on.get("validation")),
-        project=plan.options.project,
-        offline=plan.options.debug,
-    )
+    setup = SetupCallback(str(folder.path), _record(plan, formula), plan.config.content, earlier)
+    trainer = build_trainer(plan, devices, model, folder, [setup])
     with _log_file(folder):
         logger.info("run folder %s", folder.path)
         _fit_and_test(plan, trainer, model, data, setup)
     return folder
 
 
-def require_weights(model: torch.nn.Module) -> None:
-    """Ask every part that was built without the pretrained weights it needs, before anything is written.
-
-    Raises:
-        UserError: weights are missing; says where they belong.
-    """
-    for module in model.modules():
-        if hasattr(module, "require_weights"):
-            module.require_weights()
-
-
 def _is_child() -> bool:
-    """Whether this process serves a further device; such a one writes no files."""
+    """Return whether this process is one for a further device, which writes no files."""
     return int(os.environ.get("LOCAL_RANK", 0)) > 0
 
 
 def _open_folder(plan: Plan) -> tuple[RunFolder, str]:
-    """Return the run's folder and the time in the names of its configs."""
+    """Return the folder of the run and the time stamp of its configs."""
     stamp = now_text()
     if _is_child() and _RUN_DIR_VARIABLE in os.environ:
         folder = RunFolder(Path(os.environ[_RUN_DIR_VARIABLE]))
@@ -104,17 +91,16 @@ def _open_folder(plan: Plan) -> tuple[RunFolder, str]:
 
 
 def _save_configs(plan: Plan, folder: RunFolder, stamp: str, formula: str) -> None:
-    """Write the resolved config as LDM does: model and data in one file, lightning in the other."""
+    """Write the resolved config as in LDM: model and data in one file, lightning in another."""
     if _is_child() or not plan.options.train:
         return
-    content = dict(plan.config.content)
-    lightning = content.pop("lightning", None) or {}
+    content = {key: value for key, value in plan.config.content.items() if key != "lightning"}
     save_config(folder.configs / f"{stamp}-project.yaml", content, f"learning rate {formula}")
-    save_config(folder.configs / f"{stamp}-lightning.yaml", {"lightning": lightning})
+    save_config(folder.configs / f"{stamp}-lightning.yaml", {"lightning": plan.config.section("lightning")})
 
 
 def _record(plan: Plan, formula: str) -> dict[str, Any]:
-    """Return what ``run.json`` and every checkpoint say about the run."""
+    """Return the record of the run for ``run.json`` and for every checkpoint."""
     earlier = plan.resume.record if plan.resume else {}
     return {
         "name": plan.name,
@@ -131,11 +117,8 @@ def _record(plan: Plan, formula: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _log_file(folder: RunFolder) -> Iterator[None]:
-    """Also write our log messages to the run's ``log.txt``."""
-    if _is_child():
-        yield
-        return
-    handler = logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
+    """Also write log messages of ``ldm`` to the run's ``log.txt``."""
+    handler = logging.NullHandler() if _is_child() else logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("ldm")
     package.addHandler(handler)
@@ -149,33 +132,38 @@ def _log_file(folder: RunFolder) -> Iterator[None]:
 def _fit_and_test(
     plan: Plan, trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule, setup: SetupCallback
 ) -> None:
-    """Train, test if there is something to test on, and record how it ended."""
+    """Train, test if there are test data, and record the outcome."""
     checkpoint = str(plan.resume.checkpoint) if plan.resume else plan.settings.resume_from_checkpoint
     status = "failed"
     try:
         if plan.options.train:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if not plan.options.no_test and plan.trains_on.get("test") and is_overridden("test_step", model):
+        if not plan.options.no_test and plan.trains_on.get("test") and has_test_pass(model):
             loaded = None if plan.options.train else checkpoint
             trainer.test(model, datamodule=data, ckpt_path=loaded, weights_only=True, verbose=False)
-            _log_figures(trainer)
+            figures = figures_of(trainer) or trainer.callback_metrics
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            if shown:
+                logger.info("test: %s", shown)
         elif not plan.options.train:
-            raise UserError("nothing to do: no -t, and the config has no data.params.test or the model no test_step")
+            raise UserError(
+                "nothing to do: pass -t to train; testing needs data.params.test and a model with test_step()"
+            )
         status = "finished"
     except (Interrupted, KeyboardInterrupt):
         status = "interrupted"
         raise
-    except SystemExit as error:  # Lightning's answer to a second Ctrl-C
+    except SystemExit as error:  # raised by Lightning at a second Ctrl-C
         status = "interrupted"
         raise KeyboardInterrupt from error
     except MisconfigurationException as error:
-        raise ConfigError(f"Lightning cannot run this config: {error}") from error
-    except KeyError as error:  # Lightning's way to say that a checkpoint cannot be continued
+        raise ConfigError(f"lightning: {error}") from error
+    except KeyError as error:  # raised by Lightning for a checkpoint without optimizer states
         if "checkpoint contains only the model" not in str(error):
             raise
         raise UserError(
-            f"{checkpoint} holds weights without the state of a training, so no run can be continued from it. Start "
-            f"one from the weights: python main.py --base CONFIG.yaml -t model.params.ckpt_path={checkpoint}"
+            f"{checkpoint} contains weights only; cannot resume training from it. To start from the weights: "
+            f"python main.py --base CONFIG.yaml -t model.params.ckpt_path={checkpoint}"
         ) from error
     except torch.OutOfMemoryError as error:
         raise UserError(_memory_advice(plan, error)) from error
@@ -184,19 +172,9 @@ def _fit_and_test(
             setup.close(status)
 
 
-def _log_figures(trainer: pl.Trainer) -> None:
-    """Say what a test pass measured."""
-    metrics = trainer.callback_metrics
-    figures = {name.removeprefix(PREFIX): value for name, value in metrics.items() if name.startswith(PREFIX)}
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in (figures or metrics).items())
-    if shown:
-        logger.info("test: %s", shown)
-
-
 def _memory_advice(plan: Plan, error: Exception) -> str:
-    """Say which knobs there are and where they stand."""
-    batch = plan.trains_on.get("batch_size")
-    arguments = plan.settings.arguments
+    """Return the settings that affect memory, with their values."""
+    arguments, batch = plan.settings.arguments, plan.trains_on.get("batch_size")
     return (
         f"out of memory ({str(error).splitlines()[0]}). Now: data.params.batch_size={batch}, "
         f"accumulate_grad_batches={arguments.get('accumulate_grad_batches', 1)}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 import main as front_door
 from ldm.runs.folder import RunFolder
+from ldm.training.callbacks.cuda import CUDACallback
 from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.step_seed import StepSeed
 from ldm.training.loggers import MetricsCSVLogger, build_loggers
@@ -150,7 +152,7 @@ def test_metrics_survive_resuming(tmp_path: Path) -> None:
 
 
 def test_wandb_is_asked_for_by_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ldm.training.loggers.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("pytorch_lightning.loggers.wandb._WANDB_AVAILABLE", False)
     with pytest.raises(UserError, match="pip install wandb"):
         build_loggers("wandb", RunFolder(tmp_path))
 
@@ -160,3 +162,23 @@ def test_old_logger_names(tmp_path: Path) -> None:
     (logger,) = build_loggers(choice, RunFolder(tmp_path))
     assert isinstance(logger, MetricsCSVLogger)
     assert logger.log_dir == str(tmp_path / "testtube" / "version_0")
+
+
+def test_duration_and_memory_are_the_maximum_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    operations = []
+    for name, value in (("synchronize", None), ("reset_peak_memory_stats", None), ("max_memory_allocated", 2**20)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch, "tensor", lambda value, device=None: value)
+
+    class Strategy:
+        root_device = torch.device("cuda")
+
+        def reduce(self, value: float, reduce_op: str) -> float:
+            operations.append(reduce_op)
+            return value
+
+    trainer = SimpleNamespace(strategy=Strategy(), is_global_zero=True, current_epoch=0)
+    callback = CUDACallback()
+    callback.on_train_epoch_start(trainer, None)
+    callback.on_train_epoch_end(trainer, None)
+    assert operations == ["max", "max"]

@@ -128,9 +128,9 @@ def test_columns_of_the_table_are_the_texts_of_the_units(tmp_path, photos):
 
 def test_fewer_attributes_than_units(tmp_path, photos):
     three = "model.params.unet_config.params.latent_unit=3"
-    with pytest.raises(UserError, match=r"has 2 .*'blue thing', 'ball'.* but latent_unit is 3"):
+    with pytest.raises(UserError, match=r"expected 3 attributes per image.*got 2 .*'blue thing', 'ball'"):
         run(make_plan(options(tmp_path, photos, CLIP_DISDIFF, three, "data.params.shuffle_train_loader=false")))
-    with pytest.raises(UserError, match=r"has 2 attributes \(colour, shape\), expected 3; set num_attributes"):
+    with pytest.raises(UserError, match=r"expected 3 attributes, got 2 \(colour, shape\). Set num_attributes"):
         run(make_plan(options(tmp_path, photos, CLIP_DISDIFF, num_attributes=3)))
 
 
@@ -155,5 +155,5 @@ def test_own_pictures_take_the_place_of_any_other_data(tmp_path, photos, name):
 
 
 def test_a_misspelt_option_is_told_before_anything_starts(tmp_path, photos):
-    with pytest.raises(Exception, match="takes no 'atributes'. Did you mean 'attributes'"):
+    with pytest.raises(Exception, match="does not accept 'atributes'. Did you mean 'attributes'"):
         make_plan(options(tmp_path, photos, VQ, "data.params.train.params.atributes=x.csv"))

@@ -11,10 +11,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ldm.config.signatures import is_installed
 from ldm.runs.folder import RunFolder
+from ldm.training.callbacks.defaults import build_callbacks
 from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.record import Record
 from ldm.training.loggers import build_loggers
-from ldm.training.trainer import build_callbacks
 from ldm.util import ConfigError, UserError
 
 
@@ -53,7 +53,7 @@ class NeedsMore:
 
 
 def test_legacy_logger_without_its_package(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"NeedsMore cannot be made here \(No module named 'wandb'\).*logger=null"):
+    with pytest.raises(UserError, match=r"NeedsMore cannot be created \(No module named 'wandb'\).*logger=null"):
         build_loggers({"target": "test_legacy_training.NeedsMore", "params": {"name": "x"}}, RunFolder(tmp_path))
 
 

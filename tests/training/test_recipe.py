@@ -128,7 +128,7 @@ def test_all_stages_are_checked_before_the_first_one_runs(
 
 
 def test_an_override_for_no_stage(recipe: Path) -> None:
-    with pytest.raises(ConfigError, match="'firts' is no stage.*'first'"):
+    with pytest.raises(ConfigError, match="got 'firts'.*'first'"):
         load_recipe(parse_arguments(["--recipe", str(recipe), "firts.model.params.x=1"]))
 
 

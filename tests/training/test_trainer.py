@@ -13,13 +13,16 @@ import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 
 import main as front_door
+from ldm.config.loading import Config
 from ldm.config.trainer_args import TrainerSettings
 from ldm.runs.folder import RunFolder
+from ldm.training.callbacks.defaults import build_callbacks
 from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.last_checkpoint import LastCheckpoint
-from ldm.training.cli import parse_arguments
-from ldm.training.plan import make_plan, scale_learning_rate
-from ldm.training.trainer import build_callbacks, build_checkpoints, build_trainer, choose_devices
+from ldm.training.checkpoints import build_checkpoints
+from ldm.training.cli import Options, parse_arguments
+from ldm.training.plan import Plan, make_plan, scale_learning_rate
+from ldm.training.trainer import build_trainer, choose_devices
 from ldm.util import ConfigError
 
 CONFIG = """
@@ -102,7 +105,7 @@ def test_flags_of_the_disentangling_loss_for_another_model(config: Path) -> None
 
 
 def test_wrong_device_text(config: Path) -> None:
-    with pytest.raises(ConfigError, match="devices look like"):
+    with pytest.raises(ConfigError, match="expected device indices"):
         make_plan(parse_arguments(["-b", str(config), "--gpus", "two"]))
 
 
@@ -177,10 +180,14 @@ def test_a_callback_without_a_target(folder: RunFolder) -> None:
         build_callbacks({"mine": {"params": {"x": 1}}}, folder)
 
 
+def plan_of(settings: TrainerSettings) -> Plan:
+    return Plan(Options(), Config({"model": {"target": "any"}, "lightning": {"logger": "csv"}}), settings, 0, None)
+
+
 def test_arguments_lightning_refuses(folder: RunFolder, no_gpu: None) -> None:
     settings = TrainerSettings({"max_epochs": 1, "precision": "17"})
-    with pytest.raises(ConfigError, match="Lightning refuses"):
-        build_trainer(settings, choose_devices({}), {"logger": "csv"}, model_monitoring(None), folder, 0, [])
+    with pytest.raises(ConfigError, match="lightning.trainer: invalid arguments"):
+        build_trainer(plan_of(settings), choose_devices({}), model_monitoring(None), folder)
 
 
 def test_accumulation_is_handed_to_a_model_that_steps_itself(folder: RunFolder, no_gpu: None) -> None:
@@ -188,11 +195,11 @@ def test_accumulation_is_handed_to_a_model_that_steps_itself(folder: RunFolder, 
     model.automatic_optimization = False
     model.accumulate_grad_batches = 1
     settings = TrainerSettings({"max_epochs": 1, "accumulate_grad_batches": 4})
-    trainer = build_trainer(settings, choose_devices({}), {"logger": "csv"}, model, folder, 0, [])
+    trainer = build_trainer(plan_of(settings), choose_devices({}), model, folder)
     assert (model.accumulate_grad_batches, trainer.accumulate_grad_batches) == (4, 1)
     settings = TrainerSettings({"gradient_clip_val": 1.0})
     with pytest.raises(ConfigError, match="gradient_clip_val"):
-        build_trainer(settings, choose_devices({}), {"logger": "csv"}, model, folder, 0, [])
+        build_trainer(plan_of(settings), choose_devices({}), model, folder)
 
 
 def test_a_model_that_does_not_take_its_arguments(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

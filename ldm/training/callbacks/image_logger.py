@@ -1,14 +1,14 @@
-"""Pictures of what the model does, written now and then while it trains."""
+"""Pictures of training and validation batches, logged during training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
@@ -20,22 +20,38 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-class ImageLogger(pl.Callback):
-    """Calls the model's ``log_images`` on the LDM schedule and writes what it hands out.
+@runtime_checkable
+class LogsImages(Protocol):
+    """A model that draws pictures of a batch."""
 
-    Pictures go to ``<run>/images/<split>/<key>_gs-%06d_e-%06d_b-%06d.png`` and to TensorBoard and W&B.
+    def log_images(self, batch: Any, **options: Any) -> dict[str, Any]:
+        """Return images (B, 3, H, W) in [-1, 1], or captioned grids, by name."""
+
+
+@runtime_checkable
+class ShowsImages(Protocol):
+    """A logger that displays pictures (Weights & Biases)."""
+
+    def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
+        """Log pictures under a name."""
+
+
+class ImageLogger(Callback):
+    """Calls ``log_images`` of the model on the schedule of LDM and writes the pictures.
+
+    Pictures are written to ``<run>/images/<split>/<key>_gs-%06d_e-%06d_b-%06d.png``, TensorBoard and W&B.
 
     Args:
         batch_frequency: steps between two pictures.
-        max_images: images of a tensor drawn at most.
-        clamp: cut values to [-1, 1].
+        max_images: maximum number of images of a tensor.
+        clamp: clamp values to [-1, 1].
         increase_log_steps: also log at steps 1, 2, 4, ... up to ``batch_frequency``.
-        rescale: images are in [-1, 1]; False when they are in [0, 1] already.
+        rescale: images are in [-1, 1]; False if they are in [0, 1].
         disabled: log nothing.
         log_on_batch_idx: count batches of the epoch instead of steps of the run.
         log_first_step: also log at step 0.
-        log_images_kwargs: handed to ``log_images``.
-        log_config: ``{target, params}`` of a ``Record``, which keeps the losses in a table of its own (EncDiff).
+        log_images_kwargs: keyword arguments of ``log_images``.
+        log_config: ``{target, params}`` of a ``Record`` of the losses (EncDiff).
     """
 
     def __init__(
@@ -64,18 +80,16 @@ class ImageLogger(pl.Callback):
         self.record = instantiate_from_config(log_config) if log_config else None
 
     def is_due(self, index: int, split: str = "train") -> bool:
-        """Whether the schedule names this step; each early step is used up by one hit."""
-        if index == 0 and not self.log_first_step:
-            return False
+        """Return whether pictures are due at this step; each early step is due once."""
         if index % self.batch_frequency == 0:
-            return True
+            return index > 0 or self.log_first_step
         if index in self._early[split]:
             self._early[split].remove(index)
             return True
         return False
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log training images on schedule."""
         self._log(trainer, pl_module, batch, batch_idx, "train")
@@ -84,8 +98,8 @@ class ImageLogger(pl.Callback):
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -95,30 +109,27 @@ class ImageLogger(pl.Callback):
         if batch_idx == 0 and not trainer.sanity_checking:
             self._log(trainer, pl_module, batch, batch_idx, "val")
 
-    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, split: str) -> None:
+    def _log(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, split: str) -> None:
         step = _steps(trainer)
         index = batch_idx if self.log_on_batch_idx else step
-        if self.disabled or not hasattr(pl_module, "log_images") or not self.is_due(index, split):
+        is_due = not self.disabled and self.is_due(index, split)
+        if not is_due or not isinstance(pl_module, LogsImages) or not trainer.is_global_zero:
             return
-        if not trainer.is_global_zero:
-            return
-        images = self._draw(pl_module, batch, split)
         stamp = f"gs-{step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}"
-        for key, picture in images.items():
+        for key, picture in self._draw(pl_module, batch, split).items():
             path = Path(trainer.default_root_dir) / "images" / split / f"{key}_{stamp}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
             for run_logger in trainer.loggers:
                 _send(run_logger, f"{split}/{key}", picture, step)
 
-    def _draw(self, pl_module: pl.LightningModule, batch: Any, split: str) -> dict[str, Image.Image]:
-        """Ask the model for images in evaluation mode, without gradients and without touching its noise."""
+    def _draw(self, pl_module: LightningModule, batch: Any, split: str) -> dict[str, Image.Image]:
+        """Return the pictures of the model in evaluation mode; the random state is restored."""
         was_training = pl_module.training
         pl_module.eval()
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            options = {"split": split, "N": self.max_images, **self.log_images_kwargs}
-            images = pl_module.log_images(batch, **options)
+            images = pl_module.log_images(batch, **{"split": split, "N": self.max_images, **self.log_images_kwargs})
         pl_module.train(was_training)
         return {key: self._picture(key, value) for key, value in images.items()}
 
@@ -134,14 +145,14 @@ class ImageLogger(pl.Callback):
         return images.clamp(-1, 1) if self.clamp else images
 
 
-def _steps(trainer: pl.Trainer) -> int:
-    """Steps done; not ``global_step``, which says the same on every batch that is accumulated."""
+def _steps(trainer: Trainer) -> int:
+    """Return the number of optimizer steps, incremented at the last batch of an accumulation."""
     return (trainer.fit_loop.total_batch_idx + 1) // trainer.accumulate_grad_batches
 
 
 def _send(run_logger: Logger, tag: str, picture: Image.Image, step: int) -> None:
-    """Hand one picture to a logger that shows pictures."""
+    """Log one picture, if the logger displays pictures."""
     if isinstance(run_logger, TensorBoardLogger):
         run_logger.experiment.add_image(tag, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
-    elif hasattr(run_logger, "log_image"):
+    elif isinstance(run_logger, ShowsImages):
         run_logger.log_image(tag, [picture], step=step)

@@ -1,4 +1,4 @@
-"""``last.ckpt`` kept fresh at step boundaries, and a clean stop on Ctrl-C, SIGTERM and errors."""
+"""Regular writes of ``last.ckpt`` at step boundaries, and a clean stop on Ctrl-C, SIGTERM and errors."""
 
 from __future__ import annotations
 
@@ -12,28 +12,24 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import pytorch_lightning as pl
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from ldm.util import Interrupted, UserError
 
 logger = logging.getLogger(__name__)
 
-_STOP_SIGNALS = ("SIGINT", "SIGTERM")
-_SAVE_SIGNALS = ("SIGUSR1",)
-
 
 class LastCheckpoint(Checkpoint):
     """Rewrites ``last.ckpt`` every N steps, every T seconds, at the end of each epoch, and before stopping.
 
-    It saves when the next batch is about to start: only then has everything that belongs to the step before
-    happened, the module's own ``on_train_batch_end`` (moving averages) included, so that a resumed run computes
-    what the uninterrupted one would have computed.
+    It saves at the start of the next batch, after all hooks of the step before (moving averages included), so that a
+    resumed run computes the same values as an uninterrupted one.
 
     Args:
-        path: the file to rewrite.
-        every_n_train_steps: steps between two saves; ``None`` for no such rule.
-        interval_seconds: seconds between two saves; ``None`` for no such rule.
+        path: the checkpoint file.
+        every_n_train_steps: steps between two saves; ``None`` disables this rule.
+        interval_seconds: seconds between two saves; ``None`` disables this rule.
     """
 
     def __init__(
@@ -49,31 +45,28 @@ class LastCheckpoint(Checkpoint):
         self._save_requested = False
         self._old_handlers: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the signals; only the main thread may."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the signal handlers, which is possible in the main thread only."""
         self._saved_at = time.monotonic()
         self._boundary_step = trainer.global_step
         if threading.current_thread() is not threading.main_thread():
             return
-        for names, handler in ((_STOP_SIGNALS, self._on_stop_signal), (_SAVE_SIGNALS, self._on_save_signal)):
-            for name in names:
-                number = getattr(signal, name, None)  # Windows has no SIGUSR1
-                if number is not None:
-                    self._old_handlers[number] = signal.signal(number, handler)
+        stop, save = self._on_stop_signal, self._on_save_signal
+        for name, handler in {"SIGINT": stop, "SIGTERM": stop, "SIGUSR1": save}.items():
+            if name in signal.Signals.__members__:  # Windows has no SIGUSR1
+                self._old_handlers[signal.Signals[name]] = signal.signal(signal.Signals[name], handler)
 
     def _on_stop_signal(self, number: int, frame: FrameType | None) -> None:
         if self._stop_signal:
             raise KeyboardInterrupt
         self._stop_signal = number
-        logger.warning("stopping after this step and saving %s; once more to stop at once", self.path)
+        logger.warning("stopping after this step and saving %s; interrupt again to stop immediately", self.path)
 
     def _on_save_signal(self, number: int, frame: FrameType | None) -> None:
         self._save_requested = True
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Save if it is time; stop if a signal came."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Save if due; stop if a signal was received."""
         self._boundary_step = trainer.global_step
         stop = self._agreed(trainer, bool(self._stop_signal))
         if stop or self._agreed(trainer, self._is_due(trainer)):
@@ -82,47 +75,43 @@ class LastCheckpoint(Checkpoint):
         if stop:
             raise Interrupted(self._stop_signal or signal.SIGTERM)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save at the end of every epoch; stop if a signal came."""
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save at the end of every epoch; stop if a signal was received."""
         self._boundary_step = trainer.global_step
         self._save(trainer)
         if self._agreed(trainer, bool(self._stop_signal)):
             raise Interrupted(self._stop_signal or signal.SIGTERM)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save what is whole: not after a broken model, a failed save, or half a step."""
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save unless the error is ours, or occurred within a step or a save."""
         is_ours = isinstance(exception, (Interrupted, UserError, KeyboardInterrupt))
         is_whole = trainer.training and trainer.global_step == self._boundary_step
         if is_ours or not is_whole or trainer.global_step in (0, self.saved_step) or trainer.world_size > 1:
             return
         with _between_batches(trainer):
             self._save(trainer)
-        logger.error("saved %s at step %d before giving up", self.path, trainer.global_step)
+        logger.error("saved %s at step %d because of an error", self.path, trainer.global_step)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the signal handlers."""
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         self._old_handlers = {}
 
-    def _is_due(self, trainer: pl.Trainer) -> bool:
+    def _is_due(self, trainer: Trainer) -> bool:
         steps = trainer.fit_loop.epoch_loop.batch_progress.total.completed // trainer.accumulate_grad_batches
         if steps == 0 or self.saved_step == trainer.global_step:
             return False
-        if self._save_requested:
-            return True
-        if self.every_n_train_steps and steps % self.every_n_train_steps == 0:
+        if self._save_requested or (self.every_n_train_steps and steps % self.every_n_train_steps == 0):
             return True
         return self.interval_seconds is not None and time.monotonic() - self._saved_at >= self.interval_seconds
 
     @staticmethod
-    def _agreed(trainer: pl.Trainer, decision: bool) -> bool:
-        """Saving is collective: with several processes one yes is a yes for all."""
-        if trainer.world_size == 1:
-            return decision
-        return trainer.strategy.reduce_boolean_decision(decision, all=False)
+    def _agreed(trainer: Trainer, decision: bool) -> bool:
+        """Return whether any process decided so; saving is collective."""
+        return decision if trainer.world_size == 1 else trainer.strategy.reduce_boolean_decision(decision, all=False)
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path)
         for run_logger in trainer.loggers:
             run_logger.save()
@@ -132,8 +121,8 @@ class LastCheckpoint(Checkpoint):
 
 
 @contextlib.contextmanager
-def _between_batches(trainer: pl.Trainer) -> Iterator[None]:
-    """Let the loop's counters say "the last batch is done and the next one not begun" while saving."""
+def _between_batches(trainer: Trainer) -> Iterator[None]:
+    """Set the counters of the loop to the state after a batch and before the next one while saving."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     trackers = (progress.total, progress.current)
     before = [(tracker.ready, tracker.started, tracker.processed) for tracker in trackers]

@@ -1,30 +1,35 @@
-"""The run's own record: ``run.json`` kept up to date, and a copy of it in every checkpoint."""
+"""The record of a run in ``run.json`` and in every checkpoint, and the start of training."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
+from pytorch_lightning import Callback, LightningModule, Trainer
 
-from ldm.runs.folder import update_run, utc_now
+from ldm.legacy.optimizers import fit_optimizer_state
+from ldm.runs.records import update_run, utc_now
 from ldm.training.loggers import MetricsCSVLogger
+from ldm.training.schedules import late_schedules
 
 logger = logging.getLogger(__name__)
 
 
-class SetupCallback(pl.Callback):
-    """Writes ``run.json`` when training starts and at each checkpoint; puts the record into checkpoints.
+class SetupCallback(Callback):
+    """Updates ``run.json`` when training starts and at each checkpoint, and adds the record to checkpoints.
+
+    At the start of training it also logs the size of the model and warns of schedules that have no effect.
 
     Args:
-        run_dir: the run's folder.
-        record: plain entries known before training: name, seed, versions, command, fingerprint, ...
-        config: the whole resolved config as plain containers.
-        earlier_seconds: how long earlier parts of a resumed run took.
+        run_dir: folder of the run.
+        record: plain entries: name, seed, versions, command, fingerprint, ...
+        config: the resolved config as plain containers.
+        earlier_seconds: duration of earlier parts of a resumed run.
     """
 
     def __init__(
@@ -38,48 +43,64 @@ class SetupCallback(pl.Callback):
 
     @property
     def seconds(self) -> float:
-        """How long the run took so far, earlier parts included."""
+        """Duration of the run so far, earlier parts included."""
         return round(self._earlier + time.monotonic() - self._started, 1)
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the record once the processes know their ranks."""
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the record after the ranks of the processes are set."""
         if trainer.is_global_zero and stage == "fit":
             update_run(self.run_dir, **self.record, status="running", finished=None, seconds=self.seconds)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say how large the model is and, after resuming, where; let the CSV file go on from there."""
-        sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
-        trained, total = sum(n for n, needed in sizes if needed), sum(n for n, _ in sizes)
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Map optimizer states of other layouts when they are loaded."""
+        for optimizer in trainer.optimizers:
+            optimizer.register_load_state_dict_pre_hook(fit_optimizer_state)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the size of the model and the step of a resumed run; continue the CSV file from that step."""
+        for message in late_schedules(self.config.get("model") or {}, _planned_steps(trainer, pl_module)):
+            logger.warning("%s", message)
+        total = sum(parameter.numel() for parameter in pl_module.parameters())
+        trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
         logger.info("%s: %s parameters, %s of them trained", type(pl_module).__name__, f"{total:,}", f"{trained:,}")
-        steps = trainer.fit_loop.epoch_loop._batches_that_stepped  # what Lightning gives to its loggers
+        steps = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step that Lightning passes to its loggers
         for run_logger in trainer.loggers:
             if isinstance(run_logger, MetricsCSVLogger):
                 run_logger.continue_from(steps)
         if trainer.ckpt_path:
-            place = (trainer.global_step, trainer.current_epoch, trainer.ckpt_path)
-            logger.info("resumed at step %d, epoch %d, from %s", *place)
+            position = (trainer.global_step, trainer.current_epoch, trainer.ckpt_path)
+            logger.info("resumed at step %d, epoch %d, from %s", *position)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Files of Lightning 1.4 do not count what the order of the data, logs and pictures go by: count for them."""
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Set the batch counters, which files of Lightning 1.4 lack, for the order of data, logs and pictures."""
         fit_loop = checkpoint.get("loops", {}).get("fit_loop", {})
         batches = fit_loop.get("epoch_loop.batch_progress", {}).get("total", {})
         if any(batches.values()):
             return
         steps = checkpoint["global_step"]
-        accumulated = getattr(pl_module, "accumulate_grad_batches", trainer.accumulate_grad_batches)
-        batches.update(dict.fromkeys(batches, steps * accumulated))
+        batches.update(dict.fromkeys(batches, steps * _accumulated(trainer, pl_module)))
         fit_loop.get("epoch_loop.state_dict", {})["_batches_that_stepped"] = steps
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Add the record and the config, so that a checkpoint explains itself."""
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the record and the config to the checkpoint."""
         checkpoint["run"] = {**self.record, "config": self.config}
         if trainer.is_global_zero:
             update_run(self.run_dir, seconds=self.seconds, global_step=trainer.global_step)
 
     def close(self, status: str) -> None:
-        """Write how the run ended: finished, failed or interrupted."""
+        """Write the outcome of the run: finished, failed or interrupted."""
         update_run(self.run_dir, status=status, finished=utc_now(), seconds=self.seconds)
+
+
+def _accumulated(trainer: Trainer, pl_module: LightningModule) -> int:
+    """Return the batches of one optimizer step; modules with manual optimization have their own number."""
+    return int(getattr(pl_module, "accumulate_grad_batches", trainer.accumulate_grad_batches))
+
+
+def _planned_steps(trainer: Trainer, pl_module: LightningModule) -> float:
+    """Return the optimizer steps of the whole run; infinity if it has no limit."""
+    steps = math.inf if trainer.max_steps < 0 else trainer.max_steps
+    if (trainer.max_epochs or -1) > 0:
+        batches = trainer.num_training_batches / _accumulated(trainer, pl_module)
+        steps = min(steps, trainer.max_epochs * (batches if batches == math.inf else math.ceil(batches)))
+    return steps

@@ -1,4 +1,4 @@
-"""Random numbers that depend on where training stands, not on how it got there."""
+"""Random numbers that depend on seed and step, not on interruptions."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import random
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 _TRAIN, _VALIDATE, _TEST = range(3)
 
 
-class StepSeed(pl.Callback):
+class StepSeed(Callback):
     """Reseeds torch, numpy and ``random`` at the start of every batch from (seed, batch counter, rank).
 
-    A resumed run therefore draws the very noise the uninterrupted run would have drawn, with no generator state
-    in the checkpoint; and every validation sees the same noise, so that its losses can be compared.
+    A resumed run therefore draws the same noise as an uninterrupted one, without generator states in the checkpoint,
+    and all validations draw the same noise, so that their losses are comparable.
 
     Args:
         seed: the run's seed.
@@ -25,26 +25,24 @@ class StepSeed(pl.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def _reseed(self, stage: int, trainer: pl.Trainer, counter: int) -> None:
+    def _reseed(self, stage: int, trainer: Trainer, counter: int) -> None:
         words = np.random.SeedSequence([self.seed, stage, counter, trainer.global_rank]).generate_state(3)
         random.seed(int(words[0]))
         np.random.seed(int(words[1]))
         torch.manual_seed(int(words[2]))
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Seed by the number of batches trained on so far, over all epochs."""
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed by the number of training batches so far, over all epochs."""
         self._reseed(_TRAIN, trainer, trainer.fit_loop.total_batch_idx)
 
     def on_validation_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Seed by the batch's place in the validation set."""
+        """Seed by the index of the batch in the validation set."""
         self._reseed(_VALIDATE, trainer, batch_idx)
 
     def on_test_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Seed by the batch's place in the test set."""
+        """Seed by the index of the batch in the test set."""
         self._reseed(_TEST, trainer, batch_idx)

@@ -1,0 +1,77 @@
+"""Early check that monitored metrics are logged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+
+from ldm.util import ConfigError, did_you_mean
+
+logger = logging.getLogger(__name__)
+
+_KNOWN_CODE = ("ldm.", "pytorch_lightning.", "lightning.")
+
+
+@runtime_checkable
+class LogsLater(Protocol):
+    """A callback that logs metrics on a schedule of its own."""
+
+    @property
+    def logged_names(self) -> Sequence[str]:
+        """Names of the metrics."""
+
+
+class MonitorCheck(Checkpoint):
+    """Raises an error for a monitored metric that is not logged.
+
+    Metrics of the validation are checked after the sanity validation, metrics of the training after its first step. If
+    the run contains code from outside this package, which can log a metric later, these checks only warn, and the end
+    of the first validation or epoch decides.
+
+    A checkpoint callback, because Lightning runs those after all others; it has to be the first of them.
+    """
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the metrics of the sanity validation."""
+        self._check(trainer, "val", _is_known(pl_module, trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the metrics of a validation."""
+        if not trainer.sanity_checking:
+            self._check(trainer, "val")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Check the metrics of the first step."""
+        if trainer.fit_loop.total_batch_idx == 1 and _is_known(pl_module, trainer):
+            self._check(trainer, "train", suffix="_epoch")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the metrics of an epoch, before a checkpoint is selected by them."""
+        self._check(trainer, "train")
+
+    def _check(self, trainer: Trainer, prefix: str, is_certain: bool = True, suffix: str | None = None) -> None:
+        """Report monitors with a prefix that are not logged, except those with a suffix, which are logged later."""
+        known, monitors = set(trainer.callback_metrics), set()
+        for callback in trainer.callbacks:
+            if isinstance(callback, LogsLater):
+                known.update(callback.logged_names)
+            if isinstance(callback, (ModelCheckpoint, EarlyStopping)):
+                monitors.add(callback.monitor)
+        for monitor in sorted(filter(None, monitors)):
+            if not monitor.startswith(prefix) or monitor in known or (suffix and monitor.endswith(suffix)):
+                continue
+            names = ", ".join(sorted(name for name in known if name.startswith(prefix))) or "no metrics"
+            hint = did_you_mean(monitor, known)
+            message = f"monitor: expected a logged metric, got {monitor!r}.{hint} Logged: {names}"
+            if is_certain:
+                raise ConfigError(message)
+            logger.warning("%s. It has to be logged by the end of the first validation", message)
+
+
+def _is_known(pl_module: LightningModule, trainer: Trainer) -> bool:
+    """Return whether model and callbacks are of this package or of Lightning."""
+    return all(type(part).__module__.startswith(_KNOWN_CODE) for part in (pl_module, *trainer.callbacks))
