@@ -36,6 +36,22 @@ TINY_UNET = {
     "use_scale_shift_norm": True,
     "resblock_updown": True,
 }
+# Constants of a noise schedule in checkpoints of LDM, and those that DisDiff adds.
+LDM_SCHEDULE = {
+    "betas",
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+}
+DISDIFF_SCHEDULE = {"shift_coef", "ddim_coef"}
 
 
 class World64(World3D):

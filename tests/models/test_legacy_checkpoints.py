@@ -15,7 +15,7 @@ import pytest
 import torch
 from golden_recipe import fill
 from legacy_configs import MODELS
-from stand_ins import TINY_UNET, vq_config
+from stand_ins import DISDIFF_SCHEDULE, LDM_SCHEDULE, TINY_UNET, vq_config
 
 from ldm.models.autoencoder import VQModelInterface
 from ldm.models.diffusion.ddpm import LatentDiffusion
@@ -25,21 +25,6 @@ from ldm.runs.checkpoint_io import read_checkpoint
 from ldm.util import UserError, instantiate_from_config
 
 UNET = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET}
-SCHEDULE = {
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-}
-DISDIFF_SCHEDULE = {"shift_coef", "ddim_coef"}
 COMMON = {"image_size": 8, "channels": 4, "timesteps": 20, "monitor": None}
 
 
@@ -68,7 +53,7 @@ def reference_state(scale_by_std=True, use_ema=True):
     model = fill(ldm(scale_by_std=scale_by_std, use_ema=use_ema))
     state = {key: value for key, value in model.state_dict().items() if key not in DISDIFF_SCHEDULE}
     fresh = ldm()
-    state |= {name: getattr(fresh, name) for name in SCHEDULE}
+    state |= {name: getattr(fresh, name) for name in LDM_SCHEDULE}
     return state | ({"scale_factor": torch.tensor(0.8)} if scale_by_std else {})
 
 
@@ -180,7 +165,7 @@ def test_legacy_another_schedule_is_named_and_the_configs_stays(tmp_path, caplog
 
 def test_legacy_strict_loading_takes_the_schedule_of_any_family():
     state = reference_state(scale_by_std=False)
-    assert not SCHEDULE - state.keys()
+    assert not LDM_SCHEDULE - state.keys()
     ldm().load_state_dict(state, strict=True)
     ldm().load_state_dict(state | {"alphas_cumprod_next": torch.zeros(20), "shift_coef": torch.zeros(20)}, strict=True)
     with pytest.raises(RuntimeError, match="out.0.weight"):
@@ -217,7 +202,7 @@ def test_legacy_keys_of_a_latent_diffusion_model():
     model = ldm(scale_by_std=True, learn_logvar=True)
     keys = set(model.state_dict())
     network = {name for name, _ in model.model.diffusion_model.named_parameters()}
-    expected = SCHEDULE | DISDIFF_SCHEDULE | {"scale_factor", "logvar", "model_ema.decay", "model_ema.num_updates"}
+    expected = LDM_SCHEDULE | DISDIFF_SCHEDULE | {"scale_factor", "logvar", "model_ema.decay", "model_ema.num_updates"}
     expected |= {f"model.diffusion_model.{name}" for name in network}
     expected |= {f"model_ema.diffusion_model{name.replace('.', '')}" for name in network}
     expected |= {f"first_stage_model.{name}" for name in model.first_stage_model.state_dict()}
@@ -232,7 +217,7 @@ def test_legacy_keys_of_encdiff():
     model = instantiate_from_config(MODELS["encdiff"])
     state = model.state_dict()
     top = {key for key in state if "." not in key}
-    assert top == SCHEDULE | {"alphas_cumprod_next", "scale_factor"}
+    assert top == LDM_SCHEDULE | {"alphas_cumprod_next", "scale_factor"}
     assert torch.equal(state["alphas_cumprod_next"][:-1], state["alphas_cumprod"][1:])
     encoder = {key for key in state if key.startswith("cond_stage_model")}
     assert {"cond_stage_model.encoder.16.weight", "cond_stage_model.net.3.4.bias"} <= encoder
