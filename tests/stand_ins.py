@@ -24,7 +24,7 @@ TINY_DDCONFIG = {
     "dropout": 0.0,
     "patch_size": 4,
 }
-TINY_UNET = {
+PLAIN_UNET = {
     "image_size": 8,
     "in_channels": 4,
     "out_channels": 4,
@@ -33,9 +33,8 @@ TINY_UNET = {
     "attention_resolutions": [2],
     "channel_mult": [1, 2],
     "num_heads": 4,
-    "use_scale_shift_norm": True,
-    "resblock_updown": True,
 }
+TINY_UNET = {**PLAIN_UNET, "use_scale_shift_norm": True, "resblock_updown": True}
 # Constants of a noise schedule in checkpoints of LDM, and those that DisDiff adds.
 LDM_SCHEDULE = {
     "betas",

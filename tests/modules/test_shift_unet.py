@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from golden_recipe import UNET_CONFIG, assert_stat, fill, inp, load_golden
+from stand_ins import PLAIN_UNET
 from test_autoencoder_nets import VQ
 from torch import nn
 
@@ -15,17 +16,7 @@ from ldm.util import ConfigError, UserError
 GOLDEN = load_golden("modules")
 STEPS = torch.tensor([7, 912])
 SHIFT = {"seprate_decoder": True, "orth_emb": True, "latent_unit": 6, "repre_emb_channels": 32}
-BASE = {
-    "image_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": 1,
-    "attention_resolutions": [2],
-    "channel_mult": [1, 2],
-    "num_heads": 4,
-}
-TINY = {**BASE, "seprate_decoder": True, "orth_emb": True, "latent_unit": 3, "repre_emb_channels": 5}
+TINY = {**PLAIN_UNET, "seprate_decoder": True, "orth_emb": True, "latent_unit": 3, "repre_emb_channels": 5}
 
 
 def tiny(**changes):
@@ -214,7 +205,7 @@ def test_wrong_widths_name_the_keys():
 
 def ldm_checkpoint(path, scale=0.8):
     """A latent-diffusion checkpoint whose averaged weights are the raw ones plus 1, with an object in it."""
-    base = fill(openaimodel.UNetModel(**BASE))
+    base = fill(openaimodel.UNetModel(**PLAIN_UNET))
     state = {"scale_factor": torch.tensor(scale), "model_ema.decay": torch.tensor(0.9999)}
     for name, weight in base.state_dict().items():
         state[f"model.diffusion_model.{name}"] = weight
@@ -267,7 +258,7 @@ def test_bad_checkpoints_say_what_to_do(tmp_path):
 def test_starts_from_safetensors(tmp_path):
     from safetensors.torch import save_file
 
-    base = fill(openaimodel.UNetModel(**BASE))
+    base = fill(openaimodel.UNetModel(**PLAIN_UNET))
     path = tmp_path / "ldm.safetensors"
     save_file({f"model.diffusion_model.{name}": weight for name, weight in base.state_dict().items()}, path)
     unet = UNetModel(**TINY, ckpt_path=str(path))
@@ -298,7 +289,7 @@ def test_shift_decoder_waits_for_weights_of_the_frozen_one_that_arrive_later():
     """Random weights are not copied; after loading, copy_base_to_shift() copies the loaded ones."""
     unet = UNetModel(**TINY, init_shift_from_base=True)
     assert unet.init_shift_from_base and not have_equal_twins(unet)
-    base = fill(openaimodel.UNetModel(**BASE))
+    base = fill(openaimodel.UNetModel(**PLAIN_UNET))
     unet.load_state_dict(base.state_dict(), strict=False)
     unet.copy_base_to_shift()
     assert torch.equal(unet.state_dict()[TWINS[0]], base.state_dict()[TWINS[1]])

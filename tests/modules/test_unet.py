@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from golden_recipe import UNET_CONFIG, assert_stat, fill, inp, load_golden
+from stand_ins import PLAIN_UNET
 
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
@@ -12,21 +13,11 @@ from ldm.modules.diffusionmodules.util import timestep_embedding
 from ldm.util import ConfigError, UserError
 
 GOLDEN = load_golden("modules")
-TINY = {
-    "image_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": 1,
-    "attention_resolutions": [2],
-    "channel_mult": [1, 2],
-    "num_heads": 4,
-}
 STEPS = torch.tensor([7, 912])
 
 
 def predict(**changes):
-    unet = fill(UNetModel(**{**TINY, **changes}))
+    unet = fill(UNetModel(**{**PLAIN_UNET, **changes}))
     return unet, unet(inp((2, 4, 8, 8)), STEPS)
 
 
@@ -91,7 +82,7 @@ def test_checkpointing_changes_no_gradient():
 
 
 def test_class_labels():
-    unet = fill(UNetModel(**TINY, num_classes=3))
+    unet = fill(UNetModel(**PLAIN_UNET, num_classes=3))
     x = inp((2, 4, 8, 8))
     assert not torch.equal(unet(x, STEPS, y=torch.tensor([0, 1])), unet(x, STEPS, y=torch.tensor([2, 1])))
     with pytest.raises(UserError, match=r"integer labels y of shape \(2,\), got none"):
@@ -104,7 +95,7 @@ def test_class_labels():
 
 def test_float_vectors_enter_beside_the_timestep():
     """The key layout is that of Stable Diffusion 2.1 unclip."""
-    unet = fill(UNetModel(**TINY, num_classes="sequential", adm_in_channels=5))
+    unet = fill(UNetModel(**PLAIN_UNET, num_classes="sequential", adm_in_channels=5))
     shapes = {name: tuple(p.shape) for name, p in unet.named_parameters() if name.startswith("label_emb")}
     assert shapes == {
         "label_emb.0.0.weight": (128, 5),
@@ -128,7 +119,7 @@ def test_float_vectors_enter_beside_the_timestep():
 )
 def test_float_vectors_need_their_width(params):
     with pytest.raises(ConfigError, match="unet_config.params.num_classes.*adm_in_channels"):
-        UNetModel(**TINY, **params)
+        UNetModel(**PLAIN_UNET, **params)
 
 
 def test_code_prediction_head():
@@ -137,7 +128,7 @@ def test_code_prediction_head():
 
 @pytest.mark.parametrize("dims", [1, 3])
 def test_other_dimensions(dims):
-    unet = UNetModel(**{**TINY, "in_channels": 2, "out_channels": 2}, dims=dims)
+    unet = UNetModel(**{**PLAIN_UNET, "in_channels": 2, "out_channels": 2}, dims=dims)
     x = torch.randn(2, 2, *[8] * dims)
     assert unet(x, STEPS).shape == x.shape
 
@@ -157,16 +148,16 @@ def test_single_token_context():
 
 def test_config_errors_name_the_key(caplog):
     with pytest.raises(ConfigError, match="num_head_channels"):
-        UNetModel(**{**TINY, "num_heads": -1})
+        UNetModel(**{**PLAIN_UNET, "num_heads": -1})
     with pytest.raises(ConfigError, match="context_dim"):
-        UNetModel(**TINY, use_spatial_transformer=True)
+        UNetModel(**PLAIN_UNET, use_spatial_transformer=True)
     with pytest.raises(ConfigError, match="multiple of 32"):
-        UNetModel(**{**TINY, "model_channels": 24})
+        UNetModel(**{**PLAIN_UNET, "model_channels": 24})
     with pytest.raises(ConfigError, match="5 heads"):
-        UNetModel(**{**TINY, "num_heads": 5})
+        UNetModel(**{**PLAIN_UNET, "num_heads": 5})
     with pytest.raises(ConfigError, match="num_hedas"):
-        UNetModel(**TINY, num_hedas=4)
+        UNetModel(**PLAIN_UNET, num_hedas=4)
     with pytest.raises(ConfigError, match="dims: expected 1, 2 or 3, got 4"):
-        UNetModel(**TINY, dims=4)
-    UNetModel(**TINY, use_fp16=True)
+        UNetModel(**PLAIN_UNET, dims=4)
+    UNetModel(**PLAIN_UNET, use_fp16=True)
     assert "use_fp16" in caplog.text
