@@ -15,6 +15,7 @@ train that has them. Words of the form key=value change the config as in main.py
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ldm.diffusion.samplers import SAMPLERS
+from ldm.diffusion.samplers import SAMPLERS, build_sampler
 from ldm.evaluation.sampling.job import SamplingJob, write_samples
 from ldm.evaluation.sampling.request import Request, choose_sampler, split_text
 from ldm.models.contracts import Samplable
@@ -80,6 +81,9 @@ def request_of(options: argparse.Namespace) -> Request:
 def run(options: argparse.Namespace, overrides: list[str]) -> list[Path]:
     request = request_of(options)
     loaded = load_run(options.resume, options.base, overrides, needs=Samplable)
+    configured = (loaded.config.section("model").get("params") or {}).get("sampler")
+    if configured and not options.vanilla_sample and {options.sampler, options.custom_steps, options.eta} == {None}:
+        request = dataclasses.replace(request, sampler=build_sampler(configured))
     loaded.model.to(options.device)
     columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.monotonic()

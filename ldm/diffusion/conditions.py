@@ -1,8 +1,8 @@
 """Conditions of a denoiser: one class per kind, each with a null condition, dropout and batching.
 
-A condition is a batch of what the network is conditioned on. ``null()`` is the same batch without any condition (for
-classifier-free guidance), ``drop(mask)`` removes the condition of some samples (for training with condition dropout),
-``first(n)`` takes the first samples.
+A condition is a batch of inputs that the network is conditioned on. ``null()`` is the same batch without any condition
+(for classifier-free guidance), ``drop(mask)`` removes the condition of some samples (for training with condition
+dropout), ``first(n)`` takes the first samples.
 
 Dimensions: B batch, U units, D width of a unit's code.
 """
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ldm.util import ConfigError, UserError
 
-EmptyValue = Callable[[int], Tensor]
-"""Number of samples n -> the value of n samples without a condition, (n, ...) or (1, ...)."""
+EmptyValue = Callable[[], Tensor]
+"""Returns the value of one sample without a condition, (1, ...)."""
 
 
 class Condition(ABC):
@@ -65,7 +65,7 @@ class TensorCondition(Condition):
 
     def null(self) -> TensorCondition:
         if self.empty is not None:
-            return replace(self, value=self.empty(len(self.value)).to(self.value).expand_as(self.value))
+            return replace(self, value=self.empty().to(self.value).expand_as(self.value))
         if not self.value.is_floating_point():
             raise UserError(
                 "condition: expected a condition stage with a null class, got integer classes without one. Use "
@@ -111,7 +111,7 @@ class ListCondition(Condition):
 
 @dataclass(frozen=True)
 class DictCondition(Condition):
-    """Conditions that enter the network at several places (``hybrid``): names of the network's arguments -> parts.
+    """Conditions that enter the network at several places (``hybrid``): ``c_concat`` and ``c_crossattn`` -> parts.
 
     Classifier-free guidance and dropout act on ``c_crossattn``; a map that is concatenated on the channels, such as
     the masked image of inpainting, stays, as in Stable Diffusion.
@@ -163,12 +163,18 @@ class UnitCodes(Condition):
 
     def first(self, count: int | None) -> UnitCodes:
         mask, only = (None if value is None else value[:count] for value in (self.mask, self.only))
-        return replace(self, codes=self.codes[:count], mask=mask, only=only)
+        guidance = self._factors()[:count] if isinstance(self.guidance, Tensor) else self.guidance
+        return replace(self, codes=self.codes[:count], mask=mask, only=only, guidance=guidance)
 
     def joined(self, other: UnitCodes) -> UnitCodes:
+        if (self.only is None) != (other.only is None):
+            raise UserError("units: expected `only` in both conditions or in neither, got it in one. Set it in both")
         mask = None if self.mask is None and other.mask is None else torch.cat([self._mask(), other._mask()])
         only = None if self.only is None or other.only is None else torch.cat([self.only, other.only])
-        return replace(self, codes=torch.cat([self.codes, other.codes]), mask=mask, only=only)
+        is_same = not isinstance(self.guidance, Tensor) and self.guidance is other.guidance
+        guidance = self.guidance if is_same else torch.cat([self._factors(), other._factors()])
+        codes = torch.cat([self.codes, other.codes])
+        return replace(self, codes=codes, mask=mask, only=only, guidance=guidance)
 
     def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
         return {"context": self.codes, "unit_mask": self.mask, "sampled_index": self.only}
@@ -181,6 +187,10 @@ class UnitCodes(Condition):
                 values[:, unit] = values[0, unit].clone()
         return replace(self, codes=codes, mask=mask)
 
+    def _factors(self) -> Tensor:
+        """Return the factor of each unit, (B, U)."""
+        return torch.as_tensor(self.guidance, device=self.codes.device).expand(self.codes.shape[:2])
+
     def _mask(self) -> Tensor:
         if self.mask is not None:
             return self.mask
@@ -191,7 +201,7 @@ def as_condition(value: Any, empty: EmptyValue | None = None) -> Condition | Non
     """Return the condition that a condition stage's output stands for.
 
     Args:
-        value: a tensor, a list of tensors, a mapping of the network's arguments to tensors or lists of them, a
+        value: a tensor, a list of tensors, a mapping with ``c_concat`` and ``c_crossattn``, a
             condition, or ``None``.
         empty: value of a tensor without a condition, see :class:`TensorCondition`.
 

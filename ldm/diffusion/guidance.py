@@ -30,7 +30,7 @@ def classifier_free(
         predict: the network.
         cond: the condition, B samples.
         scale: 1 is the condition itself, and costs one prediction per step.
-        null: the condition to go away from; by default ``cond.null()``. A negative prompt goes here.
+        null: the negative condition, such as a negative prompt; by default ``cond.null()``.
 
     Raises:
         UserError: a scale other than 1 without a condition, or with one that has no null condition.

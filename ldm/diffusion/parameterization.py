@@ -1,4 +1,4 @@
-"""What the denoising network predicts: the noise, the clean image, or the velocity.
+"""Parameterizations of the network's output: noise, clean image, or velocity.
 
 One class per parameterization. All maps take x (B, C, H, W) and time steps t (B,) int64. With a new class, add it to
 ``PARAMETERIZATIONS``; no other file depends on the names.
@@ -89,7 +89,7 @@ class X0(Parameterization):
     def vlb_weights(self, schedule: NoiseSchedule) -> Tensor:
         """Return LDM's weights, whose denominator is ``2 - abar`` and not ``2 (1 - abar)``."""
         abar = schedule.alphas_cumprod
-        return _with_finite_start(0.5 * torch.sqrt(abar) / (2.0 * 1 - abar))
+        return _with_finite_start(0.5 * torch.sqrt(abar) / (2 - abar))
 
     def sub_gradient_scale(self, schedule: NoiseSchedule, t: Tensor, like: Tensor, training: bool) -> Tensor:
         """Return sqrt(1 - abar): the sub-gradient is in units of the clean latent and grows with the noise."""

@@ -5,7 +5,7 @@ Constants are computed in float64 and rounded once, so that checkpoints and publ
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -119,7 +119,7 @@ class NoiseSchedule:
 
     def constants(self) -> dict[str, Tensor]:
         """Return the constants by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return dict(vars(self))
 
     @property
     def num_timesteps(self) -> int:

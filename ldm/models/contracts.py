@@ -73,7 +73,7 @@ class Reconstructor(Protocol):
     """An autoencoder."""
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Any]:
-        """Return the reconstruction of images (B, 3, H, W), and what its loss needs."""
+        """Return the reconstruction of images (B, 3, H, W), and the bottleneck's input to its loss."""
         ...
 
 
@@ -129,7 +129,7 @@ class ConditionStage(Protocol):
         ...
 
     def unconditional(self, count: int) -> Tensor:
-        """Return the condition of ``count`` samples under the empty text."""
+        """Return the condition of ``count`` samples for the empty text."""
         ...
 
 
@@ -139,13 +139,14 @@ class ClassStage(Protocol):
 
     takes_classes: bool
     num_classes: int
+    null_class: int  # the class that stands for no class
 
     def encode_classes(self, labels: Tensor) -> Tensor:
         """Return the condition (B, S, D) or (B, D) of labels (B,) int64."""
         ...
 
     def unconditional(self, count: int) -> Tensor:
-        """Return the condition of ``count`` samples under no class."""
+        """Return the condition of ``count`` samples without a class."""
         ...
 
 

@@ -35,6 +35,11 @@ class ScheduleOptions:
     given_betas: Sequence[float] | None = None
     v_posterior: float = 0.0
 
+    def __post_init__(self) -> None:
+        count = self.timesteps if self.given_betas is None else len(self.given_betas)
+        if count < 2:
+            raise ConfigError(f"model.params.timesteps: expected at least 2, got {count}. LDM uses 1000")
+
     def betas(self) -> np.ndarray:
         """Return the betas, (T,) float64."""
         if self.given_betas is not None:
@@ -54,7 +59,8 @@ class LossOptions:
         logvar_init: initial log variance.
         noise_bias: time steps are drawn as T u^(1 / noise_bias) with u uniform: 1 is the papers' uniform draw; above 1
             noisy steps, at which a condition matters most, are drawn more often.
-        cond_drop_prob: probability to train a sample without its condition, which classifier-free guidance needs.
+        cond_drop_prob: probability to train a sample without its condition, which classifier-free guidance needs. A
+            condition stage of classes then uses its last class for none: set ``n_classes`` to one more than the data.
     """
 
     loss_type: str = "l2"
@@ -78,7 +84,7 @@ class LossOptions:
 
 @dataclass(frozen=True)
 class InputOptions:
-    """What is denoised.
+    """Size, range and parameterization of the denoised tensor.
 
     Attributes:
         first_stage_key: entry of the batch that holds the images.
@@ -99,7 +105,7 @@ class InputOptions:
 
 @dataclass(frozen=True)
 class WeightOptions:
-    """Where the weights come from, and their moving average.
+    """Initial weights and moving average.
 
     Attributes:
         ckpt_path: weights to start from, without the keys that start with one of ``ignore_keys``.

@@ -14,7 +14,7 @@ def example(kind):
     """A condition of two samples."""
     tokens, image = torch.randn(2, 3, 4), torch.randn(2, 1, 4, 4)
     return {
-        "tensor": as_condition(tokens, lambda count: torch.full((count, 3, 4), 7.0)),
+        "tensor": as_condition(tokens, lambda: torch.full((1, 3, 4), 7.0)),
         "list": as_condition([tokens, tokens + 1]),
         "dict": as_condition({"c_crossattn": [tokens], "c_concat": [image]}),
         "units": UnitCodes(torch.randn(2, 5, 4), torch.tensor([[True] * 5, [True, False] * 2 + [True]])),
@@ -74,7 +74,7 @@ class TestEveryKind:
 def test_null_of_a_tensor():
     value = torch.randn(2, 3)
     assert torch.equal(TensorCondition(value).null().value, torch.zeros(2, 3))
-    assert torch.equal(TensorCondition(value, lambda n: torch.ones(1, 3)).null().value, torch.ones(2, 3))
+    assert torch.equal(TensorCondition(value, lambda: torch.ones(1, 3)).null().value, torch.ones(2, 3))
     with pytest.raises(UserError, match="null class"):
         TensorCondition(torch.tensor([1, 2])).null()
 
@@ -114,6 +114,18 @@ def test_guidance_of_single_units():
     torch.testing.assert_close(same, add_units(pred, grads.sum(1), grads, scale, torch.full((3,), 2.0)))
     single = add_units(pred, grads.sum(1), grads, scale, torch.tensor([0.0, 1.0, 0.0]))
     torch.testing.assert_close(single, pred + scale * grads[:, 1])
+
+
+def test_factors_of_units_follow_their_samples():
+    weights = torch.rand(2, 3)
+    cond = UnitCodes(torch.randn(2, 3, 4), only=torch.tensor([0, 1]), guidance=weights)
+    joined = cond.joined(cond.null())
+    assert torch.equal(joined.guidance, torch.cat([weights, weights]))
+    assert torch.equal(joined.first(2).guidance, weights) and torch.equal(cond.first(1).guidance, weights[:1])
+    mixed = UnitCodes(cond.codes, guidance=2.0).joined(UnitCodes(cond.codes, guidance=torch.ones(3)))
+    assert torch.equal(mixed.guidance, torch.cat([torch.full((2, 3), 2.0), torch.ones(2, 3)]))
+    with pytest.raises(UserError, match="only"):
+        cond.joined(UnitCodes(cond.codes))
 
 
 def test_swapped_units():

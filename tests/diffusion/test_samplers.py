@@ -59,8 +59,10 @@ def test_golden_ddim_constants():
 def test_more_steps_than_half_of_the_time_steps_stay_in_range():
     assert spaced_timesteps(300, 1000).max() < 1000
     assert spaced_timesteps(1000, 1000).max() < 1000
-    with pytest.raises(ConfigError, match="between 1 and 1000"):
+    with pytest.raises(ConfigError, match="between 2 and 1000"):
         spaced_timesteps(1001, 1000)
+    with pytest.raises(ConfigError, match="got 1"):
+        spaced_timesteps(1, 1000)
     with pytest.raises(ConfigError, match="'uniform' or 'quad'"):
         spaced_timesteps(10, 1000, "cubic")
 
@@ -283,24 +285,44 @@ def test_evaluations_are_counted(name):
 
 
 @pytest.mark.parametrize("name", ["ddim", "plms", "dpm_solver"])
-def test_inpainting_keeps_the_known_part(name):
+def test_inpainting_shows_the_known_part_to_the_network(name):
+    """The noise of the known part, at every call of the network, is standard normal."""
     torch.manual_seed(0)
-    known, other = torch.ones(1, 3, 4, 4), -torch.ones(1, 3, 4, 4)
-    mask = torch.zeros(1, 1, 4, 4)
-    mask[..., :2] = 1
-    denoise = perfect_denoiser(known * mask + other * (1 - mask))
-    hooks = Hooks(inpainting=Inpainting(mask, known))
-    sample = named_sampler(name, num_steps=20).sample(denoise, torch.randn(1, 3, 4, 4), SCHEDULE, hooks=hooks)
-    assert (sample[..., :2] - 1).abs().mean() < 0.1
-    assert (sample[..., 2:] + 1).abs().mean() < 0.1
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    noises = []
+
+    def denoise(x, t):  # leaves x unchanged: only the hook can insert the known image
+        abar = extract(SCHEDULE.alphas_cumprod, t, x)
+        noises.append((x[..., :4] - abar.sqrt()) / (1 - abar).sqrt())
+        return torch.zeros_like(x)
+
+    hooks = Hooks(inpainting=Inpainting(mask, torch.ones(1, 3, 8, 8)))
+    named_sampler(name, num_steps=20).sample(denoise, torch.randn(1, 3, 8, 8), SCHEDULE, hooks=hooks)
+    if name == "plms":
+        del noises[1]  # the second evaluation of the first step
+    assert len(noises) == 20
+    for noise in noises:
+        assert abs(noise.mean()) < 0.5 and abs(noise.std() - 1) < 0.4
 
 
-def test_quantised_estimates_are_used():
-    seen = []
-    denoise = perfect_denoiser(torch.full((1, 1, 2, 2), 0.7))
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_quantized_estimates_are_used(name):
+    seen, states = [], []
+    perfect = perfect_denoiser(torch.full((1, 1, 2, 2), 0.7))
+
+    def denoise(x, t):
+        states.append((x, t))
+        return perfect(x, t)
+
     hooks = Hooks(quantize_x0=torch.round)
-    DDIMSampler(20).sample(denoise, torch.randn(1, 1, 2, 2), SCHEDULE, callback=seen.append, hooks=hooks)
+    sampler = named_sampler(name, num_steps=None if name == "ddpm" else 20)
+    sampler.sample(denoise, torch.randn(1, 1, 2, 2), SCHEDULE, callback=seen.append, hooks=hooks)
     assert all((step.pred_x0 == step.pred_x0.round()).all() for step in seen)
+    if name == "plms":  # the first step moves to the quantized estimate, too, before its second evaluation
+        (x, t), (ahead, t_ahead) = states[:2]
+        abar_ahead = SCHEDULE.alphas_cumprod[t_ahead]
+        torch.testing.assert_close(ahead, abar_ahead.sqrt() * 1.0 + (1 - abar_ahead).sqrt() * perfect(x, t))
 
 
 def test_samplers_by_name_and_by_config():

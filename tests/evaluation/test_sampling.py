@@ -273,10 +273,10 @@ def test_requests_out_of_range(tmp_path):
         draw(tmp_path / "run", texts=(("red floor", "cube"),))
     with pytest.raises(UserError, match="the config has no `data`. Add one with --base"):
         draw(tmp_path / "run")
-    for wrong in ({"count": 0}, {"batch_size": 0}):
-        with pytest.raises(ConfigError, match=next(iter(wrong))):
+    for wrong, flag in (({"count": 0}, "-n"), ({"batch_size": 0}, "--batch_size")):
+        with pytest.raises(ConfigError, match=f"{flag}: expected at least 1, got 0"):
             Request(**wrong)
-    with pytest.raises(ConfigError, match="between 1 and 20"):
+    with pytest.raises(ConfigError, match="between 2 and 20"):
         draw(tmp_path / "run", texts=(TEXT,), sampler=DDIMSampler(21)).samples()
 
 

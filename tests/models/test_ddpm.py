@@ -251,3 +251,40 @@ def test_the_network_alone_still_gets_a_scale(tmp_path):
     model = build(ckpt_path=str(tmp_path / "plain.ckpt"), **options)
     train(model)
     assert model.scale_factor.item() != 1.0
+
+
+class WithReader(LatentDiffusion):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.add_trained("reader", torch.nn.Linear(3, 2), averaged=True)
+
+
+def test_added_parts_start_from_the_checkpoint_of_the_config(tmp_path):
+    options = {"first_stage_config": vq_config(), "cond_stage_config": "__is_unconditional__", "unet_config": UNET}
+    options |= {"image_size": 8, "channels": 4, "timesteps": 20}
+    source = WithReader(**options)
+    torch.nn.init.constant_(source.reader.weight, 5.0)
+    source.model_ema.readerweight.fill_(4.0)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "whole.ckpt")
+    model = WithReader(**options, ckpt_path=str(tmp_path / "whole.ckpt"))
+    assert (model.reader.weight == 5).all() and (model.model_ema.readerweight == 4).all()
+    fresh = WithReader(**options, ckpt_path=str(tmp_path / "whole.ckpt"), ignore_keys=["reader", "model_ema"])
+    assert not (fresh.reader.weight == 5).any() and torch.equal(fresh.model_ema.readerweight, fresh.reader.weight)
+
+
+def test_the_samplers_of_pictures():
+    """The option, else the config's, else DDIM with at most as many steps as the schedule has."""
+    assert build().choose_sampler(None, 200, 1.0).num_steps == 20
+    configured = build(sampler={"target": "ldm.diffusion.samplers.PLMSSampler", "params": {"num_steps": 4}})
+    assert configured.choose_sampler(None, 200, 1.0).num_steps == 4
+    assert configured.choose_sampler("ddim", 200, 1.0).num_steps == 50
+    pictures = build(log_every_t=5).log_images(batch(), return_keys=["samples"])
+    assert list(pictures) == ["samples"]
+    assert list(build().log_images(batch(), sample=False, return_keys=["inputs"])) == ["inputs"]
+
+
+def test_options_that_cannot_work_are_refused():
+    with pytest.raises(ConfigError, match="timesteps: expected at least 2, got 1"):
+        build(timesteps=1)
+    with pytest.raises(ConfigError, match="cond_drop_prob: expected a model with a condition"):
+        build(cond_drop_prob=0.1)

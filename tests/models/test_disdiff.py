@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from ldm.data.collate import collate
 from ldm.diffusion.samplers import DDIMSampler
+from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.diffusion.methods.disdiff.model import DisDiff
 from ldm.models.diffusion.units import UnitCodes
 from ldm.training.callbacks.step_seed import StepSeed
@@ -357,12 +358,14 @@ def test_options_that_cannot_work_are_refused(options, words):
         build(**options)
 
 
-def test_a_plain_network_is_refused():
-    with pytest.raises(ConfigError, match="openaimodel_shift.UNetModel"):
-        DisDiff(
-            unet_config={"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET},
-            first_stage_config=vq_config(),
-            cond_stage_config={"target": "torch.nn.Flatten"},
-            image_size=8,
-            channels=4,
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_a_plain_network_is_refused(with_weights, tmp_path):
+    network = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": TINY_UNET}
+    options = {"first_stage_config": vq_config(), "image_size": 8, "channels": 4, "unet_config": network}
+    if with_weights:
+        torch.save(
+            LatentDiffusion(**options, cond_stage_config="__is_unconditional__").state_dict(), tmp_path / "plain.ckpt"
         )
+        options["ckpt_path"] = str(tmp_path / "plain.ckpt")
+    with pytest.raises(ConfigError, match="openaimodel_shift.UNetModel"):
+        DisDiff(**options, cond_stage_config={"target": "torch.nn.Flatten"})

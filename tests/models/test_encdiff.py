@@ -134,6 +134,7 @@ def test_pictures():
     assert len(attention.images) == 2 * 4 and attention.columns[1].startswith("unit 1: floor hue\n")
     shares = [int(column.rpartition("\n")[2].rstrip("%")) for column in attention.columns[1:]]
     assert sum(shares) == pytest.approx(100, abs=2)
+    assert list(model.log_images(batch(4), N=2, ddim_steps=2, return_keys=["attention"])) == ["attention"]
     few = model.log_images(
         batch(4),
         N=2,

@@ -101,9 +101,19 @@ def test_errors_are_one_message_and_nothing_is_written(script, checkpoint, tmp_p
         (["-r", str(tmp_path / "nothing")], "does not exist"),
         (["-r", str(checkpoint)], "--base"),
         ([*base, "--swap"], "--swap: LatentDiffusion samples from noise"),
-        ([*base, "-c", "21"], "between 1 and 20"),
+        ([*base, "-c", "21"], "between 2 and 20"),
         ([*base, "model.params.timestep=3"], "Did you mean 'timesteps'"),
     ):
         assert script.main(words) == 1
         assert message in capsys.readouterr().err
     assert not (checkpoint.parent / "samples").exists()
+
+
+def test_the_sampler_of_the_config_is_the_default(script, checkpoint, tmp_path):
+    base = ["-r", str(checkpoint), "--base", str(tmp_path / "ldm.yaml"), "-n", "2", "--device", "cpu", "-l"]
+    target = "model.params.sampler={target: ldm.diffusion.samplers.PLMSSampler, params: {num_steps: 3}}"
+    for words, expected in (([], ("plms", 3)), (["-c", "4"], ("ddim", 4))):
+        logdir = tmp_path / str(expected[1])
+        assert script.main([*base, str(logdir), *words, target]) == 0
+        record = json.loads(next(logdir.rglob("sampling.json")).read_text())
+        assert (record["sampler"], record["num_steps"]) == expected

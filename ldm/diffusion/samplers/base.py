@@ -72,6 +72,7 @@ class SamplerState:
         eps: noise estimate at (x, t).
         x0: estimate of the clean sample at (x, t).
         earlier: up to three earlier steps as (t, eps, x0), newest last; ``eps`` as the network predicted it.
+        hooks: quantization and inpainting.
     """
 
     schedule: NoiseSchedule
@@ -82,6 +83,7 @@ class SamplerState:
     eps: Tensor = field(default_factory=lambda: torch.empty(0))
     x0: Tensor = field(default_factory=lambda: torch.empty(0))
     earlier: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+    hooks: Hooks = field(default_factory=Hooks)
 
     @property
     def t(self) -> int:
@@ -131,7 +133,7 @@ class Sampler:
 
     @property
     def takes_hooks(self) -> bool:
-        """Whether :meth:`sample` supports quantisation and inpainting; a subclass may replace it without them."""
+        """Whether :meth:`sample` supports quantization and inpainting; a subclass may replace it without them."""
         return "hooks" in inspect.signature(self.sample).parameters
 
     def step(self, state: SamplerState) -> Tensor:
@@ -159,6 +161,11 @@ class Sampler:
         """Return the estimate of the clean sample for ``state.eps``."""
         return (state.x - torch.sqrt(1 - state.abar) * state.eps) / torch.sqrt(state.abar)
 
+    def estimate_x0(self, state: SamplerState) -> Tensor:
+        """Return :meth:`predict_x0`, on the codebook if the hooks ask for it."""
+        x0 = self.predict_x0(state)
+        return x0 if state.hooks.quantize_x0 is None else state.hooks.quantize_x0(x0)
+
     def combine(self, state: SamplerState) -> Tensor:
         """Return the noise estimate to use; multistep samplers combine it with earlier ones."""
         return state.eps
@@ -179,7 +186,7 @@ class Sampler:
             x_T: (B, C, H, W) standard normal noise.
             schedule: the schedule the denoiser was trained with, on the device of ``x_T``.
             callback: called after each step.
-            hooks: quantisation and inpainting.
+            hooks: quantization and inpainting.
 
         Returns:
             (B, C, H, W).
@@ -188,7 +195,7 @@ class Sampler:
             ConfigError: the options do not fit the schedule.
         """
         hooks = hooks or Hooks()
-        state = SamplerState(schedule, denoise, self.timesteps(schedule.num_timesteps), x_T)
+        state = SamplerState(schedule, denoise, self.timesteps(schedule.num_timesteps), x_T, hooks=hooks)
         self.check(schedule, state.timesteps)
         for position in reversed(range(len(state.timesteps))):
             state.position = position
@@ -196,9 +203,7 @@ class Sampler:
                 state.x = _keep_known(state.x, hooks.inpainting, state.abar)
             predicted = state.eps = denoise(state.x, state.batch_of(state.t))
             state.eps = self.combine(state)
-            state.x0 = self.predict_x0(state)
-            if hooks.quantize_x0 is not None:
-                state.x0 = hooks.quantize_x0(state.x0)
+            state.x0 = self.estimate_x0(state)
             state.x = self.step(state)
             state.earlier = [*state.earlier[-2:], (state.t, predicted, state.x0)]
             if callback is not None:
@@ -210,7 +215,7 @@ def spaced_timesteps(num_steps: int, num_timesteps: int, spacing: str = "uniform
     """Return a subsequence of the time steps (Song et al. 2021, section 4.2, with LDM's offset of 1).
 
     ``uniform`` has a distance of T // S and so may hold more than S entries, as in LDM; entries beyond T - 1 are
-    dropped. ``quad`` visits early time steps more densely.
+    dropped. ``quad`` visits early time steps more densely, and may hold fewer.
 
     Returns:
         int64, ascending.
@@ -218,9 +223,10 @@ def spaced_timesteps(num_steps: int, num_timesteps: int, spacing: str = "uniform
     Raises:
         ConfigError: more steps than time steps, or an unknown spacing.
     """
-    if not 1 <= num_steps <= num_timesteps:
+    if not 2 <= num_steps <= num_timesteps:  # LDM's spacing of one step would visit t = 1 alone
         raise ConfigError(
-            f"sampler: expected num_steps between 1 and {num_timesteps} (the model's timesteps), got {num_steps}"
+            f"sampler: expected num_steps between 2 and {num_timesteps} (the model's timesteps), got {num_steps}. "
+            "Change sampler.params.num_steps, or -c on command lines"
         )
     if spacing == "uniform":
         steps = np.arange(0, num_timesteps, num_timesteps // num_steps) + 1
@@ -228,7 +234,7 @@ def spaced_timesteps(num_steps: int, num_timesteps: int, spacing: str = "uniform
         steps = (np.linspace(0, np.sqrt(num_timesteps * 0.8), num_steps) ** 2).astype(np.int64) + 1
     else:
         raise ConfigError(f"sampler: expected spacing 'uniform' or 'quad', got {spacing!r}")
-    return np.unique(steps[steps < num_timesteps]) if num_timesteps > 1 else np.zeros(1, dtype=np.int64)
+    return np.unique(steps[steps < num_timesteps])
 
 
 def _keep_known(x: Tensor, inpainting: Inpainting, abar: Tensor) -> Tensor:

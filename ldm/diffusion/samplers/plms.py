@@ -30,7 +30,7 @@ class PLMSSampler(DDIMSampler):
     def combine(self, state: SamplerState) -> Tensor:
         newest_first = [state.eps, *(eps for _, eps, _ in reversed(state.earlier))]
         if len(newest_first) == 1:
-            state.x0 = self.predict_x0(state)
+            state.x0 = self.estimate_x0(state)
             ahead = state.denoise(self.step(state), state.batch_of(state.t_prev if not state.is_last else state.t))
             return (state.eps + ahead) / 2
         factors, divisor = _COEFFICIENTS[len(newest_first)]

@@ -72,7 +72,10 @@ class EditScore(TestPassCallback):
         dataset = self.test_loader(trainer).dataset
         vocabulary, name = vocabulary_of(dataset), type(unwrap(dataset)).__name__
         if vocabulary is None:
-            raise UserError(f"edit score: expected a test data set with a vocabulary, got {name}. Change it, {_REMOVE}")
+            raise UserError(
+                f"edit score: expected a test data set with a vocabulary, got {name}. Set data.params.test to a "
+                f"data set with words, {_REMOVE}"
+            )
         require(pl_module, Editable, "edit score")
         self._judge = load_judge(self.judge_path)
         self._judge.get_input(collate([dataset[0]]))  # raises if the sizes differ

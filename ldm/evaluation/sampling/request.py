@@ -1,4 +1,4 @@
-"""What to sample: the request of a command line, its sampler, and the description of a sampler in records."""
+"""Sampling request of a command line, its sampler, and the description of a sampler in records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Request:
     guidance: float = 1.0  # scale of classifier-free guidance, or of the sub-gradients of text units; 1 for none
 
     def __post_init__(self) -> None:
-        for name, number in (("count", self.count), ("batch_size", self.batch_size)):
+        for name, number in (("-n", self.count), ("--batch_size", self.batch_size)):
             if number < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {number}")
 

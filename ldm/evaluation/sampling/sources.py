@@ -77,7 +77,8 @@ class FromCondition(Source):
         stage = dict(self.model.named_children()).get("cond_stage_model")
         if isinstance(stage, ClassStage) and stage.takes_classes:
             draws = np.random.default_rng(self.request.seed)
-            self.given = draws.integers(stage.num_classes, size=self.request.count).tolist()
+            classes = [label for label in range(stage.num_classes) if label != stage.null_class]
+            self.given = draws.choice(classes, size=self.request.count).tolist()
         elif isinstance(stage, ConditionStage) and stage.takes_texts:
             self.given = [""]
         else:

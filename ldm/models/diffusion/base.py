@@ -20,7 +20,7 @@ from ldm.diffusion.conditions import Condition, as_condition
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.parameterization import parameterization
 from ldm.diffusion.process import DiffusionProcess
-from ldm.diffusion.samplers import DDPMSampler, Denoiser, Hooks, Sampler, StepCallback, build_sampler
+from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, Denoiser, Hooks, Sampler, StepCallback, build_sampler
 from ldm.legacy import sampling_options
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
@@ -29,7 +29,7 @@ from ldm.models.inputs import images_from_batch
 from ldm.models.options import InputOptions, LossOptions, ScheduleOptions, WeightOptions, group_options
 from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
-from ldm.modules.weights import EMA_PREFIX
+from ldm.modules.weights import EMA_PREFIX, read_state_dict
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import UserError, instantiate_from_config
 
@@ -40,8 +40,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
     """A denoising network that predicts the noise, the clean image or the velocity at a random noise level."""
 
     cond_stage_key: str | None = None
-    # Defaults of LDM's options ddim_steps and ddim_eta in log_images where only one of the two is given.
-    picture_steps_and_eta = (200, 1.0)
+    picture_steps_and_eta = (200, 1.0)  # of DDIM in pictures, LDM's defaults of ddim_steps and ddim_eta
 
     def __init__(
         self,
@@ -75,6 +74,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         self._sampler = None if sampler is None else build_sampler(sampler)
         self._frozen: list[str] = []
         self._trained: list[str] = []
+        self._started_from: tuple[str, tuple[str, ...]] | None = None  # checkpoint and keys to ignore
         self.model = DiffusionWrapper(unet_config, conditioning_key)
         self.use_ema = weights.use_ema
         if self.use_ema:
@@ -119,8 +119,17 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         """
         setattr(self, name, part)
         self._trained.append(name)
+        self._load_part(name)
         if averaged and self.use_ema:
             self.model_ema.add(name, part)
+            self._load_part(EMA_PREFIX + name)
+
+    def _load_part(self, prefix: str) -> None:
+        """Load the entries of a part that is attached after the checkpoint of ``ckpt_path`` was loaded."""
+        if self._started_from is not None:
+            path, ignored = self._started_from
+            state = {key: value for key, value in read_state_dict(path).items() if not key.startswith(ignored)}
+            self.load_state_dict({k: v for k, v in state.items() if k.startswith(prefix)}, strict=False)
 
     def train(self, mode: bool = True) -> DDPM:
         """Set the training mode; frozen parts stay in evaluation mode."""
@@ -146,6 +155,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> set[str]:
         """Load weights from ``path`` and return the names of those that were loaded; see ``load_into``."""
+        self._started_from = None if only_unet else (path, tuple(ignore_keys))
         if only_unet:
             loaded = load_into(self.model, path, ignore_keys, transform=self.network_state)
         else:
@@ -307,6 +317,12 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         """The sampler of the config; without one, DDPM over all time steps."""
         return self._sampler or DDPMSampler(clip_denoised=self.input_options.clip_denoised)
 
+    def choose_sampler(self, given: Sampler | Mapping[str, Any] | str | None, num_steps: int, eta: float) -> Sampler:
+        """Return a given sampler, else that of the config, else DDIM with these settings (at most T steps)."""
+        if given is not None:
+            return build_sampler(given)
+        return self._sampler or DDIMSampler(min(num_steps, self.num_timesteps), eta)
+
     def denoiser(self, cond: Any, guidance_scale: float = 1.0, null: Any = None) -> Denoiser:
         """Return the function samplers call: the noise in x_t under a condition, guided as in :meth:`sample`."""
         predict = classifier_free(self.apply_model, as_condition(cond), guidance_scale, as_condition(null))
@@ -316,6 +332,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
 
         return denoise
 
+    @torch.no_grad()
     def sample(
         self,
         x_T: Tensor,
@@ -333,9 +350,9 @@ class DDPM(DiffusionProcess, pl.LightningModule):
             cond: the condition of B samples.
             sampler: by default :attr:`default_sampler`.
             guidance_scale: s of classifier-free guidance, e_null + s (e_cond - e_null); 1 for none.
-            null: condition to go away from, such as a negative prompt; by default no condition.
+            null: negative condition of the guidance, such as a negative prompt; by default no condition.
             callback: called after each step.
-            hooks: quantisation and inpainting.
+            hooks: quantization and inpainting.
 
         Returns:
             (B, C, H, W).
@@ -346,7 +363,10 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         """
         chosen = self.default_sampler if sampler is None else sampler
         if hooks is not None and not chosen.takes_hooks:
-            raise UserError(f"sampler: {type(chosen).__name__}.sample takes no hooks (quantisation, inpainting)")
+            raise UserError(
+                f"sampler: expected a sampler with the argument `hooks` for quantization and inpainting, got "
+                f"{type(chosen).__name__}. Override step() in place of sample(), or request neither"
+            )
         extra = {} if hooks is None else {"hooks": hooks}
         denoise = self.denoiser(cond, guidance_scale, null)
         return chosen.sample(denoise, x_T, self.schedule, callback=callback, **extra)
@@ -361,7 +381,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         return False
 
     def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
-        """Return what is denoised as images; pixels are returned unchanged."""
+        """Decode latents to images; pixels are returned unchanged."""
         return z
 
     def draw_pictures(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor | CaptionedGrid]:

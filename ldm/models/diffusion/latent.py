@@ -52,7 +52,7 @@ class LatentDiffusion(DDPM):
             cond_stage_forward: name of the condition stage's method, if not ``encode`` or ``forward``.
             scale_factor: factor of the latent.
             scale_by_std: set ``scale_factor`` to 1 / std of the first training batch, unless a checkpoint holds it.
-            clip_denoised: latents are not clamped.
+            clip_denoised: clamp x0 estimates to [-1, 1] while sampling by DDPM; latents are not bounded.
             ckpt_path: see ``WeightOptions``, as ``ignore_keys`` and ``load_only_unet``.
             **kwargs: see ``DDPM``.
         """
@@ -73,6 +73,9 @@ class LatentDiffusion(DDPM):
         else:
             self.add_frozen("cond_stage_model", stage)
         self._encode_condition = self._condition_method(stage)
+        has_condition = stage is not None or type(self).get_condition is not LatentDiffusion.get_condition
+        if self.loss_options.cond_drop_prob and not has_condition:
+            raise ConfigError("model.params.cond_drop_prob: expected a model with a condition. Remove the key")
         self._empty: Tensor | None = None
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
@@ -205,8 +208,8 @@ class LatentDiffusion(DDPM):
         )
         return as_condition(encoded, self._unconditional if has_empty else None)
 
-    def _unconditional(self, count: int) -> Tensor:
-        """Return the stage's condition under nothing, (1, ...); that of a frozen stage is computed once."""
+    def _unconditional(self) -> Tensor:
+        """Return the stage's value without a condition, (1, ...); that of a frozen stage is computed once."""
         if self.cond_stage_trainable:
             return self.cond_stage_model.unconditional(1)
         if self._empty is None or self._empty.device != self.device:

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers import DDIMSampler, Hooks, Inpainting, Sampler, SamplerStep, build_sampler
+from ldm.diffusion.samplers import Hooks, Inpainting, Sampler, SamplerStep
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, did_you_mean
 
 Pictures = dict[str, Tensor | CaptionedGrid]
-PICTURE_SAMPLER = DDIMSampler(200, eta=1.0)
 
 # Options of DisDiff's and EncDiff's pictures, which the family's configs of plain models contain as well.
 OPTIONS_ELSEWHERE = ("plot_swapped_concepts", "plot_swapped_concepts_partial", "plot_decoded_xstart", "sample_swap")
@@ -44,7 +43,7 @@ def latent_diffusion_pictures(
     N: int = 8,
     n_row: int = 4,
     sample: bool = True,
-    sampler: Sampler | Mapping[str, Any] | str = PICTURE_SAMPLER,
+    sampler: Sampler | Mapping[str, Any] | str | None = None,
     quantize_denoised: bool = True,
     inpaint: bool = True,
     plot_diffusion_rows: bool = True,
@@ -61,7 +60,7 @@ def latent_diffusion_pictures(
         N: maximum number of images.
         n_row: number of rows of the pictures that show a process.
         sample: draw samples.
-        sampler: see ``build_sampler``; LDM's 200 steps of DDIM with eta 1 by default.
+        sampler: see ``build_sampler``; by default that of the model, or DDIM as in LDM (200 steps, eta 1).
         quantize_denoised: also sample with each estimate on the codebook.
         inpaint: also fill in the middle, and all but the middle, of given images.
         plot_diffusion_rows: the forward process.
@@ -77,7 +76,7 @@ def latent_diffusion_pictures(
         ConfigError: an option that no model of the family has.
     """
     _check_options(elsewhere)
-    chosen = build_sampler(sampler)
+    chosen = model.choose_sampler(sampler, *model.picture_steps_and_eta)
     batch = first_samples(batch, N)
     images = images_from_batch(batch, model.first_stage_key)
     z, cond = model.get_input(batch), model.get_condition(batch)
@@ -85,7 +84,7 @@ def latent_diffusion_pictures(
     if plot_diffusion_rows:
         pictures["diffusion_row"] = _forward_process(model, z[:n_row])
     if not sample:
-        return pictures
+        return chosen_pictures(pictures, return_keys)
     noise = torch.randn_like(z)
     trajectory = Trajectory(chosen.num_evaluations(model.num_timesteps) // 8)
     latent = model.sample(noise, cond, chosen, callback=trajectory)

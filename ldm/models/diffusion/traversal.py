@@ -1,4 +1,4 @@
-"""Traversals: one unit of an unsupervised method moves over its range, all else is equal.
+"""Traversals: one unit of an unsupervised method moves over its range, the other units and the noise are fixed.
 
 They work for every model with units (``ldm.models.contracts.HasUnits``).
 
@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers import DDIMSampler
 from ldm.models.contracts import HasUnits
 from ldm.pictures.grid import CaptionedGrid
 
 TAIL = 0.02  # share of the images left out at either end of a unit's range
 DECODE_BATCH = 128  # images decoded at once: bounds the memory
-EDIT_SAMPLER = DDIMSampler(50, eta=0.0)  # deterministic: samples differ by their codes alone
 
 
 def unit_path(codes: Tensor, unit: int, points: int) -> Tensor:

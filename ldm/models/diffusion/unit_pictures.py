@@ -11,14 +11,8 @@ from torch import Tensor
 
 from ldm.diffusion.conditions import UnitCodes
 from ldm.diffusion.noise import fixed_noise
-from ldm.diffusion.samplers import Sampler, build_sampler
-from ldm.models.diffusion.pictures import (
-    PICTURE_SAMPLER,
-    Pictures,
-    chosen_pictures,
-    first_samples,
-    latent_diffusion_pictures,
-)
+from ldm.diffusion.samplers import Sampler
+from ldm.models.diffusion.pictures import Pictures, chosen_pictures, first_samples, latent_diffusion_pictures
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
 
@@ -32,7 +26,7 @@ def unit_pictures(
     N: int = 8,
     n_row: int = 8,
     sample: bool = True,
-    sampler: Sampler | Mapping[str, Any] | str = PICTURE_SAMPLER,
+    sampler: Sampler | Mapping[str, Any] | str | None = None,
     guidance_scale: float = 1.0,
     plot_swapped_concepts: bool = False,
     plot_swapped_concepts_partial: bool = True,
@@ -62,7 +56,7 @@ def unit_pictures(
     Returns:
         name -> images (n, 3, H, W) in about [-1, 1], or a captioned grid.
     """
-    batch, chosen = first_samples(batch, N), build_sampler(sampler)
+    batch, chosen = first_samples(batch, N), model.choose_sampler(sampler, *model.picture_steps_and_eta)
     wanted = {**_SAMPLED, **options}
     pictures = latent_diffusion_pictures(
         model,

@@ -20,7 +20,6 @@ from ldm.diffusion.guidance import add_units
 from ldm.diffusion.samplers import Sampler
 from ldm.models.contracts import ShiftNetwork, UnitMethod, require
 from ldm.models.diffusion.latent import LatentDiffusion
-from ldm.models.diffusion.traversal import EDIT_SAMPLER
 from ldm.models.diffusion.unit_pictures import unit_pictures
 from ldm.modules.diffusionmodules.openaimodel_shift import ShiftOutput
 from ldm.pictures.grid import CaptionedGrid
@@ -79,6 +78,7 @@ class UnitDiffusion(LatentDiffusion):
     def on_weights_loaded(self, loaded: set[str]) -> None:
         """Start shift layers that the file lacks from the loaded base, where the network's config asks for it."""
         network = self.model.diffusion_model
+        require(network, ShiftNetwork, "model.params.unet_config.target", ConfigError)
         if network.init_shift_from_base and not any("diffusion_model.shift_" in name for name in loaded):
             network.copy_base_to_shift()
 
@@ -147,7 +147,7 @@ class UnitDiffusion(LatentDiffusion):
     @torch.no_grad()
     def decode_condition(self, cond: UnitCodes, x_T: Tensor, sampler: Sampler | None = None) -> Tensor:
         """Return images (B, 3, H, W) in [-1, 1] of codes, from noise x_T (B, C, H, W); DDIM by default."""
-        return self.decode_first_stage(self.sample(x_T, cond, sampler or self._sampler or EDIT_SAMPLER)).clamp(-1, 1)
+        return self.decode_first_stage(self.sample(x_T, cond, self.choose_sampler(sampler, 50, 0.0))).clamp(-1, 1)
 
     def draw_pictures(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor | CaptionedGrid]:
         """Return pictures by name; ``options`` are those of ``unit_pictures``."""

@@ -23,7 +23,7 @@ class ClassEmbedder(ConditionStageBase):
 
     Args:
         embed_dim: width of a vector.
-        n_classes: number of classes.
+        n_classes: number of classes; the last one stands for no class in models with classifier-free guidance.
         key: entry of the batch with the labels.
     """
 
@@ -31,7 +31,7 @@ class ClassEmbedder(ConditionStageBase):
 
     def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
         super().__init__()
-        self.key, self.num_classes = key, n_classes
+        self.key, self.num_classes, self.null_class = key, n_classes, n_classes - 1
         self.embedding = nn.Embedding(n_classes, embed_dim)
 
     def forward(self, batch: Mapping[str, Any] | Tensor, key: str | None = None) -> Tensor:
@@ -60,7 +60,7 @@ class ClassEmbedder(ConditionStageBase):
 
     def unconditional_input(self, count: int) -> Tensor:
         """Return the labels of no class for guidance, (count,): in LDM the last class."""
-        return torch.full((count,), self.num_classes - 1, device=self.embedding.weight.device)
+        return torch.full((count,), self.null_class, device=self.embedding.weight.device)
 
     def unconditional(self, count: int) -> Tensor:
         """Return the condition of no class for guidance, (count, 1, embed_dim)."""

@@ -8,7 +8,6 @@ from typing import Any
 from ldm.models.diffusion.unit_pictures import Pictures, unit_pictures
 
 _DEFAULTS: dict[str, Any] = {
-    "sampler": {"target": "ldm.diffusion.samplers.DDIMSampler", "params": {"num_steps": 50}},
     "plot_swapped_concepts": True,
     "plot_diffusion_rows": False,
     "plot_progressive_rows": False,

@@ -21,7 +21,6 @@ from ldm.diffusion.samplers import Sampler
 from ldm.models.contracts import TokenEncoder, TokenNetwork, require
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.diffusion.methods.encdiff.pictures import encdiff_pictures
-from ldm.models.diffusion.traversal import EDIT_SAMPLER
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError
@@ -120,7 +119,7 @@ class EncDiff(LatentDiffusion):
         tokens = self.cond_stage_model.warp(codes)
         if only is not None:
             tokens = tokens.unflatten(1, (self.latent_unit, -1))[torch.arange(len(only), device=only.device), only]
-        latent = self.sample(x_T, TensorCondition(tokens), sampler or self._sampler or EDIT_SAMPLER)
+        latent = self.sample(x_T, TensorCondition(tokens), self.choose_sampler(sampler, 50, 0.0))
         return self.decode_first_stage(latent).clamp(-1, 1)
 
     def encode_representation(self, batch: Mapping[str, Any]) -> Tensor:

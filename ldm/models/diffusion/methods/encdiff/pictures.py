@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldm.diffusion.samplers import Sampler, build_sampler
+from ldm.diffusion.samplers import Sampler
 from ldm.models.diffusion.methods.encdiff.attention import CrossAttentionMaps, light_up
-from ldm.models.diffusion.pictures import latent_diffusion_pictures
-from ldm.models.diffusion.traversal import EDIT_SAMPLER, decode_in_parts, traversal_grid, unit_captions
+from ldm.models.diffusion.pictures import Pictures, chosen_pictures, latent_diffusion_pictures
+from ldm.models.diffusion.traversal import decode_in_parts, traversal_grid, unit_captions
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
 
@@ -27,14 +27,15 @@ def encdiff_pictures(
     model: Any,
     batch: Mapping[str, Any],
     N: int = 8,
-    sampler: Sampler | Mapping[str, Any] | str = EDIT_SAMPLER,
+    sampler: Sampler | Mapping[str, Any] | str | None = None,
     points: int = 7,
     plot_swapped_concepts: bool = True,
     plot_traversals: bool = True,
     plot_attention: bool = True,
     sample_swap: bool | None = None,
+    return_keys: Sequence[str] | None = None,
     **options: Any,
-) -> dict[str, Tensor | CaptionedGrid]:
+) -> Pictures:
     """Draw inputs, samples of their units, and the effect of each unit.
 
     Args:
@@ -47,6 +48,7 @@ def encdiff_pictures(
         plot_traversals: one row per unit, which moves over its range on the first image.
         plot_attention: one column per unit, each image lit where the unit is attended to.
         sample_swap: the reference's name of ``plot_swapped_concepts``; it has precedence.
+        return_keys: only pictures of these names; all if none of them exists.
         **options: of ``latent_diffusion_pictures``, whose other pictures are omitted by default.
 
     Returns:
@@ -56,7 +58,7 @@ def encdiff_pictures(
     codes = model.encode_units(images)
     shown, base = images[:N], codes[:N]
     x_T = torch.randn(len(base), *model.latent_shape, device=images.device)
-    chosen = build_sampler(sampler)
+    chosen = model.choose_sampler(sampler, *model.picture_steps_and_eta)
     pictures = latent_diffusion_pictures(model, batch, N=N, sampler=chosen, **{**_LDM_PICTURES, **options})
     if plot_swapped_concepts if sample_swap is None else sample_swap:
         pictures["samples_swapping"] = _swap_grid(model, shown, base, x_T, chosen)
@@ -64,7 +66,7 @@ def encdiff_pictures(
         pictures["traversals"] = traversal_grid(model, codes, base[:1], x_T[:1], points=points, sampler=chosen)
     if plot_attention:
         pictures["attention"] = attention_grid(model, shown, x_T, chosen)
-    return pictures
+    return chosen_pictures(pictures, return_keys)
 
 
 def _swap_grid(model: Any, images: Tensor, codes: Tensor, x_T: Tensor, sampler: Sampler) -> CaptionedGrid:
