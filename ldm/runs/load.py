@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ldm.config.loading import Config, load_config
 from ldm.config.validation import CHECKPOINT_KEY, validate
+from ldm.models.checkpoints import load_into
 from ldm.models.contracts import require
 from ldm.modules.weights import NETWORK_PREFIX, read_state_dict
 from ldm.runs.checkpoint_io import read_checkpoint
@@ -79,8 +80,8 @@ def load_run(
         needs: a protocol of ``ldm.models.contracts`` that the model must implement, such as ``Samplable``.
 
     Raises:
-        UserError: there is no checkpoint or no config, or the checkpoint lacks weights of the model, or the model
-            does not implement ``needs``.
+        UserError: there is no checkpoint or no config, or the checkpoint lacks weights of the model or has other
+            shapes, or the model does not implement ``needs``.
         ConfigError: the ``model`` section is invalid. Other sections are not checked.
     """
     checkpoint, found, folder = _locate(Path(given))
@@ -98,10 +99,11 @@ def load_run(
     if needs is not None:
         require(model, needs, str(checkpoint))
     if isinstance(model, _Initializable):
-        _check_weights(model, state, checkpoint)
+        _check_weights(model, state, checkpoint, (NETWORK_PREFIX, _COND_STAGE))
         model.init_from_ckpt(str(checkpoint))
     else:
-        model.load_state_dict(state)
+        _check_weights(model, state, checkpoint)
+        load_into(model, checkpoint)
     return LoadedRun(model.eval(), config, checkpoint, folder)
 
 
@@ -133,9 +135,9 @@ def _without_checkpoints(content: Any, keep: Sequence[str]) -> Any:
     return [_without_checkpoints(item, keep) for item in content] if isinstance(content, list) else content
 
 
-def _check_weights(model: Any, state: Mapping[str, Any], checkpoint: Path) -> None:
-    """Raise if weights of the network or of the condition stage are not in the checkpoint."""
-    needed = (key for key in model.state_dict() if key.startswith((NETWORK_PREFIX, _COND_STAGE)))
+def _check_weights(model: Any, state: Mapping[str, Any], checkpoint: Path, prefixes: tuple[str, ...] = ("",)) -> None:
+    """Raise if weights whose names start with one of ``prefixes`` are not in the checkpoint."""
+    needed = (key for key in model.state_dict() if key.startswith(prefixes))
     missing = [key for key in needed if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(

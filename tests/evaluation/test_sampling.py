@@ -290,6 +290,15 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         load_run(
             str(tmp_path / "run" / "checkpoints" / "last.ckpt"), [str(tmp_path / "autoencoder.yaml")], needs=Samplable
         )
+    path = tmp_path / "vq.ckpt"
+    state = instantiate_from_config(vq_config()).state_dict()
+    for wrong, match in (
+        ({"quant_conv.weight": torch.zeros(3, 3, 1, 1)}, r"vq.ckpt: 1 weights .*quant_conv.weight: expected .*, got \(3"),
+        ({"quant_conv.weight": None}, r"vq.ckpt lacks 1 weights of VQModelInterface, such as quant_conv.weight"),
+    ):
+        torch.save({"state_dict": {**state, **wrong}}, path)
+        with pytest.raises(UserError, match=match):
+            load_run(str(path), [str(tmp_path / "autoencoder.yaml")])
     with pytest.raises(UserError, match="expected checkpoints/ or model.ckpt"):
         load_run(str(tmp_path))
     with pytest.raises(UserError, match="does not exist"):
