@@ -61,7 +61,22 @@ def test_frozen_parameters_are_skipped() -> None:
     assert [average[0].max().item() for average in averages(optimizer)] == pytest.approx([0.0, 1e-3])
 
 
-@pytest.mark.parametrize("shapes", [[(7,), (2, 3)], [(7,)], [(2, 2), (7,)], [(7,), (2, 2), (1,)]])
+def test_trailing_parameters_without_a_state_start_anew(caplog) -> None:
+    optimizer = adam([(7,), (2, 2), (), (3,)])
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(5))]})
+    saved = state_of([(7,), (2, 2), (9,)], count=2)
+    other = state_of([(5,)])
+    saved["state"][3] = other["state"][0]
+    saved["param_groups"].append({**other["param_groups"][0], "params": [3]})
+    optimizer.load_state_dict(saved)
+    first, second, *new = optimizer.param_groups[0]["params"]
+    assert optimizer.state[first]["step"] == optimizer.state[second]["step"] == STEPS
+    assert not any(parameter in optimizer.state for parameter in new) and not caplog.text
+    assert optimizer.state[optimizer.param_groups[1]["params"][0]]["exp_avg"].shape == (5,)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("shapes", [[(7,), (2, 3)], [(2, 2), (7,)], [(7,), (2, 2), (1,)]])
 def test_other_states_start_anew_with_one_warning(shapes: list[tuple[int, ...]], caplog) -> None:
     optimizer = adam([(7,), (2, 2)])
     with caplog.at_level(logging.WARNING):

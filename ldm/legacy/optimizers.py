@@ -1,11 +1,12 @@
 """Optimizer states of reference checkpoints, mapped to the parameters of today's models.
 
-The references keep parameters in their optimizers that are frozen, and EncDiff one set of tensors per unit where this
-package has one tensor for all units.
+The references keep parameters in their optimizers that are frozen, EncDiff has one set of tensors per unit where this
+package has one tensor for all units, and LDM does not train the variance of an autoencoder's loss.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +38,7 @@ def fit_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str
             return saved
         mapped = [_map_group(group["params"], saved["state"], shapes) for group, shapes in zip(groups, ours)]
         if all(states is not None for states in mapped):
-            return _renumbered(groups, mapped)
+            return _renumbered(groups, mapped, ours)
     found, expected = (sum(map(len, sizes)) for sizes in ([group["params"] for group in groups], ours))
     message = "the optimizer state of the checkpoint does not fit this model (%d tensors, expected %d)"
     logger.warning(f"{message}: training continues from its weights with a new optimizer state", found, expected)
@@ -53,15 +54,15 @@ def _is_equal(indices: Sequence[int], states: Mapping[int, Any], shapes: Sequenc
 
 
 def _map_group(indices: Sequence[int], states: Mapping[int, Any], shapes: Sequence[Shape]) -> list[Any] | None:
-    """Return the states of parameters of these shapes; None if there is no mapping.
+    """Return the states of the first parameters of these shapes; None if there is no mapping.
 
     Frozen parameters have no saved state and are skipped. A run of parameters of shapes (U, ...) takes the states of U
-    runs of parameters without that dimension.
+    runs of parameters without that dimension. Parameters at the end without saved states start anew.
     """
     saved = [states[index] for index in indices if index in states]
     mapped: list[Any] = []
-    while len(mapped) < len(shapes):
-        if saved and _shape(saved[0]) == shapes[len(mapped)]:
+    while saved and len(mapped) < len(shapes):
+        if _shape(saved[0]) == shapes[len(mapped)]:
             mapped.append(saved.pop(0))
             continue
         block = _stacked_block(saved, shapes[len(mapped) :])
@@ -96,11 +97,13 @@ def _shape(state: Mapping[str, Any]) -> Shape | None:
     return next((tuple(value.shape) for value in state.values() if isinstance(value, Tensor) and value.ndim), None)
 
 
-def _renumbered(groups: Sequence[dict[str, Any]], mapped: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
-    """Return a state dict with consecutive numbers of parameters."""
-    states, numbered = {}, []
-    for group, own in zip(groups, mapped):
-        indices = list(range(len(states), len(states) + len(own)))
+def _renumbered(
+    groups: Sequence[dict[str, Any]], mapped: Sequence[list[dict[str, Any]]], ours: Sequence[Sequence[Shape]]
+) -> dict[str, Any]:
+    """Return a state dict with consecutive numbers of parameters, some of which may have no state."""
+    states, numbered, numbers = {}, [], itertools.count()
+    for group, own, shapes in zip(groups, mapped, ours):
+        indices = list(itertools.islice(numbers, len(shapes)))
         states.update(zip(indices, own))
         numbered.append({**group, "params": indices})
     return {"state": states, "param_groups": numbered}

@@ -154,15 +154,6 @@ class AutoencoderKL(Autoencoder):
         """See ``Autoencoder``; includes the loss's own parameters, that is its variance, unlike the reference code."""
         return [*super().generator_parameters(), *self.loss.parameters(recurse=False)]
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Accept optimizer states of the reference code, which lack the variance of the loss."""
-        count = len(self.generator_parameters())
-        learned = len(list(self.loss.parameters(recurse=False)))
-        for state in checkpoint.get("optimizer_states", [])[:1]:
-            known = state["param_groups"][0]["params"]
-            if len(known) == count - learned:
-                known.extend(range(len(known), count))
-
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], N: int = 8, **options: Any) -> dict[str, Tensor]:
         """Return ``inputs``, ``reconstructions`` and ``samples`` of normal latents, (n, 3, H, W) in [-1, 1]."""

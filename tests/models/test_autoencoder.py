@@ -6,6 +6,7 @@ from stand_ins import TINY_DDCONFIG
 from torch.utils.data import DataLoader
 
 from ldm.models.autoencoder import AutoencoderKL, VQModel, VQModelInterface, psnr
+from ldm.training.callbacks.setup import SetupCallback
 from ldm.util import ConfigError, UserError
 
 LOSS = "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
@@ -239,8 +240,8 @@ def test_kl_starts_from_a_latent_diffusion_checkpoint_and_freezes_without_its_lo
         AutoencoderKL(ddconfig=TINY_DDCONFIG, embed_dim=4, lossconfig={"target": "torch.nn.Identity"})
 
 
-def test_kl_goes_on_from_an_optimizer_without_the_variance(tmp_path):
-    """As the references write it: their optimizer lacks the last parameter."""
+def test_kl_resumes_from_an_optimizer_state_without_the_variance(tmp_path):
+    """The optimizer of the reference code lacks the last parameter."""
     options = {
         "accelerator": "cpu",
         "logger": False,
@@ -257,7 +258,7 @@ def test_kl_goes_on_from_an_optimizer_without_the_variance(tmp_path):
     del state["state"][last]
     torch.save(content, tmp_path / "theirs.ckpt")
     model = build_kl(0.5)
-    trainer = pl.Trainer(max_steps=4, **options)
+    trainer = pl.Trainer(max_steps=4, callbacks=[SetupCallback(str(tmp_path), {}, {})], **options)
     trainer.fit(model, loader, ckpt_path=tmp_path / "theirs.ckpt", weights_only=True)
     states = trainer.optimizers[0].state
     assert states[model.encoder.conv_in.weight]["step"] == 4 and states[model.loss.logvar]["step"] == 2
