@@ -50,8 +50,6 @@ def build_checkpoints(
     ``last.ckpt``. Numbered files are written at the end of epochs, unless ``filename`` contains ``{step}``.
     """
     given = dict((config or {}).get("params") or {})
-    if "period" in given:  # its name in Lightning 1.4
-        given["every_n_epochs"] = given.pop("period")
     monitor = given.pop("monitor", getattr(model, "monitor", None))
     if monitor and monitor.startswith("val") and not has_validation:
         logger.warning("%s is monitored, but there are no validation data: the newest checkpoint is kept", monitor)
