@@ -1,15 +1,27 @@
 """Learning-rate multipliers for ``torch.optim.lr_scheduler.LambdaLR``, with LDM's names and parameters.
 
-Each is a callable from the optimizer step to the factor of the learning rate.
+Each is a callable from the optimizer step to the factor of the learning rate; ``with_schedule`` applies it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from ldm.util import ConfigError
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ldm.util import ConfigError, instantiate_from_config
+
+
+def with_schedule(optimizers: list[Optimizer], config: Mapping[str, Any] | None) -> Any:
+    """Return what ``configure_optimizers`` returns for optimizers and a ``scheduler_config``, None for none."""
+    if config is None:
+        return optimizers[0] if len(optimizers) == 1 else (optimizers, [])
+    factor = instantiate_from_config(config)
+    return optimizers, [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"} for optimizer in optimizers]
 
 
 class _CyclicScheduler:

@@ -1,6 +1,12 @@
 import pytest
+import torch
 
-from ldm.lr_scheduler import LambdaLinearScheduler, LambdaWarmUpCosineScheduler, LambdaWarmUpCosineScheduler2
+from ldm.lr_scheduler import (
+    LambdaLinearScheduler,
+    LambdaWarmUpCosineScheduler,
+    LambdaWarmUpCosineScheduler2,
+    with_schedule,
+)
 from ldm.util import ConfigError
 
 
@@ -42,3 +48,14 @@ def test_the_state_of_an_earlier_checkpoint_is_continued():
     ):
         extra = {"verbosity_interval": 0} | ({"cycle_ends": [6]} if "cycle_lengths" in state else {})
         assert vars(kind(**state)) == state | extra
+
+
+def test_each_optimizer_has_its_own_schedule():
+    optimizers = [torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr) for lr in (0.1, 0.2)]
+    assert with_schedule(optimizers[:1], None) is optimizers[0]
+    assert with_schedule(optimizers, None) == (optimizers, [])
+    params = {"warm_up_steps": 4, "lr_min": 0.0, "lr_max": 1.0, "lr_start": 0.5, "max_decay_steps": 8}
+    config = {"target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler", "params": params}
+    scheduled, schedules = with_schedule(optimizers, config)
+    assert scheduled == optimizers and [schedule["interval"] for schedule in schedules] == ["step", "step"]
+    assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [0.05, 0.1]

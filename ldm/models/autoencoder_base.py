@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.core.optimizer import LightningOptimizer, do_nothing_closure
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
+from ldm.lr_scheduler import with_schedule
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.inputs import check_image_size, images_from_batch
@@ -90,7 +90,7 @@ class Autoencoder(pl.LightningModule):
     @property
     def discriminator(self) -> nn.Module | None:
         """Discriminator of the loss, None for a loss without one."""
-        return dict(self.loss.named_children()).get("discriminator")
+        return getattr(self.loss, "discriminator", None)
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the reconstruction of images (B, 3, H, W) in [-1, 1], and the bottleneck's input to the loss."""
@@ -192,23 +192,11 @@ class Autoencoder(pl.LightningModule):
         optimizers = [torch.optim.Adam(generator, lr=self.lr_g_factor * self.learning_rate, **rates)]
         if self.discriminator is not None:
             optimizers.append(torch.optim.Adam(self.discriminator.parameters(), lr=self.learning_rate, **rates))
-        if self.scheduler_config is None:
-            return optimizers, []
-        factor = instantiate_from_config(self.scheduler_config)
-        return optimizers, [{"scheduler": LambdaLR(o, factor), "interval": "step"} for o in optimizers]
+        return with_schedule(optimizers, self.scheduler_config)
 
-    @contextlib.contextmanager
-    def ema_scope(self) -> Iterator[None]:
-        """Use the averaged weights within the context; without ``use_ema``, do nothing."""
-        if not self.use_ema:
-            yield
-            return
-        self.model_ema.store(self.parameters())
-        self.model_ema.copy_to(self)
-        try:
-            yield
-        finally:
-            self.model_ema.restore(self.parameters())
+    def ema_scope(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that uses the averaged weights; without ``use_ema``, the trained ones."""
+        return self.model_ema.applied_to(self) if self.use_ema else contextlib.nullcontext()
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], N: int = 8, **_: Any) -> dict[str, Tensor]:

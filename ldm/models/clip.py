@@ -16,17 +16,17 @@ import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.data.world import world_vocabulary
 from ldm.losses.contrastive import caption_matches, multi_positive_loss
+from ldm.lr_scheduler import with_schedule
 from ldm.models.inputs import batch_value, check_image_size, images_from_batch
 from ldm.modules.encoders.clip_loading import CONFIG_FILE, WEIGHT_FILES, build_clip
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
 from ldm.modules.encoders.zero_shot import attribute_hits, attribute_probabilities
 from ldm.pictures.grid import CaptionedGrid
-from ldm.util import atomic_write, instantiate_from_config
+from ldm.util import atomic_write
 
 MAX_LOGIT_SCALE = 100.0  # for stable training, Radford et al. 2021, section 2.5
 HALF = (0.5, 0.5, 0.5)  # mean and std of pixels in [0, 1], for which the tower takes images in [-1, 1]
@@ -134,8 +134,7 @@ class WorldCLIP(pl.LightningModule):
             return
         images, texts = self.clip.encode_image(self.get_input(batch)), batch_value(batch, "text")
         words = self.clip.encode_text(self.tokenizer(texts).to(self.device))
-        norm = dict(self.clip.visual.named_children()).get("ln_post")  # None for ResNet towers
-        projection = dict(self.clip.visual.named_parameters(recurse=False)).get("proj")
+        norm, projection = (getattr(self.clip.visual, name, None) for name in ("ln_post", "proj"))  # None for ResNets
         towers = (images, norm, projection), (words, self.clip.ln_final, self.clip.text_projection)
         for features, norm, projection in towers:
             if norm is not None:
@@ -212,10 +211,7 @@ class WorldCLIP(pl.LightningModule):
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         # The contrastive loss varies quickly between batches; beta2 is below the default, as in CLIP.
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
-        if self.scheduler_config is None:
-            return optimizer
-        factor = instantiate_from_config(self.scheduler_config)
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+        return with_schedule([optimizer], self.scheduler_config)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], N: int = 8, **_: Any) -> dict[str, CaptionedGrid]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +32,12 @@ class LitEma(nn.Module):
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
         self.register_buffer("num_updates", torch.tensor(0 if use_num_updates else -1, dtype=torch.int))
         self._extra: dict[str, Part] = {}  # a dict is not registered: the parts stay out of the state dict
-        self._stored: list[Tensor] = []
         self._register(model)
 
     def add(self, name: str, part: Part) -> None:
         """Average a further module or parameter, under buffers named ``<name><parameter name without dots>``.
 
-        It is averaged, copied, stored and restored together with the network.
+        It is averaged and replaced together with the network.
         """
         self._extra[name] = part
         self._register(None)
@@ -65,24 +65,16 @@ class LitEma(nn.Module):
         averages, parameters = self._pairs(model)
         torch._foreach_copy_(averages, parameters)
 
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Copy the averages into the parameters."""
+    @contextlib.contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Replace the parameters by the averages within the context."""
         averages, parameters = self._pairs(model)
+        trained = [parameter.clone() for parameter in parameters]
         torch._foreach_copy_(parameters, averages)
-
-    def store(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Keep copies of ``parameters`` and of the extra parts for :meth:`restore`."""
-        self._stored = [parameter.detach().clone() for parameter in self._with_extra(parameters)]
-
-    @torch.no_grad()
-    def restore(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Copy the values kept by :meth:`store` back and release them."""
-        torch._foreach_copy_(self._with_extra(parameters), self._stored)
-        self._stored = []
-
-    def _with_extra(self, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-        return [*parameters, *(parameter for _, parameter in self._named(None))]
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(parameters, trained)
 
     def _named(self, model: nn.Module | None) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield the parameters of the network, if given, and of the extra parts with the names of their buffers."""

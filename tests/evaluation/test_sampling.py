@@ -293,7 +293,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
     path = tmp_path / "vq.ckpt"
     state = instantiate_from_config(vq_config()).state_dict()
     for wrong, match in (
-        ({"quant_conv.weight": torch.zeros(3, 3, 1, 1)}, r"vq.ckpt: 1 weights .*quant_conv.weight: expected .*, got \(3"),
+        ({"quant_conv.weight": torch.zeros(3, 3, 1, 1)}, r"vq.ckpt: 1 weights .*quant_conv.weight: expected .*got \(3"),
         ({"quant_conv.weight": None}, r"vq.ckpt lacks 1 weights of VQModelInterface, such as quant_conv.weight"),
     ):
         torch.save({"state_dict": {**state, **wrong}}, path)

@@ -1,4 +1,4 @@
-"""The moving average: its rate, its keys, what it follows, and that it gives the weights back."""
+"""The moving average: its rate, its keys, the parameters it averages, and its context."""
 
 from __future__ import annotations
 
@@ -48,16 +48,17 @@ def test_fixed_rate():
     assert ema.num_updates.item() == -1
 
 
-def test_store_copy_restore():
+def test_weights_are_restored_after_the_context_and_after_an_error():
     model = make_model()
     ema = LitEma(model)
     average = model[0].weight.detach().clone()
     with torch.no_grad():
         model[0].weight.add_(1.0)
-    ema.store(model.parameters())
-    ema.copy_to(model)
-    assert torch.equal(model[0].weight, average)
-    ema.restore(model.parameters())
+    with pytest.raises(KeyError), ema.applied_to(model):
+        with ema.applied_to(model):
+            assert torch.equal(model[0].weight, average)
+        assert torch.equal(model[0].weight, average)
+        raise KeyError
     assert torch.equal(model[0].weight, average + 1)
     assert model[0].weight.requires_grad
 
@@ -77,10 +78,8 @@ def test_extra_parts_are_averaged_with_the_network():
     ema(model)
     torch.testing.assert_close(ema.get_buffer("encoder0weight"), start + 1)
     assert (ema.get_buffer("tokens") == 1).all()
-    ema.store(model.parameters())
-    ema.copy_to(model)
-    assert (tokens == 1).all() and torch.equal(encoder[0].weight, ema.get_buffer("encoder0weight"))
-    ema.restore(model.parameters())
+    with ema.applied_to(model):
+        assert (tokens == 1).all() and torch.equal(encoder[0].weight, ema.get_buffer("encoder0weight"))
     assert (tokens == 2).all() and torch.equal(encoder[0].weight, start + 2)
     ema.restart(model)
     assert (ema.get_buffer("tokens") == 2).all()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.diffusion.conditions import Condition, as_condition
 from ldm.diffusion.guidance import classifier_free
@@ -22,6 +21,7 @@ from ldm.diffusion.parameterization import parameterization
 from ldm.diffusion.process import DiffusionProcess
 from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, Denoiser, Hooks, Sampler, StepCallback, build_sampler
 from ldm.legacy import sampling_options
+from ldm.lr_scheduler import with_schedule
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.diffusion.pictures import latent_diffusion_pictures
@@ -31,7 +31,7 @@ from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
 from ldm.modules.weights import EMA_PREFIX, read_state_dict
 from ldm.pictures.grid import CaptionedGrid
-from ldm.util import UserError, instantiate_from_config
+from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -183,18 +183,9 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         logger.warning("the checkpoint averages other weights than this model: a new average is started")
         return {key: value for key, value in state.items() if key not in average}
 
-    @contextlib.contextmanager
-    def ema_scope(self) -> Iterator[None]:
-        """Use the averaged weights within the context; without an average, the trained ones."""
-        if not self.use_ema:
-            yield
-            return
-        self.model_ema.store(self.model.parameters())
-        self.model_ema.copy_to(self.model)
-        try:
-            yield
-        finally:
-            self.model_ema.restore(self.model.parameters())
+    def ema_scope(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that uses the averaged weights; without an average, the trained ones."""
+        return self.model_ema.applied_to(self.model) if self.use_ema else contextlib.nullcontext()
 
     # Training ----------------------------------------------------------------------------------------------------
 
@@ -305,10 +296,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         is_mixed = self._trainer is not None and "mixed" in str(self._trainer.precision)
         fused = True if self.device.type == "cpu" and not is_mixed else None
         optimizer = torch.optim.AdamW(self.trained_parameters(), lr=self.learning_rate, fused=fused)
-        if self.scheduler_config is None:
-            return optimizer
-        factor = instantiate_from_config(self.scheduler_config)
-        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
+        return with_schedule([optimizer], self.scheduler_config)
 
     # Sampling ----------------------------------------------------------------------------------------------------
 
