@@ -23,11 +23,11 @@ from torch import Tensor
 
 from ldm.data.formats.image_sets import image_batches, read_array
 from ldm.diffusion.samplers import SAMPLERS, Sampler
-from ldm.evaluation.contexts import averaged
 from ldm.evaluation.images.distances import Moments, frechet_distance, kernel_distance
 from ldm.evaluation.images.metrics import ReconstructionScores, image_tad
 from ldm.evaluation.sampling.request import choose_sampler, describe_sampler
 from ldm.metrics import MetricError
+from ldm.models.contexts import averaged
 from ldm.models.contracts import HasUnits, Reconstructor, require
 from ldm.models.inputs import images_from_batch
 from ldm.modules.inception import Inception

@@ -28,12 +28,12 @@ from ldm.data.collate import collate
 from ldm.data.traits import space_of, unwrap, vocabulary_of
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.diffusion.samplers import SAMPLERS
-from ldm.evaluation.contexts import averaged
 from ldm.evaluation.row_encoder import RowEncoder
 from ldm.evaluation.sampling.request import choose_sampler, describe_sampler
 from ldm.evaluation.units.information import name_by_information
 from ldm.evaluation.units.names import UnitName, clip_reader, judged_names, name_units, traverse_units
 from ldm.evaluation.units.report import caption_of, write_names
+from ldm.models.contexts import averaged
 from ldm.models.contracts import HasUnits
 from ldm.models.inputs import images_from_batch
 from ldm.models.judge import load_judge

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 import torch
 
 
+def kept_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return a context after which torch's random states of the CPU and of ``device`` are restored."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 @contextlib.contextmanager
 def fixed_noise(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's generators of the CPU and of ``device`` within the context; their states are restored after it."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with kept_random_state(device):
         torch.manual_seed(seed)
         yield

@@ -15,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ldm.diffusion.noise import fixed_noise
 from ldm.evaluation.representation import factor_arrays, save_representation
 from ldm.evaluation.row_encoder import RowEncoder, whole_set
 from ldm.evaluation.test_pass import TestPassCallback
@@ -48,8 +49,7 @@ def pixel_axes(dataset: Any, num_components: int, seed: int = 0) -> PixelPCA:
     rows = np.random.RandomState(seed).choice(len(images), min(SAMPLE, len(images)), replace=False)
     pixels = _pixels({"image": torch.from_numpy(images.images(images.rows[np.sort(rows)]))})
     mean = pixels.mean(dim=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with fixed_noise(seed, mean.device):
         axes = torch.pca_lowrank(pixels - mean, q=num_components, center=False, niter=_ITERATIONS)[2]
     return PixelPCA(mean, axes)
 

@@ -5,17 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from golden_recipe import fill
 from stand_ins import TINY_UNET, vq_config
 
+from ldm.config.loading import Config
 from ldm.data.world import World3D
-from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler
+from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler, PLMSSampler
+from ldm.diffusion.schedule import NoiseSchedule, make_beta_schedule
 from ldm.evaluation.sampling.job import SamplingJob, write_samples
 from ldm.evaluation.sampling.request import Request, choose_sampler, describe_sampler, split_text
 from ldm.models.contracts import Samplable
-from ldm.runs.load import load_run
+from ldm.runs.load import LoadedRun, load_run
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 WORLD = {"target": "ldm.data.world.World3D", "params": {"limit": 40, "text": "attributes"}}
@@ -173,6 +176,27 @@ def test_other_samplers(tmp_path, sampler, steps):
     job = draw(tmp_path / "run", sampler=sampler, count=2)
     assert job.total_steps == steps
     assert job.samples().isfinite().all()
+
+
+class OwnModel(pl.LightningModule):
+    """A user's model of two units, without a moving average and without a network named ``model``."""
+
+    latent_unit, latent_shape, unit_names, num_timesteps, first_stage_key = 2, (3, 4, 4), None, 10, "image"
+
+    def encode_units(self, images):
+        return images.flatten(1)[:, :2]
+
+    def decode_units(self, codes, x_T, sampler=None, only=None):
+        schedule = NoiseSchedule.from_betas(make_beta_schedule("linear", 10, 0.01, 0.2))
+        return sampler.sample(lambda x, t: x * codes.mean(), x_T, schedule)
+
+
+@pytest.mark.parametrize("sampler", [DDIM, PLMSSampler(3)])
+def test_a_model_of_a_user_is_sampled_and_its_steps_are_counted(tmp_path, sampler):
+    steps, run = [], LoadedRun(OwnModel(), Config({"model": LDM, "data": DATA}), tmp_path / "own.ckpt", tmp_path)
+    job = SamplingJob(run, Request(count=3, batch_size=2, sampler=sampler, swap=True), steps.append)
+    assert len(job.swaps().images) == 3 * 3
+    assert steps == list(range(1, job.total_steps + 1)) and "sample" not in vars(sampler)
 
 
 def test_averaged_weights_are_sampled(tmp_path):

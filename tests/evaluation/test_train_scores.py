@@ -13,12 +13,12 @@ import torch
 from ldm.data.dataset import FactorDataset
 from ldm.data.factors import FactorSpace
 from ldm.data.module import DataModuleFromConfig
-from ldm.evaluation.contexts import evaluating
 from ldm.evaluation.row_encoder import RowEncoder
 from ldm.evaluation.train_scores import ScoreWhileTraining
 from ldm.evaluation.train_scores.curve import ScoreCurve
 from ldm.evaluation.units.information import name_by_information
 from ldm.metrics.protocols import select_metrics
+from ldm.models.contexts import evaluating
 from ldm.runs.checkpoint_io import AtomicCheckpointIO
 from ldm.util import ConfigError, UserError
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_training import TinyModel
 
 import main as front_door
 from ldm.runs.folder import RunFolder
@@ -106,6 +108,18 @@ def test_image_schedule() -> None:
     assert ImageLogger(batch_frequency=8, max_images=1, log_first_step=True).is_due(0)
     plain = ImageLogger(batch_frequency=8, max_images=1, increase_log_steps=False)
     assert [step for step in range(20) if plain.is_due(step)] == [8, 16]
+
+
+def test_mode_and_random_state_are_restored_if_pictures_fail() -> None:
+    class Broken(TinyModel):
+        def log_images(self, batch: Any, **options: Any) -> dict[str, Any]:
+            assert not self.training and torch.rand(()) < 1
+            raise KeyError("image")
+
+    model, state = Broken().train(), torch.get_rng_state()
+    with pytest.raises(KeyError):
+        ImageLogger(batch_frequency=8, max_images=1)._draw(model, {}, "train")
+    assert model.training and torch.equal(torch.get_rng_state(), state)
 
 
 def test_noise_depends_on_seed_step_stage_and_rank() -> None:

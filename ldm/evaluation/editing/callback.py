@@ -13,10 +13,10 @@ from torch import Tensor
 from ldm.data.collate import collate
 from ldm.data.traits import unwrap, vocabulary_of
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
-from ldm.evaluation.contexts import averaged
 from ldm.evaluation.editing.measure import EditResult, edit_grid, edit_score, judge_accuracy, plain_number, plan_edits
 from ldm.evaluation.sampling.request import describe_sampler
 from ldm.evaluation.test_pass import Progress, TestPassCallback
+from ldm.models.contexts import averaged
 from ldm.models.contracts import Editable, require
 from ldm.models.judge import load_judge
 from ldm.pictures.charts import heat_map

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ldm.data.dataset import FactorDataset
 from ldm.data.vocabulary import AttributeVocabulary
+from ldm.diffusion.noise import fixed_noise
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, UserError
@@ -100,11 +101,9 @@ def sample_from(edit: Editor, texts: list[list[str]], x_T: Tensor, seed: int) ->
     Raises:
         UserError: an image contains NaN or infinity.
     """
-    devices = [x_T.device] if x_T.device.type == "cuda" else []
     # Not the seed itself: x_T was drawn with it, and the sampler's noise must not repeat x_T.
     own_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(own_seed)
+    with fixed_noise(own_seed, x_T.device), torch.no_grad():
         images = edit(texts, x_T)
     num_broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
     if num_broken:

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.evaluation.contexts import evaluating
 from ldm.metrics import tad
 from ldm.metrics.tad import CELEBA_ATTRIBUTES
 from ldm.models.autoencoder import psnr
+from ldm.models.contexts import evaluating
 from ldm.models.contracts import HasUnits, require
 from ldm.util import UserError
 

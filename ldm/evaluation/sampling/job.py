@@ -6,7 +6,9 @@ Dimensions: N samples, B of a batch, U units, C h w the latent, H W the image.
 
 from __future__ import annotations
 
-import contextlib
+import copy
+import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from ldm.data.collate import collate
+from ldm.diffusion.noise import kept_random_state
+from ldm.diffusion.samplers import Denoiser, Sampler
 from ldm.evaluation.sampling.request import Request
 from ldm.evaluation.sampling.sources import Source, source_of
+from ldm.models.contexts import averaged
 from ldm.models.contracts import HasUnits
 from ldm.models.diffusion.traversal import unit_captions
 from ldm.pictures.draw import draw_grid, draw_images, save_png, to_pixels
@@ -43,11 +48,11 @@ class SamplingJob:
 
     def __init__(self, run: LoadedRun, request: Request, on_step: Callable[[int], None] = lambda done: None) -> None:
         self.model, self.request = run.model, request
-        self.source = source_of(run.model, request)
+        self._on_step, self._done = on_step, 0
+        self.source = source_of(run.model, dataclasses.replace(request, sampler=self._counted(request.sampler)))
         if self.source.needs_data and "data" not in run.config.content:
             self.source.without_data()
         self._dataset = _find_data(run, self.source) if self.source.needs_data else None
-        self._on_step, self._done = on_step, 0
 
     @property
     def total_steps(self) -> int:
@@ -59,7 +64,7 @@ class SamplingJob:
     @torch.no_grad()
     def samples(self) -> Tensor:
         """Return (N, 3, H, W) in [-1, 1] on the CPU."""
-        with self._counting():
+        with averaged(self.model):
             return torch.cat([self._decode(cond, x_T, self.request.unit) for cond, x_T in self._conditions()])
 
     @torch.no_grad()
@@ -69,12 +74,12 @@ class SamplingJob:
         All images of a column start from the same noise, and their sampler draws the same noise.
         """
         units, columns, first = self._swapped_units(), [], None
-        with self._counting():
+        with averaged(self.model):
             for cond, x_T in self._conditions():
                 first = cond if first is None else first
                 swapped = []
                 for unit in units:
-                    with torch.random.fork_rng([x_T.device] if x_T.device.type == "cuda" else []):
+                    with kept_random_state(x_T.device):
                         swapped.append(self._decode(self.source.swap(cond, first, unit), x_T, self.request.unit))
                 columns.append(torch.stack([self._decode(cond, x_T, None), *swapped]))  # (1 + K, B, 3, H, W)
         title = "each row: that unit from the first sample"
@@ -103,20 +108,21 @@ class SamplingJob:
         only = None if unit is None else torch.full((len(x_T),), unit, device=x_T.device)
         return self.source.decode(cond, x_T, only).clamp(-1, 1).float().cpu()
 
-    @contextlib.contextmanager
-    def _counting(self) -> Iterator[None]:
-        """Use the averaged weights, and count every call of the network as one step."""
+    def _counted(self, sampler: Sampler) -> Sampler:
+        """Return a copy of a sampler that counts every call of the denoiser as one step."""
 
-        def count(*_: Any) -> None:
-            self._done += 1
-            self._on_step(self._done)
+        @functools.wraps(sampler.sample)
+        def sample(denoise: Denoiser, *args: Any, **options: Any) -> Tensor:
+            def counted(x: Tensor, t: Tensor) -> Tensor:
+                self._done += 1
+                self._on_step(self._done)
+                return denoise(x, t)
 
-        handle = self.model.model.register_forward_hook(count)
-        try:
-            with self.model.ema_scope():
-                yield
-        finally:
-            handle.remove()
+            return sampler.sample(counted, *args, **options)
+
+        counting = copy.copy(sampler)
+        counting.sample = sample
+        return counting
 
 
 def _find_data(run: LoadedRun, source: Source) -> Any:

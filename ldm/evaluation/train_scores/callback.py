@@ -16,13 +16,13 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 
 from ldm.data.module import DataModuleFromConfig
-from ldm.evaluation.contexts import evaluating
 from ldm.evaluation.pixel_pca import pixel_axes
 from ldm.evaluation.row_encoder import RowEncoder, whole_set
 from ldm.evaluation.train_scores.curve import ScoreCurve
 from ldm.evaluation.units.information import name_by_information
 from ldm.metrics import PROTOCOL_SEED, Metric
 from ldm.metrics.protocols import select_metrics
+from ldm.models.contexts import evaluating
 from ldm.models.contracts import HasRepresentation, HasUnits, Preparable, ScoredOn, require
 from ldm.runs.records import update_results, write_json
 from ldm.util import ConfigError, UserError

@@ -12,6 +12,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
+from ldm.models.contexts import evaluating
 from ldm.pictures.draw import draw_grid, draw_images
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import instantiate_from_config
@@ -124,13 +125,9 @@ class ImageLogger(Callback):
                 _send(run_logger, f"{split}/{key}", picture, step)
 
     def _draw(self, pl_module: LightningModule, batch: Any, split: str) -> dict[str, Image.Image]:
-        """Return the pictures of the model in evaluation mode; the random state is restored."""
-        was_training = pl_module.training
-        pl_module.eval()
-        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        """Return the pictures of the model in evaluation mode; its mode and the random state are restored."""
+        with torch.no_grad(), evaluating(pl_module, pl_module.device):
             images = pl_module.log_images(batch, **{"split": split, "N": self.max_images, **self.log_images_kwargs})
-        pl_module.train(was_training)
         return {key: self._picture(key, value) for key, value in images.items()}
 
     def _picture(self, key: str, value: Tensor | CaptionedGrid) -> Image.Image:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ldm.diffusion.noise import kept_random_state
 from ldm.models.contracts import HasAverage
 
 
@@ -20,8 +21,8 @@ def averaged(model: Any) -> contextlib.AbstractContextManager[None]:
 @contextlib.contextmanager
 def evaluating(module: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
     """Put a module in evaluation mode; restore its mode and torch's random states afterwards."""
-    device, was_training = torch.device(device), module.training
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    was_training = module.training
+    with kept_random_state(torch.device(device)):
         module.eval()
         try:
             yield
