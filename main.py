@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 
-from ldm.training.cli import Options, parse_arguments
-from ldm.util import ConfigError, Interrupted, UserError
+from ldm.training.cli import Options, parse_arguments, run_command
 
 _SHOWN = ("ldm", "pytorch_lightning.callbacks.model_summary")
-EXIT_OK, EXIT_USER_ERROR, EXIT_CTRL_C = 0, 1, 130
 
 
 def configure_logging(debug: bool) -> None:
@@ -52,29 +49,11 @@ def dispatch(options: Options) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 1 (message printed), 130 (Ctrl-C)."""
+    """Run one command line and return its exit code; see ``run_command``."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     debug = any(word in ("-d", "--debug") for word in words)
     configure_logging(debug)
-    try:
-        dispatch(parse_arguments(words))
-    except (ConfigError, UserError) as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        print(f"error: no space left on the disk ({error}). Free some space, then rerun the command", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return EXIT_CTRL_C
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
-        return stop.exit_code
-    return EXIT_OK
+    return run_command(lambda: dispatch(parse_arguments(words)), debug=debug)
 
 
 if __name__ == "__main__":

@@ -40,16 +40,13 @@ from ldm.data.formats.text_writers import write_text_h5, write_text_lmdb
 from ldm.data.kinds import KINDS, build_kind
 from ldm.data.rows import write_h5, write_npy
 from ldm.data.world import World3D
+from ldm.training.cli import run_command
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    try:
-        return options.run(options)
-    except (ConfigError, UserError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    return run_command(lambda: options.run(options))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

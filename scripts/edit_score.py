@@ -25,8 +25,9 @@ from ldm.evaluation.sampling.request import choose_sampler
 from ldm.legacy import sampling_options
 from ldm.runs.checkpoint_io import AtomicCheckpointIO
 from ldm.runs.load import load_run
+from ldm.training.cli import run_command
 from ldm.training.trainer import choose_devices
-from ldm.util import ConfigError, UserError
+from ldm.util import UserError
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -67,32 +68,32 @@ def changed_sampler(configured: Any, name: str | None, settings: Mapping[str, An
     return {**configured, "params": {**(configured.get("params") or {}), **settings}}
 
 
+def score(options: dict[str, Any]) -> None:
+    """Compute the score of a run and write it into its folder."""
+    run = load_run(options.pop("run"))
+    callback = EditScore(**score_params(run.config, options))
+    settings = translate_trainer_args(run.config.section("lightning").get("trainer") or {})
+    devices = choose_devices(settings.arguments)
+    trainer = pl.Trainer(
+        accelerator=devices.accelerator,
+        devices=1,
+        callbacks=[callback],
+        default_root_dir=str(run.folder),
+        limit_test_batches=1,  # the score uses the test set's words and images, not its batches
+        logger=False,
+        enable_progress_bar=False,
+        plugins=[AtomicCheckpointIO()],
+    )
+    data, checkpoint = run.build_data(), str(run.checkpoint)  # the checkpoint also restores the step count
+    trainer.test(run.model, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = {name: value for name, value in vars(read_options(arguments)).items() if value is not None}
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("ldm").setLevel(logging.INFO)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    try:
-        run = load_run(options.pop("run"))
-        callback = EditScore(**score_params(run.config, options))
-        settings = translate_trainer_args(run.config.section("lightning").get("trainer") or {})
-        devices = choose_devices(settings.arguments)
-        trainer = pl.Trainer(
-            accelerator=devices.accelerator,
-            devices=1,
-            callbacks=[callback],
-            default_root_dir=str(run.folder),
-            limit_test_batches=1,  # the score uses the test set's words and images, not its batches
-            logger=False,
-            enable_progress_bar=False,
-            plugins=[AtomicCheckpointIO()],
-        )
-        data, checkpoint = run.build_data(), str(run.checkpoint)  # the checkpoint also restores the step count
-        trainer.test(run.model, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
-    except (ConfigError, UserError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return run_command(lambda: score(options))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python scripts/image_scores.py tad -r logs/2026-01-31T12-00-00_celeba_encdiff --images test_celeba.npz
 
 Sets of images are folders of pictures, or .npy and .npz files; weights are searched on this machine, never downloaded.
-Scores are printed as JSON and, for a run, also written to <run>/image_scores/<step>-<what>.json.
+Scores are printed as JSON and, for a run, also written to <run>/image_scores/<step>-<command>.json.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from ldm.modules.inception import Inception
 from ldm.modules.lpips import AlexLPIPS
 from ldm.runs.load import LoadedRun, load_run
 from ldm.runs.records import write_json
-from ldm.util import ConfigError, UserError
+from ldm.training.cli import run_command
 
 DDIM = {"num_steps": 200, "eta": 1.0}
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="what", required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
     recon = commands.add_parser("recon", help="PSNR, SSIM, MSE and LPIPS of test images a run reconstructs")
     recon.add_argument(
         "-n", "--num-images", type=int, default=1000, help="images from the start of the test set (1000)"
@@ -143,7 +143,7 @@ def score_tad(options: argparse.Namespace) -> dict[str, Any]:
 
 def keep(run: LoadedRun, options: argparse.Namespace, scores: dict[str, Any]) -> dict[str, Any]:
     """Write the scores of a run, with the options, into its folder."""
-    path = run.folder / "image_scores" / f"{run.num_steps}-{options.what}.json"
+    path = run.folder / "image_scores" / f"{run.num_steps}-{options.command}.json"
     write_json(path, scores | {"checkpoint": str(run.checkpoint), "options": vars(options)})
     return scores
 
@@ -151,13 +151,8 @@ def keep(run: LoadedRun, options: argparse.Namespace, scores: dict[str, Any]) ->
 def main(arguments: list[str] | None = None) -> int:
     options = read_options(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
-        scores = {"recon": score_reconstructions, "fid": score_sets, "tad": score_tad}[options.what](options)
-    except (ConfigError, UserError, MetricError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps(scores, indent=1))
-    return 0
+    score = {"recon": score_reconstructions, "fid": score_sets, "tad": score_tad}[options.command]
+    return run_command(lambda: print(json.dumps(score(options), indent=1)), MetricError)
 
 
 if __name__ == "__main__":

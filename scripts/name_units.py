@@ -39,6 +39,7 @@ from ldm.models.inputs import images_from_batch
 from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.runs.load import load_run
+from ldm.training.cli import run_command
 from ldm.util import ConfigError, UserError
 
 RANGE_IMAGES = 1000  # real images that give the range of each unit
@@ -138,12 +139,8 @@ def add_check(names: Sequence[UnitName], check: str, answers: Sequence[str]) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING)
-    try:
-        print(find_names(read_options(arguments)))
-    except (ConfigError, UserError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    options = read_options(arguments)
+    return run_command(lambda: print(find_names(options)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from ldm.evaluation.pixel_pca import FOLDER, write_pixel_pca
 from ldm.runs.find import resolve_resume
 from ldm.scoring.files import figures_of, latent_paths, read_latent_file, read_scores
 from ldm.scoring.run import Options, score_folder
-from ldm.util import ConfigError, UserError, instantiate_from_config
+from ldm.training.cli import run_command
+from ldm.util import UserError, instantiate_from_config
 
 
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
@@ -64,34 +65,35 @@ def print_scores(folders: dict[str, Path]) -> None:
     Console(soft_wrap=True).print(table)
 
 
+def score(options: argparse.Namespace) -> int:
+    """Write the baseline, score it, print the table, and return the exit code."""
+    folders = {}
+    if options.run:
+        source = resolve_resume(options.run)
+        run, config = source.folder.path, load_config(source.configs)
+        folder, components = run / FOLDER, options.components or num_units(run)
+        folders[run.name] = run
+    else:
+        if not options.components:
+            raise UserError("-k: the number of components is required without -r")
+        config, folder, components = load_config(options.base), Path(options.logdir), options.components
+    sections = config.section("data").get("params") or {}
+    if not sections.get("test"):
+        raise UserError("data.params.test: expected a data set with known factors, got none")
+    dataset = instantiate_from_config(sections["test"])
+    for path in (folder / "dis_metrics").glob("*.json"):
+        path.unlink()  # of another number of components
+    write_pixel_pca(dataset, components, folder)
+    report = score_folder(Options(folder, options.processes))
+    for failure in report.failures:
+        print(failure, file=sys.stderr)
+    print_scores({f"PCA of pixels, {components} components": folder, **folders})
+    return 1 if report.failures else 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = read_options(arguments)
-    try:
-        folders = {}
-        if options.run:
-            source = resolve_resume(options.run)
-            run, config = source.folder.path, load_config(source.configs)
-            folder, components = run / FOLDER, options.components or num_units(run)
-            folders[run.name] = run
-        else:
-            if not options.components:
-                raise UserError("-k: the number of components is required without -r")
-            config, folder, components = load_config(options.base), Path(options.logdir), options.components
-        sections = config.section("data").get("params") or {}
-        if not sections.get("test"):
-            raise UserError("data.params.test: expected a data set with known factors, got none")
-        dataset = instantiate_from_config(sections["test"])
-        for path in (folder / "dis_metrics").glob("*.json"):
-            path.unlink()  # of another number of components
-        write_pixel_pca(dataset, components, folder)
-        report = score_folder(Options(folder, options.processes))
-        for failure in report.failures:
-            print(failure, file=sys.stderr)
-        print_scores({f"PCA of pixels, {components} components": folder, **folders})
-    except (ConfigError, UserError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 1 if report.failures else 0
+    return run_command(lambda: score(options))
 
 
 if __name__ == "__main__":

@@ -31,8 +31,7 @@ from ldm.evaluation.sampling.request import Request, choose_sampler, split_text
 from ldm.models.contracts import Samplable
 from ldm.runs.folder import now_text
 from ldm.runs.load import load_run
-from ldm.training.cli import split_overrides
-from ldm.util import ConfigError, UserError
+from ldm.training.cli import run_command, split_overrides
 
 DDIM = {"num_steps": 50, "eta": 1.0}
 
@@ -104,17 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = read_options(words)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("ldm").setLevel(logging.INFO)
-    try:
-        paths = run(options, overrides)
-    except (ConfigError, UserError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    for path in paths:
-        print(path)
-    return 0
+    return run_command(lambda: print(*run(options, overrides), sep="\n"))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ldm.util import ConfigError
+
 # Arguments of pytorch_lightning.Trainer 2.6 that a config may set.
 TRAINER_ARGS = frozenset(
     """accelerator strategy devices num_nodes precision logger fast_dev_run max_epochs min_epochs max_steps
@@ -71,6 +73,9 @@ def translate_trainer_args(given: Mapping[str, Any]) -> TrainerSettings:
 
     Returns:
         The settings; new names take precedence if old and new ones are given together.
+
+    Raises:
+        ConfigError: devices are neither a count nor a list of indices.
     """
     settings = TrainerSettings(
         resume_from_checkpoint=given.get("resume_from_checkpoint"), flush_every=given.get("flush_logs_every_n_steps")
@@ -83,7 +88,11 @@ def translate_trainer_args(given: Mapping[str, Any]) -> TrainerSettings:
             settings.dropped.append(name)
         elif name not in RENAMED_ARGS:
             today[name] = value
-    _translate_devices(given, today)
+    try:
+        _translate_devices(given, today)
+    except ValueError as error:
+        message = "lightning.trainer: expected device indices ('0,' or '0,1') or a count (2)"
+        raise ConfigError(f"{message}; {error}") from error
     if "weights_summary" in given:
         today.setdefault("enable_model_summary", given["weights_summary"] not in (None, "None", False))
     if given.get("reload_dataloaders_every_epoch"):

@@ -1,18 +1,24 @@
-"""Command line of ``main.py``: flags of the LDM family (``main_val.py`` included), Trainer arguments, overrides."""
+"""Command line of ``main.py``: flags of the LDM family (``main_val.py`` included), Trainer arguments, overrides.
+
+``run_command`` maps errors to messages and exit codes, for ``main.py`` and the scripts.
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ldm.config.trainer_args import KNOWN_ARGS, TRAINER_ARGS
 from ldm.runs.folder import DEFAULT_LOGDIR
-from ldm.util import ConfigError, did_you_mean
+from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
 
 DEFAULT_SEED = 23
+EXIT_USER_ERROR, EXIT_CTRL_C = 1, 130
 
 _BOOLEANS = dict.fromkeys("yes true t y 1".split(), True) | dict.fromkeys("no false f n 0".split(), False)
 _EXAMPLES = """examples:
@@ -164,6 +170,35 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
         is_text = index > 0 and words[index - 1] in _TEXT_OPTIONS
         (overrides if _OVERRIDE.match(word) and not is_text else rest).append(word)
     return rest, overrides
+
+
+def run_command(command: Callable[[], int | None], *errors: type[Exception], debug: bool = False) -> int:
+    """Run a command and return its exit code: its own or 0, 1 after an error, 130 after Ctrl-C.
+
+    Messages are written to standard error.
+
+    Args:
+        command: the command.
+        *errors: types of errors that are messages to the user, beside ``ConfigError``, ``UserError`` and a full disk.
+        debug: raise errors instead.
+    """
+    try:
+        return command() or 0
+    except (ConfigError, UserError, *errors) as error:
+        if debug:
+            raise
+        message, code = f"error: {error}", EXIT_USER_ERROR
+    except OSError as error:
+        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message = f"error: no space left on the disk ({error}). Free some space, then rerun the command"
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        message, code = "interrupted", EXIT_CTRL_C
+    except Interrupted as stop:
+        message, code = str(stop), stop.exit_code
+    sys.stderr.write(f"{message}\n")
+    return code
 
 
 def _raise_unknown(unknown: Sequence[str]) -> NoReturn:

@@ -48,7 +48,7 @@ class Plan:
         return self.config.fingerprint(self.seed)
 
     @property
-    def trains_on(self) -> Mapping[str, Any]:
+    def data_params(self) -> Mapping[str, Any]:
         """Arguments of the data module."""
         return self.config.section("data").get("params") or {}
 
@@ -72,11 +72,7 @@ def make_plan(options: Options) -> Plan:
     validate(config, check_files=will_train, sections=sections)
     earlier = resume.record if resume else {}
     seed = int(earlier.get("seed", DEFAULT_SEED)) if options.seed is None else options.seed
-    try:
-        settings = translate_trainer_args(config.section("lightning").get("trainer") or {})
-    except ValueError as error:
-        message = "lightning.trainer: expected device indices ('0,' or '0,1') or a count (2)"
-        raise ConfigError(f"{message}; {error}") from error
+    settings = translate_trainer_args(config.section("lightning").get("trainer") or {})
     return Plan(options, config, settings, seed, resume)
 
 
@@ -158,7 +154,7 @@ def scale_learning_rate(plan: Plan, devices: int) -> tuple[float | None, str]:
     if not plan.config.section("lightning").get("scale_lr", True):
         return float(base), f"{float(base):.3g} (base_learning_rate, not scaled)"
     accumulate = int(plan.settings.arguments.get("accumulate_grad_batches") or 1)
-    batch = int(plan.trains_on.get("batch_size") or 1)
+    batch = int(plan.data_params.get("batch_size") or 1)
     rate = accumulate * devices * batch * float(base)
     return rate, (
         f"{rate:.3g} = {accumulate} (accumulate) x {devices} (devices) x {batch} (batch size) x {float(base):.3g} "

@@ -138,7 +138,7 @@ def _fit_and_test(
     try:
         if plan.options.train:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        if not plan.options.no_test and plan.trains_on.get("test") and has_test_pass(model):
+        if not plan.options.no_test and plan.data_params.get("test") and has_test_pass(model):
             loaded = None if plan.options.train else checkpoint
             trainer.test(model, datamodule=data, ckpt_path=loaded, weights_only=True, verbose=False)
             figures = figures_of(trainer) or trainer.callback_metrics
@@ -174,7 +174,7 @@ def _fit_and_test(
 
 def _memory_advice(plan: Plan, error: Exception) -> str:
     """Return the settings that affect memory, with their values."""
-    arguments, batch = plan.settings.arguments, plan.trains_on.get("batch_size")
+    arguments, batch = plan.settings.arguments, plan.data_params.get("batch_size")
     return (
         f"out of memory ({str(error).splitlines()[0]}). Now: data.params.batch_size={batch}, "
         f"accumulate_grad_batches={arguments.get('accumulate_grad_batches', 1)}, "

@@ -84,14 +84,13 @@ def build_trainer(
     _adapt_to_manual_optimization(arguments, model)
     arguments.update(accelerator=devices.accelerator, devices=devices.devices)
     if devices.count > 1 and arguments.get("strategy", "auto") in ("auto", "ddp", None):
-        unused = not model.automatic_optimization or bool(getattr(model, "find_unused_parameters", False))
-        arguments["strategy"] = DDPStrategy(find_unused_parameters=unused)
+        arguments["strategy"] = DDPStrategy(find_unused_parameters=not model.automatic_optimization)
     callbacks, scores, checkpoints = [StepSeed(plan.seed), *callbacks], None, []
     if arguments.get("enable_checkpointing", True):
         callbacks += [NonFiniteGuard(str(folder.checkpoints)), MonitorCheck()]
         _, params = translate(described["target"], described.get("params"))
         scores = scores_for(monitors_of(lightning, model), params.get("eval_name"))
-        has_validation = bool(plan.trains_on.get("validation"))
+        has_validation = bool(plan.data_params.get("validation"))
         checkpoints = build_checkpoints(lightning.get("modelcheckpoint"), model, folder, has_validation)
     callbacks += build_callbacks(lightning.get("callbacks") or {}, folder, scores)
     callbacks += checkpoints  # last: some are selected by scores that the callbacks above log
@@ -117,7 +116,7 @@ def _adapt_to_manual_optimization(arguments: dict[str, Any], model: pl.Lightning
         return
     for name in ("accumulate_grad_batches", "gradient_clip_val"):
         value = arguments.pop(name, None)
-        if value in (None, 0, 1) and name == "accumulate_grad_batches" or value is None:
+        if value is None or (name == "accumulate_grad_batches" and value in (0, 1)):
             continue
         if not hasattr(model, name):
             raise ConfigError(
