@@ -82,6 +82,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.processes < 1:
         parser.error(f"-p/--processes: expected at least 1, got {arguments.processes}")
+    if arguments.watch is not None and not 0 < arguments.watch < float("inf"):
+        parser.error(f"--watch: expected a positive number of seconds, got {arguments.watch:g}")
     return arguments
 
 

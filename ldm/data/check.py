@@ -45,19 +45,19 @@ def check_dataset(
     report = CheckReport(_facts(dataset))
     step = max(1, len(dataset) // QUICK) if is_quick else 1
     positions = np.arange(0, len(dataset), step)
-    low, high, shapes = 255, 0, set()
+    low, high, kinds = float("inf"), float("-inf"), set()
     for start in range(0, len(positions), _BATCH):
         for batch in _read(dataset, positions[start : start + _BATCH].tolist(), report):
             pixels = batch["image"].numpy()
-            low, high = min(low, int(pixels.min())), max(high, int(pixels.max()))
-            shapes.add(pixels.shape[1:])
+            low, high = min(low, pixels.min().item()), max(high, pixels.max().item())
+            kinds.add(f"{' x '.join(map(str, pixels.shape[1:]))} {pixels.dtype}")
         report.checked = min(start + _BATCH, len(positions))
         on_progress(report.checked, len(positions))
         if len(report.problems) >= MAX_PROBLEMS:
             report.problems.append("further images were not read")
             break
-    if shapes:
-        report.facts.append(("image", f"{' x '.join(map(str, shapes.pop()))} uint8, values {low} to {high}"))
+    if kinds:
+        report.facts.append(("image", f"{' or '.join(sorted(kinds))}, values {low:g} to {high:g}"))
     return report
 
 

@@ -6,7 +6,6 @@ A subclass implements ``images`` (read by row). Batches are read whole, which is
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,9 +96,9 @@ class ImageDataset(Dataset):
         self.rows = np.repeat(np.asarray(rows, dtype=np.int64), repeat)
         self.do_augment, self.seed = do_augment, seed
 
-    @abstractmethod
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return the images of rows of the whole set: (n,) int -> (n, H, W, 3) uint8."""
+        raise NotImplementedError(f"{type(self).__name__} must implement images()")
 
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return the other entries of a batch: (n,) int -> {key: n values}."""

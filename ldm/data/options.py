@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 from ldm.util import ConfigError, did_you_mean
@@ -25,7 +26,7 @@ def require_count(option: str, value: Any, least: int = 1, or_null: bool = False
         raise ConfigError(f"{option}: expected an integer of at least {least}{null}, got {value!r}.")
 
 
-def require_share(option: str, value: float) -> None:
-    """Raise a ``ConfigError`` unless ``value`` is in [0, 1]."""
-    if not 0.0 <= value <= 1.0:
+def require_share(option: str, value: Any) -> None:
+    """Raise a ``ConfigError`` unless ``value`` is a number in [0, 1]."""
+    if not isinstance(value, Real) or not 0.0 <= value <= 1.0:
         raise ConfigError(f"{option}: expected a number in [0, 1], got {value!r}.")

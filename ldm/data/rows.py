@@ -90,19 +90,25 @@ def npz_member(path: Path, key: str) -> tuple[zipfile.ZipInfo, tuple[int, ...], 
             names = [name.removesuffix(".npy") for name in archive.namelist()]
             raise UserError(f"{path}: expected an array {key!r}, got only {names}.") from None
         with archive.open(member) as stream:
-            return member, *_array_header(stream)
+            return member, *array_header(stream)
 
 
 def map_npz_member(path: Path, key: str) -> np.ndarray | None:
     """Map an array of an uncompressed .npz without reading it; None if it is compressed."""
-    member, shape, fortran, dtype = npz_member(path, key)
+    member = npz_member(path, key)[0]
     if member.compress_type != zipfile.ZIP_STORED:
         return None
-    with readable(path, ".npz"), open(path, "rb") as raw:
+    with readable(path, ".npz"):
+        return map_stored_member(path, member)
+
+
+def map_stored_member(path: Path, member: zipfile.ZipInfo) -> np.ndarray:
+    """Map an array that an .npz contains uncompressed; raises the errors of NumPy if the file is damaged."""
+    with open(path, "rb") as raw:
         raw.seek(member.header_offset + 26)  # the local header of the zip format: 30 bytes, name, extra field
         name_length, extra_length = np.frombuffer(raw.read(4), "<u2").tolist()
         raw.seek(name_length + extra_length, os.SEEK_CUR)
-        _array_header(raw)
+        shape, fortran, dtype = array_header(raw)
         return np.memmap(path, dtype, "r", raw.tell(), shape, "F" if fortran else "C")
 
 
@@ -114,7 +120,7 @@ def npz_blocks(path: Path, key: str, block: int = BLOCK) -> Iterator[np.ndarray]
             stream.seek(0)
             yield np.lib.format.read_array(stream, allow_pickle=False)
             return
-        _array_header(stream)
+        array_header(stream)
         row = int(np.prod(shape[1:])) * dtype.itemsize
         for start in range(0, shape[0], block):
             count = min(block, shape[0] - start)
@@ -124,7 +130,7 @@ def npz_blocks(path: Path, key: str, block: int = BLOCK) -> Iterator[np.ndarray]
             yield np.frombuffer(data, dtype).reshape(count, *shape[1:])
 
 
-def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Read shape, order and type of an array in .npy format; leave the stream at its first value."""
     if np.lib.format.read_magic(stream) == (1, 0):
         return np.lib.format.read_array_header_1_0(stream)

@@ -54,7 +54,7 @@ class AttributeVocabulary:
         for k, name in enumerate(self.factor_names):
             self._check_factor(k, name)
         self._phrases = [
-            [[t.format(w) for t in self.templates[k]] for w in self.words[k]] for k in range(self.num_units)
+            [[t.replace("{}", str(w)) for t in self.templates[k]] for w in self.words[k]] for k in range(self.num_units)
         ]
 
     def _check_factor(self, k: int, name: str) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 
 from ldm.metrics.common import (
     FactorSampler,
-    MetricError,
     Representation,
     factor_codes,
     factor_entropies,
@@ -36,13 +35,8 @@ def information(
 
     Returns:
         ``mutual_information`` (K, F) and ``entropies`` (F,), both in nats, and ``deviations`` (K,) of the units.
-
-    Raises:
-        MetricError: codes are not finite.
     """
     codes, labels = factor_codes(representation, sampler, num_train, random_state)
-    if not np.isfinite(codes).all():
-        raise MetricError("codes must be finite")
     return {
         "mutual_information": mutual_information(histogram_codes(codes, num_bins), labels),
         "entropies": factor_entropies(labels),

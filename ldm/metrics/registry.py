@@ -1,9 +1,8 @@
 """Registry of the metrics: function, names, direction and protocol settings of each, in one entry.
 
-Tables, score files, training logs and checkpoint monitors read this registry; nothing else lists metrics. To add a
-metric, write its function in a file of its own and add an entry to ``METRICS``; metrics outside this package are
-registered by dotted path (``metric_from_path``). Importing this module loads NumPy
-only; scikit-learn and numba are loaded by the metrics that need them.
+Tables, score files, training logs and checkpoint monitors read this registry. To add a metric, write its function in a
+file of its own and add an entry to ``METRICS``; metrics outside this package are registered by dotted path
+(``metric_from_path``). Importing this module does not load scikit-learn or numba; the metrics that need them do.
 """
 
 from __future__ import annotations
@@ -227,10 +226,10 @@ def metric_from_path(path: str) -> str:
     """
     metric = get_obj_from_str(path)
     if not isinstance(metric, Metric):
-        raise ConfigError(f"metric {path}: expected an ldm.metrics.Metric, got {type(metric).__name__}")
+        raise ConfigError(f"metric {path}: expected an ldm.metrics.Metric, got {type(metric).__name__}.")
     name = metric.key.lower()
     if ALL_METRICS.setdefault(name, metric) is not metric:
-        raise ConfigError(f"metric {path}: another metric has the key {metric.key!r}. Choose another key")
+        raise ConfigError(f"metric {path}: another metric has the key {metric.key!r}. Choose another key.")
     return name
 
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import h5py
 import numpy as np
 
+from ldm.data.rows import array_header, map_stored_member
 from ldm.util import UserError
 
 BLOCK_BYTES = 32_000_000  # read at once
@@ -60,7 +61,7 @@ def array_source(path: Path, names: Sequence[str] = LATENTS) -> ArraySource:
     with incomplete_if_unreadable(path):
         source = reader(path, names)
     if source.dtype.kind not in "fiu":
-        raise UserError(f"{path}: expected numbers, got values of type {source.dtype}")
+        raise UserError(f"{path}: expected numbers, got values of type {source.dtype}. Convert them to numbers.")
     return source
 
 
@@ -121,8 +122,11 @@ def _choose(path: Path, found: Sequence[str], names: Sequence[str]) -> str:
 
 
 def _read_npy(path: Path, names: Sequence[str]) -> ArraySource:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    return ArraySource(path, array.shape, array.dtype, lambda: np.load(path, mmap_mode="r"))
+    with path.open("rb") as stream:
+        shape, _, dtype = array_header(stream)
+    if not dtype.hasobject:  # objects cannot be mapped; array_source rejects them
+        np.load(path, mmap_mode="r")  # fails if the file is truncated
+    return ArraySource(path, shape, dtype, lambda: np.load(path, mmap_mode="r"))
 
 
 def _read_npz(path: Path, names: Sequence[str]) -> ArraySource:
@@ -130,43 +134,26 @@ def _read_npz(path: Path, names: Sequence[str]) -> ArraySource:
         members = [entry.removesuffix(".npy") for entry in archive.namelist()]
         info = archive.getinfo(f"{_choose(path, members, names)}.npy")
         with archive.open(info) as stream:
-            shape, _, dtype = _array_header(stream)
+            shape, _, dtype = array_header(stream)
 
     def write(target: Path) -> None:
         with zipfile.ZipFile(path) as archive, archive.open(info) as stream, target.open("wb") as file:
             shutil.copyfileobj(stream, file)
 
     is_mapped = info.compress_type == zipfile.ZIP_STORED and not dtype.hasobject
-    return ArraySource(path, shape, dtype, (lambda: _map_member(path, info.filename)) if is_mapped else None, write)
+    return ArraySource(path, shape, dtype, (lambda: _map_member(path, info)) if is_mapped else None, write)
 
 
-def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return shape, Fortran order and dtype of an array in .npy format, and move the stream to its first value."""
-    if np.lib.format.read_magic(stream) == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    return np.lib.format.read_array_header_2_0(stream)
-
-
-def _map_member(path: Path, member: str) -> np.ndarray:
+def _map_member(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
     """Memory-map an uncompressed member of an archive after verifying its checksum."""
     with zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
-        if damaged:
-            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
-        info = archive.getinfo(member)
-        with archive.open(info) as stream:
-            shape, fortran_order, dtype = _array_header(stream)
-            header_bytes = stream.tell()
-    with path.open("rb") as raw:  # the local file header of the zip format: 30 bytes, name, extra field
-        raw.seek(info.header_offset + 26)
-        name_bytes, extra_bytes = struct.unpack("<HH", raw.read(4))
-    offset = info.header_offset + 30 + name_bytes + extra_bytes + header_bytes
-    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C")
+    if damaged:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+    return map_stored_member(path, info)
 
 
 def _read_h5(path: Path, names: Sequence[str]) -> ArraySource:
-    import h5py
-
     found: list[str] = []
 
     def note(name: str, item: Any) -> None:
@@ -230,9 +217,17 @@ def _stacked(batch: Any) -> np.ndarray:
 
 
 def _read_csv(path: Path, names: Sequence[str]) -> ArraySource:
-    with path.open(encoding="utf-8") as stream:
-        has_names = not all(is_number(word) for word in stream.readline().split(","))
-    rows = np.loadtxt(path, delimiter=",", skiprows=int(has_names), ndmin=2)
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = lines if lines and all(map(is_number, lines[0].split(","))) else lines[1:]
+    if not lines:
+        raise UserError(f"{path}: expected one row of numbers per image, got none. Write the file again.")
+    try:
+        rows = np.loadtxt(lines, delimiter=",", ndmin=2)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: expected a number in every field, but reading failed ({error}). Remove columns of names, and "
+            "complete lines that were cut off."
+        ) from error
     return ArraySource(path, rows.shape, rows.dtype, lambda: rows)
 
 

@@ -111,16 +111,19 @@ def _csv_columns(path: Path) -> dict[str, np.ndarray]:
     """Read the columns of a CSV file; its first line is the header unless it consists of numbers."""
     with path.open(newline="", encoding="utf-8") as stream:
         lines = [line for line in csv.reader(stream) if line]
-    if not lines:
-        raise ValueError("it is empty")
     widths = {len(line) for line in lines}
     if len(widths) > 1:
-        raise ValueError(f"its lines have {min(widths)} to {max(widths)} fields")
-    names: Sequence[str] = [word.strip() for word in lines[0]]
+        raise UserError(
+            f"{path}: expected lines with equal numbers of fields, got {min(widths)} to {max(widths)} fields. Complete "
+            "lines that were cut off."
+        )
+    names: Sequence[str] = [word.strip() for word in lines[0]] if lines else []
     if all(map(is_number, names)):
         names = [f"factor {number}" for number in range(len(names))]
     else:
         lines = lines[1:]
+    if not lines:
+        raise UserError(f"{path}: expected one row of factors per image, got none. Write the file again.")
     columns = [np.array(column) for column in zip(*lines)]
     return {
         name: column.astype(np.float64) if all(map(is_number, np.unique(column))) else column
@@ -168,7 +171,7 @@ def space_of(latents: LatentFile, named: str | None = None) -> FactorSpace:
         try:
             space = FactorSpace(names, latents.factor_sizes)
         except ConfigError as error:
-            raise UserError(f"{latents.path}: {error}. Encode that checkpoint again.") from error
+            raise UserError(f"{latents.path}: {error} Encode that checkpoint again.") from error
     else:
         raise UserError(
             f"{latents.path}: the factors of its images are not stored in the file, and the run has no config "

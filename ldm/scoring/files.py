@@ -12,7 +12,8 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import check_latents
 from ldm.runs.records import read_json, update_results
 from ldm.scoring.arrays import array_source, incomplete_if_unreadable
-from ldm.util import UserError
+from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ def read_latent_file(path: Path, is_any: bool = False) -> LatentFile:
 
     Raises:
         IncompleteFile: the file is damaged or incomplete.
-        UserError: it does not hold ``latents`` and ``num_samples``, or its latents have an unusable shape.
+        UserError: it does not hold ``latents`` and ``num_samples``, or its latents or factor space are invalid.
     """
     if is_any and path.suffix.lower() != ".npz":
         return LatentFile(path, latent_shape(path), 0)
@@ -108,8 +109,11 @@ def read_latent_file(path: Path, is_any: bool = False) -> LatentFile:
         names = _texts(content, "factor_names")
         sizes = tuple(int(size) for size in content["factor_sizes"]) if "factor_sizes" in content else None
         stored = json.loads(str(content["factor_space"])) if "factor_space" in content else None
-        space = FactorSpace.from_dict(stored) if stored else None
         step, units = int(content["num_samples"].item()), _texts(content, "unit_names")
+    try:
+        space = FactorSpace.from_dict(stored) if stored else None
+    except ConfigError as error:
+        raise UserError(f"{path}: {error} Encode that checkpoint again.") from error
     return LatentFile(path, latent_shape(path), step, names, sizes, space, units)
 
 
@@ -163,6 +167,20 @@ def figures_of(scores: Mapping[str, Any]) -> dict[str, float]:
         if value is not None:
             figures[name] = float(value)
     return figures
+
+
+def over_seeds(found: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the mean of each figure, and its sample standard deviation if there are at least two values.
+
+    Args:
+        found: figures of each seed or run; entries that are not numbers (null, lists) are left out.
+    """
+    values: dict[str, list[float]] = {}
+    for name, value in ((name, value) for figures in found for name, value in figures.items()):
+        if isinstance(value, (int, float)):
+            values.setdefault(name, []).append(value)
+    deviations = {name: statistics.stdev(numbers) for name, numbers in values.items() if len(numbers) > 1}
+    return {name: statistics.fmean(numbers) for name, numbers in values.items()}, deviations
 
 
 def best_of(figures: Mapping[int, Mapping[str, float]]) -> dict[str, tuple[int, float]]:

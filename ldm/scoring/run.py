@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import shutil
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -167,11 +166,7 @@ def _write_summary(target: Path, scores: Sequence[ScorePlan]) -> None:
     means: dict[str, Any] = {}
     deviations: dict[str, Any] = {}
     for key in dict.fromkeys(key for content in found.values() for key in content):
-        results = [content[key] for content in found.values() if key in content]
-        names = [name for name in results[0] if all(isinstance(result.get(name), (int, float)) for result in results)]
-        means[key] = {name: statistics.fmean(result[name] for result in results) for name in names}
-        if len(results) > 1:
-            deviations[key] = {name: statistics.stdev(result[name] for result in results) for name in names}
+        means[key], deviations[key] = files.over_seeds([content[key] for content in found.values() if key in content])
     write_json(target, {**means, files.DEVIATION_KEY: deviations, files.SEEDS_KEY: found})
 
 
@@ -254,8 +249,9 @@ class _Scoring:
         score = plan.scores[index]
         self._done_seconds += plan.prepare_seconds if name == PREPARE else score.tasks[name].seconds
         if outcome.error is not None:
-            where = "" if name == PREPARE else f"{name}: "
-            self._report.failures.append(Failure(plan.latents.path, where + outcome.error))
+            where = "" if name == PREPARE else f"{name.partition('/')[0]}: "  # one failure for all factors
+            failure = Failure(plan.latents.path, where + outcome.error)
+            self._report.failures += [failure] if failure not in self._report.failures else []
             self._done_seconds += plan.seconds - plan.prepare_seconds if name == PREPARE else 0.0
         elif name == PREPARE:
             self._submit_tasks(number)

@@ -6,9 +6,8 @@ import contextlib
 import csv
 import logging
 import re
-import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -107,22 +106,14 @@ def _rows_of(run_dir: Path, logdir: Path, seeds: Sequence[int], protocol: str) -
     name, rows = run_dir.resolve().name, []
     for step in steps:
         by_seed = {seed: files.figures_of(found[step]) for seed, found in scores.items() if step in found}
-        figures, deviations = _over_seeds(list(by_seed.values()))
+        figures, deviations = files.over_seeds(list(by_seed.values()))
         figures |= _other_results(run_dir) if step == steps[-1] else {}
         target = files.score_file(run_dir, step, next(iter(by_seed)), protocol)
         record = files.read_record(files.record_file(target)).values()
-        about = next((entry.get("dataset") or {} for entry in record), {"name": dataset})
+        about = next((entry["dataset"] for entry in record if entry.get("dataset")), {"name": dataset})
         where = (experiment, name, run_dir, training_seed, step, epochs.get(step), step == steps[-1])
         rows.append(Row(*where, figures, deviations, by_seed, about.get("name")))
     return rows
-
-
-def _over_seeds(found: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Return mean and sample standard deviation of each figure."""
-    names = dict.fromkeys(name for figures in found for name in figures)
-    values = {name: [figures[name] for figures in found if name in figures] for name in names}
-    means = {name: statistics.fmean(numbers) for name, numbers in values.items()}
-    return means, {name: statistics.stdev(numbers) for name, numbers in values.items() if len(numbers) > 1}
 
 
 def _epochs_and_dataset(run_dir: Path) -> tuple[dict[int, int | None], str | None]:
@@ -255,7 +246,7 @@ def _experiment_lines(experiment: str, rows: Iterable[Row]) -> list[TableLine]:
     for checkpoint in ("last", "best") if len(runs) > 1 else ():
         chosen = [line.cells.items() for line in lines if line.checkpoint == checkpoint]
         if chosen:
-            means, deviations = _over_seeds([{name: cell.mean for name, cell in cells} for cells in chosen])
+            means, deviations = files.over_seeds([{name: cell.mean for name, cell in cells} for cells in chosen])
             cells = {name: Cell(mean, deviations.get(name)) for name, mean in means.items()}
             lines.append(
                 TableLine(experiment, f"mean ± std of {len(runs)} runs", checkpoint, "", "", "", cells, "mean")
@@ -320,9 +311,12 @@ def write_csv(path: str | Path, rows: Iterable[Row]) -> None:
         about = "kind experiment run seed step epoch latest best dataset scoring_seeds".split()
         names = list(columns())
         writer.writerow([*about, *names, *(f"{name}_std" for name in names)])
+        scores: dict[Path, dict[int, dict[str, float]]] = {}
         for row in rows:
-            best = files.best_of({other.step: _scores(other) for other in rows if other.run_dir == row.run_dir})
-            marks = [name for name, (step, _) in best.items() if step == row.step]
+            scores.setdefault(row.run_dir, {})[row.step] = _scores(row)
+        best = {run_dir: files.best_of(by_step) for run_dir, by_step in scores.items()}
+        for row in rows:
+            marks = [name for name, (step, _) in best[row.run_dir].items() if step == row.step]
             where = ["run", row.experiment, row.run, row.seed, row.step, row.epoch, int(row.latest), " ".join(marks)]
             values = [*map(row.figures.get, names), *map(row.deviations.get, names)]
             writer.writerow([*where, row.dataset, len(row.by_seed), *values])

@@ -17,13 +17,13 @@ from PIL import Image
 from ldm.data.factors import factor_space
 from ldm.data.factors.stored import StoredFactors
 from ldm.data.formats.image_sources import CachedSource, ImageArray, ImageSource
-from ldm.data.paths import AnyPath, find_source
+from ldm.data.paths import AnyPath, array_names, find_source
 from ldm.data.rows import BLOCK, readable
 from ldm.util import UserError
 
 _MAT_SHAPE = (128, 128, 3, 24, 4)
 _FOLDERS = ("cars", "cars3d", "nips2015-analogy-data/data/cars", "data/cars")
-_FILES = ("cars3d.npy", "cars/cars3d.npy", "cars3d/cars3d.npy", "cars3d.h5", "cars/cars3d.h5", "cars3d/cars3d.h5")
+_FILES = array_names(["cars3d"], ["", "cars/", "cars3d/"])
 _NEXT_STEP = "download the archive nips2015-analogy-data (www.scottreed.info) and unpack it there"
 
 

@@ -17,13 +17,13 @@ from PIL import Image
 from ldm.data.factors import FactorSpace, factor_space
 from ldm.data.factors.stored import StoredFactors
 from ldm.data.formats.image_sources import ImageArray, ImageSource
-from ldm.data.paths import AnyPath, find_source
+from ldm.data.paths import AnyPath, array_names, find_source
 from ldm.data.rows import halve
 from ldm.util import UserError
 
 PARTS = ("5x46789x9x18x6x2x96x96-training", "5x01235x9x18x6x2x96x96-testing")
 _DTYPES = {507333717: np.uint8, 507333716: np.int32, 507333713: np.float32, 507333715: np.float64}
-_CANDIDATES = ("smallnorb.npy", "small_norb/smallnorb.npy", "smallnorb/smallnorb.npy", "small_norb", "smallnorb")
+_CANDIDATES = (*array_names(["smallnorb"], ["", "small_norb/", "smallnorb/"]), "small_norb", "smallnorb")
 _NEXT_STEP = "download its six .mat.gz files (cs.nyu.edu/~ylclab/data/norb-v1.0-small) and unpack them there"
 
 
@@ -126,7 +126,7 @@ class SmallNORB(StoredFactors):
     metrics draw it at random.
 
     Args:
-        path: folder of the six .mat files, a converted .npy, or a folder above; None takes ``DATA_ROOT``.
+        path: folder of the six .mat files, a converted .npy or .h5, or a folder above; None takes ``DATA_ROOT``.
         size: side of the images in pixels: 64, or 32 (means of 2 x 2 pixels).
 
     Raises:

@@ -55,7 +55,6 @@ class FactorSpace:
         self.all_names = tuple(names)
         self.all_sizes = tuple(int(size) for size in sizes)
         self.latent = tuple(range(len(names))) if latent is None else tuple(latent)
-        self._bases = np.cumprod((1, *self.all_sizes[:0:-1]), dtype=np.int64)[::-1]
         self._observation = tuple(i for i in range(len(names)) if i not in self.latent)
 
     @property
@@ -109,7 +108,7 @@ class FactorSpace:
                 f"index_of: expected {self.all_names[column]} in 0 to {self.all_sizes[column] - 1}, "
                 f"got {factors[row, column]} in row {row}."
             )
-        return factors.astype(np.int64) @ self._bases
+        return np.ravel_multi_index(tuple(factors.T.astype(np.int64)), self.all_sizes)
 
     def factors_of(self, index: np.ndarray) -> np.ndarray:
         """Return the latent factor values of each row.
@@ -128,8 +127,8 @@ class FactorSpace:
             raise ValueError(
                 f"factors_of: expected rows in 0 to {self.size - 1}, got rows from {index.min()} to {index.max()}."
             )
-        values = index[:, None] // self._bases % np.asarray(self.all_sizes)
-        return values[:, list(self.latent)]
+        values = np.unravel_index(index, self.all_sizes)
+        return np.stack([values[k] for k in self.latent], axis=1)
 
     def sample_factors(self, num: int, random_state: np.random.RandomState) -> np.ndarray:
         """Draw ``num`` combinations of the latent factors, factor by factor: (num, F) int64."""
@@ -178,11 +177,11 @@ class FactorSpace:
             raise ConfigError(f"keep: expected a mapping such as {{{self.all_names[0]}: 2}}, got {keep!r}.")
         for name in keep:
             require_choice("keep", name, self.all_names)
-        values, rows = {}, np.zeros(1, dtype=np.int64)
-        for name, size, base in zip(self.all_names, self.all_sizes, self._bases.tolist()):
+        values = {}
+        for name, size in zip(self.all_names, self.all_sizes):
             known = sorted((available or {}).get(name, range(size)))
             values[name] = _chosen(name, known, keep.get(name, len(known)))
-            rows = (rows[:, None] + np.asarray(values[name], dtype=np.int64) * base).ravel()
+        rows = np.ravel_multi_index(np.ix_(*values.values()), self.all_sizes).ravel()
         sizes = [len(chosen) for chosen in values.values()]
         latent = [k for k in self.latent if sizes[k] > 1 or sizes[k] == self.all_sizes[k]]
         if not latent:

@@ -206,7 +206,7 @@ def table_texts(table: AttributeTable, templates: Mapping[str, Any]) -> list[lis
     """Return the U texts of every image: its entries, each in the template of its column if there is one."""
     for name, template in templates.items():
         require_choice("templates", name, table.columns)
-        if not isinstance(template, str) or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+        if not isinstance(template, str) or template.count("{}") != 1:
             raise ConfigError(f"templates.{name}: expected exactly one '{{}}' for the entry, got {template!r}.")
     forms = [templates.get(name, "{}") for name in table.columns]
     return [[form.replace("{}", entry) if entry else "" for form, entry in zip(forms, row)] for row in table.cells]

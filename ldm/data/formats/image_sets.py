@@ -66,7 +66,7 @@ def read_array(path: Path, keys: tuple[str, ...] = KEYS) -> np.ndarray:
 def _pictures(folder: Path, batch_size: int) -> Iterator[Tensor]:
     names = find_pictures(folder)
     if not names:
-        raise UserError(f"{folder}: expected pictures, got none")
+        raise UserError(f"{folder}: expected pictures, got none. Pass the folder that contains them.")
     shape: tuple[int, ...] | None = None
     for start in range(0, len(names), batch_size):
         arrays = []
@@ -76,7 +76,7 @@ def _pictures(folder: Path, batch_size: int) -> Iterator[Tensor]:
             if array.shape != shape:
                 raise UserError(
                     f"{folder / name}: expected {shape[1]} x {shape[0]} pixels, as {names[0]}, got {array.shape[1]} x "
-                    f"{array.shape[0]}. Resize all pictures to one size"
+                    f"{array.shape[0]}. Resize all pictures to one size."
                 )
             arrays.append(array)
         yield rearrange(torch.from_numpy(np.stack(arrays)), "b h w c -> b c h w")

@@ -86,7 +86,10 @@ def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int =
     with ThreadPoolExecutor(num_threads) as pool:
         for stage in range(NUM_STAGES):
             _residuals(targets, raw, residuals)
-            list(pool.map(grow, shares_of_rows, spaces, [stage] * num_threads))
+            if num_threads == 1:  # a pool costs a tenth of the time
+                grow(shares_of_rows[0], spaces[0], stage)
+            else:
+                list(pool.map(grow, shares_of_rows, spaces, [stage] * num_threads))
     total = importance.sum()
     shares = importance.sum(axis=0) / total if total > 0 else np.zeros(num_units)
     return BoostedTrees(shares, classes, classes[_winners(raw)], prior, feature, threshold, value)

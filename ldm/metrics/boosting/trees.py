@@ -225,24 +225,29 @@ def _part(work, column, threshold, start, stop):
 
 
 @compiled()
+def _sum_node(bucket, num_buckets, samples, residuals, start, stop, count, total, square):
+    """Compute the running sums over the buckets of one unit; a function of its own: the inlined loop is slower."""
+    for b in range(num_buckets + 1):
+        count[b] = total[b] = square[b] = 0.0
+    for j in range(start, stop):
+        b = bucket[samples[j]]
+        g = residuals[j]
+        count[b] += 1.0
+        total[b] += g
+        square[b] += g * g
+    for b in range(num_buckets):
+        count[b + 1] += count[b]
+        total[b + 1] += total[b]
+        square[b + 1] += square[b]
+
+
+@compiled()
 def _sum_child(codes, work, slot, start, stop):
     """Compute the running sums over the buckets of every unit for the samples ``start`` to ``stop`` of the list."""
-    samples, residuals = work.samples, work.residuals
     for unit in range(len(codes.num_buckets)):
-        bucket, num_buckets = codes.bucket[unit], codes.num_buckets[unit]
         count, total, square = work.sums[slot, 0, unit], work.sums[slot, 1, unit], work.sums[slot, 2, unit]
-        for b in range(num_buckets + 1):
-            count[b] = total[b] = square[b] = 0.0
-        for j in range(start, stop):
-            b = bucket[samples[j]]
-            g = residuals[j]
-            count[b] += 1.0
-            total[b] += g
-            square[b] += g * g
-        for b in range(num_buckets):
-            count[b + 1] += count[b]
-            total[b + 1] += total[b]
-            square[b + 1] += square[b]
+        bucket, num_buckets = codes.bucket[unit], codes.num_buckets[unit]
+        _sum_node(bucket, num_buckets, work.samples, work.residuals, start, stop, count, total, square)
 
 
 @compiled(fast=True)
@@ -277,7 +282,8 @@ def _sum_children(codes, work, node):
     if work.wanted[small] or work.wanted[large]:
         _sum_child(codes, work, work.slots[small], work.starts[small], work.stops[small])
     if work.wanted[large]:  # the sums of the parent, in its slot, minus those of the other child
-        work.sums[work.slots[large]] -= work.sums[work.slots[small]]
+        rest, taken = work.sums[work.slots[large]], work.sums[work.slots[small]]
+        rest -= taken  # through a name: numba would copy the result of `sums[i] -= ...` once more
 
 
 @compiled()

@@ -153,6 +153,12 @@ class _Groups(NamedTuple):
 def _ranks(column: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct values of a factor, ascending, and the index of the value of each row (N,) int64."""
     if column.dtype == object:  # a table of several types: find that of the column
+        row = next((row for row, value in enumerate(column) if value is None or value != value), None)  # None or NaN
+        if row is not None:
+            raise MetricError(
+                f"factors: expected a value in every row, got {column[row]} for {name} in row {row}. Remove these rows "
+                "from factors and latents, or leave the column out."
+            )
         column = np.array(column.tolist())
     if column.dtype.kind == "f" and not np.isfinite(column).all():
         row = int(np.argmin(np.isfinite(column)))

@@ -44,8 +44,10 @@ def run_pictures(run_dir: Path, limit: int = MAX_PICTURES, max_side: int = MAX_S
     pictures: list[Picture] = []
     bytes_left = MAX_BYTES
     for path in sorted(newest.values(), key=lambda path: (_position(path), str(path))):
+        if len(pictures) == limit:
+            break
         picture = encode_picture(path, path.relative_to(run_dir).as_posix(), max_side)
-        if picture is not None and len(pictures) < limit and len(picture.data) <= bytes_left:
+        if picture is not None and len(picture.data) <= bytes_left:
             pictures.append(picture)
             bytes_left -= len(picture.data)
     return pictures
