@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ldm.metrics import common
@@ -45,3 +47,24 @@ def mig(
     entropies = common.factor_entropies(labels)
     ranked = np.sort(common.mutual_information(common.histogram_codes(codes, num_bins), labels), axis=0)[::-1]  # (K, F)
     return {"discrete_mig": float(np.mean((ranked[0] - ranked[1]) / entropies))}
+
+
+def information(
+    representation: Representation,
+    sampler: FactorSampler,
+    random_state: np.random.RandomState,
+    *,
+    num_train: int = 10000,
+    num_bins: int = 20,
+) -> dict[str, Any]:
+    """Return what the heat maps of reports show; not a score. Arguments as in :func:`mig`.
+
+    Returns:
+        ``mutual_information`` (K, F) and ``entropies`` (F,), both in nats, and ``deviations`` (K,) of the units.
+    """
+    codes, labels = common.factor_codes(representation, sampler, num_train, random_state)
+    return {
+        "mutual_information": common.mutual_information(common.histogram_codes(codes, num_bins), labels),
+        "entropies": common.factor_entropies(labels),
+        "deviations": codes.std(axis=0),
+    }

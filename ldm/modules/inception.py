@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,7 +45,7 @@ class Inception:
     """The pooled features of InceptionV3.
 
     Args:
-        weights: path of the weights; ``None`` searches them, see :func:`find_inception`.
+        weights: path of the weights; ``None`` searches them.
         device: device of the network.
 
     Raises:
@@ -54,7 +53,8 @@ class Inception:
     """
 
     def __init__(self, weights: str | os.PathLike | None = None, device: str | torch.device = "cpu") -> None:
-        path = find_inception(weights)
+        user, source = "FID and KID: expected InceptionV3's weights", "torch-fidelity's release v0.2.0"
+        path = find_weights(weights, user, INCEPTION_FILES, "INCEPTION_WEIGHTS", source, " or with --inception")
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
@@ -84,13 +84,3 @@ class Inception:
         if not parts:
             raise UserError("features: expected at least one image, got none")
         return np.concatenate(parts)
-
-
-def find_inception(path: str | os.PathLike | None = None) -> Path:
-    """Return the path of InceptionV3's weights.
-
-    Raises:
-        UserError: they are not found; the message names the file and where to put it.
-    """
-    purpose, source = "FID and KID: expected InceptionV3's weights", "torch-fidelity's release v0.2.0"
-    return find_weights(path, purpose, INCEPTION_FILES, "INCEPTION_WEIGHTS", source, " or with --inception")

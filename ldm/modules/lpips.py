@@ -181,17 +181,9 @@ class AlexLPIPS(PerceptualDistance):
         with torch.device("meta"):  # do not initialize the large classifier
             features = AlexNet().features
         super().__init__(SlicedFeatures(features.to_empty(device="cpu"), _ALEXNET_ENDS), _ALEXNET_WIDTHS)
-        self.load(find_alexnet(weights), "AlexNet", ALEXNET_FILE)
-
-
-def find_alexnet(path: str | os.PathLike | None = None) -> Path:
-    """Return the path of AlexNet's weights.
-
-    Raises:
-        UserError: the weights are missing; the message contains the searched paths.
-    """
-    user, source = "LPIPS: expected AlexNet's weights", "torchvision's model zoo"
-    return find_weights(path, user, [ALEXNET_FILE], "ALEXNET_WEIGHTS", source, " or with --lpips")
+        user, source = "LPIPS: expected AlexNet's weights", "torchvision's model zoo"
+        path = find_weights(weights, user, [ALEXNET_FILE], "ALEXNET_WEIGHTS", source, " or with --lpips")
+        self.load(path, "AlexNet", ALEXNET_FILE)
 
 
 def _unit_length(features: Tensor) -> Tensor:

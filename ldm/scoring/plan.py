@@ -21,7 +21,7 @@ import numpy as np
 
 from ldm.data.factors import factor_space
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, Metric, MetricError
-from ldm.metrics.information import information
+from ldm.metrics.mig import information
 from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import check_latents
 from ldm.runs.records import write_json

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldm.evaluation.images.distances import Moments, frechet_distance, kernel_distance
-from ldm.modules.inception import Inception, find_inception, to_bytes
+from ldm.modules.inception import Inception, to_bytes
 from ldm.util import UserError
 
 fidelity = pytest.importorskip("torch_fidelity")
@@ -121,11 +121,11 @@ def test_weights_are_found_or_asked_for(weights, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("INCEPTION_WEIGHTS", raising=False)
     with pytest.raises(UserError, match="Put weights-inception-2015-12-05-6726825d.pth .*INCEPTION_WEIGHTS"):
-        find_inception()
+        Inception()
     monkeypatch.setenv("INCEPTION_WEIGHTS", str(weights.parent))
-    assert find_inception() == find_inception(weights) == weights
+    Inception(), Inception(weights)
     with pytest.raises(UserError, match="there is no .*elsewhere.pth"):
-        find_inception(tmp_path / "elsewhere.pth")
+        Inception(tmp_path / "elsewhere.pth")
 
 
 def test_other_weights_are_refused(tmp_path):
