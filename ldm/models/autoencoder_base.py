@@ -83,7 +83,7 @@ class Autoencoder(pl.LightningModule):
         if ckpt_path is not None:
             if not self.loss.state_dict():  # such as the loss of a frozen first stage
                 ignore_keys = [*ignore_keys, "loss."]
-            load_into(self, ckpt_path, ignore_keys, transform=first_stage_weights)
+            load_into(self, ckpt_path, ignore_keys, first_stage_weights, parts=("", "first_stage_model."))
         if self.use_ema:
             self.model_ema = LitEma(self)
 

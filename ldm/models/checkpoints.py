@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,11 +15,27 @@ from ldm.util import UserError
 logger = logging.getLogger(__name__)
 
 _SHOWN = 4  # keys listed in a message
+_SHOWN_GROUPS = 8  # groups of keys listed in a message
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the entries whose keys start with ``prefix``, without the prefix."""
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def grouped(keys: Iterable[str]) -> str:
+    """Return counts of keys by their first two components, such as ``37 keys of cond_stage_model.transformer.*``.
+
+    A key that is alone in its group is written out. The largest groups come first.
+    """
+    groups = defaultdict(list)
+    for key in keys:
+        parts = key.split(".")
+        groups[".".join(parts[: 2 if len(parts) > 2 else 1])].append(key)
+    largest = sorted(groups.items(), key=lambda group: -len(group[1]))
+    texts = [f"{len(each)} keys of {name}.*" if each[1:] else each[0] for name, each in largest[:_SHOWN_GROUPS]]
+    rest = sum(len(each) for _, each in largest[_SHOWN_GROUPS:])
+    return ", ".join([*texts, f"{rest} other keys"] if rest else texts)
 
 
 def load_into(
@@ -27,6 +44,7 @@ def load_into(
     ignore_keys: Sequence[str] = (),
     transform: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
     ignored_buffers: Collection[str] = (),
+    parts: Sequence[str] = ("",),
 ) -> set[str]:
     """Load a checkpoint into ``module``; missing and unexpected keys are logged.
 
@@ -37,6 +55,8 @@ def load_into(
         transform: function from the state dict of the file to names of the module.
         ignored_buffers: keys of the module that do not identify a matching checkpoint and whose shapes may differ, such
             as the constants of a noise schedule; the module itself handles them in ``load_state_dict``.
+        parts: prefixes under which a file may contain the module, before ``transform``; further prefixes, which
+            wrappers such as ``torch.compile`` added, are recognized and removed.
 
     Returns:
         Names of the loaded weights.
@@ -44,10 +64,10 @@ def load_into(
     Raises:
         UserError: the file cannot be read, shapes differ, or no key matches.
     """
-    state = read_state_dict(path)
-    state = dict(transform(state) if transform else state)
-    state = {key: value for key, value in state.items() if not key.startswith(tuple(ignore_keys))}
     own = {key: value for key, value in module.state_dict().items() if key not in ignored_buffers}
+    found = read_state_dict(path, [part + key for part in parts for key in own])
+    found = dict(transform(found) if transform else found)
+    state = {key: value for key, value in found.items() if not key.startswith(tuple(ignore_keys))}
     wrong = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
     if wrong:
         shapes = [f"{k}: expected {tuple(own[k].shape)}, got {tuple(state[k].shape)}" for k in wrong[:_SHOWN]]
@@ -56,15 +76,29 @@ def load_into(
             f"{path}: {len(wrong)} weights have other shapes than the config ({'; '.join(shapes)}{more}). Use the "
             "config that the checkpoint was trained with, or add the keys to ignore_keys."
         )
-    if not own.keys() & state.keys():
+    weights = {key for key, value in own.items() if value.ndim} or own.keys()  # scalars do not identify a model
+    if not weights & state.keys():
+        ignored = f", {len(found) - len(state)} of them excluded by ignore_keys" if len(found) > len(state) else ""
         raise UserError(
             f"{path}: expected weights of {type(module).__name__} (such as {', '.join(list(own)[:3])}), got "
-            f"{len(state)} weights of another model (such as {', '.join(list(state)[:3])}). Use a checkpoint of this "
-            "model."
+            f"{len(found)} weights of another model (such as {', '.join(list(found)[:3])}){ignored}. Use a checkpoint "
+            "of this model."
         )
     missing, unexpected = module.load_state_dict(state, strict=False)
     logger.info("loaded %s: %d weights, %d missing, %d unexpected", path, len(state), len(missing), len(unexpected))
-    for name, keys in (("missing", missing), ("unexpected", unexpected)):
-        if keys:
-            logger.warning("%s: %d %s keys, such as %s", path, len(keys), name, ", ".join(keys[:_SHOWN]))
+    _report(
+        f"{path}, loaded into {type(module).__name__}", len(weights & state.keys()), len(weights), missing, unexpected
+    )
     return set(state) - set(unexpected)
+
+
+def _report(where: str, num_loaded: int, num_weights: int, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Warn about missing keys, about keys that were not used, and if only few weights fit."""
+    if 2 * num_loaded < num_weights:
+        logger.warning(
+            "%s: ONLY %d OF %d WEIGHTS FIT. Check that this is the right file", where, num_loaded, num_weights
+        )
+    if missing:
+        logger.warning("%s: %s are missing in the file", where, grouped(missing))
+    if unexpected:
+        logger.warning("%s: %s were not used", where, grouped(unexpected))

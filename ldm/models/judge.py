@@ -24,6 +24,7 @@ from ldm.data.factors import FactorSpace, factor_space
 from ldm.data.traits import vocabulary_of
 from ldm.lr_scheduler import LambdaWarmUpCosineScheduler
 from ldm.models.inputs import check_image_size, images_from_batch
+from ldm.modules.weights import without_wrappers
 from ldm.util import ConfigError, UserError
 
 WARM_UP_SHARE = 0.05  # of all optimizer steps
@@ -207,7 +208,7 @@ def load_judge(path: str | Path) -> FactorJudge:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         judge = FactorJudge(**checkpoint["hyper_parameters"])
-        judge.load_state_dict(checkpoint["state_dict"])
+        judge.load_state_dict(without_wrappers(checkpoint["state_dict"], judge.state_dict(), path))
     except (KeyError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: expected a checkpoint of a FactorJudge ({error}). Train one or copy it.") from error
     return judge.eval().requires_grad_(False)

@@ -108,7 +108,7 @@ class PerceptualDistance(nn.Module):
             UserError: the file is damaged or contains another network.
         """
         state = {f"features.{key.split('.', 1)[1]}": key for key in self.net.state_dict()}
-        weights = read_state_dict(path)
+        weights = read_state_dict(path, state)
         missing = [name for name in state if name not in weights]
         if missing:
             raise UserError(f"{path}: expected torchvision's {network} ({file}), got a file without {missing[0]}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import pickle
 import pickletools
@@ -17,6 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ldm.util import UserError
+
+logger = logging.getLogger(__name__)
 
 NETWORK_PREFIX = "model.diffusion_model."
 EMA_PREFIX = "model_ema."
@@ -36,6 +40,12 @@ _BESIDE_WEIGHTS_EXACT = frozenset(
 )
 # Mappings that are filled entry by entry, which torch's reader supports for plain dicts only.
 _LIKE_DICTS = frozenset(("pytorch_lightning.utilities.parsing.AttributeDict", "builtins.dict"))
+# Entries of a file that hold the weights, in order of preference.
+_STATE_DICTS = ("state_dict", "model_state_dict", "module", "model", "params", "generator", "model_ema", "ema")
+# Prefixes that wrappers add: outer ones repeatedly at the start of a key; inner ones (torch.compile, DDP, FSDP)
+# anywhere, and in the names of averages without their dots.
+_OUTER = re.compile(r"(?:(?:module|model|state_dict|model_state_dict|net|network|generator|ema|ema_model)\.)+")
+_INNER = re.compile(r"_orig_mod\.?|(?:^|(?<=\.))(?:module|_forward_module|_fsdp_wrapped_module)\.")
 _UNKNOWN_NAME = re.compile(r"GLOBAL (\S+) (?:was not an allowed global|whose module \S+ is blocked)")
 
 
@@ -78,10 +88,15 @@ class _Inert:
         pass
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, names: Iterable[str] = ()) -> dict[str, Tensor]:
     """Read the tensors of a Lightning checkpoint, a plain state dict or a safetensors file, on the CPU.
 
     No code in the file is run; see :func:`load_pickled`.
+
+    Args:
+        path: file to read.
+        names: keys of the model; prefixes that wrappers added to the keys of the file are removed, see
+            :func:`without_wrappers`.
 
     Raises:
         UserError: the file is missing, damaged, refers to other code, or contains no tensors.
@@ -96,11 +111,53 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     except (*DAMAGE, SafetensorError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: damaged, truncated or not a checkpoint ({reason}). Copy it again.") from error
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    content = content if isinstance(content, Mapping) else {}
+    entry = next((name for name in _STATE_DICTS if _tensors(content.get(name))), None)
+    if entry not in (None, _STATE_DICTS[0]):
+        _report_once(f"{path}: read the weights of its entry {entry!r}")
+    tensors = _tensors(content if entry is None else content[entry])
     if not tensors:
         raise UserError(f"{path}: expected a checkpoint with a `state_dict`, or a dict of tensors, got no tensors.")
-    return tensors
+    return without_wrappers(tensors, names, path)
+
+
+def _tensors(state: Any) -> dict[str, Tensor]:
+    """Return the tensors of a mapping; empty for any other value."""
+    return {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+
+
+def without_wrappers(state: Mapping[str, Tensor], names: Iterable[str], path: str | Path) -> dict[str, Tensor]:
+    """Return a state dict without the prefixes that wrappers of a model added to its keys, such as ``module.`` of DDP.
+
+    Of all possible removals, the one after which most ``names`` are found is chosen; none, if none finds more. One log
+    line contains the removed prefixes and their counts.
+
+    Args:
+        state: tensors of a checkpoint.
+        names: keys of the model, such as those of its state dict.
+        path: checkpoint file, for the log line.
+    """
+    names = set(names)
+    renamed, prefix = {key: key for key in state}, ""  # key of the file -> key of the model
+    most = len(names & state.keys())
+    for inner in (renamed, {key: _INNER.sub("", key) for key in state}):
+        runs = {match[0] for key in inner.values() if (match := _OUTER.match(key))}
+        outers = {run[: end.end()] for run in runs for end in re.finditer(r"\.", run)}
+        for outer in ("", *sorted(outers, key=len)):
+            candidate = {key: name.removeprefix(outer) for key, name in inner.items()}
+            if (found := len(names.intersection(candidate.values()))) > most:
+                renamed, prefix, most = candidate, outer, found
+    changed = [key for key, name in renamed.items() if key != name]
+    if changed:
+        removed = {prefix, *(match[0] for key in changed for match in _INNER.finditer(key))} - {""}
+        _report_once(f"{path}: removed {', '.join(sorted(removed))} from {len(changed)} of {len(state)} keys")
+    return {name: state[key] for key, name in renamed.items()}
+
+
+@functools.cache
+def _report_once(message: str) -> None:
+    """Log a line once; a checkpoint is read once for each part that is attached after it."""
+    logger.info("%s", message)
 
 
 def load_pickled(path: str | Path, map_location: Any = "cpu") -> Any:
@@ -162,6 +219,13 @@ def _names_in_plain_pickle(path: str | Path) -> set[str]:
     return names
 
 
+def network_keys(names: Iterable[str], use_ema: bool) -> dict[str, str]:
+    """Return the key of each parameter of the denoising network in a checkpoint; averages are named without dots."""
+    if use_ema:
+        return {name: f"{EMA_PREFIX}diffusion_model{name.replace('.', '')}" for name in names}
+    return {name: NETWORK_PREFIX + name for name in names}
+
+
 def network_weights(
     state: Mapping[str, Tensor], names: Iterable[str], use_ema: bool, path: str | Path
 ) -> dict[str, Tensor]:
@@ -176,10 +240,7 @@ def network_weights(
     Raises:
         UserError: some of ``names`` are missing in the checkpoint.
     """
-    if use_ema:
-        keys = {name: f"{EMA_PREFIX}diffusion_model{name.replace('.', '')}" for name in names}
-    else:
-        keys = {name: NETWORK_PREFIX + name for name in names}
+    keys = network_keys(names, use_ema)
     missing = [name for name, key in keys.items() if key not in state]
     if missing:
         kind = "averaged" if use_ema else "raw"

@@ -16,7 +16,7 @@ from ldm.config.loading import Config, load_config
 from ldm.config.validation import CHECKPOINT_KEY, validate
 from ldm.models.checkpoints import load_into
 from ldm.models.contracts import require
-from ldm.modules.weights import NETWORK_PREFIX, read_state_dict
+from ldm.modules.weights import NETWORK_PREFIX, read_state_dict, without_wrappers
 from ldm.runs.checkpoint_io import read_checkpoint
 from ldm.runs.folder import DEFAULT_LOGDIR, RunFolder, last_checkpoint
 from ldm.util import UserError
@@ -93,11 +93,12 @@ def load_run(
     config = load_config([*found, *base], overrides, [folder.parent, DEFAULT_LOGDIR], allow_pending=True)
     validate(config, check_files=False, sections=("model",))
     state = read_state_dict(checkpoint)
-    has_first_stage = any(key.startswith(_FIRST_STAGE) for key in state)
+    has_first_stage = any(_FIRST_STAGE in key for key in state)  # wrappers may have added a prefix
     content = _without_checkpoints(config.content["model"], keep=() if has_first_stage else ("first_stage_config",))
     model = Config({**config.content, "model": content}, config.origins, config.files).build("model")
     if needs is not None:
         require(model, needs, str(checkpoint))
+    state = without_wrappers(state, model.state_dict(), checkpoint)
     if isinstance(model, _Initializable):
         _check_weights(model, state, checkpoint, (NETWORK_PREFIX, _COND_STAGE))
         model.init_from_ckpt(str(checkpoint))

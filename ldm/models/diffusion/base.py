@@ -128,7 +128,8 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         """Load the entries of a part that is attached after the checkpoint of ``ckpt_path`` was loaded."""
         if self._started_from is not None:
             path, ignored = self._started_from
-            state = {key: value for key, value in read_state_dict(path).items() if not key.startswith(ignored)}
+            state = read_state_dict(path, self.state_dict())
+            state = {key: value for key, value in state.items() if not key.startswith(ignored)}
             self.load_state_dict({k: v for k, v in state.items() if k.startswith(prefix)}, strict=False)
 
     def train(self, mode: bool = True) -> DDPM:
@@ -157,7 +158,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         """Load weights from ``path`` and return the names of those that were loaded; see ``load_into``."""
         self._started_from = None if only_unet else (path, tuple(ignore_keys))
         if only_unet:
-            loaded = load_into(self.model, path, ignore_keys, transform=self.network_state)
+            loaded = load_into(self.model, path, ignore_keys, transform=self.network_state, parts=("model.", ""))
         else:
             loaded = load_into(
                 self, path, ignore_keys, transform=self._without_foreign_average, ignored_buffers=self.schedule_names
@@ -172,7 +173,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
 
     def network_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return the network's entries of a checkpoint's state dict."""
-        return strip_prefix(state, "model.")
+        return strip_prefix(state, "model.") or state
 
     def _without_foreign_average(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return ``state`` without its average, unless it averages exactly the weights that this model averages."""

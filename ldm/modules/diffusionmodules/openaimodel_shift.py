@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ldm.modules.diffusionmodules import openaimodel
 from ldm.modules.diffusionmodules.openaimodel import UNetConfig, build_decoder, build_head, build_middle
 from ldm.modules.diffusionmodules.util import run_checkpointed
-from ldm.modules.weights import network_weights, read_state_dict
+from ldm.modules.weights import network_keys, network_weights, read_state_dict
 from ldm.util import ConfigError, UserError
 
 
@@ -152,7 +152,7 @@ class UNetModel(openaimodel.UNetModel):
         Raises:
             UserError: the file cannot be read, or its weights do not match.
         """
-        state = read_state_dict(path)
+        state = read_state_dict(path, network_keys(self.base_names, use_ema).values())
         weights = network_weights(state, self.base_names, use_ema, path)
         own = dict(self.named_parameters())
         for name, weight in weights.items():

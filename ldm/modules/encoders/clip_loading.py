@@ -30,6 +30,7 @@ import torch
 from torch import nn
 
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer
+from ldm.modules.weights import read_state_dict
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ def load_clip(source: ClipSource) -> nn.Module:
         if _is_torchscript(source.weights):
             state = torch.jit.load(str(source.weights), map_location="cpu").state_dict()
             model.load_state_dict({key: value for key, value in state.items() if key not in _OPENAI_CONSTANTS})
-        else:
+        elif not _load_same_layout(model, source.weights):
             import_open_clip().load_checkpoint(model, str(source.weights), weights_only=True)
     except Exception as error:  # safetensors, pickle, zip and torch raise different errors for a bad file
         reason = " ".join(str(error).split("\n")[:2])
@@ -286,6 +287,19 @@ def load_clip(source: ClipSource) -> nn.Module:
             "damaged or belongs to another model; copy the right one."
         ) from error
     return model.float().eval().requires_grad_(False)
+
+
+def _load_same_layout(model: nn.Module, path: Path) -> bool:
+    """Load a file with exactly the model's keys and shapes, apart from prefixes of wrappers; return whether it is one.
+
+    Other layouts are converted by open_clip, which recognizes no prefix but ``module.``.
+    """
+    own = model.state_dict()
+    state = read_state_dict(path, own) if path.suffix in WEIGHT_SUFFIXES else {}
+    is_same = {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in own.items()}
+    if is_same:
+        model.load_state_dict(state)
+    return is_same
 
 
 def _is_torchscript(path: Path) -> bool:
