@@ -33,7 +33,7 @@ def collate(items: Mapping[str, Any] | list[Mapping[str, Any]]) -> dict[str, Any
 
 def _column(key: str, values: list[Any]) -> Any:
     if isinstance(values[0], np.ndarray):
-        values = [torch.from_numpy(np.ascontiguousarray(value)) for value in values]
+        values = [torch.from_numpy(np.asarray(value, order="C")) for value in values]
     if isinstance(values[0], torch.Tensor):
         shapes = {tuple(value.shape) for value in values}
         if len(shapes) > 1:

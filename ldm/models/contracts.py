@@ -151,6 +151,15 @@ class ClassStage(Protocol):
 
 
 @runtime_checkable
+class LabelStage(Protocol):
+    """A condition stage that reads class labels from a batch and checks them."""
+
+    def labels_of(self, batch: Any) -> Tensor:
+        """Return the labels (B,) int64 of a batch, or of its entry; raise a ``UserError`` for invalid ones."""
+        ...
+
+
+@runtime_checkable
 class UnitMethod(Protocol):
     """Members that a subclass of ``UnitDiffusion`` implements."""
 

@@ -11,7 +11,14 @@ import numpy as np
 import torch
 
 from ldm.data.dataset import ImageDataset, leave_unset, split_rows
-from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_factors, table_texts, table_vocabulary
+from ldm.data.formats.attribute_tables import (
+    AttributeTable,
+    column_classes,
+    read_table,
+    table_factors,
+    table_texts,
+    table_vocabulary,
+)
 from ldm.data.formats.picture_files import PICTURE_SUFFIXES, decode_picture, find_pictures, square, stretch, to_array
 from ldm.data.options import require_choice, require_count, require_share
 from ldm.data.paths import AnyPath, data_root
@@ -19,6 +26,7 @@ from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
+BY_FOLDER = "folder"
 _FITS = {"crop": square, "stretch": stretch}
 # split -> names of its sub-folder, in order of preference
 _SPLIT_FOLDERS = {
@@ -34,6 +42,8 @@ class ImageFolder(ImageDataset):
     Every attribute column of the table gives one text per image (``text``, which CLIP-DisDiff reads). Columns whose
     combinations all have the same number of images are also factors: then items contain ``factors``, the rows are in
     the order of the factors, and the disentanglement metrics can be computed.
+
+    With ``label``, items contain the class of the image: ``class_label`` (int64) and ``human_label`` (its name).
 
     Args:
         path: the folder; None takes ``DATA_ROOT``.
@@ -52,6 +62,12 @@ class ImageFolder(ImageDataset):
         repeat: number of times each image is shown per epoch.
         seed: seed of all random choices.
         name: name of the data set in tables of scores; None takes that of the folder.
+        label: "folder" takes the class from the folder of each image, below that of the split: the position of its name
+            among the sorted names of all splits (as in ImageNet). The name of a column takes the entry itself if all of
+            them are integers from 0, else its position among the sorted entries. null delivers no classes.
+
+    Attributes:
+        class_names: name of each class number; empty without ``label``.
 
     Raises:
         ConfigError: an option is outside its choices.
@@ -74,29 +90,38 @@ class ImageFolder(ImageDataset):
         repeat: int = 1,
         seed: int = 0,
         name: str | None = None,
+        label: str | None = None,
     ) -> None:
         require_count("image_size", image_size)
         require_choice("fit", fit, _FITS)
         require_share("unset_prob", unset_prob)
-        if attributes is None and (factors or templates or num_attributes):
-            raise ConfigError("factors, templates and num_attributes apply to a table. Set attributes: to its path.")
+        if attributes is None and (factors or templates or num_attributes or label not in (None, BY_FOLDER)):
+            raise ConfigError(
+                "factors, templates, num_attributes and a label other than 'folder' apply to a table. Set attributes: "
+                "to its path."
+            )
         self.path = data_root() if path is None else Path(path).expanduser()
         self.image_size, self.fit, self.unset_prob = image_size, fit, unset_prob
         self.name = name or self.path.resolve().name
-        self.pictures = _pictures(self.path)
+        self.pictures = everything = _pictures(self.path)
         self._texts: list[list[str]] | None = None
+        self.class_names: dict[int, str] = {}
         prefix, rest = _split_folder(self.path, self.pictures, split)
         if attributes is not None:
             table = _table(self.path, attributes, frozenset(self.pictures))
-            self._use(_below(table, prefix), factors, templates or {}, num_attributes)
+            table = self._use(_below(table, prefix), factors, templates or {}, num_attributes)
         else:
-            self.pictures = [name for name in self.pictures if name.startswith(prefix)]
+            table, self.pictures = None, [name for name in self.pictures if name.startswith(prefix)]
+        if label == BY_FOLDER:
+            self._set_classes(*_folder_classes(self.path, self.pictures, everything, bool(prefix)))
+        elif label is not None:
+            self._set_classes(*column_classes(table, label))
         super().__init__(split_rows(len(self.pictures), rest, limit), repeat, do_augment, seed)
 
     def _use(
         self, table: AttributeTable, factors: Sequence[str] | None, templates: Mapping[str, str], expected: int | None
-    ) -> None:
-        """Set the texts, factors and words of a table."""
+    ) -> AttributeTable:
+        """Set the texts, factors and words of a table; return it in the order of the rows."""
         found = None if factors is not None and not factors else table_factors(table, factors)
         if found is not None:
             space, table = found
@@ -108,6 +133,12 @@ class ImageFolder(ImageDataset):
             )
         self.pictures, self._texts = list(table.pictures), table_texts(table, templates)
         self.vocabulary = table_vocabulary(table, templates)
+        return table
+
+    def _set_classes(self, entries: Sequence[str], numbers: Mapping[str, int]) -> None:
+        """Set the class of every row, from its name and the numbers of all names."""
+        self.class_names = {number: name for name, number in numbers.items()}
+        self._classes = np.array([numbers[entry] for entry in entries], dtype=np.int64)
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, image_size, image_size, 3) uint8."""
@@ -123,6 +154,10 @@ class ImageFolder(ImageDataset):
             labels["text"] = leave_unset(texts, self.unset_prob, self._rng(rows))
         if self.space is not None:
             labels["factors"] = torch.from_numpy(self.space.factors_of(rows))
+        if self.class_names:
+            classes = self._classes[rows]
+            labels["class_label"] = torch.from_numpy(classes)
+            labels["human_label"] = [self.class_names[number] for number in classes.tolist()]
         return labels
 
 
@@ -152,6 +187,37 @@ def _split_folder(folder: Path, pictures: Sequence[str], split: str | None) -> t
         f"split: {split} needs one of the folders {', '.join(_SPLIT_FOLDERS[split])} beside {folder / 'train'}, got "
         "none. Use split: null for all images."
     )
+
+
+def _folder_classes(
+    folder: Path, pictures: Sequence[str], everything: Sequence[str], is_split: bool
+) -> tuple[list[str], dict[str, int]]:
+    """Return the class folder of each image, and the number of each class folder among those of all splits.
+
+    Args:
+        folder: the folder of the data set.
+        pictures: images of the data set.
+        everything: images of all splits.
+        is_split: the images are those of the sub-folder of a split.
+
+    Raises:
+        UserError: an image is not in a folder of a class.
+    """
+    splits = {name for names in _SPLIT_FOLDERS.values() for name in names}
+    inside = [name for name in everything if name.partition("/")[0] in splits]
+    depth = int(is_split or len(inside) == len(everything))  # the folder of the split comes first
+
+    def class_folder(picture: str) -> str:
+        parts = picture.split("/", depth + 1)
+        if len(parts) < depth + 2:
+            raise UserError(
+                f"{folder}: expected every image in a folder named after its class (label: folder), got {picture}. "
+                "Move the image, or take the classes from a column of a table (label: COLUMN)."
+            )
+        return parts[depth]
+
+    names = sorted({class_folder(name) for name in (inside if depth else everything)})
+    return [class_folder(name) for name in pictures], {name: number for number, name in enumerate(names)}
 
 
 def _table(folder: Path, attributes: AnyPath, pictures: frozenset[str]) -> AttributeTable:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ldm.diffusion.conditions import Condition, TensorCondition, as_condition
-from ldm.models.contracts import ClassStage, ConditionStage, HasRepresentation, require
+from ldm.models.contracts import ClassStage, ConditionStage, HasRepresentation, LabelStage, require
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch
+from ldm.modules.encoders.labels import class_labels
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 
@@ -175,7 +176,23 @@ class LatentDiffusion(DDPM):
         """Return what the condition stage makes of a batch; ``None`` without one."""
         if self._encode_condition is None:
             return None
+        self.check_labels(batch)
         return self._condition(self._encode_condition(self._stage_input(batch)))
+
+    def check_labels(self, batch: Mapping[str, Any]) -> None:
+        """Raise a ``UserError`` for class labels that the model does not have."""
+        stage, num_classes = self.cond_stage_model, self.model.num_classes
+        if isinstance(stage, LabelStage):
+            stage.labels_of(self._stage_input(batch))
+        elif num_classes is not None and isinstance(stage, nn.Identity):
+            labels = batch_value(batch, self.cond_stage_key)
+            class_labels(labels, num_classes, f"batch['{self.cond_stage_key}']")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check class labels while they are on the CPU, which does not wait for the device."""
+        if isinstance(batch, Mapping):
+            self.check_labels(batch)
+        return batch
 
     def condition_from_texts(self, texts: Sequence[str]) -> Condition:
         """Return the condition of one text per sample.
@@ -193,10 +210,8 @@ class LatentDiffusion(DDPM):
             UserError: the condition stage does not take classes, or has no class of that number.
         """
         require(self.cond_stage_model, ClassStage, "sampling from classes")
-        count = self.cond_stage_model.num_classes
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
-            raise UserError(f"class: expected 0 to {count - 1}, got {labels.tolist()}")
-        return self._condition(self.cond_stage_model.encode_classes(labels.to(self.device)))
+        checked = class_labels(labels.cpu(), self.cond_stage_model.num_classes, "class")
+        return self._condition(self.cond_stage_model.encode_classes(checked.to(self.device)))
 
     def _condition(self, encoded: Any) -> Condition:
         """Wrap the condition stage's output; a distribution gives its mode."""

@@ -260,7 +260,7 @@ class UNetModel(nn.Module):
         steps = timestep_embedding(timesteps, self.config.model_channels)
         emb = self.time_embed(steps.to(self.time_embed[0].weight.dtype))
         if y is not None:
-            emb = emb + self.label_emb(y.to(emb.dtype) if y.is_floating_point() else y)
+            emb = emb + self.label_emb(y.to(emb.dtype) if y.is_floating_point() else y.long())
         h, skips = x, []
         for block in self.input_blocks:
             h = block(h, emb, context)

@@ -34,6 +34,12 @@ class DiffusionWrapper(nn.Module):
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
 
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes of the labels that the network takes as ``y``; None if it takes no labels."""
+        embedding = dict(self.diffusion_model.named_children()).get("label_emb")
+        return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
+
     def forward(
         self, x: Tensor, t: Tensor, c_concat: Sequence[Tensor] = (), c_crossattn: Sequence[Tensor] = (), **kwargs: Any
     ) -> Any:

@@ -16,6 +16,37 @@ from ldm.modules.encoders.base import ConditionStageBase
 from ldm.util import ConfigError, UserError
 
 _METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def class_labels(labels: Any, num_classes: int, where: str) -> Tensor:
+    """Return class labels as (B,) int64.
+
+    Values on an accelerator are read only without gradients: in training, waiting for the device in every step would
+    slow it down, and the labels were checked on the CPU (``LatentDiffusion.on_before_batch_transfer``).
+
+    Args:
+        labels: entry of a batch.
+        num_classes: N.
+        where: name of the entry, for messages.
+
+    Raises:
+        UserError: the labels are not integers in [0, N), or not one for each image.
+    """
+    is_valid = isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in _INTEGERS
+    wrong = labels
+    if is_valid:
+        if labels.device.type != "cpu" and torch.is_grad_enabled():
+            return labels.long()
+        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        if not len(wrong):
+            return labels.long()
+    values = wrong.tolist() if isinstance(wrong, Tensor) else wrong
+    found = values[0] if isinstance(values, (list, tuple)) and values else values
+    raise UserError(
+        f"{where}: expected one integer class in [0, {num_classes}) for each image, got {found!r}. Let the data set "
+        "return an int, or set n_classes (num_classes of a U-Net) to the number of its classes"
+    )
 
 
 class ClassEmbedder(ConditionStageBase):
@@ -35,28 +66,32 @@ class ClassEmbedder(ConditionStageBase):
         self.embedding = nn.Embedding(n_classes, embed_dim)
 
     def forward(self, batch: Mapping[str, Any] | Tensor, key: str | None = None) -> Tensor:
-        """Map ``batch[key]``, or the labels themselves, (B,) int64, to (B, 1, embed_dim).
+        """Map ``batch[key]``, or the labels themselves, to (B, 1, embed_dim); see :meth:`labels_of`."""
+        return self.embedding(self.labels_of(batch, key)[:, None])
+
+    def labels_of(self, batch: Any, key: str | None = None) -> Tensor:
+        """Return the labels of a batch, (B,) int64.
 
         Args:
-            batch: a batch with labels (B,) int64, or the labels.
+            batch: a batch with integer labels (B,), or the labels.
             key: entry of the batch instead of that of the constructor.
 
         Raises:
-            UserError: the batch has no such entry.
+            UserError: the batch has no such entry, or see :func:`class_labels`.
         """
-        if isinstance(batch, Tensor):
-            return self.encode_classes(batch)
+        if not isinstance(batch, Mapping):
+            return class_labels(batch, self.num_classes, "class")
         key = key or self.key
         if key not in batch:
             raise UserError(
                 f"ClassEmbedder: expected labels in batch['{key}'], got a batch with only {', '.join(sorted(batch))}. "
                 "Set cond_stage_config.params.key, or choose a data set with labels."
             )
-        return self.encode_classes(batch[key])
+        return class_labels(batch[key], self.num_classes, f"batch['{key}']")
 
     def encode_classes(self, labels: Tensor) -> Tensor:
         """Embed ``labels`` (B,) int64 in [0, num_classes) as (B, 1, embed_dim)."""
-        return self.embedding(labels[:, None])
+        return self(labels)
 
     def unconditional_input(self, count: int) -> Tensor:
         """Return the labels of no class for guidance, (count,): in LDM the last class."""
