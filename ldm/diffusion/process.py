@@ -59,8 +59,9 @@ class DiffusionProcess(nn.Module):
         """The constants on the model's device."""
         return NoiseSchedule(**{name: self.get_buffer(name) for name in _CONSTANTS})
 
-    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps."""
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps; without ``noise``, eps is drawn."""
+        noise = torch.randn_like(x_start) if noise is None else noise
         return self.schedule.q_sample(x_start, t, noise)
 
     def start_from_prediction(self, x_t: Tensor, t: Tensor, prediction: Tensor) -> Tensor:

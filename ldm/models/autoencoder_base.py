@@ -194,8 +194,8 @@ class Autoencoder(pl.LightningModule):
             optimizers.append(torch.optim.Adam(self.discriminator.parameters(), lr=self.learning_rate, **rates))
         return with_schedule(optimizers, self.scheduler_config)
 
-    def ema_scope(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context that uses the averaged weights; without ``use_ema``, the trained ones."""
+    def ema_scope(self, context: str | None = None) -> contextlib.AbstractContextManager[None]:
+        """Return a context that uses the averaged weights, or the trained ones without any; ``context`` is unused."""
         return self.model_ema.applied_to(self) if self.use_ema else contextlib.nullcontext()
 
     @torch.no_grad()

@@ -93,10 +93,7 @@ def read_state_dict(path: str | Path, names: Iterable[str] = ()) -> dict[str, Te
 
     No code in the file is run; see :func:`load_pickled`.
 
-    Args:
-        path: file to read.
-        names: keys of the model; prefixes that wrappers added to the keys of the file are removed, see
-            :func:`without_wrappers`.
+    With ``names``, the keys of the model, prefixes of wrappers are removed, see :func:`without_wrappers`.
 
     Raises:
         UserError: the file is missing, damaged, refers to other code, or contains no tensors.
@@ -129,13 +126,8 @@ def _tensors(state: Any) -> dict[str, Tensor]:
 def without_wrappers(state: Mapping[str, Tensor], names: Iterable[str], path: str | Path) -> dict[str, Tensor]:
     """Return a state dict without the prefixes that wrappers of a model added to its keys, such as ``module.`` of DDP.
 
-    Of all possible removals, the one after which most ``names`` are found is chosen; none, if none finds more. One log
-    line contains the removed prefixes and their counts.
-
-    Args:
-        state: tensors of a checkpoint.
-        names: keys of the model, such as those of its state dict.
-        path: checkpoint file, for the log line.
+    Of all possible removals, the one after which most ``names`` (keys of the model) are found is chosen; none, if none
+    finds more. One log line contains ``path``, the removed prefixes and the number of keys.
     """
     names = set(names)
     renamed, prefix = {key: key for key in state}, ""  # key of the file -> key of the model

@@ -112,10 +112,11 @@ class ImageFolder(ImageDataset):
             table = self._use(_below(table, prefix), factors, templates or {}, num_attributes)
         else:
             table, self.pictures = None, [name for name in self.pictures if name.startswith(prefix)]
-        if label == BY_FOLDER:
-            self._set_classes(*_folder_classes(self.path, self.pictures, everything, bool(prefix)))
-        elif label is not None:
-            self._set_classes(*column_classes(table, label))
+        if label is not None:
+            found = column_classes(table, label) if label != BY_FOLDER else None
+            entries, numbers = found or _folder_classes(self.path, self.pictures, everything, bool(prefix))
+            self.class_names = {number: name for name, number in numbers.items()}
+            self._classes = np.array([numbers[entry] for entry in entries], dtype=np.int64)
         super().__init__(split_rows(len(self.pictures), rest, limit), repeat, do_augment, seed)
 
     def _use(
@@ -134,11 +135,6 @@ class ImageFolder(ImageDataset):
         self.pictures, self._texts = list(table.pictures), table_texts(table, templates)
         self.vocabulary = table_vocabulary(table, templates)
         return table
-
-    def _set_classes(self, entries: Sequence[str], numbers: Mapping[str, int]) -> None:
-        """Set the class of every row, from its name and the numbers of all names."""
-        self.class_names = {number: name for name, number in numbers.items()}
-        self._classes = np.array([numbers[entry] for entry in entries], dtype=np.int64)
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, image_size, image_size, 3) uint8."""
@@ -192,20 +188,13 @@ def _split_folder(folder: Path, pictures: Sequence[str], split: str | None) -> t
 def _folder_classes(
     folder: Path, pictures: Sequence[str], everything: Sequence[str], is_split: bool
 ) -> tuple[list[str], dict[str, int]]:
-    """Return the class folder of each image, and the number of each class folder among those of all splits.
+    """Return the class folder of each of ``pictures``, and the number of each class folder of ``everything``.
 
-    Args:
-        folder: the folder of the data set.
-        pictures: images of the data set.
-        everything: images of all splits.
-        is_split: the images are those of the sub-folder of a split.
-
-    Raises:
-        UserError: an image is not in a folder of a class.
+    With ``is_split``, the folder of the split comes first. Raises a ``UserError`` for an image outside class folders.
     """
     splits = {name for names in _SPLIT_FOLDERS.values() for name in names}
     inside = [name for name in everything if name.partition("/")[0] in splits]
-    depth = int(is_split or len(inside) == len(everything))  # the folder of the split comes first
+    depth = int(is_split or len(inside) == len(everything))
 
     def class_folder(picture: str) -> str:
         parts = picture.split("/", depth + 1)

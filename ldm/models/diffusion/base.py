@@ -21,6 +21,7 @@ from ldm.diffusion.parameterization import parameterization
 from ldm.diffusion.process import DiffusionProcess
 from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, Denoiser, Hooks, Sampler, StepCallback, build_sampler
 from ldm.legacy import sampling_options
+from ldm.legacy.model_methods import ScriptMethods
 from ldm.lr_scheduler import with_schedule
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
@@ -36,7 +37,7 @@ from ldm.util import UserError
 logger = logging.getLogger(__name__)
 
 
-class DDPM(DiffusionProcess, pl.LightningModule):
+class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
     """A denoising network that predicts the noise, the clean image or the velocity at a random noise level."""
 
     cond_stage_key: str | None = None
@@ -184,8 +185,8 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         logger.warning("the checkpoint averages other weights than this model: a new average is started")
         return {key: value for key, value in state.items() if key not in average}
 
-    def ema_scope(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context that uses the averaged weights; without an average, the trained ones."""
+    def ema_scope(self, context: str | None = None) -> contextlib.AbstractContextManager[None]:
+        """Return a context that uses the averaged weights, or the trained ones without any; ``context`` is unused."""
         return self.model_ema.applied_to(self.model) if self.use_ema else contextlib.nullcontext()
 
     # Training ----------------------------------------------------------------------------------------------------

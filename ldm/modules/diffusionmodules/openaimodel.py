@@ -219,6 +219,7 @@ class UNetModel(nn.Module):
         super().__init__()
         config = UNetConfig.from_params(params)
         self.config = config
+        self.in_channels, self.image_size = config.in_channels, config.image_size  # read by LDM's scripts
         self.time_embed = build_embedding(config.model_channels, config.embed_dim)
         if config.adm_in_channels is not None:
             self.label_emb = nn.Sequential(build_embedding(config.adm_in_channels, config.embed_dim))

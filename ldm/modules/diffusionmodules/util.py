@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint as recomputation
 
+from ldm.legacy.functions import *  # noqa: F403 (names that scripts import from this module)
 from ldm.util import ConfigError
 
 NUM_GROUPS = 32
@@ -135,5 +136,5 @@ def attend_multi_head(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor
 def run_checkpointed(function: Callable[..., Any], use_checkpoint: bool, *inputs: Any) -> Any:
     """Call ``function``; with ``use_checkpoint``, recompute its activations in the backward pass."""
     if use_checkpoint and torch.is_grad_enabled():
-        return checkpoint(function, *inputs, use_reentrant=False)
+        return recomputation.checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)

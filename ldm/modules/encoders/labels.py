@@ -20,18 +20,10 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def class_labels(labels: Any, num_classes: int, where: str) -> Tensor:
-    """Return class labels as (B,) int64.
+    """Return an entry ``where`` of a batch as (B,) int64; raise a ``UserError`` unless it has classes in [0, N).
 
     Values on an accelerator are read only without gradients: in training, waiting for the device in every step would
     slow it down, and the labels were checked on the CPU (``LatentDiffusion.on_before_batch_transfer``).
-
-    Args:
-        labels: entry of a batch.
-        num_classes: N.
-        where: name of the entry, for messages.
-
-    Raises:
-        UserError: the labels are not integers in [0, N), or not one for each image.
     """
     is_valid = isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in _INTEGERS
     wrong = labels
@@ -70,14 +62,10 @@ class ClassEmbedder(ConditionStageBase):
         return self.embedding(self.labels_of(batch, key)[:, None])
 
     def labels_of(self, batch: Any, key: str | None = None) -> Tensor:
-        """Return the labels of a batch, (B,) int64.
-
-        Args:
-            batch: a batch with integer labels (B,), or the labels.
-            key: entry of the batch instead of that of the constructor.
+        """Return the labels of a batch, or the labels themselves, as (B,) int64.
 
         Raises:
-            UserError: the batch has no such entry, or see :func:`class_labels`.
+            UserError: the batch has no entry ``key`` (by default that of the constructor), or see :func:`class_labels`.
         """
         if not isinstance(batch, Mapping):
             return class_labels(batch, self.num_classes, "class")

@@ -36,3 +36,6 @@ class DiagonalGaussian:
     def kl(self) -> Tensor:
         """Return the Kullback-Leibler divergence from the standard normal distribution, (B,), in nats."""
         return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).flatten(1).sum(dim=1)
+
+
+DiagonalGaussianDistribution = DiagonalGaussian  # the name in LDM

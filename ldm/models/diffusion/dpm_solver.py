@@ -1,0 +1,5 @@
+"""The path from which scripts import LDM's DPMSolverSampler."""
+
+from ldm.legacy.samplers import DPMSolverSampler
+
+__all__ = ["DPMSolverSampler"]

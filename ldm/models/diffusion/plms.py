@@ -1,0 +1,5 @@
+"""The path from which scripts import LDM's PLMSSampler."""
+
+from ldm.legacy.samplers import PLMSSampler
+
+__all__ = ["PLMSSampler"]

@@ -1,0 +1,5 @@
+"""Probability distributions returned by encoders."""
+
+from ldm.modules.distributions.distributions import DiagonalGaussian
+
+__all__ = ["DiagonalGaussian"]
