@@ -154,8 +154,8 @@ class ClassStage(Protocol):
 class LabelStage(Protocol):
     """A condition stage that reads class labels from a batch and checks them."""
 
-    def labels_of(self, batch: Any) -> Tensor:
-        """Return the labels (B,) int64 of a batch, or of its entry; raise a ``UserError`` for invalid ones."""
+    def labels_of(self, batch: Any, key: str | None = None) -> Tensor:
+        """Return the labels (B,) int64 in an entry of a batch; raise a ``UserError`` for invalid ones."""
         ...
 
 

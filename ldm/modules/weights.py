@@ -239,6 +239,7 @@ def network_weights(
         advice = "Set `load_ema_ckpt: false` if it was trained without `use_ema`. " if use_ema else ""
         raise UserError(
             f"{path}: expected {len(keys)} {kind} weights of the network, got none for {len(missing)} of them, such as "
-            f"{', '.join(missing[:5])}. {advice}Use the `unet_config` that the checkpoint was trained with."
+            f"{', '.join(missing[:5])}. The file contains {', '.join(list(state)[:3])}, "
+            f"... {advice}Use the `unet_config` that the checkpoint was trained with."
         )
     return {name: state[key] for name, key in keys.items()}

@@ -142,6 +142,7 @@ def _check_weights(model: Any, state: Mapping[str, Any], checkpoint: Path, prefi
     missing = [key for key in needed if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
-            f"{checkpoint} lacks {len(missing)} weights of {type(model).__name__}, such as {', '.join(missing[:4])}: "
-            "it belongs to another model than the config describes. Name the config it was trained with by --base"
+            f"{checkpoint} lacks {len(missing)} weights of {type(model).__name__}, such as {', '.join(missing[:4])} "
+            f"(it contains {', '.join(list(state)[:3])}, ...): it belongs to another model than the config describes. "
+            "Name the config it was trained with by --base"
         )

@@ -30,10 +30,10 @@ WRONG = {
 def model_of(stage="embedder"):
     torch.manual_seed(0)
     unet, params = TINY_UNET, {"conditioning_key": "adm", "cond_stage_config": {"target": "torch.nn.Identity"}}
-    if stage == "embedder":
+    if stage != "network":
         unet = {**TINY_UNET, "use_spatial_transformer": True, "context_dim": 4}
         target = "ldm.modules.encoders.modules.ClassEmbedder"
-        options = {"embed_dim": 4, "n_classes": 6, "key": "cls"}
+        options = {"embed_dim": 4, "n_classes": 6, "key": "cls" if stage == "embedder" else "other"}
         params = {"conditioning_key": "crossattn", "cond_stage_config": {"target": target, "params": options}}
     else:
         unet = {**TINY_UNET, "num_classes": 6}
@@ -53,7 +53,7 @@ def batch_of(label):
     return collate([{"image": IMAGE, "cls": label} for _ in range(2)])
 
 
-@pytest.mark.parametrize("stage", ["embedder", "network"])
+@pytest.mark.parametrize("stage", ["embedder", "embedder of an entry", "network"])
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_labels_are_one_line_with_value_key_and_remedy(stage, name):
     label, found = WRONG[name]
@@ -65,7 +65,7 @@ def test_wrong_labels_are_one_line_with_value_key_and_remedy(stage, name):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("stage", ["embedder", "network"])
+@pytest.mark.parametrize("stage", ["embedder", "embedder of an entry", "network"])
 @pytest.mark.parametrize("label", [5, 0, np.int32(5), np.int64(5), np.array(5), torch.tensor(5), np.uint8(5)])
 def test_integers_in_range_are_taken(stage, label):
     model = model_of(stage)

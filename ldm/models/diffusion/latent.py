@@ -183,7 +183,7 @@ class LatentDiffusion(DDPM):
         """Raise a ``UserError`` for class labels that the model does not have."""
         stage, num_classes = self.cond_stage_model, self.model.num_classes
         if isinstance(stage, LabelStage):
-            stage.labels_of(self._stage_input(batch))
+            stage.labels_of(batch, None if self.cond_stage_key == "class_label" else self.cond_stage_key)
         elif num_classes is not None and isinstance(stage, nn.Identity):
             labels = batch_value(batch, self.cond_stage_key)
             class_labels(labels, num_classes, f"batch['{self.cond_stage_key}']")
