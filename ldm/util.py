@@ -37,14 +37,6 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
-def __getattr__(name: str) -> Any:
-    """Return a function that LDM has in this module (``ismap``, ...); those need torch, which is imported here only."""
-    functions = {} if name.startswith("_") else vars(importlib.import_module("ldm.legacy.functions"))
-    if name not in functions.get("__all__", ()):
-        raise AttributeError(f"module 'ldm.util' has no attribute {name!r}")
-    return functions[name]
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the nearest known word, or an empty string."""
     near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=0.6)
@@ -82,6 +74,14 @@ def load_config(
 
     files = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     return loading.load_config(files, overrides, roots, allow_pending=True).content
+
+
+def __getattr__(name: str) -> Any:
+    """Return a function that LDM has in this module (``ismap``, ...); those need torch, which is imported here only."""
+    functions = {} if name.startswith("_") else vars(importlib.import_module("ldm.legacy.functions"))
+    if name not in functions.get("__all__", ()):
+        raise AttributeError(f"module 'ldm.util' has no attribute {name!r}")
+    return functions[name]
 
 
 def search_working_directory() -> None:
