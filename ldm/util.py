@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import importlib
@@ -10,7 +11,8 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from numbers import Integral, Real
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -37,10 +39,36 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=0.6)
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return `` Did you mean 'x'?`` for the nearest known word of at least that similarity, or an empty string."""
+    near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+# Plain annotations: the values that fit, and their name in a message.
+_NUMBERS = {"int": (Integral, "an integer"), "float": (Real, "a number"), "bool": (Integral, "true or false")}
+_OTHERS = {"str": ((str, Real), "a text"), "Sequence": (Sized, "a list"), "Mapping": (Mapping, "a mapping")}
+_FITTING: dict[str, tuple[Any, str]] = {**_NUMBERS, **_OTHERS, "None": (type(None), "null")}
+
+
+def mismatch(annotation: str, value: Any) -> str:
+    """Return ``expected ..., got ...`` if a value from a config does not fit an annotation, else an empty string.
+
+    Values are compared with plain annotations, ``Literal`` and unions of these; every value fits another one.
+    """
+    expected = []
+    for part in annotation.split(" | "):
+        name, _, inner = part.partition("[")
+        if name == "Literal" and inner:
+            choices = ast.literal_eval(f"({inner[:-1]},)")
+            fits, described = value in choices, ", ".join(map(str, choices))
+        else:
+            kind, described = _FITTING.get(name, (object, ""))
+            fits = isinstance(value, kind) and not (kind is Sized and isinstance(value, (str, Mapping)))
+        if fits:
+            return ""
+        expected.append(described)
+    return f"expected {' or '.join(expected)}, got {value!r}"
 
 
 def load_config(

@@ -141,7 +141,7 @@ ENCDIFF = {
     "lambda_mcl": 0.01,
     "mcl_tau": 0.1,
     "mcl_type": "denoise_sm",
-    "use_mcl": True,
+    "use_mcl": False,
     "unet_config": network("openaimodel_enc", use_spatial_transformer=True, **TOKENS),
     "first_stage_config": {**VQ, "params": {**VQ["params"], "use_disentangled_concat": True, "disentangled_dim": 4}},
     "cond_stage_config": {

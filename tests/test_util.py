@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from legacy_configs import MODELS
 from omegaconf import OmegaConf
@@ -23,6 +24,7 @@ from ldm.util import (
     get_obj_from_str,
     instantiate_from_config,
     load_config,
+    mismatch,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -164,3 +166,30 @@ def test_targets_in_files_of_the_working_directory(tmp_path: Path) -> None:
         }
         done = subprocess.run([sys.executable, *command], **options)
         assert done.returncode == 0 and "Own" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "expected"),
+    [
+        ("int", 3, ""),
+        ("int", np.int64(3), ""),
+        ("int", True, ""),
+        ("int", 3.5, "expected an integer, got 3.5"),
+        ("float", "1e-4", "expected a number, got '1e-4'"),
+        ("int | None", None, ""),
+        ("int | None", "x", "expected an integer or null, got 'x'"),
+        ("int | Sequence[int]", [32, 48], ""),
+        ("Sequence[int]", OmegaConf.create([1, 2]), ""),
+        ("Sequence[float]", np.zeros(3), ""),
+        ("Sequence[str]", "abc", "expected a list, got 'abc'"),
+        ("Mapping[str, Any]", OmegaConf.create({}), ""),
+        ("Mapping[str, Any] | str", [], "expected a mapping or a text, got []"),
+        ("Literal['l1', 'l2']", "l3", "expected l1, l2, got 'l3'"),
+        ("Literal['a', 'b'] | None", None, ""),
+        ("bool", "yes", "expected true or false, got 'yes'"),
+        ("AnyPath | None", 3, ""),
+        ("Any", object, ""),
+    ],
+)
+def test_values_and_annotations(annotation, value, expected):
+    assert mismatch(annotation, value) == expected

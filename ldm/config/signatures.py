@@ -10,11 +10,11 @@ import builtins
 import functools
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldm.util import did_you_mean, search_working_directory
+from ldm.util import did_you_mean, mismatch, search_working_directory
 
 _MAX_HOPS = 8
 
@@ -26,25 +26,32 @@ class Signature:
     Attributes:
         required: argument name -> whether it has no default.
         is_open: whether further arguments are accepted (``**kwargs`` whose use cannot be followed).
+        annotations: argument name -> source of its annotation, for classes of this package.
     """
 
     required: dict[str, bool]
     is_open: bool = False
+    annotations: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def after(self, *inherited: Signature) -> Signature:
+        """Return the union with inherited signatures; own arguments are last and take precedence."""
+        parts = [*inherited, self]
+        return Signature(
+            {name: needed for part in parts for name, needed in part.required.items()},
+            self.is_open,
+            {name: text for part in parts for name, text in part.annotations.items()},
+        )
 
 
 class Misfit(NamedTuple):
-    """First parameter that a target does not accept, or "" if one is missing, and the message."""
+    """First parameter that a target does not accept, by name or value, or "" if one is missing, and the message."""
 
     name: str
     message: str
 
 
 class UnknownNameError(LookupError):
-    """A module or a name in it does not exist; ``known`` contains the names that do."""
-
-    def __init__(self, message: str, known: list[str]) -> None:
-        super().__init__(message)
-        self.known = known
+    """A module or a name in it does not exist."""
 
 
 def read_signature(target: str) -> Signature | None:
@@ -83,7 +90,7 @@ def find_misfit(
         check_required: also report required parameters that are missing.
 
     Returns:
-        The first unknown or missing parameter; ``None`` if all fit.
+        The first unknown or missing parameter, or the first of another type than its annotation; ``None`` if all fit.
     """
     if signature is None:
         return None
@@ -95,6 +102,10 @@ def find_misfit(
     missing = [name for name, needed in signature.required.items() if needed and name not in params]
     if missing and check_required:
         return Misfit("", f"{target} requires {', '.join(map(repr, missing))}. Add params.{missing[0]}")
+    for name, value in params.items():
+        is_default = value is None and not signature.required.get(name, True)
+        if not is_default and (problem := mismatch(signature.annotations.get(name, "Any"), value)):
+            return Misfit(name, f"{problem}. Correct the value")
     return None
 
 
@@ -112,7 +123,7 @@ def _signature_of(module: str, name: str, hops: int) -> Signature | None:
     is_ours = module.split(".")[0] == "ldm"
     path = find_source(module)
     if path is None and is_ours:
-        raise UnknownNameError(f"there is no module {module}", ours())
+        raise UnknownNameError(f"there is no module {module}")
     if path is None:
         return None
     nodes, imports = _definitions(path, module)
@@ -120,12 +131,12 @@ def _signature_of(module: str, name: str, hops: int) -> Signature | None:
     if isinstance(node, ast.ClassDef):
         return _class_signature(node, module, imports, hops)
     if isinstance(node, ast.FunctionDef):
-        return _function_signature(node, skip_first=False)
+        return _function_signature(node, False, is_ours)
     if name in imports and hops:
         origin, _, original = imports[name].rpartition(".")
         return _signature_of(origin, original, hops - 1)
     if is_ours and "*" not in imports and "__getattr__" not in nodes and name not in nodes:
-        raise UnknownNameError(f"module {module} has no {name}", [f"{module}.{known}" for known in [*nodes, *imports]])
+        raise UnknownNameError(f"module {module} has no {name}")
     return None
 
 
@@ -172,12 +183,13 @@ def _class_signature(node: ast.ClassDef, module: str, imports: dict[str, str], h
     methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
     if "__new__" in methods:
         return None
+    is_ours = module.split(".")[0] == "ldm"
     decorators = {ast.unparse(item).split("(")[0].rpartition(".")[2] for item in node.decorator_list}
     if "__init__" in methods:
-        own = _function_signature(methods["__init__"], skip_first=True)
+        own = _function_signature(methods["__init__"], True, is_ours)
         described = _described_by(methods["__init__"], module)
         if described is not None:
-            return Signature({**described.required, **own.required})
+            return replace(own.after(described), is_open=False)
         if not own.is_open:
             return own
     elif "dataclass" in decorators:
@@ -187,10 +199,10 @@ def _class_signature(node: ast.ClassDef, module: str, imports: dict[str, str], h
     inherited = [_base_signature(base, module, imports, hops) for base in node.bases]
     if not inherited or any(base is None for base in inherited):
         return own if inherited or "__init__" in methods else Signature(own.required)
-    merged = {name: needed for base in reversed(inherited) for name, needed in base.required.items()}
-    for name in _passed_on(methods.get("__init__"), list(merged)):
-        merged.pop(name, None)
-    return Signature({**merged, **own.required}, is_open=any(base.is_open for base in inherited))
+    merged = Signature({}).after(*reversed(inherited))
+    for name in _passed_on(methods.get("__init__"), list(merged.required)):
+        merged.required.pop(name, None)
+    return replace(own.after(merged), is_open=any(base.is_open for base in inherited))
 
 
 def _passed_on(init: ast.FunctionDef | None, names: list[str]) -> list[str]:
@@ -223,7 +235,7 @@ def _described_by(init: ast.FunctionDef, module: str, hops: int = _MAX_HOPS) -> 
             continue
         found = [_fields_of(group, module, nodes, imports, hops) for group in groups]
         if all(found):
-            return Signature({name: needed for part in found for name, needed in part.required.items()})
+            return Signature({}).after(*found)
     return None
 
 
@@ -253,10 +265,11 @@ def _field_signature(node: ast.ClassDef) -> Signature | None:
     if node.bases:
         return None
     fields = [item for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)]
-    return Signature({item.target.id: item.value is None for item in fields})
+    annotations = {item.target.id: ast.unparse(item.annotation) for item in fields}
+    return Signature({item.target.id: item.value is None for item in fields}, annotations=annotations)
 
 
-def _function_signature(node: ast.AST, skip_first: bool) -> Signature:
+def _function_signature(node: ast.AST, skip_first: bool, is_ours: bool) -> Signature:
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     plain = len(positional) - len(arguments.defaults)
@@ -264,7 +277,9 @@ def _function_signature(node: ast.AST, skip_first: bool) -> Signature:
     if skip_first and positional:
         required.pop(positional[0].arg)
     required.update({item.arg: default is None for item, default in zip(arguments.kwonlyargs, arguments.kw_defaults)})
-    return Signature(required, is_open=arguments.kwarg is not None)
+    named = [item for item in (*positional, *arguments.kwonlyargs) if is_ours and item.annotation]
+    annotations = {item.arg: ast.unparse(item.annotation) for item in named}
+    return Signature(required, arguments.kwarg is not None, annotations)
 
 
 @functools.cache

@@ -25,12 +25,12 @@ TRAINER_ARGS = frozenset(
 RENAMED_ARGS = frozenset(
     """gpus num_processes tpu_cores checkpoint_callback progress_bar_refresh_rate weights_summary terminate_on_nan
     replace_sampler_ddp resume_from_checkpoint reload_dataloaders_every_epoch distributed_backend
-    flush_logs_every_n_steps""".split()
+    flush_logs_every_n_steps find_unused_parameters""".split()
 )
 
 # Arguments of Lightning 1.4 without a successor: accepted, then named in one warning.
 DROPPED_ARGS = frozenset(
-    """amp_backend amp_level auto_lr_find auto_scale_batch_size auto_select_gpus ipus log_gpu_memory
+    """amp_backend amp_level auto_lr_find auto_scale_batch_size auto_select_gpus enable_autocast ipus log_gpu_memory
     move_metrics_to_cpu multiple_trainloader_mode prepare_data_per_node process_position stochastic_weight_avg
     track_grad_norm truncated_bptt_steps weights_save_path""".split()
 )
@@ -55,6 +55,7 @@ class TrainerSettings:
         resume_from_checkpoint: checkpoint to continue from, if given.
         refresh_rate: ``progress_bar_refresh_rate``, if given.
         flush_every: ``flush_logs_every_n_steps``, if given.
+        find_unused: ``find_unused_parameters``, for several devices.
         dropped: arguments that have no effect any more.
     """
 
@@ -62,6 +63,7 @@ class TrainerSettings:
     resume_from_checkpoint: str | None = None
     refresh_rate: int | None = None
     flush_every: int | None = None
+    find_unused: bool = False
     dropped: list[str] = field(default_factory=list)
 
 
@@ -78,7 +80,9 @@ def translate_trainer_args(given: Mapping[str, Any]) -> TrainerSettings:
         ConfigError: devices are neither a count nor a list of indices.
     """
     settings = TrainerSettings(
-        resume_from_checkpoint=given.get("resume_from_checkpoint"), flush_every=given.get("flush_logs_every_n_steps")
+        resume_from_checkpoint=given.get("resume_from_checkpoint"),
+        flush_every=given.get("flush_logs_every_n_steps"),
+        find_unused=bool(given.get("find_unused_parameters")),
     )
     today = settings.arguments
     for name, value in given.items():

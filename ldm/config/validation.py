@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ldm.config.loading import Config
-from ldm.config.signatures import Signature, UnknownNameError, find_misfit, is_installed, read_signature
+from ldm.config.signatures import (
+    Signature,
+    UnknownNameError,
+    find_misfit,
+    find_signature,
+    find_source,
+    is_installed,
+    ours,
+    read_signature,
+)
 from ldm.config.trainer_args import KNOWN_ARGS
-from ldm.legacy import ALIASES, OLD_MODULES, translate
-from ldm.util import ConfigError, UserError, did_you_mean
+from ldm.legacy import ALIASES, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate, translate_ddconfig
+from ldm.models.first_stages import DOUBLE_Z, check_first_stage
+from ldm.util import BuildError, ConfigError, UserError, did_you_mean
 
 TOP_LEVEL = ("base", "model", "data", "lightning")
-LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr")
+LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params")}
+_AUTOENCODERS, _NETWORKS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.model.AutoencoderShape"
 CHECKPOINT_KEY = "ckpt_path"
 _EXAMPLES = {
     "model": ", e.g. ldm.models.diffusion.methods.clip_disdiff.model.CLIPDisDiff",
@@ -125,17 +137,38 @@ def _check_object(config: Config, key: str, described: Any, is_certain: bool, ch
     params = described.get("params") or {}
     if not isinstance(params, Mapping):
         raise config.error(f"{key}.params", f"expected a mapping, got {params!r}")
-    today, params = translate(target, params)
+    try:
+        today, params = translate(target, params)
+    except BuildError as error:
+        raise config.error(f"{key}.{error.key}", error.args[0]) from error
+    if today == NOT_SHIPPED_CLASS:
+        config.pending.append(f"{key}: {target} does not come with this package; training needs {params['instead']}")
     misfit = find_misfit(target, params, _look_up(config, f"{key}.target", target, today), check_required)
     if misfit is not None:
         raise config.error(".".join(filter(None, (key, "params", misfit.name))), misfit.message)
+    if today.startswith(_AUTOENCODERS) and isinstance(params.get("ddconfig"), Mapping):
+        _check_autoencoder(config, f"{key}.params", today.rpartition(".")[2], params)
+
+
+def _check_autoencoder(config: Config, key: str, name: str, params: Mapping[str, Any]) -> None:
+    """Check the networks and the loss of an autoencoder, without building them."""
+    signature = find_signature(_NETWORKS)
+    try:
+        networks = translate_ddconfig(params["ddconfig"], signature.required)
+        misfit = find_misfit("ddconfig", networks, signature)
+        if misfit is not None:
+            raise ConfigError(f"{'.'.join(filter(None, ('ddconfig', misfit.name)))}: {misfit.message}")
+        if name in DOUBLE_Z:
+            check_first_stage(name, params)
+    except ConfigError as error:
+        raise ConfigError(f"{config.origin(key)}: {key}.{error}") from error
 
 
 def _look_up(config: Config, key: str, target: str, today: str) -> Signature | None:
     module = today.rpartition(".")[0]
     try:
         if module in OLD_MODULES:
-            raise UnknownNameError(f"{module}.py of the references has no such name", list(ALIASES))
+            raise UnknownNameError(f"{module}.py of the references has no such name")
         if not is_installed(today):
             raise config.error(
                 key,
@@ -145,8 +178,43 @@ def _look_up(config: Config, key: str, target: str, today: str) -> Signature | N
             )
         return read_signature(today)
     except UnknownNameError as error:
-        hint = did_you_mean(target, [*error.known, *ALIASES])
-        raise config.error(key, f"{target!r}: {error}.{hint}") from error
+        hint = _near_class(target)
+        advice = "" if module in OLD_MODULES else f" {'Otherwise it' if hint else 'It'} is {_advice_for_forks(target)}"
+        raise config.error(key, f"{target!r}: {error}.{hint}{advice}") from error
+
+
+def _near_class(target: str) -> str:
+    """Return `` Did you mean 'x'?`` for a class of the same name or with a slip in its dotted name, else nothing."""
+    public = [name for name in (*ours(), *ALIASES) if "._" not in name]
+    same_kind = [name for name in public if name.split(".")[:2] == target.split(".")[:2]]
+    last = target.rpartition(".")[2]
+    same_name = {resolve_target(name): name for name in same_kind if name.rpartition(".")[2] == last}
+    if len(same_name) == 1:
+        return f" Did you mean {next(iter(same_name.values()))!r}?"
+    slips = [name for name in same_kind if last != (near := name.rpartition(".")[2]) and _is_slip(last, near)]
+    return did_you_mean(target, [*slips, *(name for name in public if _is_slip(target, name))], cutoff=0.8)
+
+
+def _is_slip(given: str, name: str) -> bool:
+    """Return whether two words differ by a typing error: at most three letters, no digit and not the first letter."""
+    matcher = difflib.SequenceMatcher(None, given, name, autojunk=False)
+    unmatched = len(given) + len(name) - 2 * sum(block.size for block in matcher.get_matching_blocks())
+    digits = [[letter for letter in word if letter.isdigit()] for word in (given, name)]
+    return given[:1] == name[:1] and digits[0] == digits[1] and unmatched <= 3
+
+
+def _advice_for_forks(target: str) -> str:
+    """Return where to put the file of a class that this package does not have, and its name there."""
+    module, _, name = target.rpartition(".")
+    stem, theirs, source = module.rpartition(".")[2], Path(*module.split(".")).with_suffix(".py"), find_source(module)
+    is_free = source is None and find_source(stem) in (None, Path.cwd() / f"{stem}.py")
+    own = Path(f"{stem}.py" if is_free else f"my_{stem}.py")
+    step = f"put its file outside ldm/, in the folder where the command runs (./{own})"
+    if own.is_file():
+        step = f"its file ./{own} exists"
+    elif theirs.is_file() and (source is None or not source.samefile(theirs)):
+        step = f"copy ./{theirs} to ./{own}, outside ldm/"
+    return f"a class of a fork: {step}, and set the target to {own.stem}.{name}"
 
 
 def _check_checkpoints(config: Config) -> None:

@@ -1,7 +1,16 @@
 """Names, options and defaults of the reference repositories and of earlier versions, translated to today's."""
 
-from ldm.legacy.names import ALIASES, OLD_MODULES
+from ldm.legacy.names import ALIASES, NOT_SHIPPED_CLASS, OLD_MODULES
 from ldm.legacy.sampling import sampling_options
-from ldm.legacy.translation import mend_indentation, resolve_target, translate
+from ldm.legacy.translation import mend_indentation, resolve_target, translate, translate_ddconfig
 
-__all__ = ["ALIASES", "OLD_MODULES", "mend_indentation", "resolve_target", "sampling_options", "translate"]
+__all__ = [
+    "ALIASES",
+    "NOT_SHIPPED_CLASS",
+    "OLD_MODULES",
+    "mend_indentation",
+    "resolve_target",
+    "sampling_options",
+    "translate",
+    "translate_ddconfig",
+]

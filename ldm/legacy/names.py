@@ -48,6 +48,7 @@ TOKEN_UNET = "ldm.modules.diffusionmodules.openaimodel_enc.UNetModel"
 CLIP_TEXT = "ldm.modules.encoders.modules.FrozenCLIPTextEmbedder"
 EDIT_SCORE = "ldm.evaluation.editing.callback.EditScore"
 DATA_MODULE = _MAIN["DataModuleFromConfig"]
+IMAGE_LIST = "ldm.data.formats.image_list.ImageList"
 
 # Old dotted path -> today's dotted path.
 ALIASES: dict[str, str] = {
@@ -59,7 +60,12 @@ ALIASES: dict[str, str] = {
     f"{_TAMING}.lpips.LPIPS": "ldm.modules.lpips.LPIPS",
     "ldm.modules.discriminator.NLayerDiscriminator": "taming.modules.discriminator.model.NLayerDiscriminator",
     "taming.modules.vqvae.quantize.VectorQuantizer2": "ldm.modules.quantize.VectorQuantizer2",
+    "taming.modules.vqvae.quantize.GumbelQuantize": "ldm.modules.quantize.GumbelQuantize",
     "taming.models.vqgan.VQModel": "ldm.models.autoencoder.VQModel",
+    "taming.models.vqgan.GumbelVQ": "ldm.models.autoencoder.GumbelVQ",
+    "taming.data.base.ImagePaths": IMAGE_LIST,
+    "taming.data.custom.CustomTrain": IMAGE_LIST,
+    "taming.data.custom.CustomTest": IMAGE_LIST,
     "ldm.tools.Record": f"{_CALLBACKS}.record.Record",
     f"{_PL}.loggers.TestTubeLogger": _CSV_LOGGER,
     f"{_PL}.loggers.test_tube.TestTubeLogger": _CSV_LOGGER,
@@ -71,6 +77,7 @@ _FORMATS = ("celeba", "folder", "h5_text", "lmdb_sets", "lmdb_text")
 _METHODS = ("disdiff", "clip_disdiff", "encdiff")
 PREFIXES: dict[str, str] = {
     "lightning.pytorch.": f"{_PL}.",
+    "taming.lr_scheduler.": "ldm.lr_scheduler.",
     **{f"ldm.data.{name}.": f"ldm.data.factors.{name}." for name in _FACTORS},
     **{f"ldm.data.{name}.": f"ldm.data.formats.{name}." for name in _FORMATS},
     **{f"ldm.models.diffusion.{name}.": f"ldm.models.diffusion.methods.{name}.model." for name in _METHODS},
@@ -154,6 +161,21 @@ NOT_SHIPPED = {
     **{f"ldm.data.{module}.{name}": _FOLDER for module in ("dis", "disdata") for name in _PARTS},
 }
 
+# Classes of taming-transformers that cannot be built here: name or prefix of it -> reason and advice.
+_STAGE_TWO = "transformers over codes are not supported. Train a LatentDiffusion on the same first stage"
+_VQ_GAN = "Use taming.models.vqgan.VQModel"
+REFUSED = {
+    **dict.fromkeys(("taming.models.cond_transformer.", "taming.modules.transformer."), _STAGE_TWO),
+    **dict.fromkeys(("taming.models.dummy_cond_stage.", "taming.modules.misc.coord."), _STAGE_TWO),
+    "taming.models.vqgan.VQSegmentationModel": f"autoencoders of label maps are not supported. {_VQ_GAN} for images",
+    "taming.models.vqgan.VQNoDiscModel": f"it is not supported. {_VQ_GAN} with lossconfig.params.disc_weight: 0",
+    "taming.models.vqgan.EMAVQ": f"codebooks updated by averages are not supported. {_VQ_GAN}",
+    "taming.modules.vqvae.quantize.EMAVectorQuantizer": f"it is not supported. {_VQ_GAN}",
+    "taming.modules.losses.segmentation.": "losses of label maps are not supported. Use VQLPIPSWithDiscriminator",
+}
+# The contrastive loss of a fork of EncDiff is switched on by both params.
+CONTRASTIVE = ("use_mcl", "lambda_mcl")
+
 # Params that are dropped without a warning, because they make no difference.
 SELF_EVIDENT = frozenset(("as_tensor", "do_normalize", "do_transform", "original_resolution", "cond_stage_trainable"))
 
@@ -162,9 +184,13 @@ _MCL = ("use_mcl", "lambda_mcl", "mcl_tau", "mcl_proj_dim", "mcl_sigma", "mcl_ne
 _DIFFUSION = ("use_positional_encodings", *_MCL)
 _DIS = ("dis_loss_flag", "dis_loss_type", "dis_weight", "detach_flag", "train_enc_flag")
 _KL = ("kl_loss_flag", "kl_weight")
-_AUTOENCODER = ("colorize_nlabels", "batch_resize_range", "use_disentangled_concat", "disentangled_dim")
+_AUTOENCODER = ("colorize_nlabels", "batch_resize_range")
+AUTOENCODERS = tuple(f"ldm.models.autoencoder.{name}" for name in ("VQModel", "VQModelInterface", "GumbelVQ"))
+AUTOENCODERS += ("ldm.models.autoencoder.AutoencoderKL",)
 MEANINGLESS: dict[str, tuple[str, ...]] = {
-    **{f"ldm.models.autoencoder.{name}": _AUTOENCODER for name in ("VQModel", "VQModelInterface", "AutoencoderKL")},
+    **dict.fromkeys(AUTOENCODERS, _AUTOENCODER),
+    DATA_MODULE: ("num_val_workers",),
+    _MAIN["ImageLogger"]: ("enable_autocast", "log_all_val"),
     f"{_DDPM}.DDPM": ("use_positional_encodings",),
     LATENT_DIFFUSION: (*_DIFFUSION, *_DIS, *_KL, "eval_name"),
     DISDIFF: (*_DIFFUSION, "eval_name"),
@@ -175,8 +201,17 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
 
 # Renamed params: target -> {old: today}.
 RENAMED_PARAMS: dict[str, dict[str, str]] = {
-    f"{_PL}.callbacks.ModelCheckpoint": {"period": "every_n_epochs", "every_n_val_epochs": "every_n_epochs"}
+    f"{_PL}.callbacks.ModelCheckpoint": {"period": "every_n_epochs", "every_n_val_epochs": "every_n_epochs"},
+    IMAGE_LIST: dict.fromkeys(("training_images_list_file", "test_images_list_file"), "list_file"),
 }
+
+# Keys of ddconfig that change LDM's network if they are set.
+REFUSED_NETWORKS = {
+    "use_linear_attn": "Linear attention is not supported",
+    "give_pre_end": "A decoder without its last layers is not supported",
+}
+# Names of attn_type that compute the same attention with the same weights.
+ATTENTION_TYPES = {"vanilla-xformers": "vanilla"}
 
 # Defaults of the reference's class that differ from those of today's class.
 OLD_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -5,11 +5,13 @@ Old names occur only in this package; the tables are in ``ldm.legacy.names``.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ldm.errors import BuildError, ConfigError
 from ldm.legacy import names
 from ldm.legacy.sampling import sampling_options
 
@@ -46,8 +48,14 @@ def translate(target: str, params: Mapping[str, Any] | None = None) -> tuple[str
 
     Returns:
         Today's dotted path and params.
+
+    Raises:
+        BuildError: the class, or an option that changes the result, is not supported.
     """
     params = dict(params or {})
+    refusal = next((advice for name, advice in names.REFUSED.items() if target.startswith(name)), None)
+    if refusal is not None:
+        raise BuildError(f"{target}: {refusal}", target)
     if target in names.OLD_LATENT_DIFFUSIONS:
         today, params = _diffusion_model(names.OLD_LATENT_DIFFUSIONS[target], params)
     elif target in names.OLD_DATASETS:
@@ -79,6 +87,12 @@ def _diffusion_model(today: str, params: dict[str, Any]) -> tuple[str, dict[str,
         today = names.CLIP_DISDIFF if has_clip else names.DISDIFF
     elif today == names.DISDIFF:  # a network without units
         today = names.LATENT_DIFFUSION
+    if all(params.get(name) for name in names.CONTRASTIVE):
+        message = (
+            "the contrastive loss of this fork of EncDiff is not supported, and its projections and critic would be "
+            "missing. Set use_mcl: false to train without it, or to sample from a checkpoint that was trained with it"
+        )
+        raise BuildError(message, today, "params.use_mcl")
     params = {**names.OLD_DEFAULTS.get(today, {}), **params}
     if today == names.CLIP_DISDIFF:
         params["unet_config"] = _with_clip_width(params["unet_config"], stage.get("text_encoder"))
@@ -136,6 +150,26 @@ def _without(target: str, params: Mapping[str, Any], meaningless: Iterable[str])
     if asking:
         _warn_once(f"{target}: {', '.join(asking)} ignored, without effect here")
     return {name: value for name, value in params.items() if name not in dropped}
+
+
+def translate_ddconfig(ddconfig: Mapping[str, Any], known: Iterable[str]) -> dict[str, Any]:
+    """Return a ``ddconfig`` with the keys known today; others, which LDM ignores, are named in a warning.
+
+    Raises:
+        ConfigError: a key is probably misspelt, or its value changes the network in a way that is not supported.
+    """
+    result, known = {}, list(known)
+    for key, value in ddconfig.items():
+        near = difflib.get_close_matches(key, known, n=1)
+        if key in known:
+            result[key] = names.ATTENTION_TYPES.get(value, value) if key == "attn_type" else value
+        elif key in names.REFUSED_NETWORKS and value:
+            raise ConfigError(f"ddconfig.{key}: expected false, got {value!r}. {names.REFUSED_NETWORKS[key]}")
+        elif near and key not in names.REFUSED_NETWORKS:
+            raise ConfigError(f"ddconfig.{key}: unknown key. Did you mean {near[0]!r}? Accepted: {', '.join(known)}")
+        elif value:
+            _warn_once(f"ddconfig: {key} ignored, without effect in LDM and here")
+    return result
 
 
 @functools.cache

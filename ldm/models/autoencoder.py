@@ -3,63 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ldm.models.autoencoder_base import Autoencoder, Log, psnr
+from ldm.models.first_stages import check_first_stage
 from ldm.modules.distributions import DiagonalGaussian
-from ldm.modules.quantize import VectorQuantizer2
-from ldm.util import ConfigError
+from ldm.modules.quantize import GumbelQuantize, VectorQuantizer2
+from ldm.util import instantiate_from_config
 
-__all__ = ["AutoencoderKL", "IdentityFirstStage", "VQModel", "VQModelInterface", "psnr"]
+__all__ = ["AutoencoderKL", "GumbelVQ", "IdentityFirstStage", "VQModel", "VQModelInterface", "psnr"]
 
 
-class VQModel(Autoencoder):
-    """VQ-VAE / VQ-GAN: encoder, codebook and decoder, trained with the losses of VQGAN."""
+class Quantized(NamedTuple):
+    """Codes (B, C, h, w), loss () and (None, None, indices); a diffusion model samples the codes from it."""
+
+    codes: Tensor
+    loss: Tensor
+    info: tuple
+
+    def sample(self) -> Tensor:
+        """Return the codes."""
+        return self.codes
+
+
+class QuantizedAutoencoder(Autoencoder):
+    """Autoencoder with a codebook; a subclass builds the quantizer."""
 
     has_codebook = True
+    disentangled_dim = 0  # width of the codes of units that the decoder takes beside the latent
 
-    def __init__(
-        self,
-        ddconfig: Mapping[str, Any],
-        n_embed: int,
-        embed_dim: int,
-        ckpt_path: str | None = None,
-        ignore_keys: Sequence[str] = (),
-        remap: str | None = None,
-        sane_index_shape: bool = False,
-        init_codebook_from_data: bool = False,
-        revive_codes_every: int = 0,
-        **options: Any,
-    ) -> None:
-        """Build the autoencoder.
+    def attach(self, quantize: nn.Module, z_channels: int, embed_dim: int) -> None:
+        """Add the quantizer and the convolutions on both of its sides."""
+        self.quantize = quantize
+        self.quant_conv = nn.Conv2d(z_channels, embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(embed_dim + self.disentangled_dim, z_channels, 1)
 
-        Args:
-            ddconfig: arguments of ``Encoder`` and ``Decoder``.
-            n_embed: number of codes.
-            embed_dim: width of a code and channels of the latent.
-            ckpt_path: initial weights, see ``start_from``.
-            ignore_keys: prefixes of keys that are not loaded.
-            remap: file with the indices of the used codes.
-            sane_index_shape: return code indices as (B, h, w) instead of flat.
-            init_codebook_from_data: initialize the codebook with vectors of the first batch.
-            revive_codes_every: interval in steps at which unused codes are replaced by encoder outputs; 0 disables it.
-            **options: see ``Autoencoder``.
-        """
-        super().__init__(ddconfig=ddconfig, **options)
-        renewal = {"init_from_data": init_codebook_from_data, "revive_every": revive_codes_every}
-        self.quantize = VectorQuantizer2(n_embed, embed_dim, 0.25, remap, sane_index_shape=sane_index_shape, **renewal)
-        self.quant_conv = nn.Conv2d(ddconfig["z_channels"], embed_dim, 1)
-        self.post_quant_conv = nn.Conv2d(embed_dim, ddconfig["z_channels"], 1)
-        self.start_from(ckpt_path, ignore_keys)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor, tuple]:
+    def encode(self, x: Tensor) -> Quantized:
         """Map images (B, 3, H, W) in [-1, 1] to quantized latents (B, C, h, w), codebook loss () and code indices."""
-        return self.quantize(self.encode_to_prequant(x))
+        return Quantized(*self.quantize(self.encode_to_prequant(x)))
 
     encode_to_prequant = Autoencoder.encode_features
+
+    def decode(self, z: Tensor, disentangled_repr: Tensor | None = None) -> Tensor:
+        """Map codes (B, C, h, w) and those of units (B, ``disentangled_dim``), by default 0, to images (B, 3, H, W)."""
+        if self.disentangled_dim:
+            units = z.new_zeros(len(z), self.disentangled_dim) if disentangled_repr is None else disentangled_repr
+            z = torch.cat([z, units[:, :, None, None].expand(-1, -1, *z.shape[2:])], dim=1)
+        return super().decode(z)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the reconstruction of images, the codebook loss and the code indices."""
@@ -79,6 +72,60 @@ class VQModel(Autoencoder):
         options = {"last_layer": self.get_last_layer(), "split": split, "predicted_indices": indices}
         return self.loss(codebook_loss, x, reconstruction, optimizer_idx, self.training_steps_done, **options)
 
+    def fitting_weights(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See ``Autoencoder``; the decoder's inputs of units keep their initial weights if a file has none."""
+        key, own = "post_quant_conv.weight", self.post_quant_conv.weight.detach()
+        state = super().fitting_weights(state)
+        if self.disentangled_dim and key in state and state[key].shape[1] == own.shape[1] - self.disentangled_dim:
+            state = {**state, key: torch.cat([state[key], own[:, state[key].shape[1] :].to(state[key])], dim=1)}
+        return state
+
+
+class VQModel(QuantizedAutoencoder):
+    """VQ-VAE / VQ-GAN: encoder, codebook and decoder, trained with the losses of VQGAN."""
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        n_embed: int,
+        embed_dim: int,
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        remap: str | None = None,
+        sane_index_shape: bool = False,
+        init_codebook_from_data: bool = False,
+        revive_codes_every: int = 0,
+        use_disentangled_concat: bool = False,
+        disentangled_dim: int = 0,
+        **options: Any,
+    ) -> None:
+        """Build the autoencoder.
+
+        Args:
+            ddconfig: arguments of ``Encoder`` and ``Decoder``; ``double_z`` must be false.
+            n_embed: number of codes.
+            embed_dim: width of a code and channels of the latent.
+            ckpt_path: initial weights, see ``start_from``.
+            ignore_keys: prefixes of keys that are not loaded.
+            remap: file with the indices of the used codes.
+            sane_index_shape: return code indices as (B, h, w) instead of flat.
+            init_codebook_from_data: initialize the codebook with vectors of the first batch.
+            revive_codes_every: interval in steps at which unused codes are replaced by encoder outputs; 0 disables it.
+            use_disentangled_concat: the decoder takes ``disentangled_dim`` codes of units, too (a fork of EncDiff).
+            disentangled_dim: their number.
+            **options: see ``Autoencoder``.
+
+        Raises:
+            ConfigError: the options do not fit each other.
+        """
+        check_first_stage("VQModel", {"ddconfig": ddconfig, **options})
+        super().__init__(ddconfig=ddconfig, **options)
+        self.disentangled_dim = disentangled_dim if use_disentangled_concat else 0
+        renewal = {"init_from_data": init_codebook_from_data, "revive_every": revive_codes_every}
+        quantize = VectorQuantizer2(n_embed, embed_dim, 0.25, remap, sane_index_shape=sane_index_shape, **renewal)
+        self.attach(quantize, ddconfig["z_channels"], embed_dim)
+        self.start_from(ckpt_path, ignore_keys)
+
 
 class VQModelInterface(VQModel):
     """VQModel as the first stage of a latent diffusion model, whose latent is the one before the codebook."""
@@ -90,10 +137,52 @@ class VQModelInterface(VQModel):
 
     encode = Autoencoder.encode_features
 
-    def decode(self, h: Tensor, force_not_quantize: bool = False) -> Tensor:
+    def decode(self, h: Tensor, force_not_quantize: bool = False, disentangled_repr: Tensor | None = None) -> Tensor:
         """Map a latent (B, C, h, w) to images (B, 3, H, W), through the codebook unless ``force_not_quantize``."""
         quant = h if force_not_quantize else self.quantize(h)[0]
-        return super().decode(quant)
+        return super().decode(quant, disentangled_repr)
+
+
+class GumbelVQ(QuantizedAutoencoder):
+    """Autoencoder whose codes are drawn by the Gumbel-softmax trick (taming-transformers; Jang et al. 2017)."""
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        n_embed: int,
+        embed_dim: int,
+        temperature_scheduler_config: Mapping[str, Any],
+        ckpt_path: str | None = None,
+        ignore_keys: Sequence[str] = (),
+        kl_weight: float = 1e-8,
+        remap: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Build the autoencoder.
+
+        Args:
+            ddconfig, n_embed, ckpt_path, ignore_keys, remap: see ``VQModel``.
+            embed_dim: width of a code and channels of the latent; equal to ``z_channels``.
+            temperature_scheduler_config: ``{target, params}`` of the temperature, called with the number of steps.
+            kl_weight: weight of the divergence of the codes from a uniform distribution.
+            **options: see ``Autoencoder``.
+
+        Raises:
+            ConfigError: the options do not fit each other.
+        """
+        check_first_stage("GumbelVQ", {"ddconfig": ddconfig, "embed_dim": embed_dim, **options})
+        super().__init__(ddconfig=ddconfig, **options)
+        self.loss.n_classes = n_embed
+        width = ddconfig["z_channels"]
+        self.attach(GumbelQuantize(width, embed_dim, n_embed, kl_weight=kl_weight, remap=remap), width, embed_dim)
+        self.temperature_scheduler = instantiate_from_config(temperature_scheduler_config)
+        self.start_from(ckpt_path, ignore_keys)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """See ``Autoencoder``; the temperature follows its schedule."""
+        self.quantize.temperature = float(self.temperature_scheduler(self.training_steps_done))
+        self.log("temperature", torch.tensor(self.quantize.temperature))
+        return super().training_step(batch, batch_idx)
 
 
 class AutoencoderKL(Autoencoder):
@@ -119,11 +208,7 @@ class AutoencoderKL(Autoencoder):
         Raises:
             ConfigError: ``double_z`` is false.
         """
-        if not ddconfig.get("double_z", True):
-            raise ConfigError(
-                "ddconfig.double_z: expected true for AutoencoderKL, whose encoder returns means and variances, got "
-                "false. Set it to true, or use VQModel."
-            )
+        check_first_stage("AutoencoderKL", {"ddconfig": ddconfig, **options})
         super().__init__(ddconfig=ddconfig, **options)
         self.embed_dim = embed_dim
         self.quant_conv = nn.Conv2d(2 * ddconfig["z_channels"], 2 * embed_dim, 1)

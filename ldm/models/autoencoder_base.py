@@ -83,9 +83,13 @@ class Autoencoder(pl.LightningModule):
         if ckpt_path is not None:
             if not self.loss.state_dict():  # such as the loss of a frozen first stage
                 ignore_keys = [*ignore_keys, "loss."]
-            load_into(self, ckpt_path, ignore_keys, first_stage_weights, parts=("", "first_stage_model."))
+            load_into(self, ckpt_path, ignore_keys, self.fitting_weights, parts=("", "first_stage_model."))
         if self.use_ema:
             self.model_ema = LitEma(self)
+
+    def fitting_weights(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return the weights of a file under the names of this model."""
+        return first_stage_weights(state)
 
     @property
     def discriminator(self) -> nn.Module | None:

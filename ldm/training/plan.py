@@ -72,7 +72,9 @@ def make_plan(options: Options) -> Plan:
     validate(config, check_files=will_train, sections=sections)
     earlier = resume.record if resume else {}
     seed = int(earlier.get("seed", DEFAULT_SEED)) if options.seed is None else options.seed
-    settings = translate_trainer_args(config.section("lightning").get("trainer") or {})
+    lightning = config.section("lightning")
+    beside_trainer = {name: lightning[name] for name in ("find_unused_parameters",) if name in lightning}
+    settings = translate_trainer_args(beside_trainer | (lightning.get("trainer") or {}))
     return Plan(options, config, settings, seed, resume)
 
 

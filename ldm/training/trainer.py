@@ -84,7 +84,8 @@ def build_trainer(
     _adapt_to_manual_optimization(arguments, model)
     arguments.update(accelerator=devices.accelerator, devices=devices.devices)
     if devices.count > 1 and arguments.get("strategy", "auto") in ("auto", "ddp", None):
-        arguments["strategy"] = DDPStrategy(find_unused_parameters=not model.automatic_optimization)
+        find_unused = settings.find_unused or not model.automatic_optimization
+        arguments["strategy"] = DDPStrategy(find_unused_parameters=find_unused)
     callbacks, scores, checkpoints = [StepSeed(plan.seed), *callbacks], None, []
     if arguments.get("enable_checkpointing", True):
         callbacks += [NonFiniteGuard(str(folder.checkpoints)), MonitorCheck()]

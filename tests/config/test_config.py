@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ldm.config.loading import load_config, parse_overrides
-from ldm.config.validation import validate
+from ldm.config.validation import _near_class, validate
 from ldm.util import ConfigError, UserError
 
 GOOD = """
@@ -81,13 +81,76 @@ def test_override_values_are_yaml() -> None:
         ("model.target=ldm.models.diffusion.ddpm.DDMP", r"no DDMP.*ddpm.DDPM"),
         ("model.target=ldm.models.difusion.ddpm.DDPM", r"no module.*ldm.models.diffusion.ddpm.DDPM"),
         ("data.target=main.DataModulFromConfig", r"'main.DataModuleFromConfig'"),
-        ("data.params.train.target=ldm.data.world.dataset.World", r"no World.*World3D"),
+        ("data.params.train.target=ldm.data.world.dataset.Wrld3D", r"no Wrld3D.*World3D"),
         ("data.params.train.params.sise=1", r"'size'"),
         ("lightning.callbacks.image_logger.target=main.ImageLoger", r"main.ImageLogger"),
         ("model.target=null", r"model: expected a `target`"),
     ],
 )
 def test_slips_are_named_with_the_nearest_right_word(good: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(good, override)
+
+
+@pytest.mark.parametrize(
+    ("target", "own", "name"),
+    [
+        ("ldm.data.mydata.MyTrain", "mydata", "MyTrain"),
+        ("ldm.data.simple.FolderData", "simple", "FolderData"),
+        ("ldm.models.diffusion.ddpm_edit.LatentDiffusion", "ddpm_edit", "LatentDiffusion"),
+        ("ldm.models.diffusion.ddpm.PaintDiffusion", "my_ddpm", "PaintDiffusion"),
+        ("ldm.modules.encoders.modules.FrozenT5Embedder", "my_modules", "FrozenT5Embedder"),
+    ],
+)
+def test_classes_of_forks_are_named_as_such(good: Path, target: str, own: str, name: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check(good, f"model.target={target}")
+    assert "Did you mean" not in str(error.value)
+    place = f"put its file outside ldm/, in the folder where the command runs (./{own}.py)"
+    assert f"It is a class of a fork: {place}, " in str(error.value)
+    assert str(error.value).endswith(f"and set the target to {own}.{name}")
+
+
+def test_the_file_of_a_fork_is_found(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ldm" / "data").mkdir(parents=True)
+    (tmp_path / "ldm" / "data" / "mydata.py").touch()
+    with pytest.raises(ConfigError, match=r"copy ./ldm/data/mydata.py to ./mydata.py, outside ldm/, and set the"):
+        check(good, "data.params.train.target=ldm.data.mydata.MyTrain")
+    (tmp_path / "mydata.py").write_text("class MyTrain:\n    pass\n")
+    with pytest.raises(ConfigError, match=r"its file ./mydata.py exists, and set the target to mydata.MyTrain"):
+        check(good, "data.params.train.target=ldm.data.mydata.MyTrain")
+
+
+@pytest.mark.parametrize(
+    ("slip", "suggested"),
+    [
+        ("ldm.modules.diffusionmodules.openaimodel.UNetModl", "ldm.modules.diffusionmodules.openaimodel.UNetModel"),
+        ("ldm.modules.encoders.modules.FrozenCLIPTextEmbeder", "ldm.modules.encoders.modules.FrozenCLIPTextEmbedder"),
+        ("ldm.models.autoencoder.AutoencoderKl", "ldm.models.autoencoder.AutoencoderKL"),
+        ("ldm.models.autoencoders.VQModel", "ldm.models.autoencoder.VQModel"),
+        ("ldm.modules.encoders.modules.FrozenClipEmbedder2", None),
+        ("ldm.modules.encoders.modules.FrozenSwinTextEmbedder", None),
+        ("ldm.modules.encoders.modules.Encoder5", None),
+        ("ldm.data.mydata._Rows", None),
+    ],
+)
+def test_only_slips_are_corrected(slip: str, suggested: str | None) -> None:
+    assert _near_class(slip) == (f" Did you mean {suggested!r}?" if suggested else "")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.params.timesteps=many", r"model.params.timesteps: expected an integer, got 'many'"),
+        ("model.params.unet_config.params.num_heads=1.5", r"num_heads: expected an integer, got 1.5"),
+        ("model.params.unet_config=3", r"model.params.unet_config: expected a mapping, got 3"),
+        ("model.params.use_ema=maybe", r"model.params.use_ema: expected true or false, got 'maybe'"),
+        ("data.params.batch_size=null", r"data.params.batch_size: expected an integer, got None"),
+        ("data.params.train.params.size=big", r"data.params.train.params.size: expected an integer, got 'big'"),
+    ],
+)
+def test_values_are_compared_with_annotations(good: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(good, override)
 

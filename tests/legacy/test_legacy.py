@@ -169,9 +169,9 @@ def test_options_that_mean_nothing_are_named_once(caplog):
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             _, params = legacy.translate(MODELS["encdiff"]["target"], MODELS["encdiff"]["params"])
-            stage = legacy.translate(legacy_configs.VQ["target"], {"use_disentangled_concat": False, "embed_dim": 3})
+            stage = legacy.translate(legacy_configs.VQ["target"], {"colorize_nlabels": None, "embed_dim": 3})
     assert len(caplog.records) == 1
-    assert "lambda_mcl, mcl_tau, mcl_type, use_mcl" in caplog.text
+    assert "lambda_mcl, mcl_tau, mcl_type ignored" in caplog.text
     assert not {"use_mcl", "lambda_mcl"} & set(params) and params["eval_name"] == "shapes3d"
     assert stage[1] == {"embed_dim": 3}
 

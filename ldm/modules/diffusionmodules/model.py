@@ -5,21 +5,21 @@ Legend: B batch, C channels, H W space, L = H * W positions, z latent channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.legacy import translate_ddconfig
 from ldm.modules.diffusionmodules.blocks import Upsample
 from ldm.modules.diffusionmodules.util import at_least_float32, build_dataclass, normalization
 from ldm.util import ConfigError
 
 GROUP_NORM_EPS = 1e-6
-_ATTENTION_TYPES = ("vanilla", "none")
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,23 @@ class AutoencoderShape:
     double_z: bool = True  # the encoder returns mean and log-variance
     dropout: float = 0.0
     resamp_with_conv: bool = True  # use a convolution for down- and upsampling
-    attn_type: str = "vanilla"  # vanilla | none; none also removes the attention of the middle
+    attn_type: Literal["vanilla", "none"] = "vanilla"  # none also removes the attention of the middle
     tanh_out: bool = False  # apply tanh to the decoder's output
     patch_size: int = 1  # side of the patches folded into channels; 1 disables the folding
 
     def __post_init__(self) -> None:
         factor = self.patch_size * 2 ** (len(self.ch_mult) - 1)
-        if self.attn_type not in _ATTENTION_TYPES:
-            raise ConfigError(f"ddconfig.attn_type: expected one of {_ATTENTION_TYPES}, got {self.attn_type!r}.")
         if self.patch_size < 1 or self.resolution % factor:
             raise ConfigError(
                 f"ddconfig.resolution: expected a multiple of {factor} (patch_size {self.patch_size} times 2 for each "
                 f"of the {len(self.ch_mult) - 1} downsamplings), got {self.resolution}. Change ddconfig.resolution, "
                 "ddconfig.patch_size or ddconfig.ch_mult."
             )
+
+    @classmethod
+    def from_config(cls, ddconfig: Mapping[str, Any]) -> AutoencoderShape:
+        """Read a config's section; see :func:`build_dataclass` and :func:`translate_ddconfig` for the errors."""
+        return build_dataclass(cls, translate_ddconfig(ddconfig, [field.name for field in fields(cls)]), "ddconfig")
 
     def has_attention(self, level: int) -> bool:
         """Return whether each block of a level is followed by attention; level 0 is the finest."""
@@ -182,7 +185,7 @@ class Encoder(nn.Module):
 
     def __init__(self, **ddconfig: Any) -> None:
         super().__init__()
-        shape = build_dataclass(AutoencoderShape, ddconfig, "ddconfig")
+        shape = AutoencoderShape.from_config(ddconfig)
         self.shape = shape
         widths = [shape.ch * mult for mult in shape.ch_mult]
         self.conv_in = nn.Conv2d(shape.in_channels * shape.patch_size**2, shape.ch, 3, padding=1)
@@ -214,7 +217,7 @@ class Decoder(nn.Module):
 
     def __init__(self, **ddconfig: Any) -> None:
         super().__init__()
-        shape = build_dataclass(AutoencoderShape, ddconfig, "ddconfig")
+        shape = AutoencoderShape.from_config(ddconfig)
         self.shape = shape
         widths = [shape.ch * mult for mult in shape.ch_mult]
         self.conv_in = nn.Conv2d(shape.z_channels, widths[-1], 3, padding=1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint as recomputation
 
 from ldm.legacy.functions import *  # noqa: F403 (names that scripts import from this module)
-from ldm.util import ConfigError
+from ldm.util import ConfigError, mismatch
 
 NUM_GROUPS = 32
 Config = TypeVar("Config")
@@ -29,12 +29,16 @@ def build_dataclass(kind: type[Config], params: Mapping[str, Any], where: str) -
     """Build a dataclass from a section of a config.
 
     Raises:
-        ConfigError: a key is unknown or missing, or the dataclass refuses the values.
+        ConfigError: a key is unknown or missing, or a value does not fit its annotation or is refused by the dataclass.
     """
     known = [field.name for field in fields(kind)]
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise ConfigError(f"{where}: unknown keys {unknown}. Use only {', '.join(known)}.")
+    for field in fields(kind):
+        value = params.get(field.name)
+        if value is not None and (problem := mismatch(str(field.type), value)):
+            raise ConfigError(f"{where}.{field.name}: {problem}.")
     try:
         return kind(**params)
     except TypeError as error:
