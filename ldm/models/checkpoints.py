@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from ldm.modules.weights import read_state_dict
+from ldm.modules.weights import group_keys, read_state_dict
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,11 @@ def load_into(
             f"{len(state)} weights of another model (such as {', '.join(list(state)[:3])}). Use a checkpoint of this "
             "model."
         )
-    missing, unexpected = module.load_state_dict(state, strict=False)
-    logger.info("loaded %s: %d weights, %d missing, %d unexpected", path, len(state), len(missing), len(unexpected))
-    for name, keys in (("missing", missing), ("unexpected", unexpected)):
+    missing, _ = module.load_state_dict(state, strict=False)
+    dropped = set(state) - set(module.state_dict())
+    logger.info("loaded %s: %d weights, %d missing, %d unexpected", path, len(state), len(missing), len(dropped))
+    for name, keys in (("missing", missing), ("unexpected", [key for key in state if key in dropped])):
         if keys:
-            logger.warning("%s: %d %s keys, such as %s", path, len(keys), name, ", ".join(keys[:_SHOWN]))
-    return set(state) - set(unexpected)
+            shown = ", ".join(keys[:_SHOWN])
+            logger.warning("%s: %d %s keys (%s), such as %s", path, len(keys), name, group_keys(keys), shown)
+    return set(state) - dropped

@@ -7,6 +7,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.util import UserError
 
@@ -66,6 +67,49 @@ def find_weights(
             f"in the environment variable {variable}{others}."
         )
     return found
+
+
+def group_keys(keys: Iterable[str], most: int = 8) -> str:
+    """Return a short list of state-dict keys: the modules they belong to, at most two levels deep, with counts.
+
+    >>> group_keys(["a.b.c.weight", "a.b.c.bias", "betas"])
+    'a.b: 2, betas: 1'
+    """
+    counts = Counter(".".join(key.split(".")[:-1][:2]) or key for key in keys)
+    shown = ", ".join(f"{name}: {count}" for name, count in counts.most_common(most))
+    return f"{shown}, and {len(counts) - most} more" if len(counts) > most else shown
+
+
+class NeedsWeights(nn.Module):
+    """Base class of modules whose pretrained weights may be missing at construction.
+
+    Such a module is built without them, so that configs can be inspected and checkpoints that contain the weights can
+    be loaded. Its ``forward`` starts with :meth:`require_weights`.
+
+    Attributes:
+        missing_weights: error message if the weights are missing, else None; set by the constructor of the subclass,
+            and cleared by a state dict with all parameters of the module, except for ``unused_weights``.
+        unused_weights: start of the names of parameters without effect.
+    """
+
+    unused_weights: tuple[str, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.missing_weights: str | None = None
+        self.register_load_state_dict_pre_hook(_note_weights)
+
+    def require_weights(self) -> None:
+        """Raise a ``UserError`` that names the missing weight file, if the weights are missing."""
+        if self.missing_weights is not None:
+            raise UserError(self.missing_weights)
+
+
+def _note_weights(module: NeedsWeights, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Record that a state dict contains all parameters of the module."""
+    names = (name for name, _ in module.named_parameters() if not name.startswith(module.unused_weights))
+    if all(prefix + name in state for name in names):
+        module.missing_weights = None
 
 
 class _Inert:

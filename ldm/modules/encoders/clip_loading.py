@@ -17,6 +17,7 @@ Face cache. Only ``allow_download=True`` downloads them.
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import os
@@ -27,9 +28,10 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer
+from ldm.modules.weights import read_state_dict
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -55,8 +57,9 @@ class ClipSource:
     architecture: str | None  # open_clip model name, or None if the config of the folder describes the model
     model_cfg: dict[str, Any]  # open_clip model config (embed_dim, vision_cfg, text_cfg, ...)
     preprocess_cfg: dict[str, Any]  # at least ``mean`` and ``std``, three numbers each, for images in [0, 1]
-    weights: Path  # weight file
+    weights: Path | None  # weight file; None if it is missing and ``find_clip`` was called with ``is_optional``
     folder: Path | None  # folder of a local model, which may contain ``words.json`` or tokenizer files; else None
+    missing: str | None = None  # error message for missing weights
 
 
 def import_open_clip() -> ModuleType:
@@ -82,27 +85,29 @@ def parse_name(name: str) -> tuple[str, str | None]:
     return architecture.replace("/", "-"), tag or None
 
 
-def find_clip(name: str, weights: str | os.PathLike | None = None, allow_download: bool = False) -> ClipSource:
+def find_clip(
+    name: str, weights: str | os.PathLike | None = None, allow_download: bool = False, is_optional: bool = False
+) -> ClipSource:
     """Resolve a model name or folder to local files.
 
     Args:
         name: see the module docstring.
         weights: optional weight file, or folder that contains it.
         allow_download: download missing weights of a named model with open_clip.
+        is_optional: accept a model without weights, unless ``weights`` states where they are.
 
     Raises:
         UserError: the name is unknown, or files are missing; the message lists the searched files.
     """
     folder = _model_folder(name)
-    if folder is None:
-        return _named_source(name, weights, allow_download)
-    return _folder_source(name, folder, weights, allow_download)
+    find = functools.partial(_named_source, name) if folder is None else functools.partial(_folder_source, name, folder)
+    return find(weights, allow_download, is_optional and weights is None)
 
 
 def _model_folder(name: str) -> Path | None:
     """Return the folder of a local or cached model, or None for the name of a published model."""
     if name.startswith("hf-hub:"):
-        config = _hub_file(name.removeprefix("hf-hub:"), CONFIG_FILE)
+        config = hub_file(name.removeprefix("hf-hub:"), CONFIG_FILE)
         if not config.is_file():
             raise UserError(
                 f"{name}: not in the Hugging Face cache, expected {config}. Download the repository, or use a folder "
@@ -120,18 +125,36 @@ def _model_folder(name: str) -> Path | None:
     return None
 
 
-def _folder_source(name: str, folder: Path, weights: str | os.PathLike | None, allow_download: bool) -> ClipSource:
+def _folder_source(
+    name: str, folder: Path, weights: str | os.PathLike | None, allow_download: bool, is_optional: bool
+) -> ClipSource:
     config = _read_config(folder)
     if "model_cfg" not in config:
         raise UserError(f"{folder / CONFIG_FILE}: expected a 'model_cfg' section, got none. Copy the file again.")
     if not allow_download:
         _refuse_network_parts(name, config["model_cfg"], ("hf_model_name",))
+    found, missing = find_in_folder(folder, weights, WEIGHT_FILES, is_optional)
+    preprocess = _preprocess(config.get("preprocess_cfg"))
+    return ClipSource(name, None, config["model_cfg"], preprocess, found, folder, missing)
+
+
+def find_in_folder(
+    folder: Path, weights: str | os.PathLike | None, file_names: tuple[str, ...], is_optional: bool
+) -> tuple[Path | None, str | None]:
+    """Return the weight file of a model's folder, or at ``weights``; with ``is_optional``, None and a message.
+
+    Raises:
+        UserError: there is no such file, and ``is_optional`` is false.
+    """
     location = Path(weights).expanduser() if weights is not None else folder
-    found = location if location.is_file() else _weight_file_in(location, WEIGHT_FILES)
-    if found is None:
-        searched = ", ".join(str(location / file) for file in WEIGHT_FILES)
-        raise UserError(f"{folder}: the weights of the CLIP are missing; expected {searched}. Put the file there.")
-    return ClipSource(name, None, config["model_cfg"], _preprocess(config.get("preprocess_cfg")), found, folder)
+    found = location if location.is_file() else _weight_file_in(location, file_names)
+    if found is not None:
+        return found, None
+    searched = ", ".join(str(location / file) for file in file_names)
+    message = f"{folder}: the weights of the CLIP are missing; expected {searched}. Put the file there."
+    if not is_optional:
+        raise UserError(message)
+    return None, message
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -144,7 +167,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}). Copy the file again.") from error
 
 
-def _named_source(name: str, weights: str | os.PathLike | None, allow_download: bool) -> ClipSource:
+def _named_source(name: str, weights: str | os.PathLike | None, allow_download: bool, is_optional: bool) -> ClipSource:
     open_clip = import_open_clip()
     architecture, tag = parse_name(name)
     model_cfg = open_clip.get_model_config(architecture)
@@ -161,7 +184,12 @@ def _named_source(name: str, weights: str | os.PathLike | None, allow_download: 
         raise UserError(f"{name!r}: expected a tag of {architecture} in open_clip ({tags}), got {tag!r}.")
     if not allow_download:
         _refuse_network_parts(name, model_cfg, ("hf_model_name", "hf_tokenizer_name"))
-    found = _find_named_weights(name, architecture, published, weights, allow_download)
+    try:
+        found = _find_named_weights(name, architecture, published, weights, allow_download)
+    except UserError as error:
+        if not is_optional:
+            raise
+        return ClipSource(name, architecture, model_cfg, _preprocess(published), None, None, str(error))
     beside = found.parent / CONFIG_FILE  # a folder may define mean and std of its weights
     preprocess = _read_config(found.parent).get("preprocess_cfg") if beside.is_file() else published
     return ClipSource(name, architecture, model_cfg, _preprocess(preprocess), found, None)
@@ -221,11 +249,11 @@ def _cached_files(published: dict[str, Any]) -> list[Path]:
         paths.append(Path(OPENAI_CACHE).expanduser() / published["url"].rpartition("/")[2])
     if published.get("hf_hub"):
         repository, file = os.path.split(published["hf_hub"])
-        paths += [_hub_file(repository, candidate) for candidate in ([file] if file else WEIGHT_FILES[:2])]
+        paths += [hub_file(repository, candidate) for candidate in ([file] if file else WEIGHT_FILES[:2])]
     return paths
 
 
-def _hub_file(repository: str, file: str) -> Path:
+def hub_file(repository: str, file: str) -> Path:
     """Return the path of a file in the Hugging Face cache; if it is missing, the path for the error message."""
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -274,8 +302,7 @@ def load_clip(source: ClipSource) -> nn.Module:
     model = build_clip(source.model_cfg)
     try:
         if _is_torchscript(source.weights):
-            state = torch.jit.load(str(source.weights), map_location="cpu").state_dict()
-            model.load_state_dict({key: value for key, value in state.items() if key not in _OPENAI_CONSTANTS})
+            model.load_state_dict(read_weights(source.weights))
         else:
             import_open_clip().load_checkpoint(model, str(source.weights), weights_only=True)
     except Exception as error:  # safetensors, pickle, zip and torch raise different errors for a bad file
@@ -286,6 +313,18 @@ def load_clip(source: ClipSource) -> nn.Module:
             "damaged or belongs to another model; copy the right one."
         ) from error
     return model.float().eval().requires_grad_(False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weight file without running code in it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not _is_torchscript(path):
+        return read_state_dict(path)
+    state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    return {key: value for key, value in state.items() if key not in _OPENAI_CONSTANTS}
 
 
 def _is_torchscript(path: Path) -> bool:
