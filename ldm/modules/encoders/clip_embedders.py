@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from ldm.modules.encoders.base import ConditionStageBase, TextStage
 from ldm.modules.encoders.clip_loading import ClipSource, find_clip, load_clip, load_tokenizer
-from ldm.modules.encoders.tokenizer import TextTokens
 from ldm.modules.weights import group_keys
 from ldm.util import UserError
 
@@ -60,19 +59,34 @@ def _keep_own_weights(module: FrozenModule, state_dict: dict[str, Any], prefix: 
     found = [key for key in state_dict if key.startswith(prefix)]
     foreign = [key for key in found if key not in own]
     if foreign:
-        logger.warning(
-            "%s is loaded from the files of its CLIP, not from the checkpoint: %d entries of another condition stage "
-            "are ignored (%s)",
-            type(module).__name__,
-            len(foreign),
-            group_keys(foreign),
-        )
+        name, shown = type(module).__name__, group_keys(foreign)
+        logger.warning("%s has the weights of its CLIP's files: %d others are ignored (%s)", name, len(foreign), shown)
     for key in found:
         del state_dict[key]
     state_dict.update(own)
 
 
-class FrozenCLIPTextEmbedder(FrozenModule, TextStage):
+class ClipTextStage(TextStage):
+    """Base class of the text stages with a tokenizer of open_clip, which truncates long texts."""
+
+    tokenizer: Any  # called with (texts, context_length)
+    max_length: int
+    _has_warned = False
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Map N texts to token ids, (N, max_length) int64 on the CPU; warn once if a text has more tokens."""
+        with torch.device("cpu"):
+            longer = self.tokenizer(["", *texts], context_length=self.max_length + 1)[:, -1]
+            tokens = self.tokenizer(texts, context_length=self.max_length)
+        too_long = (longer[1:] != longer[0]).tolist()  # a text is truncated if its next token would not be padding
+        if any(too_long) and not self._has_warned:
+            self._has_warned = True
+            text = texts[too_long.index(True)]
+            logger.warning("texts of more than %d tokens are truncated (shown once): %.80r", self.max_length, text)
+        return tokens
+
+
+class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
     """Text tower of a CLIP: the projected feature of the end token, float32.
 
     A string is encoded once, when it is first seen, and kept as a row of a table on the device. Afterwards a batch
@@ -114,7 +128,6 @@ class FrozenCLIPTextEmbedder(FrozenModule, TextStage):
         self.n_repeat = n_repeat
         self.context_length = source.model_cfg["text_cfg"].get("context_length", 77)
         self.max_length = min(max_length, self.context_length)
-        self._tokens = TextTokens(self.tokenizer, self.max_length)
         self.width = self._embed([""]).shape[1]
         # Not buffers: each process sees other strings, and DDP would broadcast buffers. Without n_repeat, "" is an
         # unset unit, encoded as zeros; in a sequence for cross-attention it is an ordinary text.
@@ -172,15 +185,15 @@ class FrozenCLIPTextEmbedder(FrozenModule, TextStage):
     def _embed(self, texts: list[str]) -> Tensor:
         """Run the text tower on N texts; return (N, D) float32."""
         device = self.clip.logit_scale.device
-        tokens = self._tokens(texts)
+        tokens = self.tokenize(texts)
         tokens = F.pad(tokens, (0, self.context_length - tokens.shape[1])).to(device)
         with torch.autocast(device.type, enabled=False):
             embedding = self.clip.encode_text(tokens).float()
         return F.normalize(embedding, dim=-1) if self.normalize else embedding
 
 
-class ImagePreprocessing(nn.Module):
-    """Base class of the image embedders: the input of a CLIP's image tower, and its output."""
+class ImagePreprocessing(ConditionStageBase):
+    """Base class of the image embedders."""
 
     mean: Tensor
     std: Tensor

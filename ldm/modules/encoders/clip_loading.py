@@ -16,12 +16,13 @@ Face cache. Only ``allow_download=True`` downloads them.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import functools
 import json
 import logging
 import os
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -57,9 +58,9 @@ class ClipSource:
     architecture: str | None  # open_clip model name, or None if the config of the folder describes the model
     model_cfg: dict[str, Any]  # open_clip model config (embed_dim, vision_cfg, text_cfg, ...)
     preprocess_cfg: dict[str, Any]  # at least ``mean`` and ``std``, three numbers each, for images in [0, 1]
-    weights: Path | None  # weight file; None if it is missing and ``find_clip`` was called with ``is_optional``
+    weights: Path | None  # weight file; None if it is missing
     folder: Path | None  # folder of a local model, which may contain ``words.json`` or tokenizer files; else None
-    missing: str | None = None  # error message for missing weights
+    missing: str | None = None  # error message without weights
 
 
 def import_open_clip() -> ModuleType:
@@ -100,8 +101,13 @@ def find_clip(
         UserError: the name is unknown, or files are missing; the message lists the searched files.
     """
     folder = _model_folder(name)
-    find = functools.partial(_named_source, name) if folder is None else functools.partial(_folder_source, name, folder)
-    return find(weights, allow_download, is_optional and weights is None)
+    if folder is None:
+        source = _named_source(name, weights, allow_download)
+    else:
+        source = _folder_source(name, folder, weights, allow_download)
+    if source.missing and not (is_optional and weights is None):
+        raise UserError(source.missing)
+    return source
 
 
 def _model_folder(name: str) -> Path | None:
@@ -125,36 +131,26 @@ def _model_folder(name: str) -> Path | None:
     return None
 
 
-def _folder_source(
-    name: str, folder: Path, weights: str | os.PathLike | None, allow_download: bool, is_optional: bool
-) -> ClipSource:
+def _folder_source(name: str, folder: Path, weights: str | os.PathLike | None, allow_download: bool) -> ClipSource:
     config = _read_config(folder)
     if "model_cfg" not in config:
         raise UserError(f"{folder / CONFIG_FILE}: expected a 'model_cfg' section, got none. Copy the file again.")
     if not allow_download:
         _refuse_network_parts(name, config["model_cfg"], ("hf_model_name",))
-    found, missing = find_in_folder(folder, weights, WEIGHT_FILES, is_optional)
+    found, missing = find_in_folder(folder, weights, WEIGHT_FILES)
     preprocess = _preprocess(config.get("preprocess_cfg"))
     return ClipSource(name, None, config["model_cfg"], preprocess, found, folder, missing)
 
 
 def find_in_folder(
-    folder: Path, weights: str | os.PathLike | None, file_names: tuple[str, ...], is_optional: bool
+    folder: Path, weights: str | os.PathLike | None, file_names: tuple[str, ...]
 ) -> tuple[Path | None, str | None]:
-    """Return the weight file of a model's folder, or at ``weights``; with ``is_optional``, None and a message.
-
-    Raises:
-        UserError: there is no such file, and ``is_optional`` is false.
-    """
+    """Return the weight file of a model's folder, or at ``weights``, or an error message."""
     location = Path(weights).expanduser() if weights is not None else folder
     found = location if location.is_file() else _weight_file_in(location, file_names)
-    if found is not None:
-        return found, None
     searched = ", ".join(str(location / file) for file in file_names)
-    message = f"{folder}: the weights of the CLIP are missing; expected {searched}. Put the file there."
-    if not is_optional:
-        raise UserError(message)
-    return None, message
+    missing = f"{folder}: the weights of the CLIP are missing; expected {searched}. Put the file there."
+    return found, None if found else missing
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -167,7 +163,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}). Copy the file again.") from error
 
 
-def _named_source(name: str, weights: str | os.PathLike | None, allow_download: bool, is_optional: bool) -> ClipSource:
+def _named_source(name: str, weights: str | os.PathLike | None, allow_download: bool) -> ClipSource:
     open_clip = import_open_clip()
     architecture, tag = parse_name(name)
     model_cfg = open_clip.get_model_config(architecture)
@@ -184,12 +180,9 @@ def _named_source(name: str, weights: str | os.PathLike | None, allow_download: 
         raise UserError(f"{name!r}: expected a tag of {architecture} in open_clip ({tags}), got {tag!r}.")
     if not allow_download:
         _refuse_network_parts(name, model_cfg, ("hf_model_name", "hf_tokenizer_name"))
-    try:
-        found = _find_named_weights(name, architecture, published, weights, allow_download)
-    except UserError as error:
-        if not is_optional:
-            raise
-        return ClipSource(name, architecture, model_cfg, _preprocess(published), None, None, str(error))
+    found, missing = _find_named_weights(name, architecture, published, weights, allow_download)
+    if found is None:
+        return ClipSource(name, architecture, model_cfg, _preprocess(published), None, None, missing)
     beside = found.parent / CONFIG_FILE  # a folder may define mean and std of its weights
     preprocess = _read_config(found.parent).get("preprocess_cfg") if beside.is_file() else published
     return ClipSource(name, architecture, model_cfg, _preprocess(preprocess), found, None)
@@ -207,7 +200,8 @@ def _refuse_network_parts(name: str, model_cfg: dict[str, Any], keys: tuple[str,
 
 def _find_named_weights(
     name: str, architecture: str, published: dict[str, Any], weights: str | os.PathLike | None, allow_download: bool
-) -> Path:
+) -> tuple[Path | None, str | None]:
+    """Return the weight file of a named model, or an error message with the searched paths."""
     own = [f"{architecture}{suffix}" for suffix in WEIGHT_SUFFIXES]
     own += [f"{architecture}/{file}" for file in WEIGHT_FILES]
     file_name = published.get("url", "").rpartition("/")[2]
@@ -219,18 +213,18 @@ def _find_named_weights(
         path = Path(location).expanduser()
         found = path if path.is_file() else _weight_file_in(path, file_names)
         if found is not None:
-            return found
+            return found, None
         searched += [path / file for file in file_names] if path.is_dir() else [path]
         if location is weights:  # do not replace a wrong explicit path by a cached file
-            raise _missing_weights(name, searched)
+            return None, _missing_weights(name, searched)
     for path in _cached_files(published):
         if path.is_file():
-            return path
+            return path, None
         searched.append(path)
     if allow_download and published:
         logger.info("downloading the weights of %s", name)
-        return Path(import_open_clip().download_pretrained(published))
-    raise _missing_weights(name, searched)
+        return Path(import_open_clip().download_pretrained(published)), None
+    return None, _missing_weights(name, searched)
 
 
 def _weight_file_in(folder: Path, file_names: tuple[str, ...]) -> Path | None:
@@ -263,9 +257,9 @@ def hub_file(repository: str, file: str) -> Path:
     return Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "snapshots", "<commit>", file)
 
 
-def _missing_weights(name: str, searched: list[Path]) -> UserError:
+def _missing_weights(name: str, searched: list[Path]) -> str:
     paths = "\n  ".join(map(str, searched)) or "(open_clip publishes no file)"
-    return UserError(
+    return (
         f"CLIP {name!r}: the weights are missing on this machine; expected one of\n  {paths}\n"
         f"Put the file there, or set the parameter 'weights' or the environment variable {WEIGHTS_VARIABLE} to the "
         "file or its folder. With network access, allow_download: true downloads it."
@@ -300,11 +294,27 @@ def load_clip(source: ClipSource) -> nn.Module:
         UserError: the file is damaged or contains another architecture.
     """
     model = build_clip(source.model_cfg)
-    try:
+    with report_damage(source):
         if _is_torchscript(source.weights):
             model.load_state_dict(read_weights(source.weights))
         else:
             import_open_clip().load_checkpoint(model, str(source.weights), weights_only=True)
+    return model.float().eval().requires_grad_(False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weight file."""
+    if not _is_torchscript(path):
+        return read_state_dict(path)
+    state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    return {key: value for key, value in state.items() if key not in _OPENAI_CONSTANTS}
+
+
+@contextlib.contextmanager
+def report_damage(source: ClipSource) -> Iterator[None]:
+    """Raise a ``UserError`` if the weights of a CLIP cannot be read or do not fit."""
+    try:
+        yield
     except Exception as error:  # safetensors, pickle, zip and torch raise different errors for a bad file
         reason = " ".join(str(error).split("\n")[:2])
         raise UserError(
@@ -312,19 +322,6 @@ def load_clip(source: ClipSource) -> nn.Module:
             f"({source.architecture or 'described by its folder'}), got {type(error).__name__}: {reason}. The file is "
             "damaged or belongs to another model; copy the right one."
         ) from error
-    return model.float().eval().requires_grad_(False)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a weight file without running code in it.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    if not _is_torchscript(path):
-        return read_state_dict(path)
-    state = torch.jit.load(str(path), map_location="cpu").state_dict()
-    return {key: value for key, value in state.items() if key not in _OPENAI_CONSTANTS}
 
 
 def _is_torchscript(path: Path) -> bool:

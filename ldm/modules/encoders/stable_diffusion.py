@@ -1,110 +1,206 @@
-"""Condition stages of Stable Diffusion 1 and 2 and of its image variations: towers of a CLIP in the checkpoint.
+"""Condition stages of Stable Diffusion 1 and 2 and of its image variations: towers of a CLIP, stored in checkpoints.
 
-Unlike the embedders of :mod:`ldm.modules.encoders.clip_embedders`, these stages return the sequence of a text's tokens,
-and their weights are part of the model's state dict. Weights that are neither in the checkpoint nor on this machine
-are reported when a condition is computed, see :class:`~ldm.modules.weights.NeedsWeights`.
+Text stages return the sequence of a text's tokens. Weights that are neither on this machine nor in a checkpoint are
+reported when a condition is computed, see :class:`~ldm.modules.weights.NeedsWeights`.
 
 Legend: B batch, S tokens, D width.
 """
 
 from __future__ import annotations
 
-import functools
+import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.encoders.base import ConditionStageBase, TextStage
-from ldm.modules.encoders.clip_embedders import ImagePreprocessing
-from ldm.modules.encoders.clip_loading import (
-    ClipSource,
-    build_clip,
-    find_clip,
-    import_open_clip,
-    load_tokenizer,
-    read_weights,
-)
-from ldm.modules.encoders.clip_text import TextTransformer, find_text_tower, text_tower_weights
-from ldm.modules.encoders.tokenizer import BPE_VOCABULARY, WORDS_FILE, TextTokens, WordTokenizer
+from ldm.modules.diffusionmodules.util import attend_multi_head
+from ldm.modules.encoders import clip_loading
+from ldm.modules.encoders.clip_embedders import ClipTextStage, ImagePreprocessing
+from ldm.modules.encoders.clip_loading import ClipSource, find_clip
 from ldm.modules.weights import NeedsWeights
 from ldm.util import ConfigError, UserError
 
-# Weights of the text tower beside its layers.
+HUB_CONFIG_FILE, HUB_WEIGHT_FILES = "config.json", ("model.safetensors", "pytorch_model.bin")  # of transformers
+# OpenAI's models on the Hugging Face hub, and the names under which OpenAI and open_clip distribute them.
+_HUB_NAMES = {
+    "openai/clip-vit-large-patch14": "ViT-L/14",
+    "openai/clip-vit-large-patch14-336": "ViT-L/14@336px",
+    "openai/clip-vit-base-patch32": "ViT-B/32",
+    "openai/clip-vit-base-patch16": "ViT-B/16",
+}
+# Parts of the names of text weights: open_clip -> transformers.
+_RENAMED = {
+    "token_embedding": "embeddings.token_embedding",
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "ln_final": "final_layer_norm",
+    "transformer.resblocks": "encoder.layers",
+    "ln_": "layer_norm",
+    "attn.": "self_attn.",
+    "c_fc": "fc1",
+    "c_proj": "fc2",
+}
+# Text weights of open_clip beside the layers.
 _TEXT_WEIGHTS = ("positional_embedding", "text_projection", "logit_scale", "token_embedding", "ln_final")
-_SMALL = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 16}  # stands in for a tower that is removed
+_SMALL = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 16}  # image tower that is removed
 
 
-def fill(module: NeedsWeights, source: ClipSource, select: Callable[..., dict[str, Tensor]] = dict) -> None:
-    """Give a tower that was built on the meta device its weights, or zeros if they are missing.
+class TextLayer(nn.Module):
+    """Causal self-attention and feed-forward, each pre-normalized and residual."""
+
+    def __init__(self, width: int, num_heads: int, hidden: int, quick_gelu: bool) -> None:
+        super().__init__()
+        self.num_heads, self.quick_gelu = num_heads, quick_gelu
+        self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width) for name in ("k", "v", "q", "out")})
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, hidden), "fc2": nn.Linear(hidden, width)})
+        self.layer_norm1, self.layer_norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` (B, S, D) to (B, S, D)."""
+        h = self.layer_norm1(x)
+        q, k, v = (self.self_attn[f"{name}_proj"](h) for name in "qkv")
+        x = x + self.self_attn["out_proj"](attend_multi_head(q, k, v, self.num_heads, is_causal=True))
+        h = self.mlp["fc1"](self.layer_norm2(x))
+        return x + self.mlp["fc2"](h * torch.sigmoid(1.702 * h) if self.quick_gelu else F.gelu(h))
+
+
+class TextTransformer(nn.Module):
+    """Text tower in the layout of transformers' ``CLIPTextModel``; the argument is a model config of open_clip."""
+
+    def __init__(self, model_cfg: Mapping[str, Any]) -> None:
+        super().__init__()
+        text = {"width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0, **model_cfg["text_cfg"]}
+        width, self.length = text["width"], text.get("context_length", 77)
+        tables = {"token": text.get("vocab_size", 49408), "position": self.length}
+        self.embeddings = nn.ModuleDict({f"{k}_embedding": nn.Embedding(n, width) for k, n in tables.items()})
+        self.embeddings.register_buffer("position_ids", torch.arange(self.length)[None])
+        options = width, text["heads"], round(width * text["mlp_ratio"]), bool(model_cfg.get("quick_gelu"))
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(TextLayer(*options) for _ in range(text["layers"]))})
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.register_load_state_dict_pre_hook(_add_position_ids)
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        """Map ``tokens`` (B, S) int64 to the embeddings and all layers' outputs, not normalized, (B, S, D) each."""
+        position = self.embeddings["position_embedding"].weight[: tokens.shape[1]]
+        hidden = [self.embeddings["token_embedding"](tokens) + position]
+        for layer in self.encoder["layers"]:
+            hidden.append(layer(hidden[-1]))
+        return hidden
+
+
+def _add_position_ids(module: TextTransformer, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Add the constant ``position_ids``, which only older checkpoints contain, to a state dict with the weights."""
+    if f"{prefix}final_layer_norm.weight" in state:
+        state[f"{prefix}embeddings.position_ids"] = torch.arange(module.length)[None]
+
+
+def find_text_tower(name: str, weights: str | os.PathLike | None, allow_download: bool) -> ClipSource:
+    """Resolve a name or folder to local files, as :func:`find_clip`, but also in the layout of transformers.
+
+    Args:
+        name: folder with ``config.json`` and optionally weights; model in the Hugging Face cache (``owner/model``), or
+            one of OpenAI's by its name there; or see :mod:`ldm.modules.encoders.clip_loading`.
+        weights: weight file, or folder that contains it; None searches, and accepts that there is none.
+        allow_download: download missing weights.
+    """
+    path = Path(name).expanduser() / HUB_CONFIG_FILE
+    if not path.parent.is_dir() and name.count("/") == 1:
+        path = clip_loading.hub_file(name, HUB_CONFIG_FILE)
+    folder = path.parent
+    if not path.is_file() or (folder / clip_loading.CONFIG_FILE).is_file():
+        return find_clip(_HUB_NAMES.get(name, name), weights, allow_download, is_optional=True)
+    found, missing = clip_loading.find_in_folder(folder, weights, HUB_WEIGHT_FILES)
+    if found is None and (weights is not None or name in _HUB_NAMES):
+        return find_clip(_HUB_NAMES.get(name, name), weights, allow_download, is_optional=True)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        text = content.get("text_config") or content
+        width, activation = text.get("hidden_size", 512), text.get("hidden_act", "quick_gelu")
+        config = {
+            "width": width,
+            "heads": text.get("num_attention_heads", 8),
+            "layers": text.get("num_hidden_layers", 12),
+            "mlp_ratio": text.get("intermediate_size", 2048) / width,
+            "vocab_size": text.get("vocab_size", 49408),
+            "context_length": text.get("max_position_embeddings", 77),
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected the config of a CLIP, got {error}. Copy the file again.") from error
+    if activation not in ("quick_gelu", "gelu"):
+        raise UserError(f"{path}: expected hidden_act quick_gelu or gelu, got {activation!r}. Choose another CLIP.")
+    model_cfg = {"text_cfg": config, "quick_gelu": activation == "quick_gelu"}
+    return ClipSource(name, "ViT-L-14", model_cfg, {}, found, folder, missing)  # all of OpenAI's share a tokenizer
+
+
+def text_tower_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the entries of :class:`TextTransformer` in a CLIP of transformers or of open_clip."""
+    if any(key.startswith("text_model.") for key in state):
+        return dict(state)
+    found = {}
+    for key, value in state.items():
+        if not key.startswith("visual."):
+            for old, new in _RENAMED.items():
+                key = key.replace(old, new)
+            is_joint = "in_proj_" in key
+            parts = zip("qkv", value.chunk(3)) if is_joint else [("", value)]
+            found |= {f"text_model.{key.replace('in_proj_', f'{name}_proj.')}": part for name, part in parts}
+    return found
+
+
+def fill(module: NeedsWeights, source: ClipSource, select: Callable[..., Mapping[str, Tensor]] = dict) -> None:
+    """Give the tower of a stage, built on the meta device, its weights, or zeros if they are missing.
 
     Args:
         module: condition stage with one child, the tower.
         source: files of the CLIP.
         select: function from the state dict of the weight file to that of the tower.
-
-    Raises:
-        UserError: the file is damaged or contains another architecture.
     """
     (tower,) = module.children()
     own = tower.to_empty(device=torch.get_default_device()).state_dict()
     if source.weights is None:
-        state = {key: torch.zeros_like(value) for key, value in own.items()}
         advice = "Or set model.params.ckpt_path to a checkpoint that contains the weights."
         module.missing_weights = f"{type(module).__name__}: {source.missing}\n{advice}"
+        tower.load_state_dict({key: torch.zeros_like(value) for key, value in own.items()})
     else:
-        state = select(read_weights(source.weights))
-    try:
-        tower.load_state_dict({key: value for key, value in state.items() if key in own})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split("\n")[:2])
-        raise UserError(
-            f"{source.weights}: expected weights of the CLIP {source.name!r}, got {reason}. The file is damaged or "
-            "belongs to another model; copy the right one."
-        ) from error
+        with clip_loading.report_damage(source):
+            state = select(clip_loading.read_weights(source.weights))
+            tower.load_state_dict({key: value for key, value in state.items() if key in own})
 
 
-class SequenceEmbedder(NeedsWeights, TextStage):
-    """Base class of the text stages: tokens and the checks of options and texts.
+def build_tower(source: ClipSource, **changes: Any) -> nn.Module:
+    """Return a CLIP on the meta device, with ``changes`` of the model config, without its constant mask."""
+    with torch.device("meta"):
+        clip = clip_loading.build_clip({**source.model_cfg, **changes})
+    if not isinstance(clip, clip_loading.import_open_clip().CLIP):
+        raise ConfigError(f"{source.name}: expected open_clip's CLIP, got {type(clip).__name__}. Choose another model.")
+    clip.attn_mask = None
+    return clip
 
-    Args:
-        source: files of the CLIP.
-        max_length: S, maximal number of tokens, including start and end; at most the context length of the CLIP.
-        layer: one of ``LAYERS``.
 
-    Raises:
-        ConfigError: an option is unknown, or the CLIP has another vocabulary than its tokenizer.
-    """
+class SequenceEmbedder(NeedsWeights, ClipTextStage):
+    """Base class of the text stages; ``max_length`` is S, at most the context length of the CLIP."""
 
     LAYERS = ("last", "penultimate")
 
     def __init__(self, source: ClipSource, max_length: int, layer: str) -> None:
         super().__init__()
         if layer not in self.LAYERS:
+            options = ", ".join(self.LAYERS)
+            raise ConfigError(f"cond_stage_config.params.layer: expected one of {options}, got {layer!r}. Choose one.")
+        text = source.model_cfg["text_cfg"]
+        self.layer, self.width, vocab_size = layer, text.get("width", 512), text.get("vocab_size", 49408)
+        self.tokenizer = clip_loading.load_tokenizer(source)
+        self.max_length = min(max_length, text.get("context_length", 77))
+        end = int(self.tokenize([""]).max())
+        if end >= vocab_size:
             raise ConfigError(
-                f"cond_stage_config.params.layer: expected {', '.join(self.LAYERS)}, got {layer!r}. Choose one of them."
+                f"{source.name}: expected more than {end} tokens for its tokenizer, got vocab_size {vocab_size}. Add "
+                "the words.json of the CLIP to its folder, or choose another CLIP."
             )
-        config = source.model_cfg["text_cfg"]
-        self.source, self.layer = source, layer
-        self.max_length = min(max_length, config.get("context_length", 77))
-        words = None if source.folder is None else source.folder / WORDS_FILE
-        has_words = words is not None and words.is_file()
-        expected, found = BPE_VOCABULARY, config.get("vocab_size", BPE_VOCABULARY)
-        if has_words:
-            expected = WordTokenizer.load(words).vocab_size
-        if found != expected:
-            raise ConfigError(
-                f"{source.name}: expected a text tower of {expected} tokens ({words if has_words else 'byte pairs'}), "
-                f"got vocab_size {found}. Choose a CLIP with the tokenizer of OpenAI's, or add its {WORDS_FILE}."
-            )
-
-    @functools.cached_property
-    def tokens(self) -> TextTokens:
-        """Function from texts to token ids (B, S), loaded with the first text."""
-        return TextTokens(load_tokenizer(self.source), self.max_length)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Map B texts to (B, S, D).
@@ -112,13 +208,13 @@ class SequenceEmbedder(NeedsWeights, TextStage):
         Raises:
             UserError: ``texts`` is not a list of texts, or the weights are missing.
         """
-        if isinstance(texts, (str, Tensor)) or not all(isinstance(text, str) for text in texts) or not len(texts):
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
             raise UserError(
                 f"{type(self).__name__}: expected a list of texts, got {type(texts).__name__}. Set "
                 "model.params.cond_stage_key to the entry of the batch that holds the texts."
             )
         self.require_weights()
-        return self.embed(self.tokens(list(texts)).to(next(self.parameters()).device))
+        return self.embed(self.tokenize(list(texts)).to(next(self.parameters()).device))
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Map token ids (B, S) int64, padded with zeros, to (B, S, D)."""
@@ -129,18 +225,13 @@ class FrozenCLIPEmbedder(SequenceEmbedder):
     """Text tower of OpenAI's CLIP as in Stable Diffusion 1: the last hidden states of all tokens.
 
     Args:
-        version: see :func:`~ldm.modules.encoders.clip_text.find_text_tower`.
+        version: see :func:`find_text_tower`, as ``weights`` and ``allow_download``.
         device: accepted from old configs and ignored; the module moves with its parent.
-        max_length: see :class:`SequenceEmbedder`.
+        max_length: number of tokens S, including start and end.
         freeze: exclude the weights from training.
-        layer: ``last``, or ``penultimate`` for the layer before it, both with the final normalization; ``hidden`` for
-            the output of a layer without it; ``pooled`` for the last hidden state of the end token alone, (B, 1, D).
+        layer: ``last``, or ``penultimate`` for the layer before it, both normalized; ``hidden`` for the output of a
+            layer, not normalized; ``pooled`` for the last hidden state of the end token alone, (B, 1, D).
         layer_idx: with ``hidden``, index of the layer: 0 for the embeddings, -1 for the last one.
-        weights: weight file or folder; None: search by name.
-        allow_download: download missing weights.
-
-    Attributes:
-        width: D.
     """
 
     LAYERS = ("last", "penultimate", "hidden", "pooled")
@@ -156,23 +247,22 @@ class FrozenCLIPEmbedder(SequenceEmbedder):
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
     ) -> None:
-        source, config = find_text_tower(str(version), weights, allow_download)
+        source = find_text_tower(str(version), weights, allow_download)
         super().__init__(source, max_length, layer)
-        num_layers = config["num_hidden_layers"]
-        if layer == "hidden" and (layer_idx is None or not -num_layers - 1 <= layer_idx <= num_layers):
-            raise ConfigError(
-                f"cond_stage_config.params.layer_idx: expected -{num_layers + 1} to {num_layers} with `layer: hidden`, "
-                f"got {layer_idx}. Set the index of the layer."
-            )
-        self.layer_idx, self.width = layer_idx, config["hidden_size"]
         with torch.device("meta"):
-            self.transformer = nn.ModuleDict({"text_model": TextTransformer(config)})
+            tower = TextTransformer(source.model_cfg)
+        depth, self.layer_idx = len(tower.encoder["layers"]), layer_idx
+        if layer == "hidden" and (layer_idx is None or not -depth - 1 <= layer_idx <= depth):
+            raise ConfigError(
+                f"cond_stage_config.params.layer_idx: expected {-depth - 1} to {depth} with `layer: hidden`, got "
+                f"{layer_idx}. Set the index of the layer."
+            )
+        self.transformer = nn.ModuleDict({"text_model": tower})
         fill(self, source, text_tower_weights)
-        if freeze:
-            self.requires_grad_(False)
+        self.requires_grad_(not freeze)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """See the base class; tokens after the end are replaced by the end token, which pads in transformers."""
+        """See the base class; padding is replaced by the end token, as in transformers."""
         end = tokens.argmax(dim=1, keepdim=True)  # (B, 1), the largest id
         is_padding = torch.arange(tokens.shape[1], device=tokens.device) > end
         tower = self.transformer["text_model"]
@@ -189,15 +279,8 @@ class FrozenOpenCLIPEmbedder(SequenceEmbedder):
     Args:
         arch: open_clip model, or folder with ``open_clip_config.json`` and optionally weights.
         version: tag of the weights, or weight file.
-        device: accepted from old configs and ignored; the module moves with its parent.
-        max_length: see :class:`SequenceEmbedder`.
-        freeze: exclude the weights from training.
+        device, max_length, freeze, weights, allow_download: see :class:`FrozenCLIPEmbedder`.
         layer: ``last``, or ``penultimate`` to leave out the last layer.
-        weights: weight file or folder; None: search by name.
-        allow_download: download missing weights.
-
-    Attributes:
-        width: D.
     """
 
     unused_weights = ("model.text_projection", "model.logit_scale")
@@ -214,19 +297,16 @@ class FrozenOpenCLIPEmbedder(SequenceEmbedder):
         allow_download: bool = False,
     ) -> None:
         name = str(arch)
-        if version is not None and not Path(name).expanduser().is_dir():
-            if Path(version).is_file():
-                weights = weights or version
-            else:
-                name = f"{name}:{version}"
+        if version is not None and Path(version).is_file():
+            weights = weights or version
+        elif version is not None and not Path(name).expanduser().is_dir():
+            name = f"{name}:{version}"
         source = find_clip(name, weights, allow_download, is_optional=True)
         super().__init__(source, max_length, layer)
         self.model = build_tower(source, vision_cfg=_SMALL)
         del self.model.visual
         fill(self, source)
-        self.width = self.model.positional_embedding.shape[1]
-        if freeze:
-            self.requires_grad_(False)
+        self.requires_grad_(not freeze)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """See the base class."""
@@ -238,21 +318,12 @@ class FrozenOpenCLIPEmbedder(SequenceEmbedder):
         return self.model.ln_final(h)
 
 
-class FrozenCLIPImageEmbedder(NeedsWeights, ImagePreprocessing, ConditionStageBase):
-    """Image tower of a CLIP as in Stable Diffusion image variations: one token of the projected embedding.
-
-    The spelling differs from that of :class:`~ldm.modules.encoders.clip_embedders.FrozenClipImageEmbedder` of LDM.
+class FrozenCLIPImageEmbedder(NeedsWeights, ImagePreprocessing):
+    """Image tower of a CLIP as in Stable Diffusion image variations: one token, the projected embedding.
 
     Args:
-        model: name or folder of the CLIP (:mod:`ldm.modules.encoders.clip_loading`).
-        jit: accepted from old configs and ignored.
-        device: accepted from old configs and ignored; the module moves with its parent.
-        antialias: apply a low-pass filter when shrinking images.
-        weights: weight file or folder; None: search by name.
-        allow_download: download missing weights.
-
-    Attributes:
-        width: D.
+        model, antialias, weights, allow_download: see ``FrozenClipImageEmbedder`` of LDM, which is spelled differently.
+        jit, device: accepted from old configs and ignored.
     """
 
     unused_weights = tuple(f"model.{name}" for name in _TEXT_WEIGHTS)
@@ -275,27 +346,10 @@ class FrozenCLIPImageEmbedder(NeedsWeights, ImagePreprocessing, ConditionStageBa
         self.width = source.model_cfg["embed_dim"]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images ``x`` (B, 3, H, W) in [-1, 1] to embeddings, float32 (B, D), not normalized.
-
-        Raises:
-            UserError: the weights are missing.
-        """
+        """Map images ``x`` (B, 3, H, W) in [-1, 1] to embeddings, float32 (B, D), not normalized."""
         self.require_weights()
         return self.embed_images(self.model.visual, x)
 
     def encode(self, x: Tensor) -> Tensor:
         """Map images ``x`` (B, 3, H, W) in [-1, 1] to one token each, (B, 1, D)."""
         return self(x)[:, None]
-
-
-def build_tower(source: ClipSource, **changes: Any) -> nn.Module:
-    """Return a CLIP on the meta device, with ``changes`` of the model config, without its constant mask."""
-    with torch.device("meta"):
-        clip = build_clip({**source.model_cfg, **changes})
-    if not isinstance(clip, import_open_clip().CLIP):
-        raise ConfigError(
-            f"{source.name}: expected a CLIP with both towers at its top level, got open_clip's {type(clip).__name__}. "
-            "Choose another model."
-        )
-    clip.attn_mask = None
-    return clip

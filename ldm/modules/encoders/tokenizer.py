@@ -1,17 +1,16 @@
-"""Tokenizer of whole words for a closed vocabulary, and token ids of texts for a CLIP.
+"""Tokenizer of whole words for a closed vocabulary.
 
-The tokenizer replaces CLIP's byte-pair vocabulary of 49,408 entries, whose embedding would be thirty times as large as
-the rest of a text tower of width 128, for data sets that are described by a few dozen words.
+It replaces CLIP's byte-pair vocabulary of 49,408 entries, whose embedding would be thirty times as large as the rest of
+a text tower of width 128, for data sets that are described by a few dozen words.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +18,7 @@ from torch import Tensor
 
 from ldm.util import UserError, atomic_write
 
-logger = logging.getLogger(__name__)
-
 WORDS_FILE = "words.json"
-BPE_VOCABULARY = 49408  # token ids of OpenAI's tokenizer, which open_clip contains
 _WORD = re.compile(r"\w+")
 
 
@@ -109,32 +105,3 @@ class WordTokenizer:
                 f"{path}: expected a word list, JSON with 'words' and 'context_length' ({error}). Copy the file from "
                 "the run that trained the CLIP, or train it again."
             ) from error
-
-
-class TextTokens:
-    """Token ids of texts at a fixed length, with one warning about texts that are truncated.
-
-    Args:
-        tokenizer: function of (texts, context_length), as of open_clip.
-        max_length: number of tokens, including start and end.
-    """
-
-    def __init__(self, tokenizer: Callable[..., Tensor], max_length: int) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
-        self._has_warned = False
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Map N texts to (N, max_length) int64."""
-        self._warn_of_truncation(texts)
-        return self.tokenizer(texts, context_length=self.max_length)
-
-    def _warn_of_truncation(self, texts: list[str]) -> None:
-        """Warn once if a text has more than ``max_length`` tokens: the next one would not be padding."""
-        if self._has_warned:
-            return
-        last = self.tokenizer(["", *texts], context_length=self.max_length + 1)[:, -1]
-        too_long = (last[1:] != last[0]).tolist()
-        if any(too_long):
-            self._has_warned = True
-            text = texts[too_long.index(True)]
-            logger.warning("texts of more than %d tokens are truncated (shown once): %.80r", self.max_length, text)
