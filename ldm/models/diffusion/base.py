@@ -285,6 +285,7 @@ class DDPM(DiffusionProcess, pl.LightningModule):
         if self.use_ema:
             with self.ema_scope():
                 _, terms, _ = self.shared_step(batch)
+        if self.use_ema or str(vars(self).get("monitor")).endswith("_ema"):  # LDM logs these without an average too
             self.log_dict({f"val/{k}_ema": v for k, v in terms.items()}, batch_size=size, sync_dist=True)
 
     def configure_callbacks(self) -> list[pl.Callback]:

@@ -114,8 +114,10 @@ def find_text_tower(name: str, weights: str | os.PathLike | None, allow_download
     if not path.is_file() or (folder / clip_loading.CONFIG_FILE).is_file():
         return find_clip(_HUB_NAMES.get(name, name), weights, allow_download, is_optional=True)
     found, missing = clip_loading.find_in_folder(folder, weights, HUB_WEIGHT_FILES)
-    if found is None and (weights is not None or name in _HUB_NAMES):
-        return find_clip(_HUB_NAMES.get(name, name), weights, allow_download, is_optional=True)
+    if found is None and weights is not None:
+        raise UserError(missing)
+    if found is None and name in _HUB_NAMES:  # only the config is cached
+        return find_clip(_HUB_NAMES[name], None, allow_download, is_optional=True)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         text = content.get("text_config") or content
@@ -342,6 +344,8 @@ class FrozenCLIPImageEmbedder(NeedsWeights, ImagePreprocessing):
         self.model = build_tower(source)
         del self.model.transformer  # published checkpoints contain the other weights of the text tower
         fill(self, source)
+        self.requires_grad_(False)
+        self.model.visual.requires_grad_(True)  # not frozen by itself, in spite of its name
         self.set_preprocessing(self.model.visual.image_size, source, antialias)
         self.width = source.model_cfg["embed_dim"]
 
