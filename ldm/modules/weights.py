@@ -70,11 +70,7 @@ def find_weights(
 
 
 def group_keys(keys: Iterable[str], most: int = 8) -> str:
-    """Return a short list of state-dict keys: the modules they belong to, at most two levels deep, with counts.
-
-    >>> group_keys(["a.b.c.weight", "a.b.c.bias", "betas"])
-    'a.b: 2, betas: 1'
-    """
+    """Return the modules that state-dict keys belong to, at most two levels deep, with counts: 'a.b: 2, betas: 1'."""
     counts = Counter(".".join(key.split(".")[:-1][:2]) or key for key in keys)
     shown = ", ".join(f"{name}: {count}" for name, count in counts.most_common(most))
     return f"{shown}, and {len(counts) - most} more" if len(counts) > most else shown
@@ -84,15 +80,11 @@ class NeedsWeights(nn.Module):
     """Base class of modules whose pretrained weights may be missing at construction.
 
     Such a module is built without them, so that configs can be inspected and checkpoints that contain the weights can
-    be loaded. Its ``forward`` starts with :meth:`require_weights`.
-
-    Attributes:
-        missing_weights: error message if the weights are missing, else None; set by the constructor of the subclass,
-            and cleared by a state dict with all parameters of the module, except for ``unused_weights``.
-        unused_weights: start of the names of parameters without effect.
+    be loaded. The constructor sets the error message ``missing_weights``, and ``forward`` calls
+    :meth:`require_weights`; a state dict with all needed parameters of the module clears the message.
     """
 
-    unused_weights: tuple[str, ...] = ()
+    unused_weights: tuple[str, ...] = ()  # start of the names of parameters that need not be loaded
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,7 +98,7 @@ class NeedsWeights(nn.Module):
 
 
 def _note_weights(module: NeedsWeights, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Record that a state dict contains all parameters of the module."""
+    """Record that a state dict contains the weights."""
     names = (name for name, _ in module.named_parameters() if not name.startswith(module.unused_weights))
     if all(prefix + name in state for name in names):
         module.missing_weights = None

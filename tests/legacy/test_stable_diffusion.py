@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 import main as front_door
 from ldm.modules.encoders import clip_loading
-from ldm.util import instantiate_from_config
+from ldm.util import UserError, instantiate_from_config
 
 WIDTH, DEPTH = 16, 3  # of the text towers
 VISION = {"image_size": 16, "layers": 2, "width": 64, "patch_size": 8}
@@ -171,6 +171,19 @@ def test_legacy_dropped_weights_are_named(tmp_path, caplog):
     instantiate_from_config(config)
     assert "53 unexpected keys (cond_stage_model.transformer: 53)" in caplog.text
     assert "missing keys (cond_stage_model.transformer: " in caplog.text
+
+
+@pytest.mark.parametrize("width, warns", [(WIDTH, False), ([WIDTH], False), (32, True)])
+def test_legacy_width_of_tokens_is_compared(width, warns, tmp_path, caplog):
+    config, _ = case("version 1", tmp_path)
+    config["params"]["unet_config"]["params"]["context_dim"] = width
+    built = instantiate_from_config(config)
+    expected = f"context_dim: expected {WIDTH}, the width of cond_stage_config (FrozenCLIPEmbedder), got 32"
+    assert (expected in caplog.text) == warns
+    if warns:
+        cond = torch.zeros(1, 77, WIDTH)
+        with pytest.raises(UserError, match="tokens of width 32 .*context_dim.*, got tokens of width 16"):
+            built.apply_model(torch.zeros(1, 4, 8, 8), torch.tensor([3]), cond)
 
 
 def test_legacy_missing_clip_is_reported_before_training(tmp_path, capsys):

@@ -249,6 +249,7 @@ def test_unused_weights_may_be_missing_in_checkpoints(folder):
 def test_default_names_are_built_on_any_machine():
     with torch.device("meta"):
         stages = FrozenCLIPEmbedder(), FrozenOpenCLIPEmbedder(), FrozenCLIPImageEmbedder()
+        assert FrozenCLIPEmbedder("ViT-L/14@336px").width == 768
     assert [stage.width for stage in stages] == [768, 1024, 768]
     assert "ViT-L-14.pt" in stages[0].missing_weights and "CLIP-ViT-H-14-laion2B" in stages[1].missing_weights
 

@@ -110,9 +110,10 @@ class LatentDiffusion(DDPM):
         expected = expected[0] if isinstance(expected, Sequence) and len(expected) == 1 else expected
         found = stage.width if isinstance(stage, ConditionStageBase) else None
         if None not in (expected, found) and expected != found:
-            name = type(stage).__name__
             message = "unet_config.params.context_dim: expected %s, the width of cond_stage_config (%s), got %s"
-            logger.warning(f"{message}. Training and sampling fail until they match", found, name, expected)
+            logger.warning(
+                f"{message}. Training and sampling fail until they match", found, type(stage).__name__, expected
+            )
 
     def _condition_method(self, stage: nn.Module | None) -> Callable[[Any], Any] | None:
         """Return the method of the condition stage that encodes a batch's entry.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,23 +102,20 @@ def _add_position_ids(module: TextTransformer, state: dict[str, Tensor], prefix:
 def find_text_tower(name: str, weights: str | os.PathLike | None, allow_download: bool) -> ClipSource:
     """Resolve a name or folder to local files, as :func:`find_clip`, but also in the layout of transformers.
 
-    Args:
-        name: folder with ``config.json`` and optionally weights; model in the Hugging Face cache (``owner/model``), or
-            one of OpenAI's by its name there; or see :mod:`ldm.modules.encoders.clip_loading`.
-        weights: weight file, or folder that contains it; None searches, and accepts that there is none.
-        allow_download: download missing weights.
+    ``name`` may also be a folder with ``config.json`` and optionally weights, a model in the Hugging Face cache
+    (``owner/model``), or one of OpenAI's by its name there. Without ``weights``, missing ones are accepted.
     """
     path = Path(name).expanduser() / HUB_CONFIG_FILE
-    if not path.parent.is_dir() and name.count("/") == 1:
+    if not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         path = clip_loading.hub_file(name, HUB_CONFIG_FILE)
     folder = path.parent
-    if not path.is_file() or (folder / clip_loading.CONFIG_FILE).is_file():
+    is_cached = any((folder / file).is_file() for file in HUB_WEIGHT_FILES)
+    is_other = not path.is_file() or (folder / clip_loading.CONFIG_FILE).is_file()
+    if is_other or (name in _HUB_NAMES and not is_cached):
         return find_clip(_HUB_NAMES.get(name, name), weights, allow_download, is_optional=True)
     found, missing = clip_loading.find_in_folder(folder, weights, HUB_WEIGHT_FILES)
     if found is None and weights is not None:
         raise UserError(missing)
-    if found is None and name in _HUB_NAMES:  # only the config is cached
-        return find_clip(_HUB_NAMES[name], None, allow_download, is_optional=True)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         text = content.get("text_config") or content
@@ -154,20 +152,15 @@ def text_tower_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fill(module: NeedsWeights, source: ClipSource, select: Callable[..., Mapping[str, Tensor]] = dict) -> None:
-    """Give the tower of a stage, built on the meta device, its weights, or zeros if they are missing.
-
-    Args:
-        module: condition stage with one child, the tower.
-        source: files of the CLIP.
-        select: function from the state dict of the weight file to that of the tower.
-    """
+    """Give the tower, which is the child of a stage and on the meta device, ``select(weights)``, or zeros."""
     (tower,) = module.children()
-    own = tower.to_empty(device=torch.get_default_device()).state_dict()
     if source.weights is None:
         advice = "Or set model.params.ckpt_path to a checkpoint that contains the weights."
         module.missing_weights = f"{type(module).__name__}: {source.missing}\n{advice}"
-        tower.load_state_dict({key: torch.zeros_like(value) for key, value in own.items()})
+        zeros = {key: torch.zeros(value.shape) for key, value in tower.state_dict().items()}
+        tower.load_state_dict(zeros, assign=True)
     else:
+        own = tower.to_empty(device=torch.get_default_device()).state_dict()
         with clip_loading.report_damage(source):
             state = select(clip_loading.read_weights(source.weights))
             tower.load_state_dict({key: value for key, value in state.items() if key in own})
@@ -187,6 +180,7 @@ class SequenceEmbedder(NeedsWeights, ClipTextStage):
     """Base class of the text stages; ``max_length`` is S, at most the context length of the CLIP."""
 
     LAYERS = ("last", "penultimate")
+    embed: Callable[[Tensor], Tensor]  # from token ids (B, S), padded with zeros, to (B, S, D)
 
     def __init__(self, source: ClipSource, max_length: int, layer: str) -> None:
         super().__init__()
@@ -217,10 +211,6 @@ class SequenceEmbedder(NeedsWeights, ClipTextStage):
             )
         self.require_weights()
         return self.embed(self.tokenize(list(texts)).to(next(self.parameters()).device))
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Map token ids (B, S) int64, padded with zeros, to (B, S, D)."""
-        raise NotImplementedError
 
 
 class FrozenCLIPEmbedder(SequenceEmbedder):
@@ -264,7 +254,7 @@ class FrozenCLIPEmbedder(SequenceEmbedder):
         self.requires_grad_(not freeze)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """See the base class; padding is replaced by the end token, as in transformers."""
+        """Map token ids (B, S) to (B, S, D); padding is replaced by the end token, as in transformers."""
         end = tokens.argmax(dim=1, keepdim=True)  # (B, 1), the largest id
         is_padding = torch.arange(tokens.shape[1], device=tokens.device) > end
         tower = self.transformer["text_model"]
@@ -311,7 +301,7 @@ class FrozenOpenCLIPEmbedder(SequenceEmbedder):
         self.requires_grad_(not freeze)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """See the base class."""
+        """Map token ids (B, S), padded with zeros, to (B, S, D)."""
         h = self.model.token_embedding(tokens) + self.model.positional_embedding[: tokens.shape[1]]
         mask = torch.full((tokens.shape[1],) * 2, float("-inf"), device=h.device).triu(1)
         layers = self.model.transformer.resblocks
