@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from ldm.modules.weights import read_state_dict
+from ldm.modules.weights import grouped, read_state_dict
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
 _SHOWN = 4  # keys listed in a message
-_SHOWN_GROUPS = 8  # groups of keys listed in a message
 
 
 def strip_prefix(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the entries whose keys start with ``prefix``, without the prefix."""
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-
-
-def grouped(keys: Iterable[str]) -> str:
-    """Return counts of keys by their first two components, such as ``37 keys of cond_stage_model.transformer.*``.
-
-    A key that is alone in its group is written out. The largest groups come first.
-    """
-    groups = defaultdict(list)
-    for key in keys:
-        parts = key.split(".")
-        groups[".".join(parts[: 2 if len(parts) > 2 else 1])].append(key)
-    largest = sorted(groups.items(), key=lambda group: -len(group[1]))
-    texts = [f"{len(each)} keys of {name}.*" if each[1:] else each[0] for name, each in largest[:_SHOWN_GROUPS]]
-    rest = sum(len(each) for _, each in largest[_SHOWN_GROUPS:])
-    return ", ".join([*texts, f"{rest} other keys"] if rest else texts)
 
 
 def load_into(
@@ -84,7 +67,8 @@ def load_into(
             f"{len(found)} weights of another model (such as {', '.join(list(found)[:3])}){ignored}. Use a checkpoint "
             "of this model."
         )
-    missing, unexpected = module.load_state_dict(state, strict=False)
+    missing, _ = module.load_state_dict(state, strict=False)
+    unexpected = sorted(set(state) - set(module.state_dict()))
     logger.info("loaded %s: %d weights, %d missing, %d unexpected", path, len(state), len(missing), len(unexpected))
     _report(
         f"{path}, loaded into {type(module).__name__}", len(weights & state.keys()), len(weights), missing, unexpected

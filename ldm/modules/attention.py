@@ -18,6 +18,7 @@ from ldm.modules.diffusionmodules.util import (
     sequence_in,
     zero_module,
 )
+from ldm.util import UserError
 
 GROUP_NORM_EPS = 1e-6
 
@@ -51,14 +52,28 @@ class CrossAttention(nn.Module):
 
         Returns:
             (B, L, query_dim).
+
+        Raises:
+            UserError: the tokens have another width.
         """
         source = x if context is None else context
         source = source[:, None] if source.ndim == 2 else source
+        if source.shape[-1] != self.to_k.in_features:
+            kind = "no tokens" if context is None else f"tokens of width {source.shape[-1]}"
+            raise UserError(
+                f"cross-attention: expected tokens of width {self.to_k.in_features} (unet_config.params.context_dim), "
+                f"got {kind} from the condition stage. Set context_dim to the width of the condition stage "
+                "(cond_stage_config), or choose another condition stage."
+            )
         return self.to_out(attend_multi_head(self.to_q(x), self.to_k(source), self.to_v(source), self.heads))
 
 
 class BasicTransformerBlock(nn.Module):
-    """Optional self-attention, cross-attention and feed-forward, each pre-normalized and residual."""
+    """Optional self-attention, cross-attention and feed-forward, each pre-normalized and residual.
+
+    With ``disable_self_attn``, the first attention attends to the context too; without ``use_self_attention``, it is
+    left out.
+    """
 
     def __init__(
         self,
@@ -69,12 +84,14 @@ class BasicTransformerBlock(nn.Module):
         context_dim: int | None = None,
         use_checkpoint: bool = False,
         use_self_attention: bool = True,
+        disable_self_attn: bool = False,
     ) -> None:
         super().__init__()
         self.use_checkpoint = use_checkpoint
-        self.use_self_attention = use_self_attention
+        self.use_self_attention, self.disable_self_attn = use_self_attention, disable_self_attn
         if use_self_attention:
-            self.attn1 = CrossAttention(channels, None, num_heads, dim_head, dropout)
+            width = context_dim if disable_self_attn else None
+            self.attn1 = CrossAttention(channels, width, num_heads, dim_head, dropout)
         self.ff = feed_forward(channels, dropout)
         self.attn2 = CrossAttention(channels, context_dim, num_heads, dim_head, dropout)
         if use_self_attention:
@@ -88,7 +105,7 @@ class BasicTransformerBlock(nn.Module):
 
     def _forward(self, x: Tensor, context: Tensor | None) -> Tensor:
         if self.use_self_attention:
-            x = x + self.attn1(self.norm1(x))
+            x = x + self.attn1(self.norm1(x), context if self.disable_self_attn else None)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -104,6 +121,8 @@ class SpatialTransformer(nn.Module):
         context_dim: width of the tokens; None attends to the feature map itself.
         use_checkpoint: recompute the activations in the backward pass.
         use_self_attention: include self-attention among positions, whose cost is quadratic in their number.
+        disable_self_attn: attend to the tokens where positions would attend to each other (Stable Diffusion 2).
+        use_linear: project by linear layers instead of 1x1 convolutions, whose weights have two further axes.
     """
 
     stage_inputs = ("context",)
@@ -118,21 +137,30 @@ class SpatialTransformer(nn.Module):
         context_dim: int | None = None,
         use_checkpoint: bool = False,
         use_self_attention: bool = True,
+        disable_self_attn: bool = False,
+        use_linear: bool = False,
     ) -> None:
         super().__init__()
         inner = num_heads * dim_head
+        self.use_linear = use_linear
         self.norm = normalization(in_channels, GROUP_NORM_EPS)
-        self.proj_in = nn.Conv2d(in_channels, inner, 1)
+        self.proj_in = nn.Linear(in_channels, inner) if use_linear else nn.Conv2d(in_channels, inner, 1)
+        options = dropout, context_dim, use_checkpoint, use_self_attention, disable_self_attn
         self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(inner, num_heads, dim_head, dropout, context_dim, use_checkpoint, use_self_attention)
-            for _ in range(depth)
+            BasicTransformerBlock(inner, num_heads, dim_head, *options) for _ in range(depth)
         )
-        self.proj_out = zero_module(nn.Conv2d(inner, in_channels, 1))
+        self.proj_out = zero_module(nn.Linear(inner, in_channels) if use_linear else nn.Conv2d(inner, in_channels, 1))
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``x`` (B, C, H, W) to (B, C, H, W), with ``context`` (B, S, context_dim) or (B, context_dim)."""
         height = x.shape[2]
-        h = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        h = self.norm(x)
+        if self.use_linear:
+            h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
+        else:
+            h = rearrange(self.proj_in(h), "b c h w -> b (h w) c")
         for block in self.transformer_blocks:
             h = block(h, context)
+        if self.use_linear:
+            return x + rearrange(self.proj_out(h), "b (h w) c -> b c h w", h=height)
         return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height))

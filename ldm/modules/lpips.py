@@ -14,13 +14,12 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.util import sequence_in
-from ldm.modules.weights import find_weights, read_state_dict
+from ldm.modules.weights import NeedsWeights, find_weights, read_state_dict
 from ldm.util import UserError
 
 VGG16_FILE, ALEXNET_FILE = "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth"
@@ -119,7 +118,7 @@ class PerceptualDistance(nn.Module):
         self.load_state_dict(channel_weights, strict=False)
 
 
-class LPIPS(PerceptualDistance):
+class LPIPS(NeedsWeights, PerceptualDistance):
     """Perceptual distance on VGG16.
 
     If no weights are found, the module is built with random weights, so that configs can be inspected and checkpoints
@@ -134,7 +133,6 @@ class LPIPS(PerceptualDistance):
         from torchvision.models.vgg import cfgs, make_layers  # takes seconds to import
 
         super().__init__(SlicedFeatures(make_layers(cfgs["D"]), _VGG16_ENDS), _VGG16_WIDTHS)
-        self._missing_weights: str | None = None
         if load_weights:
             user, source = "perceptual loss: expected VGG16's weights", "torchvision's model zoo"
             others = " or `vgg_weights` of the loss, or disable the perceptual loss (`perceptual_weight: 0`)"
@@ -143,26 +141,14 @@ class LPIPS(PerceptualDistance):
             except UserError as error:
                 if vgg_weights is not None:
                     raise
-                self._missing_weights = str(error)
+                self.missing_weights = str(error)
             else:
                 self.load(path, "VGG16", VGG16_FILE)
-        self.register_load_state_dict_pre_hook(_note_weights)
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """See ``PerceptualDistance``; raises ``UserError`` without weights."""
         self.require_weights()
         return super().forward(first, second)
-
-    def require_weights(self) -> None:
-        """Raise a ``UserError`` that names the missing weight file, if the weights are missing."""
-        if self._missing_weights is not None:
-            raise UserError(self._missing_weights)
-
-
-def _note_weights(module: LPIPS, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Record that a state dict contains the weights of VGG16."""
-    if f"{prefix}net.slice1.0.weight" in state:
-        module._missing_weights = None
 
 
 class AlexLPIPS(PerceptualDistance):

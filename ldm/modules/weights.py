@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
+
+_SHOWN = 8  # groups of keys listed in a message
 
 NETWORK_PREFIX = "model.diffusion_model."
 EMA_PREFIX = "model_ema."
@@ -76,6 +79,49 @@ def find_weights(
             f"in the environment variable {variable}{others}."
         )
     return found
+
+
+def grouped(keys: Iterable[str]) -> str:
+    """Return counts of keys by their first two components, such as ``37 keys of cond_stage_model.transformer.*``.
+
+    A key that is alone in its group is written out. The largest groups come first.
+    """
+    groups = defaultdict(list)
+    for key in keys:
+        parts = key.split(".")
+        groups[".".join(parts[: 2 if len(parts) > 2 else 1])].append(key)
+    largest = sorted(groups.items(), key=lambda group: -len(group[1]))
+    texts = [f"{len(each)} keys of {name}.*" if each[1:] else each[0] for name, each in largest[:_SHOWN]]
+    rest = sum(len(each) for _, each in largest[_SHOWN:])
+    return ", ".join([*texts, f"{rest} other keys"] if rest else texts)
+
+
+class NeedsWeights(nn.Module):
+    """Base class of modules whose pretrained weights may be missing at construction.
+
+    Such a module is built without them, so that configs can be inspected and checkpoints that contain the weights can
+    be loaded. The constructor sets the error message ``missing_weights``, and ``forward`` calls
+    :meth:`require_weights`; a state dict with all needed parameters of the module clears the message.
+    """
+
+    unused_weights: tuple[str, ...] = ()  # start of the names of parameters that need not be loaded
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.missing_weights: str | None = None
+        self.register_load_state_dict_pre_hook(_note_weights)
+
+    def require_weights(self) -> None:
+        """Raise a ``UserError`` that names the missing weight file, if the weights are missing."""
+        if self.missing_weights is not None:
+            raise UserError(self.missing_weights)
+
+
+def _note_weights(module: NeedsWeights, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Record that a state dict contains the weights."""
+    names = (name for name, _ in module.named_parameters() if not name.startswith(module.unused_weights))
+    if all(prefix + name in state for name in names):
+        module.missing_weights = None
 
 
 class _Inert:

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.config.loading import save_config
 from ldm.models.diffusion.latent import has_test_pass
+from ldm.modules.weights import NeedsWeights
 from ldm.runs.folder import RunFolder, new_run_folder, now_text
 from ldm.runs.records import collect_versions, git_state, utc_now
 from ldm.training.callbacks.results import figures_of
@@ -27,14 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Passes the run folder of the first process to those that Lightning starts for further devices.
 _RUN_DIR_VARIABLE = "LDM_RUN_DIR"
-
-
-@runtime_checkable
-class NeedsWeights(Protocol):
-    """A module that needs pretrained weights, which may be missing."""
-
-    def require_weights(self) -> None:
-        """Raise a ``UserError`` if the weights are missing."""
 
 
 def run(plan: Plan) -> RunFolder:

@@ -85,5 +85,5 @@ def test_what_the_source_does_not_tell(package: None, name: str) -> None:
 
 
 def test_our_own_names_must_exist() -> None:
-    with pytest.raises(UnknownNameError, match="module ldm.util has no Nothing"):
-        read_signature("ldm.util.Nothing")
+    with pytest.raises(UnknownNameError, match="module ldm.errors has no Nothing"):
+        read_signature("ldm.errors.Nothing")

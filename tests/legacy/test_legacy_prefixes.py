@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 from stand_ins import TINY_UNET, vq_config
 
 from ldm.models.autoencoder import VQModelInterface
-from ldm.models.checkpoints import grouped, load_into
+from ldm.models.checkpoints import load_into
 from ldm.models.clip import WorldCLIP
 from ldm.models.diffusion.ddpm import DDPM, LatentDiffusion
 from ldm.models.judge import FactorJudge, load_judge
 from ldm.modules.diffusionmodules.openaimodel_shift import UNetModel as ShiftUNet
 from ldm.modules.encoders.clip_loading import find_clip, load_clip
-from ldm.modules.weights import read_state_dict, without_wrappers
+from ldm.modules.weights import grouped, read_state_dict, without_wrappers
 from ldm.runs.load import load_run
 from ldm.util import UserError
 

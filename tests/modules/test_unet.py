@@ -115,7 +115,7 @@ def test_float_vectors_enter_beside_the_timestep():
 
 
 @pytest.mark.parametrize(
-    "params", [{"num_classes": "sequential"}, {"num_classes": 3, "adm_in_channels": 5}, {"num_classes": "continuous"}]
+    "params", [{"num_classes": "sequential"}, {"num_classes": 3, "adm_in_channels": 5}, {"num_classes": "words"}]
 )
 def test_float_vectors_need_their_width(params):
     with pytest.raises(ConfigError, match="unet_config.params.num_classes.*adm_in_channels"):

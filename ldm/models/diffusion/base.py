@@ -179,8 +179,10 @@ class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
     def _without_foreign_average(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return ``state`` without its average, unless it averages exactly the weights that this model averages."""
         average = {key for key in state if key.startswith(EMA_PREFIX)}
+        if average <= {f"{EMA_PREFIX}decay", f"{EMA_PREFIX}num_updates"}:  # Stable Diffusion's files without weights
+            return {key: value for key, value in state.items() if key not in average}
         wanted = {EMA_PREFIX + name for name in self.model_ema.state_dict()} if self.use_ema else average
-        if not average or wanted <= average:
+        if wanted <= average:
             return state
         logger.warning("the checkpoint averages other weights than this model: a new average is started")
         return {key: value for key, value in state.items() if key not in average}
@@ -285,6 +287,7 @@ class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
         if self.use_ema:
             with self.ema_scope():
                 _, terms, _ = self.shared_step(batch)
+        if self.use_ema or str(vars(self).get("monitor")).endswith("_ema"):  # LDM logs these without an average too
             self.log_dict({f"val/{k}_ema": v for k, v in terms.items()}, batch_size=size, sync_dist=True)
 
     def configure_callbacks(self) -> list[pl.Callback]:

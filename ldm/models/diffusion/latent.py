@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,8 +16,11 @@ from ldm.diffusion.conditions import Condition, TensorCondition, as_condition
 from ldm.models.contracts import ClassStage, ConditionStage, HasRepresentation, LabelStage, require
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch
+from ldm.modules.encoders.base import ConditionStageBase
 from ldm.modules.encoders.labels import class_labels
 from ldm.util import ConfigError, UserError, instantiate_from_config
+
+logger = logging.getLogger(__name__)
 
 
 class LatentDiffusion(DDPM):
@@ -74,6 +78,7 @@ class LatentDiffusion(DDPM):
         else:
             self.add_frozen("cond_stage_model", stage)
         self._encode_condition = self._condition_method(stage)
+        self._compare_widths(kwargs["unet_config"], stage)
         has_condition = stage is not None or type(self).get_condition is not LatentDiffusion.get_condition
         if self.loss_options.cond_drop_prob and not has_condition:
             raise ConfigError("model.params.cond_drop_prob: expected a model with a condition. Remove the key")
@@ -99,6 +104,17 @@ class LatentDiffusion(DDPM):
         if config == "__is_first_stage__":
             return self.first_stage_model
         return instantiate_from_config(config)
+
+    def _compare_widths(self, unet_config: Mapping[str, Any], stage: nn.Module | None) -> None:
+        """Warn if the network attends to tokens of another width than those of the condition stage."""
+        expected = (unet_config.get("params") or {}).get("context_dim")
+        expected = expected[0] if isinstance(expected, Sequence) and len(expected) == 1 else expected
+        found = stage.width if isinstance(stage, ConditionStageBase) else None
+        if None not in (expected, found) and expected != found:
+            message = "unet_config.params.context_dim: expected %s, the width of cond_stage_config (%s), got %s"
+            logger.warning(
+                f"{message}. Training and sampling fail until they match", found, type(stage).__name__, expected
+            )
 
     def _condition_method(self, stage: nn.Module | None) -> Callable[[Any], Any] | None:
         """Return the method of the condition stage that encodes a batch's entry.

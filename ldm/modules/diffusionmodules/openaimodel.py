@@ -25,7 +25,8 @@ from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
-FLOAT_CONDITION = "sequential"  # value of ``num_classes`` for conditions that are float vectors
+# Values of ``num_classes`` for conditions that are float vectors: of ``adm_in_channels``, or of one entry.
+SEQUENTIAL, CONTINUOUS = "sequential", "continuous"
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,17 @@ class UNetConfig:
     in_channels: int
     model_channels: int  # base width, a multiple of 32
     out_channels: int
-    num_res_blocks: int  # per level in the encoder; the decoder has one more
+    num_res_blocks: int | Sequence[int]  # per level in the encoder, one number or a list; the decoder has one more
     attention_resolutions: Sequence[int]  # downsampling rates (1, 2, 4, ...) with attention
     dropout: float = 0.0
     channel_mult: Sequence[int] = (1, 2, 4, 8)  # width of each level in units of model_channels
     conv_resample: bool = True  # convolve when resampling; unused with resblock_updown
     dims: int = 2  # spatial axes of the input: 1, 2 or 3
-    num_classes: int | str | None = None  # classes of the labels y, or "sequential": y is a float vector
+    num_classes: int | str | None = None  # classes of the labels y, or "sequential", "continuous": y is a float vector
     adm_in_channels: int | None = None  # width of the float vectors y, with num_classes: sequential
     use_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
     use_fp16: bool = False  # accepted from older configs and ignored in favour of the trainer's precision
+    use_bf16: bool = False  # likewise
     num_heads: int = -1  # attention heads; -1: derived from num_head_channels
     num_head_channels: int = -1  # width of a head; -1: derived from num_heads
     num_heads_upsample: int = -1  # attention heads in the decoder; -1: num_heads
@@ -55,6 +57,10 @@ class UNetConfig:
     use_spatial_transformer: bool = False  # transformers with cross-attention instead of self-attention
     transformer_depth: int = 1
     context_dim: int | None = None  # width of the tokens of cross-attention
+    use_linear_in_transformer: bool = False  # linear layers instead of 1x1 convolutions around transformers
+    disable_self_attentions: Sequence[bool] | None = None  # per level: the first attention attends to the tokens too
+    disable_middle_self_attn: bool = False  # likewise in the middle
+    num_attention_blocks: Sequence[int] | None = None  # per level: how many of its blocks have attention; None: all
     self_attention_resolutions: Sequence[int] | None = None  # rates with self-attention in transformers; None: all
     n_embed: int | None = None  # number of codes to predict logits for, instead of a picture
     legacy: bool = True  # selects the rule of num_heads_at
@@ -73,20 +79,37 @@ class UNetConfig:
                 "Enable the transformers or remove the key."
             )
         is_word = isinstance(self.num_classes, str)
-        if (is_word and self.num_classes != FLOAT_CONDITION) or is_word != (self.adm_in_channels is not None):
+        is_known = not is_word or self.num_classes in (SEQUENTIAL, CONTINUOUS)
+        if not is_known or (self.num_classes == SEQUENTIAL) != (self.adm_in_channels is not None):
             raise ConfigError(
-                "unet_config.params.num_classes: expected a number of classes without `adm_in_channels`, or "
-                f"{FLOAT_CONDITION!r} with it, got {self.num_classes!r} and adm_in_channels {self.adm_in_channels}. "
-                "Set `adm_in_channels` to the width of the condition vectors, or remove it."
+                "unet_config.params.num_classes: expected a number of classes or 'continuous' without "
+                f"`adm_in_channels`, or {SEQUENTIAL!r} with it, got {self.num_classes!r} and adm_in_channels "
+                f"{self.adm_in_channels}. Set `adm_in_channels` to the width of the condition vectors, or remove it."
             )
+        for name in ("num_res_blocks", "disable_self_attentions", "num_attention_blocks"):
+            value = vars(self)[name]
+            if isinstance(value, Sequence) and len(value) != len(self.channel_mult):
+                raise ConfigError(
+                    f"unet_config.params.{name}: expected one entry for each of the {len(self.channel_mult)} levels of "
+                    f"`channel_mult`, got {list(value)}. Make the lengths match."
+                )
         if self.dims not in CONVOLUTIONS:
             raise ConfigError(f"unet_config.params.dims: expected 1, 2 or 3, got {self.dims}. Use 2 for images.")
-        if self.use_fp16:
-            logger.warning("`use_fp16` is ignored; set the trainer's `precision` instead")
+        for name in ("use_fp16", "use_bf16"):
+            if vars(self)[name]:
+                logger.warning("`%s` is ignored; set the trainer's `precision` instead", name)
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> UNetConfig:
-        """Build the architecture; see :func:`build_dataclass`."""
+        """Build the architecture; see :func:`build_dataclass`. A ``context_dim`` may be a list of one number."""
+        width = params.get("context_dim")
+        if isinstance(width, Sequence):
+            if len(width) != 1:
+                raise ConfigError(
+                    f"unet_config.params.context_dim: expected a number or a list of one, got {list(width)}. "
+                    "All transformers attend to the same tokens."
+                )
+            params = {**params, "context_dim": width[0]}
         return build_dataclass(cls, params, "unet_config.params")
 
     @property
@@ -98,6 +121,15 @@ class UNetConfig:
     def widths(self) -> list[int]:
         """Channels of each level, finest first."""
         return [mult * self.model_channels for mult in self.channel_mult]
+
+    @property
+    def vector_width(self) -> int | None:
+        """Width of the float vectors y; None if y are class labels."""
+        return 1 if self.num_classes == CONTINUOUS else self.adm_in_channels
+
+    def depth_at(self, level: int) -> int:
+        """Return the number of residual blocks of a level of the encoder."""
+        return self.num_res_blocks if isinstance(self.num_res_blocks, int) else self.num_res_blocks[level]
 
     def num_heads_at(self, channels: int, is_decoder: bool) -> int:
         """Return the number of attention heads; with ``legacy``, the decoder may have ``num_heads_upsample``."""
@@ -120,8 +152,18 @@ class UNetConfig:
         options = self.dims, self.use_scale_shift_norm, self.use_checkpoint
         return ResBlock(channels, self.embed_dim, out_channels, self.dropout, cond_channels, *options, up, down)
 
-    def attention(self, channels: int, rate: int, is_decoder: bool = False) -> nn.Module:
-        """Return an attention block or a spatial transformer at a downsampling rate."""
+    def attentions(self, channels: int, level: int, index: int, is_decoder: bool = False) -> list[nn.Module]:
+        """Return the attention that follows a residual block of a level, the ``index``-th one; empty without one."""
+        limit = self.num_attention_blocks
+        if 2**level not in self.attention_resolutions or (limit is not None and index >= limit[level]):
+            return []
+        is_disabled = self.disable_self_attentions is not None and self.disable_self_attentions[level]
+        return [self.attention(channels, level, is_disabled, is_decoder)]
+
+    def attention(
+        self, channels: int, level: int, disable_self_attn: bool = False, is_decoder: bool = False
+    ) -> nn.Module:
+        """Return an attention block or a spatial transformer at a level."""
         num_heads = self.num_heads_at(channels, is_decoder)
         if not self.use_spatial_transformer:
             return AttentionBlock(channels, num_heads, self.use_checkpoint, self.use_new_attention_order)
@@ -134,7 +176,9 @@ class UNetConfig:
             self.transformer_depth,
             context_dim=self.context_dim,
             use_checkpoint=self.use_checkpoint,
-            use_self_attention=self_attention is None or rate in self_attention,
+            use_self_attention=self_attention is None or 2**level in self_attention,
+            disable_self_attn=disable_self_attn,
+            use_linear=self.use_linear_in_transformer,
         )
 
 
@@ -145,11 +189,9 @@ def build_encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     blocks = nn.ModuleList([InputStage(stem)])
     skip_channels = [channels]
     for level, width in enumerate(config.widths):
-        for _ in range(config.num_res_blocks):
-            layers = [config.res_block(channels, width)]
+        for index in range(config.depth_at(level)):
+            layers = [config.res_block(channels, width), *config.attentions(width, level, index)]
             channels = width
-            if 2**level in config.attention_resolutions:
-                layers.append(config.attention(channels, 2**level))
             blocks.append(UNetStage(*layers))
             skip_channels.append(channels)
         if level != len(config.widths) - 1:
@@ -167,7 +209,7 @@ def build_middle(config: UNetConfig, cond_channels: int | None = None) -> UNetSt
     channels = config.widths[-1]
     return UNetStage(
         config.res_block(channels, channels, cond_channels),
-        config.attention(channels, 2 ** (len(config.widths) - 1)),
+        config.attention(channels, len(config.widths) - 1, config.disable_middle_self_attn),
         config.res_block(channels, channels, cond_channels),
     )
 
@@ -178,12 +220,11 @@ def build_decoder(config: UNetConfig, skip_channels: Sequence[int], cond_channel
     channels = config.widths[-1]
     blocks = nn.ModuleList()
     for level, width in reversed(list(enumerate(config.widths))):
-        for index in range(config.num_res_blocks + 1):
+        for index in range(config.depth_at(level) + 1):
             layers = [config.res_block(channels + remaining.pop(), width, cond_channels)]
+            layers += config.attentions(width, level, index, is_decoder=True)
             channels = width
-            if 2**level in config.attention_resolutions:
-                layers.append(config.attention(channels, 2**level, is_decoder=True))
-            if level and index == config.num_res_blocks:
+            if level and index == config.depth_at(level):
                 if config.resblock_updown:
                     layers.append(config.res_block(channels, channels, cond_channels, up=True))
                 else:
@@ -223,6 +264,8 @@ class UNetModel(nn.Module):
         self.time_embed = build_embedding(config.model_channels, config.embed_dim)
         if config.adm_in_channels is not None:
             self.label_emb = nn.Sequential(build_embedding(config.adm_in_channels, config.embed_dim))
+        elif config.num_classes == CONTINUOUS:
+            self.label_emb = nn.Linear(1, config.embed_dim)
         elif config.num_classes is not None:
             self.label_emb = nn.Embedding(config.num_classes, config.embed_dim)
         self.input_blocks, self.skip_channels = build_encoder(config)
@@ -241,8 +284,8 @@ class UNetModel(nn.Module):
             x: (B, in_channels, H, W) noisy picture.
             timesteps: (B,) steps.
             context: (B, S, context_dim) tokens, with spatial transformers.
-            y: (B,) integer class labels with an integer ``num_classes``, or (B, adm_in_channels) float vectors with
-                ``num_classes: sequential``.
+            y: (B,) integer class labels with an integer ``num_classes``, (B, adm_in_channels) float vectors with
+                ``num_classes: sequential``, or (B, 1) with ``num_classes: continuous``.
 
         Returns:
             (B, out_channels, H, W), or (B, n_embed, H, W) logits with ``n_embed``.
@@ -269,7 +312,7 @@ class UNetModel(nn.Module):
         return h, skips, emb
 
     def _check_vector(self, y: Tensor | None, batch: int) -> None:
-        width, num_classes = self.config.adm_in_channels, self.config.num_classes
+        width, num_classes = self.config.vector_width, self.config.num_classes
         shape = (batch,) if width is None else (batch, width)
         if num_classes is None:
             expected, is_valid = "no y, because unet_config.params.num_classes is not set", y is None

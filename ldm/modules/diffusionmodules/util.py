@@ -118,22 +118,24 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     return F.pad(embedding, (0, 1)) if dim % 2 else embedding
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
     """Map q (B, heads, L, width) and k, v (B, heads, S, width) to attention outputs (B, heads, L, width).
+
+    With ``is_causal``, position i attends to positions 0 to i only.
 
     The softmax is computed in at least float32. The fused CUDA kernels need a contiguous last axis; other layouts fall
     back to a slow implementation. On CPU, half precision is slower than float32, so inputs are converted.
     """
     if q.device.type != "cpu":
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
     with torch.autocast("cpu", enabled=False):
         wide = (at_least_float32(x) for x in (q, k, v))
-        return F.scaled_dot_product_attention(*wide).to(q.dtype)
+        return F.scaled_dot_product_attention(*wide, is_causal=is_causal).to(q.dtype)
 
 
-def attend_multi_head(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+def attend_multi_head(q: Tensor, k: Tensor, v: Tensor, num_heads: int, is_causal: bool = False) -> Tensor:
     """Apply :func:`attend` to heads that are adjacent in the last axis of q (B, L, C) and k, v (B, S, C)."""
-    h = attend(*(rearrange(t, "b s (h d) -> b h s d", h=num_heads) for t in (q, k, v)))
+    h = attend(*(rearrange(t, "b s (h d) -> b h s d", h=num_heads) for t in (q, k, v)), is_causal)
     return rearrange(h, "b h l d -> b l (h d)")
 
 

@@ -14,10 +14,12 @@ class ConditionStageBase(nn.Module):
     Attributes:
         takes_texts: the stage implements ``encode_texts(texts)`` and ``unconditional(count)``.
         takes_classes: the stage implements ``encode_classes(labels)``, ``unconditional(count)`` and ``num_classes``.
+        width: width of the tokens or of the vector, if it is known.
     """
 
     takes_texts = False
     takes_classes = False
+    width: int | None = None
 
     def encode(self, *inputs: Any) -> Tensor:
         """Same as ``forward``."""

@@ -141,6 +141,7 @@ class BERTEmbedder(TextStage):
         self.tokenizer, self.allow_download = tokenizer, allow_download
         self.vocab_size, self.max_seq_len = vocab_size, max_seq_len
         self._tokenize: Tokenize | None = None
+        self.width = n_embed
         self.transformer = Transformer(vocab_size, max_seq_len, n_embed, n_layer, embedding_dropout)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.modules.encoders.base import ConditionStageBase, TextStage
-from ldm.modules.encoders.clip_loading import find_clip, load_clip, load_tokenizer
+from ldm.modules.encoders.clip_loading import ClipSource, find_clip, load_clip, load_tokenizer
+from ldm.modules.weights import grouped
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,8 @@ ENCODE_BATCH = 256  # texts encoded at once, which limits the memory of a large 
 class FrozenModule(ConditionStageBase):
     """Module in evaluation mode that is excluded from state dicts.
 
-    Checkpoints load with ``strict=True`` with or without entries of this module; such entries are ignored.
+    Checkpoints load with ``strict=True`` with or without entries of this module; such entries are ignored, with a
+    warning if they are not its own weights.
     """
 
     def __init__(self) -> None:
@@ -53,12 +55,38 @@ class FrozenModule(ConditionStageBase):
 
 def _keep_own_weights(module: FrozenModule, state_dict: dict[str, Any], prefix: str, *_bookkeeping: Any) -> None:
     """Replace all entries under ``prefix`` by the current weights of the module."""
-    for key in [key for key in state_dict if key.startswith(prefix)]:
+    own = {prefix + key: value for key, value in module.own_weights().items()}
+    found = [key for key in state_dict if key.startswith(prefix)]
+    foreign = [key for key in found if key not in own]
+    if foreign:
+        name, shown = type(module).__name__, grouped(foreign)
+        logger.warning("%s has the weights of its CLIP's files: %d others are ignored (%s)", name, len(foreign), shown)
+    for key in found:
         del state_dict[key]
-    state_dict.update({prefix + key: value for key, value in module.own_weights().items()})
+    state_dict.update(own)
 
 
-class FrozenCLIPTextEmbedder(FrozenModule, TextStage):
+class ClipTextStage(TextStage):
+    """Base class of the text stages with a tokenizer of open_clip, which truncates long texts."""
+
+    tokenizer: Any  # called with (texts, context_length)
+    max_length: int
+    _has_warned = False
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Map N texts to token ids, (N, max_length) int64 on the CPU; warn once if a text has more tokens."""
+        with torch.device("cpu"):
+            longer = self.tokenizer(["", *texts], context_length=self.max_length + 1)[:, -1]
+            tokens = self.tokenizer(texts, context_length=self.max_length)
+        too_long = (longer[1:] != longer[0]).tolist()  # a text is truncated if its next token would not be padding
+        if any(too_long) and not self._has_warned:
+            self._has_warned = True
+            text = texts[too_long.index(True)]
+            logger.warning("texts of more than %d tokens are truncated (shown once): %.80r", self.max_length, text)
+        return tokens
+
+
+class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
     """Text tower of a CLIP: the projected feature of the end token, float32.
 
     A string is encoded once, when it is first seen, and kept as a row of a table on the device. Afterwards a batch
@@ -100,7 +128,6 @@ class FrozenCLIPTextEmbedder(FrozenModule, TextStage):
         self.n_repeat = n_repeat
         self.context_length = source.model_cfg["text_cfg"].get("context_length", 77)
         self.max_length = min(max_length, self.context_length)
-        self._has_warned = False
         self.width = self._embed([""]).shape[1]
         # Not buffers: each process sees other strings, and DDP would broadcast buffers. Without n_repeat, "" is an
         # unset unit, encoded as zeros; in a sequence for cross-attention it is an ordinary text.
@@ -157,27 +184,43 @@ class FrozenCLIPTextEmbedder(FrozenModule, TextStage):
     @torch.no_grad()
     def _embed(self, texts: list[str]) -> Tensor:
         """Run the text tower on N texts; return (N, D) float32."""
-        self._warn_of_truncation(texts)
         device = self.clip.logit_scale.device
-        tokens = self.tokenizer(texts, context_length=self.max_length)
+        tokens = self.tokenize(texts)
         tokens = F.pad(tokens, (0, self.context_length - tokens.shape[1])).to(device)
         with torch.autocast(device.type, enabled=False):
             embedding = self.clip.encode_text(tokens).float()
         return F.normalize(embedding, dim=-1) if self.normalize else embedding
 
-    def _warn_of_truncation(self, texts: list[str]) -> None:
-        """Warn once if a text has more than ``max_length`` tokens: the next one would not be padding."""
-        if self._has_warned:
-            return
-        last = self.tokenizer(["", *texts], context_length=self.max_length + 1)[:, -1]
-        too_long = (last[1:] != last[0]).tolist()
-        if any(too_long):
-            self._has_warned = True
-            text = texts[too_long.index(True)]
-            logger.warning("texts of more than %d tokens are truncated (shown once): %.80r", self.max_length, text)
+
+class ImagePreprocessing(ConditionStageBase):
+    """Base class of the image embedders."""
+
+    mean: Tensor
+    std: Tensor
+
+    def set_preprocessing(self, image_size: int | Sequence[int], source: ClipSource, antialias: bool) -> None:
+        """Store the input size of the tower, the statistics of its images, and whether shrinking uses a filter."""
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size, self.antialias = (height, width), antialias
+        for name in ("mean", "std"):
+            values = torch.tensor(source.preprocess_cfg[name], dtype=torch.float32)
+            self.register_buffer(name, values.reshape(1, 3, 1, 1), persistent=False)
+
+    def preprocess(self, x: Tensor) -> Tensor:
+        """Resize images ``x`` (B, 3, H, W) in [-1, 1] to the tower's input size h, w, and standardize: (B, 3, h, w)."""
+        x = x.float()
+        if x.shape[-2:] != self.image_size:
+            x = F.interpolate(x, self.image_size, mode="bicubic", align_corners=True, antialias=self.antialias)
+        return ((x + 1) / 2 - self.mean) / self.std
+
+    def embed_images(self, tower: nn.Module, x: Tensor) -> Tensor:
+        """Map images ``x`` (B, 3, H, W) in [-1, 1] to the tower's embeddings, float32 (B, D), not normalized."""
+        features = tower(self.preprocess(x).to(next(tower.parameters()).dtype))
+        features = features[0] if isinstance(features, tuple) else features  # CoCa also returns its tokens
+        return features.float()
 
 
-class FrozenClipImageEmbedder(FrozenModule):
+class FrozenClipImageEmbedder(FrozenModule, ImagePreprocessing):
     """Image tower of a CLIP; gradients pass through it to the image.
 
     Args:
@@ -192,9 +235,6 @@ class FrozenClipImageEmbedder(FrozenModule):
         UserError: the CLIP is missing on this machine.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         model: str = "ViT-L/14",
@@ -207,22 +247,8 @@ class FrozenClipImageEmbedder(FrozenModule):
         super().__init__()
         source = find_clip(str(model), weights, allow_download)
         self.visual = load_clip(source).visual
-        size = self.visual.image_size
-        self.image_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
-        self.antialias = antialias
-        for name in ("mean", "std"):
-            values = torch.tensor(source.preprocess_cfg[name], dtype=torch.float32)
-            self.register_buffer(name, values.reshape(1, 3, 1, 1))
-
-    def preprocess(self, x: Tensor) -> Tensor:
-        """Resize images ``x`` (B, 3, H, W) in [-1, 1] to the tower's input size h, w, and standardize: (B, 3, h, w)."""
-        x = x.float()
-        if x.shape[-2:] != self.image_size:
-            x = F.interpolate(x, self.image_size, mode="bicubic", align_corners=True, antialias=self.antialias)
-        return ((x + 1) / 2 - self.mean) / self.std
+        self.set_preprocessing(self.visual.image_size, source, antialias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``x`` (B, 3, H, W) in [-1, 1] to embeddings, float32 (B, D), not normalized."""
-        features = self.visual(self.preprocess(x).to(next(self.visual.parameters()).dtype))
-        features = features[0] if isinstance(features, tuple) else features  # CoCa also returns its tokens
-        return features.float()
+        return self.embed_images(self.visual, x)

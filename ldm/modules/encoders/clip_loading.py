@@ -16,18 +16,20 @@ Face cache. Only ``allow_download=True`` downloads them.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import logging
 import os
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer
 from ldm.modules.weights import read_state_dict
@@ -56,8 +58,9 @@ class ClipSource:
     architecture: str | None  # open_clip model name, or None if the config of the folder describes the model
     model_cfg: dict[str, Any]  # open_clip model config (embed_dim, vision_cfg, text_cfg, ...)
     preprocess_cfg: dict[str, Any]  # at least ``mean`` and ``std``, three numbers each, for images in [0, 1]
-    weights: Path  # weight file
+    weights: Path | None  # weight file; None if it is missing
     folder: Path | None  # folder of a local model, which may contain ``words.json`` or tokenizer files; else None
+    missing: str | None = None  # error message without weights
 
 
 def import_open_clip() -> ModuleType:
@@ -83,27 +86,34 @@ def parse_name(name: str) -> tuple[str, str | None]:
     return architecture.replace("/", "-"), tag or None
 
 
-def find_clip(name: str, weights: str | os.PathLike | None = None, allow_download: bool = False) -> ClipSource:
+def find_clip(
+    name: str, weights: str | os.PathLike | None = None, allow_download: bool = False, is_optional: bool = False
+) -> ClipSource:
     """Resolve a model name or folder to local files.
 
     Args:
         name: see the module docstring.
         weights: optional weight file, or folder that contains it.
         allow_download: download missing weights of a named model with open_clip.
+        is_optional: accept a model without weights, unless ``weights`` states where they are.
 
     Raises:
         UserError: the name is unknown, or files are missing; the message lists the searched files.
     """
     folder = _model_folder(name)
     if folder is None:
-        return _named_source(name, weights, allow_download)
-    return _folder_source(name, folder, weights, allow_download)
+        source = _named_source(name, weights, allow_download)
+    else:
+        source = _folder_source(name, folder, weights, allow_download)
+    if source.missing and not (is_optional and weights is None):
+        raise UserError(source.missing)
+    return source
 
 
 def _model_folder(name: str) -> Path | None:
     """Return the folder of a local or cached model, or None for the name of a published model."""
     if name.startswith("hf-hub:"):
-        config = _hub_file(name.removeprefix("hf-hub:"), CONFIG_FILE)
+        config = hub_file(name.removeprefix("hf-hub:"), CONFIG_FILE)
         if not config.is_file():
             raise UserError(
                 f"{name}: not in the Hugging Face cache, expected {config}. Download the repository, or use a folder "
@@ -127,12 +137,20 @@ def _folder_source(name: str, folder: Path, weights: str | os.PathLike | None, a
         raise UserError(f"{folder / CONFIG_FILE}: expected a 'model_cfg' section, got none. Copy the file again.")
     if not allow_download:
         _refuse_network_parts(name, config["model_cfg"], ("hf_model_name",))
+    found, missing = find_in_folder(folder, weights, WEIGHT_FILES)
+    preprocess = _preprocess(config.get("preprocess_cfg"))
+    return ClipSource(name, None, config["model_cfg"], preprocess, found, folder, missing)
+
+
+def find_in_folder(
+    folder: Path, weights: str | os.PathLike | None, file_names: tuple[str, ...]
+) -> tuple[Path | None, str | None]:
+    """Return the weight file of a model's folder, or at ``weights``, or an error message."""
     location = Path(weights).expanduser() if weights is not None else folder
-    found = location if location.is_file() else _weight_file_in(location, WEIGHT_FILES)
-    if found is None:
-        searched = ", ".join(str(location / file) for file in WEIGHT_FILES)
-        raise UserError(f"{folder}: the weights of the CLIP are missing; expected {searched}. Put the file there.")
-    return ClipSource(name, None, config["model_cfg"], _preprocess(config.get("preprocess_cfg")), found, folder)
+    found = location if location.is_file() else _weight_file_in(location, file_names)
+    searched = ", ".join(str(location / file) for file in file_names)
+    missing = f"{folder}: the weights of the CLIP are missing; expected {searched}. Put the file there."
+    return found, None if found else missing
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -162,7 +180,9 @@ def _named_source(name: str, weights: str | os.PathLike | None, allow_download: 
         raise UserError(f"{name!r}: expected a tag of {architecture} in open_clip ({tags}), got {tag!r}.")
     if not allow_download:
         _refuse_network_parts(name, model_cfg, ("hf_model_name", "hf_tokenizer_name"))
-    found = _find_named_weights(name, architecture, published, weights, allow_download)
+    found, missing = _find_named_weights(name, architecture, published, weights, allow_download)
+    if found is None:
+        return ClipSource(name, architecture, model_cfg, _preprocess(published), None, None, missing)
     beside = found.parent / CONFIG_FILE  # a folder may define mean and std of its weights
     preprocess = _read_config(found.parent).get("preprocess_cfg") if beside.is_file() else published
     return ClipSource(name, architecture, model_cfg, _preprocess(preprocess), found, None)
@@ -180,7 +200,8 @@ def _refuse_network_parts(name: str, model_cfg: dict[str, Any], keys: tuple[str,
 
 def _find_named_weights(
     name: str, architecture: str, published: dict[str, Any], weights: str | os.PathLike | None, allow_download: bool
-) -> Path:
+) -> tuple[Path | None, str | None]:
+    """Return the weight file of a named model, or an error message with the searched paths."""
     own = [f"{architecture}{suffix}" for suffix in WEIGHT_SUFFIXES]
     own += [f"{architecture}/{file}" for file in WEIGHT_FILES]
     file_name = published.get("url", "").rpartition("/")[2]
@@ -192,18 +213,18 @@ def _find_named_weights(
         path = Path(location).expanduser()
         found = path if path.is_file() else _weight_file_in(path, file_names)
         if found is not None:
-            return found
+            return found, None
         searched += [path / file for file in file_names] if path.is_dir() else [path]
         if location is weights:  # do not replace a wrong explicit path by a cached file
-            raise _missing_weights(name, searched)
+            return None, _missing_weights(name, searched)
     for path in _cached_files(published):
         if path.is_file():
-            return path
+            return path, None
         searched.append(path)
     if allow_download and published:
         logger.info("downloading the weights of %s", name)
-        return Path(import_open_clip().download_pretrained(published))
-    raise _missing_weights(name, searched)
+        return Path(import_open_clip().download_pretrained(published)), None
+    return None, _missing_weights(name, searched)
 
 
 def _weight_file_in(folder: Path, file_names: tuple[str, ...]) -> Path | None:
@@ -222,11 +243,11 @@ def _cached_files(published: dict[str, Any]) -> list[Path]:
         paths.append(Path(OPENAI_CACHE).expanduser() / published["url"].rpartition("/")[2])
     if published.get("hf_hub"):
         repository, file = os.path.split(published["hf_hub"])
-        paths += [_hub_file(repository, candidate) for candidate in ([file] if file else WEIGHT_FILES[:2])]
+        paths += [hub_file(repository, candidate) for candidate in ([file] if file else WEIGHT_FILES[:2])]
     return paths
 
 
-def _hub_file(repository: str, file: str) -> Path:
+def hub_file(repository: str, file: str) -> Path:
     """Return the path of a file in the Hugging Face cache; if it is missing, the path for the error message."""
     from huggingface_hub import constants, try_to_load_from_cache
 
@@ -236,9 +257,9 @@ def _hub_file(repository: str, file: str) -> Path:
     return Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "snapshots", "<commit>", file)
 
 
-def _missing_weights(name: str, searched: list[Path]) -> UserError:
+def _missing_weights(name: str, searched: list[Path]) -> str:
     paths = "\n  ".join(map(str, searched)) or "(open_clip publishes no file)"
-    return UserError(
+    return (
         f"CLIP {name!r}: the weights are missing on this machine; expected one of\n  {paths}\n"
         f"Put the file there, or set the parameter 'weights' or the environment variable {WEIGHTS_VARIABLE} to the "
         "file or its folder. With network access, allow_download: true downloads it."
@@ -273,12 +294,27 @@ def load_clip(source: ClipSource) -> nn.Module:
         UserError: the file is damaged or contains another architecture.
     """
     model = build_clip(source.model_cfg)
-    try:
+    with report_damage(source):
         if _is_torchscript(source.weights):
-            state = torch.jit.load(str(source.weights), map_location="cpu").state_dict()
-            model.load_state_dict({key: value for key, value in state.items() if key not in _OPENAI_CONSTANTS})
+            model.load_state_dict(read_weights(source.weights))
         elif not _load_same_layout(model, source.weights):
             import_open_clip().load_checkpoint(model, str(source.weights), weights_only=True)
+    return model.float().eval().requires_grad_(False)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a weight file."""
+    if not _is_torchscript(path):
+        return read_state_dict(path)
+    state = torch.jit.load(str(path), map_location="cpu").state_dict()
+    return {key: value for key, value in state.items() if key not in _OPENAI_CONSTANTS}
+
+
+@contextlib.contextmanager
+def report_damage(source: ClipSource) -> Iterator[None]:
+    """Raise a ``UserError`` if the weights of a CLIP cannot be read or do not fit."""
+    try:
+        yield
     except Exception as error:  # safetensors, pickle, zip and torch raise different errors for a bad file
         reason = " ".join(str(error).split("\n")[:2])
         raise UserError(
@@ -286,7 +322,6 @@ def load_clip(source: ClipSource) -> nn.Module:
             f"({source.architecture or 'described by its folder'}), got {type(error).__name__}: {reason}. The file is "
             "damaged or belongs to another model; copy the right one."
         ) from error
-    return model.float().eval().requires_grad_(False)
 
 
 def _load_same_layout(model: nn.Module, path: Path) -> bool:

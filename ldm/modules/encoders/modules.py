@@ -5,6 +5,7 @@ from ldm.modules.encoders.clip_embedders import FrozenClipImageEmbedder, FrozenC
 from ldm.modules.encoders.image import Encoder4, Encoder4_vae, Encoder256
 from ldm.modules.encoders.labels import ClassEmbedder, SpatialRescaler
 from ldm.modules.encoders.perceiver import MLP_layers, PerceiverDecoder, PerceiverEncoder
+from ldm.modules.encoders.stable_diffusion import FrozenCLIPEmbedder, FrozenCLIPImageEmbedder, FrozenOpenCLIPEmbedder
 
 __all__ = [
     "BERTEmbedder",
@@ -12,8 +13,11 @@ __all__ = [
     "Encoder4",
     "Encoder4_vae",
     "Encoder256",
+    "FrozenCLIPEmbedder",
+    "FrozenCLIPImageEmbedder",
     "FrozenCLIPTextEmbedder",
     "FrozenClipImageEmbedder",
+    "FrozenOpenCLIPEmbedder",
     "MLP_layers",
     "PerceiverDecoder",
     "PerceiverEncoder",
