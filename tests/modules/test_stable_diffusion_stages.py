@@ -325,7 +325,7 @@ def test_frozen_clip_text_embedder_names_weights_that_it_does_not_take(folder, c
         stage.load_state_dict({f"cond_stage_model.{key}": value for key, value in own.items()})
         assert not caplog.records
         stage.load_state_dict({f"cond_stage_model.{key}": value for key, value in other.items()})
-    assert f"{len(other)} others are ignored (cond_stage_model.transformer: {len(other)})" in caplog.text
+    assert f"{len(other)} others are ignored ({len(other)} keys of cond_stage_model.transformer.*)" in caplog.text
 
 
 def test_half_precision_stays_close(folder):

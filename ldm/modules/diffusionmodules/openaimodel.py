@@ -56,7 +56,7 @@ class UNetConfig:
     use_new_attention_order: bool = False  # layout of the attention projection, see AttentionBlock
     use_spatial_transformer: bool = False  # transformers with cross-attention instead of self-attention
     transformer_depth: int = 1
-    context_dim: int | None = None  # width of the tokens of cross-attention
+    context_dim: int | Sequence[int] | None = None  # width of the tokens of cross-attention
     use_linear_in_transformer: bool = False  # linear layers instead of 1x1 convolutions around transformers
     disable_self_attentions: Sequence[bool] | None = None  # per level: the first attention attends to the tokens too
     disable_middle_self_attn: bool = False  # likewise in the middle

@@ -22,15 +22,13 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def class_labels(labels: Any, num_classes: int, where: str) -> Tensor:
     """Return an entry ``where`` of a batch as (B,) int64; raise a ``UserError`` unless it has classes in [0, N).
 
-    Values on an accelerator are read only without gradients: in training, waiting for the device in every step would
-    slow it down, and the labels were checked on the CPU (``LatentDiffusion.on_before_batch_transfer``).
+    Values on an accelerator are not read, because that waits for the device; batches are checked on the CPU before they
+    are moved (``LatentDiffusion.on_before_batch_transfer``).
     """
     is_valid = isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in _INTEGERS
     wrong = labels
     if is_valid:
-        if labels.device.type != "cpu" and torch.is_grad_enabled():
-            return labels.long()
-        wrong = labels[(labels < 0) | (labels >= num_classes)]
+        wrong = labels[(labels < 0) | (labels >= num_classes)] if labels.device.type == "cpu" else ()
         if not len(wrong):
             return labels.long()
     values = wrong.tolist() if isinstance(wrong, Tensor) else wrong
