@@ -79,6 +79,7 @@ PREFIXES: dict[str, str] = {
     "ldm.models.diffusion.unit_diffusion.": "ldm.models.diffusion.units.",
     "ldm.evaluation.edit.": "ldm.evaluation.editing.callback.",
     "ldm.data.vocabulary.world_vocabulary": "ldm.data.world.world_vocabulary",
+    "ldm.modules.diffusionmodules.upscaling.": "ldm.diffusion.upscaling.",
 }
 
 
@@ -162,10 +163,13 @@ _MCL = ("use_mcl", "lambda_mcl", "mcl_tau", "mcl_proj_dim", "mcl_sigma", "mcl_ne
 _DIFFUSION = ("use_positional_encodings", *_MCL)
 _DIS = ("dis_loss_flag", "dis_loss_type", "dis_weight", "detach_flag", "train_enc_flag")
 _KL = ("kl_loss_flag", "kl_weight")
+_CONDITIONED = ("LatentFinetune", "LatentInpaint", "LatentDepth2Image", "LatentUpscale", "LatentUpscaleFinetune")
 _AUTOENCODER = ("colorize_nlabels", "batch_resize_range", "use_disentangled_concat", "disentangled_dim")
 MEANINGLESS: dict[str, tuple[str, ...]] = {
     **{f"ldm.models.autoencoder.{name}": _AUTOENCODER for name in ("VQModel", "VQModelInterface", "AutoencoderKL")},
     f"{_DDPM}.DDPM": ("use_positional_encodings",),
+    **{f"{_DDPM}.{name}Diffusion": ("use_positional_encodings",) for name in _CONDITIONED},
+    f"{_DDPM}.ImageEmbeddingConditionedLatentDiffusion": ("use_positional_encodings",),
     LATENT_DIFFUSION: (*_DIFFUSION, *_DIS, *_KL, "eval_name"),
     DISDIFF: (*_DIFFUSION, "eval_name"),
     CLIP_DISDIFF: (*_DIFFUSION, *_KL, "train_enc_flag", "cond_stage_trainable", "eval_name"),
