@@ -61,6 +61,7 @@ ALIASES: dict[str, str] = {
     "taming.modules.vqvae.quantize.VectorQuantizer2": "ldm.modules.quantize.VectorQuantizer2",
     "taming.models.vqgan.VQModel": "ldm.models.autoencoder.VQModel",
     "ldm.tools.Record": f"{_CALLBACKS}.record.Record",
+    "ldm.modules.midas.api.MiDaSInference": "torch.nn.Identity",  # not built, see LatentDepth2ImageDiffusion
     f"{_PL}.loggers.TestTubeLogger": _CSV_LOGGER,
     f"{_PL}.loggers.test_tube.TestTubeLogger": _CSV_LOGGER,
 }

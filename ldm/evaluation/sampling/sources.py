@@ -69,13 +69,14 @@ class FromCondition(Source):
         if any(len(strings) != 1 for strings in request.texts):
             raise UserError(f"--text: {self.name} takes one text per sample, got several separated by |")
         self.given: list[Any] = [strings[0] for strings in request.texts] or list(request.classes)
-        if self.given and not model.model.concatenates:  # else the images and maps of the data are needed as well
+        self.takes_images = model.model.conditioning_key not in (None, "crossattn", "adm")  # beside texts or classes
+        if self.given and not self.takes_images:
             self.needs_data = False
             self.condition(None, slice(0, len(self.given)))  # raises if the condition stage does not take them
 
     def without_data(self) -> None:
         """Draw classes at random for a model of classes; use the empty text for a model of texts."""
-        stage = dict(self.model.named_children()).get("cond_stage_model")
+        stage = None if self.takes_images else dict(self.model.named_children()).get("cond_stage_model")
         if isinstance(stage, ClassStage) and stage.takes_classes:
             draws = np.random.default_rng(self.request.seed)
             classes = [label for label in range(stage.num_classes) if label != stage.null_class]

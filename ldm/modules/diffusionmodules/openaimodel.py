@@ -32,7 +32,7 @@ FLOAT_CONDITION = "sequential"  # value of ``num_classes`` for conditions that a
 class UNetConfig:
     """Architecture of a U-Net: the ``params`` of a ``unet_config``."""
 
-    image_size: int  # height and width of the input, for reference: the network takes any size
+    image_size: int | Sequence[int]  # height and width of the input, for reference: the network takes any size
     in_channels: int
     model_channels: int  # base width, a multiple of 32
     out_channels: int
