@@ -48,7 +48,6 @@ def test_autoencoders_train_and_draw_images_that_are_not_square(kind, use_ema, t
     (tmp_path / "c.yaml").write_text(
         yaml.safe_dump({"model": model, "data": data(size=(32, 64)), "lightning": TRAINING})
     )
-    model["params"]["image_key"] = "image"
     assert front_door.main(["--base", str(tmp_path / "c.yaml"), "-t", "--no-test", "-l", str(tmp_path / "logs")]) == 0
     drawn = {path.name.partition("_gs-")[0] for path in tmp_path.glob("logs/*/images/train/*.png")}
     assert {"inputs", "reconstructions"} <= drawn
