@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from condition_parts import TEXTS, TRAINING, OwnWords, batch, data, diffusion
+from golden_recipe import fill
 from script_modules import load_script
 from stand_ins import TINY_UNET, vq_config
 from torch import nn
@@ -54,7 +55,7 @@ def build(stage="condition_parts.OwnWords", **params):
     torch.manual_seed(0)
     options = {**WORDS, "cond_stage_config": {"target": stage}, **params}
     model = instantiate_from_config(diffusion(unet=TEXTS, use_ema=False, **options)).eval()
-    nn.init.normal_(model.model.diffusion_model.out[-1].weight, std=0.1)
+    fill(model.model.diffusion_model)
     return model
 
 

@@ -90,8 +90,8 @@ class DataSize(nn.Module):
         return z
 
     def on_save_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Add the size to a checkpoint."""
-        if self._latent_size is not None:
+        """Add the size to a checkpoint, if it is not that of ``image_size``."""
+        if self._latent_size not in (None, self.input_options.size):
             checkpoint["state_dict"][LATENT_SIZE] = torch.tensor(self._latent_size)
 
 
