@@ -75,11 +75,13 @@ class OwnWords(nn.Module):
         return torch.stack([torch.randn(self.width, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-class PixelMean(nn.Module):
-    """An embedder of images: (B, 3, H, W) -> (B, 3)."""
+class WordsAndVector(OwnWords):
+    """A text stage that also returns a vector for each text."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3))
+    def encode(self, texts: list[str]) -> dict[str, Tensor]:
+        """A sequence (B, 3, width) and a vector (B, 3)."""
+        words = super().encode(texts)
+        return {"c_crossattn": words, "c_adm": words[:, 0, :3]}
 
 
 def first_stage(kind: str = "kl", factor: int = 4, channels: int = 4, resolution: Any = 16) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Noise augmentation of the low-resolution image of an upscaling model (Ho et al. 2022; Stable Diffusion x4)."""
+"""Maps of the low-resolution image of Stable Diffusion's upscaler, with noise augmentation (Ho et al. 2022)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from torch import Tensor, nn
 
 from ldm.diffusion.schedule import NoiseSchedule, extract, make_beta_schedule
 
-# Constants in the state dict of Stable Diffusion's classes.
-_NAMES = """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
+_CONSTANTS = """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
     log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod""".split()
 
 
 class AbstractLowScaleModel(nn.Module):
-    """Map of the low-resolution image to what the network is conditioned on; this one returns it as it is.
-
-    Args:
-        noise_schedule_config: ``timesteps`` and arguments of ``make_beta_schedule``; None for no noise.
-    """
+    """Low-resolution image as it is; the schedule has ``timesteps`` and the options of ``make_beta_schedule``."""
 
     def __init__(self, noise_schedule_config: Mapping[str, Any] | None = None) -> None:
         super().__init__()
@@ -28,29 +23,23 @@ class AbstractLowScaleModel(nn.Module):
             options = {"beta_schedule": "linear", "timesteps": 1000, **noise_schedule_config}
             betas = make_beta_schedule(options.pop("beta_schedule"), options.pop("timesteps"), **options)
             constants = NoiseSchedule.from_betas(betas).constants()
-            for name in _NAMES:
+            for name in _CONSTANTS:
                 self.register_buffer(name, constants[name])
 
     def forward(self, x: Tensor, noise_level: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the image x (B, C, h, w) for the network, and its noise levels (B,) int64 if it is noised."""
+        """Return the image x (B, C, h, w) for the network, and its noise levels (B,) int64 if it has some."""
         return x, None
 
 
 class SimpleImageConcat(AbstractLowScaleModel):
-    """Low-resolution image without noise, with noise level 0."""
+    """Low-resolution image as it is, with noise level 0."""
 
     def forward(self, x: Tensor, noise_level: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return x, torch.zeros(len(x), dtype=torch.long, device=x.device)
 
 
 class ImageConcatWithNoiseAugmentation(AbstractLowScaleModel):
-    """Low-resolution image with noise of a level that is drawn for each sample, or given.
-
-    Args:
-        noise_schedule_config: see :class:`AbstractLowScaleModel`.
-        max_noise_level: drawn levels are below it.
-        to_cuda: has no effect; accepted because configs contain it.
-    """
+    """Low-resolution image with noise of a level below ``max_noise_level``; ``to_cuda`` has no effect."""
 
     def __init__(
         self, noise_schedule_config: Mapping[str, Any], max_noise_level: int = 1000, to_cuda: bool = False

@@ -61,7 +61,6 @@ ALIASES: dict[str, str] = {
     "taming.modules.vqvae.quantize.VectorQuantizer2": "ldm.modules.quantize.VectorQuantizer2",
     "taming.models.vqgan.VQModel": "ldm.models.autoencoder.VQModel",
     "ldm.tools.Record": f"{_CALLBACKS}.record.Record",
-    "ldm.modules.midas.api.MiDaSInference": "torch.nn.Identity",  # not built, see LatentDepth2ImageDiffusion
     f"{_PL}.loggers.TestTubeLogger": _CSV_LOGGER,
     f"{_PL}.loggers.test_tube.TestTubeLogger": _CSV_LOGGER,
 }
@@ -81,6 +80,7 @@ PREFIXES: dict[str, str] = {
     "ldm.evaluation.edit.": "ldm.evaluation.editing.callback.",
     "ldm.data.vocabulary.world_vocabulary": "ldm.data.world.world_vocabulary",
     "ldm.modules.diffusionmodules.upscaling.": "ldm.diffusion.upscaling.",
+    "ldm.modules.midas.api.MiDaSInference": "torch.nn.Identity",  # not built, see LatentDepth2ImageDiffusion
 }
 
 
@@ -170,7 +170,6 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     **{f"ldm.models.autoencoder.{name}": _AUTOENCODER for name in ("VQModel", "VQModelInterface", "AutoencoderKL")},
     f"{_DDPM}.DDPM": ("use_positional_encodings",),
     **{f"{_DDPM}.{name}Diffusion": ("use_positional_encodings",) for name in _CONDITIONED},
-    f"{_DDPM}.ImageEmbeddingConditionedLatentDiffusion": ("use_positional_encodings",),
     LATENT_DIFFUSION: (*_DIFFUSION, *_DIS, *_KL, "eval_name"),
     DISDIFF: (*_DIFFUSION, "eval_name"),
     CLIP_DISDIFF: (*_DIFFUSION, *_KL, "train_enc_flag", "cond_stage_trainable", "eval_name"),

@@ -25,7 +25,7 @@ from ldm.lr_scheduler import with_schedule
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.diffusion.pictures import latent_diffusion_pictures
-from ldm.models.diffusion.sizes import DataSize
+from ldm.models.diffusion.sizes import DataSize, read_size
 from ldm.models.inputs import images_from_batch
 from ldm.models.options import InputOptions, LossOptions, ScheduleOptions, WeightOptions, group_options
 from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
@@ -79,7 +79,7 @@ class DDPM(DiffusionProcess, DataSize, pl.LightningModule):
         self._trained: list[str] = []
         self._started_from: tuple[str, tuple[str, ...]] | None = None  # checkpoint and keys to ignore
         self.model = DiffusionWrapper(unet_config, conditioning_key)
-        self.register_size()
+        self.register_load_state_dict_pre_hook(read_size)
         self.use_ema = weights.use_ema
         if self.use_ema:
             self.model_ema = LitEma(self.model, decay=weights.ema_decay)

@@ -2,7 +2,6 @@
 
 from ldm.models.diffusion.base import DDPM
 from ldm.models.diffusion.finetune import (
-    ImageEmbeddingConditionedLatentDiffusion,
     LatentDepth2ImageDiffusion,
     LatentFinetuneDiffusion,
     LatentInpaintDiffusion,
@@ -11,13 +10,5 @@ from ldm.models.diffusion.finetune import (
 )
 from ldm.models.diffusion.latent import LatentDiffusion
 
-__all__ = [
-    "DDPM",
-    "ImageEmbeddingConditionedLatentDiffusion",
-    "LatentDepth2ImageDiffusion",
-    "LatentDiffusion",
-    "LatentFinetuneDiffusion",
-    "LatentInpaintDiffusion",
-    "LatentUpscaleDiffusion",
-    "LatentUpscaleFinetuneDiffusion",
-]
+__all__ = ["DDPM", "LatentDepth2ImageDiffusion", "LatentDiffusion", "LatentFinetuneDiffusion", "LatentInpaintDiffusion"]
+__all__ += ["LatentUpscaleDiffusion", "LatentUpscaleFinetuneDiffusion"]

@@ -225,17 +225,17 @@ class LatentDiffusion(DDPM):
 
     def _encode_texts(self, texts: Sequence[str]) -> Any:
         """Return the condition stage's output for texts; a stage without a contract of this package is tried."""
-        stage, expected = self.cond_stage_model, "sampling from texts: expected a condition stage that encodes a list "
+        stage = self.cond_stage_model
         if isinstance(stage, ConditionStage) and stage.takes_texts:
             return stage.encode_texts(texts)
-        problem = "an unconditional model" if self._encode_condition is None else type(stage).__name__
         try:
-            encoded = None if self._encode_condition is None else self._encode_condition(list(texts))
+            encoded = self._encode_condition(list(texts))
+            return encoded if isinstance(encoded, Mapping) else encoded.unflatten(0, (len(texts),))
         except Exception as error:
-            raise UserError(f"{expected}of texts, got {problem} ({type(error).__name__}: {error})") from error
-        if not isinstance(encoded, (Tensor, Mapping)) or (isinstance(encoded, Tensor) and len(encoded) != len(texts)):
-            raise UserError(f"{expected}of texts as a tensor (B, S, D), got {problem}")
-        return encoded
+            raise UserError(
+                "sampling from texts: expected a condition stage that encodes a list of texts as a tensor (B, S, D), "
+                f"got {type(stage).__name__} ({type(error).__name__}: {error})"
+            ) from error
 
     def condition_from_classes(self, labels: Tensor, batch: Mapping[str, Any] | None = None) -> Condition | None:
         """Return the condition of one class per sample, (B,) int64; for ``batch`` see ``condition_from_texts``.
@@ -316,21 +316,15 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
 
 
-def _drop_probability(ucg_training: Mapping[str, Any] | None, cond_stage_key: str) -> dict[str, float]:
-    """Return ``cond_drop_prob`` of Stable Diffusion's option, if set."""
-    if not ucg_training:
-        return {}
-    options = ucg_training.get(cond_stage_key)
-    if (
-        set(ucg_training) != {cond_stage_key}
-        or not isinstance(options, Mapping)
-        or options.get("val") not in (None, "")
-    ):
+def _drop_probability(ucg_training: Mapping[str, Any] | None, key: str) -> dict[str, float]:
+    """Return ``cond_drop_prob`` of Stable Diffusion's option, if set; ``key`` is the condition's entry of the batch."""
+    probability = (ucg_training or {}).get(key, {}).get("p", 0.0)
+    if ucg_training and ucg_training not in ({key: {"p": probability, "val": value}} for value in ("", None)):
         raise ConfigError(
-            f"model.params.ucg_training: expected {{{cond_stage_key}: {{p: probability, val: ''}}}}, got "
-            f"{dict(ucg_training)}. Other entries and values cannot be dropped; remove the key or use cond_drop_prob"
+            f"model.params.ucg_training: expected {{{key}: {{p: probability, val: ''}}}}, got {dict(ucg_training)}. "
+            "Other entries and values cannot be dropped: remove the key, or use cond_drop_prob"
         )
-    return {"cond_drop_prob": float(options.get("p", 0.0))}
+    return {"cond_drop_prob": float(probability)} if ucg_training else {}
 
 
 def has_test_pass(model: pl.LightningModule) -> bool:

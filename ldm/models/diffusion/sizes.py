@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.models.inputs import images_from_batch
 from ldm.models.options import InputOptions
 from ldm.util import UserError
 
@@ -18,18 +19,11 @@ LATENT_SIZE = "latent_size"  # entry of a checkpoint's state dict: height and wi
 
 
 class DataSize(nn.Module):
-    """Mixin of a diffusion model: takes the size from the data, and keeps it in checkpoints.
-
-    A model calls ``register_size`` in its constructor, and ``checked`` on what it denoises.
-    """
+    """Mixin of a diffusion model, which calls :meth:`checked` on what it denoises."""
 
     input_options: InputOptions
     _latent_size: tuple[int, int] | None = None  # of the training data
-    _pixel_rate: int | None = None
-
-    def register_size(self) -> None:
-        """Read the size from state dicts that contain it."""
-        self.register_load_state_dict_pre_hook(_read_size)
+    _pixel_rate: int | None = None  # height of an image over that of its latent
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -37,22 +31,17 @@ class DataSize(nn.Module):
         height, width = self._latent_size or self.input_options.size
         return self.input_options.channels, height, width
 
-    @property
-    def pixel_rate(self) -> int:
-        """Height of an image over that of its latent; the first stage decodes one latent to find it."""
-        if self._pixel_rate is None:
-            with torch.no_grad():
-                z = torch.zeros(1, *self.latent_shape, device=self.device)
-                self._pixel_rate = self.decode_first_stage(z).shape[-2] // z.shape[-2]
-        return self._pixel_rate
-
     def latent_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width of the latents of images, in pixels.
+        """Return the size of the latents of images; the first stage decodes one latent to find its downsampling.
 
         Raises:
             UserError: the first stage or the network does not take images of this size.
         """
-        rate = self.pixel_rate
+        if self._pixel_rate is None:
+            with torch.no_grad():
+                z = torch.zeros(1, *self.latent_shape, device=self.device)
+                self._pixel_rate = self.decode_first_stage(z).shape[-2] // z.shape[-2]
+        rate = self._pixel_rate
         if height % rate or width % rate:
             raise UserError(
                 f"first stage: expected images whose height and width are multiples of {rate}, got {height} x {width}. "
@@ -61,15 +50,18 @@ class DataSize(nn.Module):
         self.model.check_size((height // rate, width // rate), (height, width))
         return height // rate, width // rate
 
+    def size_of_latents(self, batch: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the size of the latents of a batch's images."""
+        return self.latent_size(*images_from_batch(batch, self.first_stage_key).shape[-2:])
+
     def checked(self, z: Tensor, images: Tensor) -> Tensor:
-        """Return latents z (B, C, h, w) of images (B, c, H, W) after a check; their size becomes that of the model.
+        """Return latents z (B, C, h, w) of images (B, c, H, W); in training, their size becomes that of the model.
 
         Raises:
             UserError: the channels differ from ``channels``, the network cannot halve the size often enough, or the
                 model works on pixels and the size differs from ``image_size``.
         """
         options, size, pixels = self.input_options, tuple(z.shape[-2:]), tuple(images.shape[-2:])
-        shown = f"{pixels[0]} x {pixels[1]}"
         if z.shape[1] != options.channels:
             raise UserError(
                 f"model.params.channels: expected the {z.shape[1]} channels of the data, got {options.channels}. Make "
@@ -77,14 +69,14 @@ class DataSize(nn.Module):
             )
         if size == pixels and size != options.size:
             raise UserError(
-                f"model.params.image_size: expected {shown}, the size of the images, because this model works on "
-                f"pixels, got {options.size[0]} x {options.size[1]}. Set image_size to [{pixels[0]}, {pixels[1]}], or "
-                "resize the images (data.params.*.params.size)"
+                f"model.params.image_size: expected {size[0]} x {size[1]}, the size of the images, because this model "
+                f"works on pixels, got {' x '.join(map(str, options.size))}. Set image_size to {list(size)}, or resize "
+                "the images (data.params.*.params.size)"
             )
         self.model.check_size(size, pixels)
         self._pixel_rate = pixels[0] // size[0]
         if self._latent_size is None and size != options.size:
-            logger.info("latents of %d x %d for images of %s; image_size is not used", *size, shown)
+            logger.info("latents of %d x %d for images of %d x %d; image_size is not used", *size, *pixels)
         if self.training or self._latent_size is None:
             self._latent_size = size
         return z
@@ -95,7 +87,7 @@ class DataSize(nn.Module):
             checkpoint["state_dict"][LATENT_SIZE] = torch.tensor(self._latent_size)
 
 
-def _read_size(module: DataSize, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def read_size(module: DataSize, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Take the size out of a state dict; a hook for ``register_load_state_dict_pre_hook``."""
     size = state_dict.pop(prefix + LATENT_SIZE, None)
-    if size is not None:
-        module._latent_size = tuple(size.tolist())
+    module._latent_size = module._latent_size if size is None else tuple(size.tolist())

@@ -35,8 +35,10 @@ class DiffusionWrapper(nn.Module):
             raise ConfigError(f"model.params.conditioning_key: expected one of {known}, got {conditioning_key!r}.")
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
-        config = vars(self.diffusion_model).get("config")
-        self._config = config if isinstance(config, UNetConfig) else None
+        config = vars(self.diffusion_model).get("config")  # of networks of this package
+        is_known = isinstance(config, UNetConfig)
+        self.in_channels = config.in_channels if is_known else None  # those of conditions included
+        self.factor = 2 ** (len(config.channel_mult) - 1) if is_known else 1  # divides height and width of the input
 
     @property
     def concatenates(self) -> bool:
@@ -48,31 +50,22 @@ class DiffusionWrapper(nn.Module):
         """Whether conditions are passed as context."""
         return self.conditioning_key in ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")
 
-    @property
-    def in_channels(self) -> int | None:
-        """Channels of the input, conditions included; None for a network of the user."""
-        return None if self._config is None else self._config.in_channels
-
     def check_size(self, size: Sequence[int], pixels: Sequence[int] | None = None) -> None:
-        """Check that a network of this package can halve an input as often as it has to.
+        """Raise a ``UserError`` if the network cannot halve an input of this size as often as it has to.
 
         Args:
             size: height and width of the input.
             pixels: height and width of its image, for the message.
-
-        Raises:
-            UserError: they are not multiples of 2 ** (number of downsamplings).
         """
-        factor = 1 if self._config is None else 2 ** (len(self._config.channel_mult) - 1)
-        if any(side % factor for side in size):
+        if any(side % self.factor for side in size):
             shown, rate = " x ".join(map(str, size)), "times the first stage's downsampling"
             if pixels is not None:
-                shown += f" for images of {' x '.join(map(str, pixels))} pixels"
-                rate = f"x {pixels[0] // size[0]} = {factor * (pixels[0] // size[0])}"
+                shown += f" for images of {pixels[0]} x {pixels[1]} pixels"
+                rate = f"x {pixels[0] // size[0]} = {self.factor * (pixels[0] // size[0])}"
             raise UserError(
-                f"U-Net: expected an input whose height and width are multiples of {factor} (2 for each downsampling "
-                f"of unet_config.params.channel_mult), got {shown}. Use images whose height and width are multiples "
-                f"of {factor} {rate}"
+                f"U-Net: expected an input whose height and width are multiples of {self.factor} (2 for each "
+                f"downsampling of unet_config.params.channel_mult), got {shown}. Use images whose height and width are "
+                f"multiples of {self.factor} {rate}"
             )
 
     def forward(
@@ -96,9 +89,6 @@ class DiffusionWrapper(nn.Module):
 
         Returns:
             Output of the network, usually (B, C, H, W).
-
-        Raises:
-            UserError: sizes or channels of the input and its conditions do not fit the network.
         """
         self.check_size(x.shape[2:])
         if self.concatenates:
@@ -113,13 +103,13 @@ class DiffusionWrapper(nn.Module):
 
     def _concatenated(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
         """Return x (B, C, H, W) and maps (B, c, H, W) along the channels."""
-        wrong = next((part for part in maps if part.ndim != x.ndim or part.shape[2:] != x.shape[2:]), None)
-        if wrong is not None:
-            raise UserError(
-                f"conditioning_key {self.conditioning_key}: expected conditions of the input's size "
-                f"{tuple(x.shape[2:])}, got {tuple(wrong.shape[2:])}. Let the data set deliver them in that size, or "
-                "resize them (cond_stage_config: ldm.modules.encoders.modules.SpatialRescaler)"
-            )
+        for part in maps:
+            if part.shape[2:] != x.shape[2:]:
+                raise UserError(
+                    f"conditioning_key {self.conditioning_key}: expected conditions of the input's size "
+                    f"{tuple(x.shape[2:])}, got {tuple(part.shape[2:])}. Let the data set deliver them in that size, "
+                    "or resize them (cond_stage_config: ldm.modules.encoders.modules.SpatialRescaler)"
+                )
         counts = [part.shape[1] for part in (x, *maps)]
         if self.in_channels not in (None, sum(counts)):
             raise UserError(
