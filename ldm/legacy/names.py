@@ -161,15 +161,16 @@ SELF_EVIDENT = frozenset(("as_tensor", "do_normalize", "do_transform", "original
 
 # Params without effect. None, False and 0 are dropped silently, other values with a warning.
 _MCL = ("use_mcl", "lambda_mcl", "mcl_tau", "mcl_proj_dim", "mcl_sigma", "mcl_neg_mode", "mcl_type")
-_DIFFUSION = ("use_positional_encodings", *_MCL)
+_NETWORK = ("use_positional_encodings", "make_it_fit")  # with the second, other shapes are an error on loading
+_DIFFUSION = (*_NETWORK, *_MCL)
 _DIS = ("dis_loss_flag", "dis_loss_type", "dis_weight", "detach_flag", "train_enc_flag")
 _KL = ("kl_loss_flag", "kl_weight")
 _CONDITIONED = ("LatentFinetune", "LatentInpaint", "LatentDepth2Image", "LatentUpscale", "LatentUpscaleFinetune")
 _AUTOENCODER = ("colorize_nlabels", "batch_resize_range", "use_disentangled_concat", "disentangled_dim")
 MEANINGLESS: dict[str, tuple[str, ...]] = {
     **{f"ldm.models.autoencoder.{name}": _AUTOENCODER for name in ("VQModel", "VQModelInterface", "AutoencoderKL")},
-    f"{_DDPM}.DDPM": ("use_positional_encodings",),
-    **{f"{_DDPM}.{name}Diffusion": ("use_positional_encodings",) for name in _CONDITIONED},
+    f"{_DDPM}.DDPM": _NETWORK,
+    **{f"{_DDPM}.{name}Diffusion": _NETWORK for name in _CONDITIONED},
     LATENT_DIFFUSION: (*_DIFFUSION, *_DIS, *_KL, "eval_name"),
     DISDIFF: (*_DIFFUSION, "eval_name"),
     CLIP_DISDIFF: (*_DIFFUSION, *_KL, "train_enc_flag", "cond_stage_trainable", "eval_name"),

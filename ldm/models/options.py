@@ -126,7 +126,6 @@ class WeightOptions:
         ema_decay: its decay.
         reset_ema: start the average from the weights of ``ckpt_path`` instead of the average in that file.
         reset_num_ema_updates: warm the decay of a loaded average up again.
-        make_it_fit: accepted as false only; weights have to have the shapes of the config.
     """
 
     ckpt_path: str | None = None
@@ -136,14 +135,6 @@ class WeightOptions:
     ema_decay: float = 0.9999
     reset_ema: bool = False
     reset_num_ema_updates: bool = False
-    make_it_fit: bool = False
-
-    def __post_init__(self) -> None:
-        if self.make_it_fit:
-            raise ConfigError(
-                "model.params.make_it_fit: expected false, got true: weights of other shapes are not repeated to fit. "
-                "Remove the key; `finetune_keys` adds input channels to the first convolution"
-            )
 
 
 def group_options(flat: Mapping[str, Any], *groups: type) -> tuple[Any, ...]:
