@@ -6,10 +6,13 @@
     python scripts/sample_diffusion.py -r RUN --swap          # the effect of each unit (DisDiff, EncDiff, CLIP-DisDiff)
     python scripts/sample_diffusion.py -r RUN --text "red floor | | small object | | | "      # CLIP-DisDiff
     python scripts/sample_diffusion.py -r model.ckpt -b txt2img.yaml --text "a red cube" --guidance_scale 5
+    python scripts/sample_diffusion.py -r model.ckpt -b v1-inference.yaml --text "a hill" --text "a lake" \
+        --n_per_text 4 --guidance_scale 7.5 --negative_text "blurred" --size 512 768 --sampler plms
     python scripts/sample_diffusion.py -r model.ckpt -b cin256.yaml --class 25 187 --guidance_scale 3
 
 Conditions that are not given are read from random images of the config's data: from the first of test, validation and
-train that has them. Words of the form key=value change the config as in main.py.
+train that has them; so are masks, masked images and other maps. Samples have the size of these images, else of the
+training data, else of the config, unless --size is given. Words of the form key=value change the config as in main.py.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from ldm.models.contracts import Samplable
 from ldm.runs.folder import now_text
 from ldm.runs.load import load_run
 from ldm.training.cli import run_command, split_overrides
+from ldm.util import ConfigError
 
 DDIM = {"num_steps": 50, "eta": 1.0}
 
@@ -53,6 +57,9 @@ def read_options(words: list[str]) -> argparse.Namespace:
     add("--unit", type=int, metavar="K", help="use the gradient of unit K only, counted from 1")
     add("--swap", action="store_true", help="one row per unit, in which all samples take that unit of the first one")
     add("--text", action="append", default=[], help="one text, or one per unit separated by |; repeatable")
+    add("--n_per_text", type=int, metavar="N", help="samples of each --text, in place of -n")
+    add("--negative_text", metavar="TEXT", help="text that guidance leads away from (no text)")
+    add("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width of the images, pixels")
     add("--class", dest="classes", type=int, nargs="+", default=[], metavar="C", help="classes, from 0, used in turn")
     add("--guidance_scale", type=float, default=default.guidance, help="scale of guidance; 1 for none (%(default)s)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device (%(default)s)")
@@ -64,8 +71,10 @@ def request_of(options: argparse.Namespace) -> Request:
         sampler = choose_sampler("ddpm", {})
     else:
         sampler = choose_sampler(options.sampler, DDIM, num_steps=options.custom_steps, eta=options.eta)
+    if options.n_per_text is not None and not options.text:
+        raise ConfigError("--n_per_text: expected --text, got none. Use -n")
     return Request(
-        count=options.n_samples,
+        count=options.n_samples if options.n_per_text is None else options.n_per_text * len(options.text),
         batch_size=options.batch_size,
         sampler=sampler,
         seed=options.seed,
@@ -73,6 +82,8 @@ def request_of(options: argparse.Namespace) -> Request:
         swap=options.swap,
         texts=tuple(split_text(text) for text in options.text),
         classes=tuple(options.classes),
+        negative_text=options.negative_text,
+        size=None if options.size is None else tuple(options.size),
         guidance=options.guidance_scale,
     )
 

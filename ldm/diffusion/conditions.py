@@ -65,7 +65,13 @@ class TensorCondition(Condition):
 
     def null(self) -> TensorCondition:
         if self.empty is not None:
-            return replace(self, value=self.empty().to(self.value).expand_as(self.value))
+            empty = self.empty().to(self.value)
+            if empty.shape[1:] != self.value.shape[1:]:
+                raise UserError(
+                    f"condition: expected an empty condition of shape {tuple(self.value.shape[1:])}, like the others, "
+                    f"got {tuple(empty.shape[1:])}. Let the condition stage pad all texts to one length"
+                )
+            return replace(self, value=empty.expand_as(self.value))
         if not self.value.is_floating_point():
             raise UserError(
                 "condition: expected a condition stage with a null class, got integer classes without one. Use "
@@ -111,10 +117,10 @@ class ListCondition(Condition):
 
 @dataclass(frozen=True)
 class DictCondition(Condition):
-    """Conditions that enter the network at several places (``hybrid``): ``c_concat`` and ``c_crossattn`` -> parts.
+    """Conditions that enter the network at several places: ``c_concat``, ``c_crossattn`` and ``c_adm`` -> parts.
 
-    Classifier-free guidance and dropout act on ``c_crossattn``; a map that is concatenated on the channels, such as
-    the masked image of inpainting, stays, as in Stable Diffusion.
+    Classifier-free guidance and dropout act on ``c_crossattn``; maps that are concatenated on the channels, such as
+    the masked image of inpainting, and vectors stay, as in Stable Diffusion.
     """
 
     parts: Mapping[str, ListCondition]
@@ -132,10 +138,11 @@ class DictCondition(Condition):
         return DictCondition({k: part.joined(other.parts[k]) for k, part in self.parts.items()})
 
     def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
-        return {k: [entry.value for entry in part.parts] for k, part in self.parts.items()}
+        values = {k: [entry.value for entry in part.parts] for k, part in self.parts.items()}
+        return {k: value[0] if k == "c_adm" else value for k, value in values.items()}
 
     def _stays(self, name: str) -> bool:
-        return name == "c_concat" and len(self.parts) > 1
+        return name != "c_crossattn" and "c_crossattn" in self.parts
 
 
 @dataclass(frozen=True)
@@ -201,8 +208,8 @@ def as_condition(value: Any, empty: EmptyValue | None = None) -> Condition | Non
     """Return the condition that a condition stage's output stands for.
 
     Args:
-        value: a tensor, a list of tensors, a mapping with ``c_concat`` and ``c_crossattn``, a
-            condition, or ``None``.
+        value: a tensor, a list of tensors, a mapping with ``c_concat``, ``c_crossattn`` and ``c_adm``, a condition, or
+            ``None``.
         empty: value of a tensor without a condition, see :class:`TensorCondition`.
 
     Raises:

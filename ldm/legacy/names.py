@@ -86,6 +86,8 @@ PREFIXES: dict[str, str] = {
     "ldm.models.diffusion.unit_diffusion.": "ldm.models.diffusion.units.",
     "ldm.evaluation.edit.": "ldm.evaluation.editing.callback.",
     "ldm.data.vocabulary.world_vocabulary": "ldm.data.world.world_vocabulary",
+    "ldm.modules.diffusionmodules.upscaling.": "ldm.diffusion.upscaling.",
+    "ldm.modules.midas.api.MiDaSInference": "torch.nn.Identity",  # not built, see LatentDepth2ImageDiffusion
 }
 
 
@@ -181,9 +183,11 @@ SELF_EVIDENT = frozenset(("as_tensor", "do_normalize", "do_transform", "original
 
 # Params without effect. None, False and 0 are dropped silently, other values with a warning.
 _MCL = ("use_mcl", "lambda_mcl", "mcl_tau", "mcl_proj_dim", "mcl_sigma", "mcl_neg_mode", "mcl_type")
-_DIFFUSION = ("use_positional_encodings", *_MCL)
+_NETWORK = ("use_positional_encodings", "make_it_fit")  # with the second, other shapes are an error on loading
+_DIFFUSION = (*_NETWORK, *_MCL)
 _DIS = ("dis_loss_flag", "dis_loss_type", "dis_weight", "detach_flag", "train_enc_flag")
 _KL = ("kl_loss_flag", "kl_weight")
+_CONDITIONED = ("LatentFinetune", "LatentInpaint", "LatentDepth2Image", "LatentUpscale", "LatentUpscaleFinetune")
 _AUTOENCODER = ("colorize_nlabels", "batch_resize_range")
 AUTOENCODERS = tuple(f"ldm.models.autoencoder.{name}" for name in ("VQModel", "VQModelInterface", "GumbelVQ"))
 AUTOENCODERS += ("ldm.models.autoencoder.AutoencoderKL",)
@@ -191,7 +195,8 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(AUTOENCODERS, _AUTOENCODER),
     DATA_MODULE: ("num_val_workers",),
     _MAIN["ImageLogger"]: ("enable_autocast", "log_all_val"),
-    f"{_DDPM}.DDPM": ("use_positional_encodings",),
+    f"{_DDPM}.DDPM": _NETWORK,
+    **{f"{_DDPM}.{name}Diffusion": _NETWORK for name in _CONDITIONED},
     LATENT_DIFFUSION: (*_DIFFUSION, *_DIS, *_KL, "eval_name"),
     DISDIFF: (*_DIFFUSION, "eval_name"),
     CLIP_DISDIFF: (*_DIFFUSION, *_KL, "train_enc_flag", "cond_stage_trainable", "eval_name"),

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from ldm.lr_scheduler import with_schedule
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
-from ldm.models.inputs import check_image_size, images_from_batch
+from ldm.models.inputs import images_from_batch
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
-from ldm.util import instantiate_from_config
+from ldm.util import UserError, instantiate_from_config
 
 Log = dict[str, Tensor]
 
@@ -63,7 +63,6 @@ class Autoencoder(pl.LightningModule):
         self.accumulate_grad_batches = 1
         self.gradient_clip_val: float | None = None
         self.image_key, self.lr_g_factor, self.scheduler_config = image_key, lr_g_factor, scheduler_config
-        self.resolution = ddconfig["resolution"]
         self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
         self.loss = instantiate_from_config(lossconfig)
         self.use_ema = use_ema
@@ -117,9 +116,15 @@ class Autoencoder(pl.LightningModule):
         """Map images (B, 3, H, W) in [-1, 1] to the input of the bottleneck, (B, C, h, w).
 
         Raises:
-            UserError: the size of the images is not ``ddconfig.resolution``.
+            UserError: the downsampling does not divide the images' height and width.
         """
-        check_image_size(x, self.resolution, "first-stage ddconfig.resolution")
+        factor, (height, width) = self.encoder.shape.factor, x.shape[-2:]
+        if height % factor or width % factor:
+            raise UserError(
+                f"autoencoder: expected images whose height and width are multiples of {factor} (patch_size times 2 "
+                f"for each downsampling of ddconfig.ch_mult), got {height} x {width}. Resize or crop them "
+                "(data.params.*.params.size)"
+            )
         return self.quant_conv(self.encoder(x))
 
     def decode(self, z: Tensor) -> Tensor:

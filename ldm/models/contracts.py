@@ -44,6 +44,17 @@ class Samplable(Protocol):
 
 
 @runtime_checkable
+class Resizable(Protocol):
+    """A model that samples images of several sizes."""
+
+    first_stage_key: str  # entry of a batch with the images
+
+    def latent_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the height and width of the latent of images; raise a ``UserError`` for sizes that do not fit."""
+        ...
+
+
+@runtime_checkable
 class HasAverage(Protocol):
     """A model with a moving average of its weights."""
 

@@ -88,7 +88,7 @@ class InputOptions:
 
     Attributes:
         first_stage_key: entry of the batch that holds the images.
-        image_size: height and width of what is denoised.
+        image_size: size of what is denoised, one number or [height, width]. Latent models take it from the data.
         channels: channels of what is denoised.
         clip_denoised: clamp x0 estimates to [-1, 1] while sampling by DDPM; for pixels only.
         parameterization: the network predicts ``eps``, ``x0`` or ``v``.
@@ -96,11 +96,22 @@ class InputOptions:
     """
 
     first_stage_key: str = "image"
-    image_size: int = 256
+    image_size: int | Sequence[int] = 256
     channels: int = 3
     clip_denoised: bool = True
     parameterization: str = "eps"
     log_every_t: int = 100
+
+    def __post_init__(self) -> None:
+        if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
+            raise ConfigError(
+                f"model.params.image_size: expected a positive number or [height, width], got {self.image_size!r}"
+            )
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Height and width of what is denoised, according to the config."""
+        return tuple(self.image_size) if isinstance(self.image_size, Sequence) else (self.image_size, self.image_size)
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,8 @@ class WeightOptions:
         load_only_unet: load only the network from ``ckpt_path``.
         use_ema: keep a moving average of the network.
         ema_decay: its decay.
+        reset_ema: start the average from the weights of ``ckpt_path`` instead of the average in that file.
+        reset_num_ema_updates: warm the decay of a loaded average up again.
     """
 
     ckpt_path: str | None = None
@@ -120,6 +133,8 @@ class WeightOptions:
     load_only_unet: bool = False
     use_ema: bool = True
     ema_decay: float = 0.9999
+    reset_ema: bool = False
+    reset_num_ema_updates: bool = False
 
 
 def group_options(flat: Mapping[str, Any], *groups: type) -> tuple[Any, ...]:

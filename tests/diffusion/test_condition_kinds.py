@@ -134,3 +134,18 @@ def test_swapped_units():
     assert torch.equal(swapped.codes[1, 0], codes.codes[0, 0]) and not swapped.mask[1, 0]
     assert torch.equal(swapped.codes[1, 1:], codes.codes[1, 1:])
     assert dataclasses.replace(codes, guidance=2.0).first(1).guidance == 2.0
+
+
+def test_vectors_stay_beside_a_dropped_text():
+    text, level = torch.randn(2, 3, 4), torch.tensor([5, 7])
+    cond = as_condition({"c_crossattn": text, "c_adm": level}, lambda: torch.zeros(1, 3, 4))
+    for other in (cond.null(), cond.drop(torch.ones(2, dtype=torch.bool))):
+        inputs = other.inputs("crossattn-adm")
+        assert torch.equal(inputs["c_adm"], level) and not inputs["c_crossattn"][0].any()
+    assert cond.joined(cond).first(3).inputs("crossattn-adm")["c_adm"].tolist() == [5, 7, 5]
+
+
+def test_an_empty_condition_of_another_length_is_named():
+    cond = as_condition(torch.randn(2, 3, 4), lambda: torch.zeros(1, 5, 4))
+    with pytest.raises(UserError, match=r"shape \(3, 4\), like the others, got \(5, 4\)"):
+        cond.null()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def test_legacy_dropped_weights_are_named(tmp_path, caplog):
     }
     instantiate_from_config(config)
     assert "53 keys of cond_stage_model.transformer.* were not used" in caplog.text
-    assert "missing keys (cond_stage_model.transformer: " in caplog.text
+    assert re.search(r"\d+ keys of cond_stage_model.transformer.\* are missing in the file", caplog.text)
 
 
 @pytest.mark.parametrize("width, warns", [(WIDTH, False), ([WIDTH], False), (32, True)])

@@ -120,9 +120,10 @@ def test_interface_skips_the_codebook_only_when_told():
     torch.testing.assert_close(model.decode(h), model.decode(model.quantize(h)[0], force_not_quantize=True))
 
 
-def test_wrong_image_size_names_both_sizes():
-    with pytest.raises(UserError, match="32 x 32 pixels, got 64 x 64"):
-        build()(torch.zeros(1, 3, 64, 64))
+def test_a_size_that_does_not_divide_names_both_numbers():
+    assert build()(torch.zeros(1, 3, 64, 48))[0].shape == (1, 3, 64, 48)
+    with pytest.raises(UserError, match="multiples of 4 .*, got 64 x 50"):
+        build()(torch.zeros(1, 3, 64, 50))
 
 
 def test_weights_of_a_latent_diffusion_checkpoint_are_found(tmp_path):

@@ -135,7 +135,7 @@ def test_a_swap_is_a_change_of_text():
         ({"image": torch.zeros(1, 32, 32, 3, dtype=torch.uint8)}, "entry 'text'"),
         (batch_of([["red floor"]]), "expected 2 attributes"),
         (batch_of([["a", "b", "c"]]), "3 attributes"),
-        ({"image": torch.zeros(1, 64, 64, 3), "text": [["a", "b"]]}, "64 x 64"),
+        ({"image": torch.zeros(1, 36, 36, 3), "text": [["a", "b"]]}, "9 x 9 for images of 36 x 36"),
     ],
 )
 def test_bad_batches_are_explained(batch, words):

@@ -141,7 +141,8 @@ def test_class_condition_through_cross_attention():
 
 
 @pytest.mark.parametrize(
-    ("given", "words"), [({}, "entry 'image'"), (batch(1, 64), "64 x 64"), ({"image": torch.zeros(3, 3)}, "got ")]
+    ("given", "words"),
+    [({}, "entry 'image'"), (batch(1, 36), "9 x 9 for images of 36 x 36"), ({"image": torch.zeros(3, 3)}, "got ")],
 )
 def test_bad_batches_are_explained(given, words):
     with pytest.raises(UserError, match=words):

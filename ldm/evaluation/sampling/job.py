@@ -25,7 +25,7 @@ from ldm.diffusion.samplers import Denoiser, Sampler
 from ldm.evaluation.sampling.request import Request
 from ldm.evaluation.sampling.sources import Source, source_of
 from ldm.models.contexts import averaged
-from ldm.models.contracts import HasUnits
+from ldm.models.contracts import HasUnits, Resizable, require
 from ldm.models.diffusion.traversal import unit_captions
 from ldm.pictures.draw import draw_grid, draw_images, save_png, to_pixels
 from ldm.pictures.grid import CaptionedGrid
@@ -97,12 +97,22 @@ class SamplingJob:
         """Yield conditions and noise (B, C, h, w) of each batch; neither depends on the batch size."""
         request, device = self.request, self.model.device
         torch.manual_seed(request.seed)
-        noise = torch.randn(request.count, *self.model.latent_shape)
+        noise = torch.randn(request.count, *self._latent_shape())
         batches = iter(_draw_batches(self._dataset, request)) if self._dataset is not None else None
         for start in range(0, request.count, request.batch_size):
             rows = slice(start, min(start + request.batch_size, request.count))
             batch = None if batches is None else move_data_to_device(next(batches), device)
             yield self.source.condition(batch, rows), noise[rows].to(device)
+
+    def _latent_shape(self) -> tuple[int, ...]:
+        """Return (C, h, w): of the request's size, else of the images that conditions come from, else of the model."""
+        model, size = self.model, self.request.size
+        if size is not None:
+            require(model, Resizable, "--size")
+        elif self._dataset is not None and isinstance(model, Resizable):
+            images = collate([self._dataset[0]]).get(model.first_stage_key)
+            size = tuple(images.shape[1:3]) if isinstance(images, Tensor) and images.ndim > 2 else None
+        return model.latent_shape if size is None else (model.latent_shape[0], *model.latent_size(*size))
 
     def _decode(self, cond: Any, x_T: Tensor, unit: int | None) -> Tensor:
         only = None if unit is None else torch.full((len(x_T),), unit, device=x_T.device)

@@ -26,16 +26,21 @@ class Request:
     swap: bool = False  # draw one row per unit, in which every sample takes that unit of the first one
     texts: tuple[tuple[str, ...], ...] = ()  # one per sample, or one per unit, used in turn; empty takes the data's
     classes: tuple[int, ...] = ()  # one per sample, used in turn; empty takes the data's
+    negative_text: str | None = None  # what guidance leads away from; None leads away from no condition
+    size: tuple[int, int] | None = None  # height and width in pixels; None takes the data's or the model's
     guidance: float = 1.0  # scale of classifier-free guidance, or of the sub-gradients of text units; 1 for none
 
     def __post_init__(self) -> None:
         for name, number in (("-n", self.count), ("--batch_size", self.batch_size)):
             if number < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {number}")
+        if self.negative_text is not None and self.guidance == 1:
+            raise ConfigError("--negative_text: expected a --guidance_scale other than 1, got 1. Set it, e.g. to 7.5")
 
     def uses(self, flag: str) -> bool:
         """Return whether an option of the command line was given."""
         given = {"--text": self.texts, "--class": self.classes, "--guidance_scale": self.guidance != 1}
+        given["--negative_text"] = self.negative_text is not None
         return bool({**given, "--unit": self.unit is not None, "--swap": self.swap}[flag])
 
     def record(self) -> dict[str, Any]:

@@ -64,17 +64,19 @@ class FromCondition(Source):
         super().__init__(model, request)
         self.needs_data = model.model.conditioning_key is not None
         self.origin = "a condition without units" if self.needs_data else "noise without a condition"
-        self.refuse("--unit", "--swap", *(() if self.needs_data else ("--text", "--class", "--guidance_scale")))
+        guided = ("--text", "--class", "--guidance_scale", "--negative_text")
+        self.refuse("--unit", "--swap", *(() if self.needs_data else guided))
         if any(len(strings) != 1 for strings in request.texts):
             raise UserError(f"--text: {self.name} takes one text per sample, got several separated by |")
         self.given: list[Any] = [strings[0] for strings in request.texts] or list(request.classes)
-        if self.given:
+        self.takes_images = model.model.conditioning_key not in (None, "crossattn", "adm")  # beside texts or classes
+        if self.given and not self.takes_images:
             self.needs_data = False
             self.condition(None, slice(0, len(self.given)))  # raises if the condition stage does not take them
 
     def without_data(self) -> None:
         """Draw classes at random for a model of classes; use the empty text for a model of texts."""
-        stage = dict(self.model.named_children()).get("cond_stage_model")
+        stage = None if self.takes_images else dict(self.model.named_children()).get("cond_stage_model")
         if isinstance(stage, ClassStage) and stage.takes_classes:
             draws = np.random.default_rng(self.request.seed)
             classes = [label for label in range(stage.num_classes) if label != stage.null_class]
@@ -86,20 +88,23 @@ class FromCondition(Source):
         self.needs_data = False
 
     def condition(self, batch: Mapping[str, Any] | None, rows: slice) -> Any:
-        """See the base class."""
-        if batch is not None:
-            return self.model.get_condition(batch)
-        if not self.given:
-            return None
-        values = [self.given[row % len(self.given)] for row in range(rows.start, rows.stop)]
-        if isinstance(values[0], str):
-            return self.model.condition_from_texts(values)
-        return self.model.condition_from_classes(torch.tensor(values, device=self.model.device))
+        """Return the condition, and the negative one of ``negative_text``; see the base class."""
+        data = () if batch is None else (batch,)
+        values = [self.given[row % len(self.given)] for row in range(rows.start, rows.stop)] if self.given else []
+        if not values:
+            cond = None if batch is None else self.model.get_condition(batch)
+        elif isinstance(values[0], str):
+            cond = self.model.condition_from_texts(values, *data)
+        else:
+            cond = self.model.condition_from_classes(torch.tensor(values, device=self.model.device), *data)
+        negative = self.request.negative_text
+        count = rows.stop - rows.start
+        return cond, None if negative is None else self.model.condition_from_texts([negative] * count, *data)
 
     def decode(self, cond: Any, x_T: Tensor, only: Tensor | None) -> Tensor:
         """See the base class."""
-        latent = self.model.sample(x_T, cond, self.request.sampler, guidance_scale=self.request.guidance)
-        return self.model.decode_first_stage(latent)
+        options = {"guidance_scale": self.request.guidance, "null": cond[1]}
+        return self.model.decode_first_stage(self.model.sample(x_T, cond[0], self.request.sampler, **options))
 
 
 class FromCodes(Source):
@@ -110,7 +115,7 @@ class FromCodes(Source):
     def __init__(self, model: HasUnits, request: Request) -> None:
         super().__init__(model, request)
         self.units = model.latent_unit
-        self.refuse("--text", "--class", "--guidance_scale")
+        self.refuse("--text", "--class", "--guidance_scale", "--negative_text")
 
     def condition(self, batch: Mapping[str, Any] | None, rows: slice) -> Tensor:
         """See the base class."""
@@ -135,7 +140,7 @@ class FromTexts(Source):
     def __init__(self, model: Editable, request: Request) -> None:
         super().__init__(model, request)
         self.units, self.needs_data = model.latent_unit, not request.texts
-        self.refuse("--class")
+        self.refuse("--class", "--negative_text")
         for strings in request.texts:
             if len(strings) != self.units:
                 raise UserError(

@@ -26,6 +26,7 @@ from ldm.lr_scheduler import with_schedule
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.diffusion.pictures import latent_diffusion_pictures
+from ldm.models.diffusion.sizes import DataSize, read_size
 from ldm.models.inputs import images_from_batch
 from ldm.models.options import InputOptions, LossOptions, ScheduleOptions, WeightOptions, group_options
 from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
@@ -37,10 +38,11 @@ from ldm.util import UserError
 logger = logging.getLogger(__name__)
 
 
-class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
+class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
     """A denoising network that predicts the noise, the clean image or the velocity at a random noise level."""
 
     cond_stage_key: str | None = None
+    concat_keys: Sequence[str] = ()  # entries of the batch that are concatenated to what is denoised
     picture_steps_and_eta = (200, 1.0)  # of DDIM in pictures, LDM's defaults of ddim_steps and ddim_eta
 
     def __init__(
@@ -67,9 +69,10 @@ class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
             ConfigError: an option is unknown or has an unknown value.
         """
         super().__init__()
-        schedule, self.loss_options, self.input_options, weights = group_options(
+        schedule, self.loss_options, self.input_options, self.weight_options = group_options(
             options, ScheduleOptions, LossOptions, InputOptions, WeightOptions
         )
+        weights = self.weight_options
         self.learning_rate = 1e-4
         self.scheduler_config = scheduler_config
         self._sampler = None if sampler is None else build_sampler(sampler)
@@ -77,6 +80,7 @@ class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
         self._trained: list[str] = []
         self._started_from: tuple[str, tuple[str, ...]] | None = None  # checkpoint and keys to ignore
         self.model = DiffusionWrapper(unet_config, conditioning_key)
+        self.register_load_state_dict_pre_hook(read_size)
         self.use_ema = weights.use_ema
         if self.use_ema:
             self.model_ema = LitEma(self.model, decay=weights.ema_decay)
@@ -90,18 +94,12 @@ class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
             self.logvar = nn.Parameter(logvar)
         else:
             self.register_buffer("logvar", logvar, persistent=False)
-        if weights.ckpt_path is not None:
-            self.init_from_ckpt(weights.ckpt_path, weights.ignore_keys, weights.load_only_unet)
+        self.start_from(weights.ckpt_path, weights.ignore_keys, weights.load_only_unet)
 
     @property
     def first_stage_key(self) -> str:
         """Entry of the batch that holds the images."""
         return self.input_options.first_stage_key
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what is denoised."""
-        return self.input_options.channels, self.input_options.image_size, self.input_options.image_size
 
     # Parts -------------------------------------------------------------------------------------------------------
 
@@ -155,15 +153,22 @@ class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
 
     # Weights -----------------------------------------------------------------------------------------------------
 
+    def start_from(self, path: str | None, ignore_keys: Sequence[str], only_unet: bool) -> None:
+        """Load the initial weights, if any, and restart the average where ``WeightOptions`` ask for it."""
+        if path is not None:
+            self.init_from_ckpt(path, ignore_keys, only_unet)
+        if self.use_ema and self.weight_options.reset_ema:
+            self.model_ema.restart(self.model)
+        if self.use_ema and self.weight_options.reset_num_ema_updates:
+            self.model_ema.num_updates.zero_()
+
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> set[str]:
         """Load weights from ``path`` and return the names of those that were loaded; see ``load_into``."""
         self._started_from = None if only_unet else (path, tuple(ignore_keys))
         if only_unet:
             loaded = load_into(self.model, path, ignore_keys, transform=self.network_state, parts=("model.", ""))
         else:
-            loaded = load_into(
-                self, path, ignore_keys, transform=self._without_foreign_average, ignored_buffers=self.schedule_names
-            )
+            loaded = load_into(self, path, ignore_keys, transform=self.model_state, ignored_buffers=self.schedule_names)
         self.on_weights_loaded(loaded)
         if self.use_ema and f"{EMA_PREFIX}num_updates" not in loaded:
             self.model_ema.restart(self.model)  # an average of weights that were replaced has no meaning
@@ -176,8 +181,8 @@ class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
         """Return the network's entries of a checkpoint's state dict."""
         return strip_prefix(state, "model.") or state
 
-    def _without_foreign_average(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return ``state`` without its average, unless it averages exactly the weights that this model averages."""
+    def model_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Return a checkpoint's state dict without its average, unless that averages exactly this model's weights."""
         average = {key for key in state if key.startswith(EMA_PREFIX)}
         if average <= {f"{EMA_PREFIX}decay", f"{EMA_PREFIX}num_updates"}:  # Stable Diffusion's files without weights
             return {key: value for key, value in state.items() if key not in average}
@@ -195,7 +200,8 @@ class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
 
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
         """Return what is denoised, (B, C, H, W)."""
-        return images_from_batch(batch, self.first_stage_key)
+        images = images_from_batch(batch, self.first_stage_key)
+        return self.checked(images, images)
 
     def get_condition(self, batch: Mapping[str, Any]) -> Condition | None:
         """Return the condition of a batch; ``None`` for an unconditional model."""
@@ -383,10 +389,10 @@ class DDPM(ScriptMethods, DiffusionProcess, pl.LightningModule):
 
     @torch.no_grad()
     def log_images(
-        self, batch: Mapping[str, Any], split: str = "train", **options: Any
+        self, batch: Mapping[str, Any], split: str = "train", use_ema_scope: bool = True, **options: Any
     ) -> dict[str, Tensor | CaptionedGrid]:
-        """Return pictures by name, of the averaged weights; ``options`` are those of :meth:`draw_pictures`."""
-        with self.ema_scope():
+        """Return pictures by name, by default of the averaged weights; ``options`` are those of ``draw_pictures``."""
+        with self.ema_scope() if use_ema_scope else contextlib.nullcontext():
             return self.draw_pictures(batch, **sampling_options(options, *self.picture_steps_and_eta))
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.nn.functional as F
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ldm.diffusion.conditions import Condition, TensorCondition, as_condition
+from ldm.diffusion.conditions import Condition, ListCondition, TensorCondition, as_condition
 from ldm.models.contracts import ClassStage, ConditionStage, HasRepresentation, LabelStage, require
 from ldm.models.diffusion.base import DDPM
-from ldm.models.inputs import batch_value, images_from_batch
+from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
 from ldm.modules.encoders.base import ConditionStageBase
 from ldm.modules.encoders.labels import class_labels
 from ldm.util import ConfigError, UserError, instantiate_from_config
@@ -39,6 +40,8 @@ class LatentDiffusion(DDPM):
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         clip_denoised: bool = False,
+        force_null_conditioning: bool = False,
+        ucg_training: Mapping[str, Any] | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         load_only_unet: bool = False,
@@ -57,14 +60,19 @@ class LatentDiffusion(DDPM):
             cond_stage_forward: name of the condition stage's method, if not ``encode`` or ``forward``.
             scale_factor: factor of the latent.
             scale_by_std: set ``scale_factor`` to 1 / std of the first training batch, unless a checkpoint holds it.
+            force_null_conditioning: keep ``conditioning_key``, but do not use the condition stage: the condition comes
+                from a subclass.
+            ucg_training: Stable Diffusion's form of ``cond_drop_prob``: {cond_stage_key: {p: probability, val: ""}}.
             clip_denoised: clamp x0 estimates to [-1, 1] while sampling by DDPM; latents are not bounded.
             ckpt_path: see ``WeightOptions``, as ``ignore_keys`` and ``load_only_unet``.
             **kwargs: see ``DDPM``.
         """
-        if cond_stage_config == "__is_unconditional__":
+        keeps_key = force_null_conditioning or type(self).complete_condition is not LatentDiffusion.complete_condition
+        if cond_stage_config == "__is_unconditional__" and not keeps_key:
             conditioning_key = None
         elif conditioning_key is None:
             conditioning_key = "concat" if concat_mode else "crossattn"
+        kwargs |= _drop_probability(ucg_training, cond_stage_key)
         super().__init__(conditioning_key=conditioning_key, clip_denoised=clip_denoised, **kwargs)
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
         self.cond_stage_forward, self.scale_by_std = cond_stage_forward, scale_by_std
@@ -77,14 +85,35 @@ class LatentDiffusion(DDPM):
             self.add_trained("cond_stage_model", stage)
         else:
             self.add_frozen("cond_stage_model", stage)
-        self._encode_condition = self._condition_method(stage)
+        self._encode_condition = None if force_null_conditioning else self._condition_method(stage)
+        self._check_condition()
         self._compare_widths(kwargs["unet_config"], stage)
-        has_condition = stage is not None or type(self).get_condition is not LatentDiffusion.get_condition
+        self._empty: Tensor | None = None
+        self.build_parts()
+        self.start_from(ckpt_path, ignore_keys, load_only_unet)
+
+    def build_parts(self) -> None:
+        """Attach further parts of a subclass, before weights are loaded."""
+
+    def _check_condition(self) -> None:
+        """Raise a ``ConfigError`` for options that the condition does not fit."""
+        has_condition = self._encode_condition is not None
+        if type(self).get_condition is not LatentDiffusion.get_condition:  # a method with a condition of its own
+            return
         if self.loss_options.cond_drop_prob and not has_condition:
             raise ConfigError("model.params.cond_drop_prob: expected a model with a condition. Remove the key")
-        self._empty: Tensor | None = None
-        if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
+        if self.model.attends and not has_condition:
+            raise ConfigError(
+                f"model.params.conditioning_key: expected a condition stage for {self.model.conditioning_key!r}, got "
+                "none. Set cond_stage_config, or conditioning_key: concat"
+            )
+        channels, total = self.input_options.channels, self.model.in_channels
+        least = channels * 2 if self.cond_stage_model is self.first_stage_model else channels + 1
+        if self.model.concatenates and total is not None and total < least:
+            raise ConfigError(
+                f"model.params.unet_config.params.in_channels: expected at least {least}, because conditions are "
+                f"concatenated to the {channels} channels of what is denoised, got {total}. Make them match"
+            )
 
     def _schedule_condition(self, num_levels: int) -> None:
         """Prepare the time steps at which conditions are noised, if they are."""
@@ -160,13 +189,7 @@ class LatentDiffusion(DDPM):
         """Return the scaled latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]."""
         encoded = self.first_stage_model.encode(x)
         z = encoded if isinstance(encoded, Tensor) else encoded.sample()
-        if z.shape[1:] != self.latent_shape:
-            channels, size, _ = self.latent_shape
-            raise UserError(
-                f"model.params: expected latents of {channels} x {size} x {size} (channels, image_size), got "
-                f"{tuple(z.shape[1:])} for images of {x.shape[-2]} x {x.shape[-1]} pixels. Make them match"
-            )
-        return self.scale_factor * z
+        return self.scale_factor * self.checked(z, x)
 
     def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
         """Return images (B, 3, H, W) of scaled latents (B, C, h, w); gradients pass."""
@@ -189,11 +212,26 @@ class LatentDiffusion(DDPM):
     # Conditions --------------------------------------------------------------------------------------------------
 
     def get_condition(self, batch: Mapping[str, Any]) -> Condition | None:
-        """Return what the condition stage makes of a batch; ``None`` without one."""
+        """Return what the condition stage makes of a batch, completed; ``None`` for an unconditional model."""
         if self._encode_condition is None:
-            return None
+            return self.complete_condition(None, batch)
         self.check_labels(batch)
-        return self._condition(self._encode_condition(self._stage_input(batch)))
+        value = self._stage_input(batch)
+        return self.complete_condition(self._condition(self._encode_condition(value), _is_texts(value)), batch)
+
+    def complete_condition(self, cond: Condition | None, batch: Mapping[str, Any]) -> Condition | None:
+        """Add entries of a batch to what the condition stage returned.
+
+        Of a model that concatenates, the batch's ``mask`` takes the channels that are left: LDM's inpainting, where it
+        is 1 in the part to fill and -1 outside.
+        """
+        if not isinstance(cond, TensorCondition) or self.model.conditioning_key != "concat" or "mask" not in batch:
+            return cond
+        if (self.model.in_channels or 0) <= self.input_options.channels + cond.value.shape[1]:
+            return cond
+        self.concat_keys = ("mask",)
+        mask = F.interpolate(mask_from_batch(batch, "mask", lowest=-1.0), cond.value.shape[-2:])
+        return ListCondition((cond, TensorCondition(mask)))
 
     def check_labels(self, batch: Mapping[str, Any]) -> None:
         """Raise a ``UserError`` for class labels that the model does not have."""
@@ -210,17 +248,30 @@ class LatentDiffusion(DDPM):
             self.check_labels(batch)
         return batch
 
-    def condition_from_texts(self, texts: Sequence[str]) -> Condition:
-        """Return the condition of one text per sample.
+    def condition_from_texts(self, texts: Sequence[str], batch: Mapping[str, Any] | None = None) -> Condition | None:
+        """Return the condition of one text per sample; ``batch`` contains the maps of models that take some.
 
         Raises:
             UserError: the condition stage does not take texts.
         """
-        require(self.cond_stage_model, ConditionStage, "sampling from texts")
-        return self._condition(self.cond_stage_model.encode_texts(texts))
+        return self.complete_condition(self._condition(self._encode_texts(texts), is_text=True), batch or {})
 
-    def condition_from_classes(self, labels: Tensor) -> Condition:
-        """Return the condition of one class per sample, (B,) int64.
+    def _encode_texts(self, texts: Sequence[str]) -> Any:
+        """Return the condition stage's output for texts; a stage without a contract of this package is tried."""
+        stage = self.cond_stage_model
+        if isinstance(stage, ConditionStage) and stage.takes_texts:
+            return stage.encode_texts(texts)
+        try:
+            encoded = self._encode_condition(list(texts))
+            return encoded if isinstance(encoded, Mapping) else encoded.unflatten(0, (len(texts),))
+        except Exception as error:
+            raise UserError(
+                "sampling from texts: expected a condition stage that encodes a list of texts as a tensor (B, S, D), "
+                f"got {type(stage).__name__} ({type(error).__name__}: {error})"
+            ) from error
+
+    def condition_from_classes(self, labels: Tensor, batch: Mapping[str, Any] | None = None) -> Condition | None:
+        """Return the condition of one class per sample, (B,) int64; for ``batch`` see ``condition_from_texts``.
 
         Raises:
             UserError: the condition stage does not take classes, or has no class of that number.
@@ -229,25 +280,31 @@ class LatentDiffusion(DDPM):
         count = self.cond_stage_model.num_classes
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < count:
             raise UserError(f"class: expected 0 to {count - 1}, got {labels.tolist()}")
-        return self._condition(self.cond_stage_model.encode_classes(labels.to(self.device)))
+        encoded = self.cond_stage_model.encode_classes(labels.to(self.device))
+        return self.complete_condition(self._condition(encoded), batch or {})
 
-    def _condition(self, encoded: Any) -> Condition:
+    def _condition(self, encoded: Any, is_text: bool = False) -> Condition | None:
         """Wrap the condition stage's output; a distribution gives its mode."""
         if not isinstance(encoded, (Tensor, Condition, list, tuple, Mapping)):
             encoded = encoded.mode()
+        has_empty = self._has_empty() or (is_text and isinstance(encoded, Tensor))
+        return as_condition(encoded, self._unconditional if has_empty else None)
+
+    def _has_empty(self) -> bool:
+        """Return whether the stage implements ``unconditional``."""
         stage = self.cond_stage_model
-        has_empty = (isinstance(stage, ConditionStage) and stage.takes_texts) or (
+        return (isinstance(stage, ConditionStage) and stage.takes_texts) or (
             isinstance(stage, ClassStage) and stage.takes_classes
         )
-        return as_condition(encoded, self._unconditional if has_empty else None)
 
     def _unconditional(self) -> Tensor:
         """Return the stage's value without a condition, (1, ...); that of a frozen stage is computed once."""
-        if self.cond_stage_trainable:
-            return self.cond_stage_model.unconditional(1)
-        if self._empty is None or self._empty.device != self.device:
-            self._empty = self.cond_stage_model.unconditional(1)
-        return self._empty
+        if self._empty is not None and self._empty.device == self.device:
+            return self._empty
+        empty = self.cond_stage_model.unconditional(1) if self._has_empty() else self._encode_condition([""])
+        if not self.cond_stage_trainable:
+            self._empty = empty
+        return empty
 
     def _stage_input(self, batch: Mapping[str, Any]) -> Any:
         """Return the input of the condition stage: images as (B, C, H, W) float, other entries unchanged."""
@@ -286,6 +343,21 @@ class LatentDiffusion(DDPM):
         """Return the representation of the batch; callbacks write and score it."""
         require(self, HasRepresentation, "test")
         return self.encode_representation(batch)
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
+
+
+def _drop_probability(ucg_training: Mapping[str, Any] | None, key: str) -> dict[str, float]:
+    """Return ``cond_drop_prob`` of Stable Diffusion's option, if set; ``key`` is the condition's entry of the batch."""
+    probability = (ucg_training or {}).get(key, {}).get("p", 0.0)
+    if ucg_training and ucg_training not in ({key: {"p": probability, "val": value}} for value in ("", None)):
+        raise ConfigError(
+            f"model.params.ucg_training: expected {{{key}: {{p: probability, val: ''}}}}, got {dict(ucg_training)}. "
+            "Other entries and values cannot be dropped: remove the key, or use cond_drop_prob"
+        )
+    return {"cond_drop_prob": float(probability)} if ucg_training else {}
 
 
 def has_test_pass(model: pl.LightningModule) -> bool:

@@ -49,6 +49,8 @@ def latent_diffusion_pictures(
     plot_diffusion_rows: bool = True,
     plot_denoise_rows: bool = False,
     plot_progressive_rows: bool = True,
+    unconditional_guidance_scale: float = 1.0,
+    unconditional_guidance_label: Sequence[str] | str | None = None,
     return_keys: Sequence[str] | None = None,
     **elsewhere: Any,
 ) -> Pictures:
@@ -66,6 +68,8 @@ def latent_diffusion_pictures(
         plot_diffusion_rows: the forward process.
         plot_denoise_rows: x0 estimates along the way.
         plot_progressive_rows: noisy states along the way.
+        unconditional_guidance_scale: above 1, also samples with classifier-free guidance of this scale.
+        unconditional_guidance_label: one negative text for the guidance; by default no condition.
         return_keys: only pictures of these names; all if none of them exists.
         **elsewhere: options of other models of the family, which are ignored.
 
@@ -99,6 +103,12 @@ def latent_diffusion_pictures(
     if inpaint and chosen.takes_hooks:
         pictures |= _inpainting(model, z, cond, chosen)
     pictures |= _conditioning(model, batch, images, pictures["samples"])
+    if unconditional_guidance_scale > 1 and cond is not None:
+        label = unconditional_guidance_label or ""
+        words = ([label] if isinstance(label, str) else [*label]) * len(z)
+        null = model.condition_from_texts(words, batch) if any(words) else None
+        latent = model.sample(noise, cond, chosen, guidance_scale=unconditional_guidance_scale, null=null)
+        pictures[f"samples_cfg_scale_{unconditional_guidance_scale:.2f}"] = model.decode_first_stage(latent)
     return chosen_pictures(pictures, return_keys)
 
 
@@ -123,21 +133,23 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 def _conditioning(model: Any, batch: Mapping[str, Any], images: Tensor, samples: Tensor) -> Pictures:
-    """Return the condition where it is an image, else images and samples beside its words or label."""
+    """Return concatenated maps, and the condition where it is an image, else images and samples beside its words."""
     key = model.cond_stage_key
+    maps = {f"concat_{name}": images_from_batch(batch, name) for name in model.concat_keys}
+    pictures: Pictures = {name: shown.expand(-1, 3, -1, -1) for name, shown in maps.items() if shown.shape[1] in (1, 3)}
     if model.model.conditioning_key is None or key in (None, model.first_stage_key) or key not in batch:
-        return {}
+        return pictures
     value = batch[key]
     if isinstance(value, Tensor) and value.ndim == 4:
         shown = images_from_batch(batch, key)
-        return {"conditioning": shown.expand(-1, 3, -1, -1)} if shown.shape[1] in (1, 3) else {}
+        return pictures | ({"conditioning": shown.expand(-1, 3, -1, -1)} if shown.shape[1] in (1, 3) else {})
     if isinstance(value, Tensor) and value.ndim > 1:
-        return {}
+        return pictures
     words = batch.get("human_label", value)
     words = words.tolist() if isinstance(words, Tensor) else words
     rows = [", ".join(word) if isinstance(word, (list, tuple)) else str(word) for word in words]
     pairs = torch.stack([images, samples], dim=1).flatten(0, 1)  # (2 n, 3, H, W)
-    return {"conditioning": CaptionedGrid(pairs, rows, ["image", "sample"])}
+    return pictures | {"conditioning": CaptionedGrid(pairs, rows, ["image", "sample"])}
 
 
 def _inpainting(model: Any, z: Tensor, cond: Any, sampler: Sampler) -> Pictures:

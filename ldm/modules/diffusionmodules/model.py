@@ -26,14 +26,15 @@ GROUP_NORM_EPS = 1e-6
 class AutoencoderShape:
     """The ``ddconfig`` of an autoencoder, shared by its encoder and its decoder.
 
-    ``resolution`` is the size of the image in pixels. With ``patch_size`` p the image is first folded into patches
-    (pixel-unshuffle), so that the networks work at ``resolution / p`` and the latent has
-    ``resolution / p / 2**(len(ch_mult) - 1)`` rows; ``attn_resolutions`` are sizes of feature maps after the folding.
+    Images may have any height and width that :attr:`factor` divides. ``resolution`` places attention only, as in LDM: a
+    level has it where its feature map, for images of ``resolution`` pixels, has a height or width in
+    ``attn_resolutions``. With ``patch_size`` p the image is first folded into patches (pixel-unshuffle), so that the
+    networks work at 1 / p of its size.
     """
 
     ch: int  # base width
     out_ch: int  # channels of the decoder's output
-    resolution: int  # image height and width, pixels
+    resolution: int | Sequence[int]  # height and width, or [height, width], for which attention is placed, pixels
     in_channels: int  # channels of the encoder's input
     z_channels: int  # latent channels
     num_res_blocks: int  # per level in the encoder; the decoder has one more
@@ -47,12 +48,12 @@ class AutoencoderShape:
     patch_size: int = 1  # side of the patches folded into channels; 1 disables the folding
 
     def __post_init__(self) -> None:
-        factor = self.patch_size * 2 ** (len(self.ch_mult) - 1)
-        if self.patch_size < 1 or self.resolution % factor:
+        if self.patch_size < 1:
+            raise ConfigError(f"ddconfig.patch_size: expected at least 1, got {self.patch_size}.")
+        if len(self.sides) > 2 or not all(isinstance(side, int) and side >= self.factor for side in self.sides):
             raise ConfigError(
-                f"ddconfig.resolution: expected a multiple of {factor} (patch_size {self.patch_size} times 2 for each "
-                f"of the {len(self.ch_mult) - 1} downsamplings), got {self.resolution}. Change ddconfig.resolution, "
-                "ddconfig.patch_size or ddconfig.ch_mult."
+                f"ddconfig.resolution: expected a number or [height, width], at least {self.factor} pixels, got "
+                f"{self.resolution!r}."
             )
 
     @classmethod
@@ -60,10 +61,24 @@ class AutoencoderShape:
         """Read a config's section; see :func:`build_dataclass` and :func:`translate_ddconfig` for the errors."""
         return build_dataclass(cls, translate_ddconfig(ddconfig, [field.name for field in fields(cls)]), "ddconfig")
 
-    def has_attention(self, level: int) -> bool:
-        """Return whether each block of a level is followed by attention; level 0 is the finest."""
-        resolution = self.resolution // self.patch_size // 2**level
-        return self.attn_type != "none" and resolution in self.attn_resolutions
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The numbers of ``resolution``."""
+        return tuple(self.resolution) if isinstance(self.resolution, Sequence) else (self.resolution,)
+
+    @property
+    def factor(self) -> int:
+        """Height of an image over that of its latent: ``patch_size``, times 2 for each downsampling."""
+        return self.patch_size * 2 ** (len(self.ch_mult) - 1)
+
+    def has_attention(self, level: int, is_decoder: bool = False) -> bool:
+        """Return whether each block of a level is followed by attention; level 0 is the finest.
+
+        The decoder counts from the latent's size, which differs where :attr:`factor` does not divide ``resolution``.
+        """
+        finest = [side // self.factor * 2 ** (len(self.ch_mult) - 1) for side in self.sides] if is_decoder else None
+        sizes = {side // 2**level for side in finest or (side // self.patch_size for side in self.sides)}
+        return self.attn_type != "none" and not sizes.isdisjoint(self.attn_resolutions)
 
 
 def swish(x: Tensor) -> Tensor:
@@ -145,7 +160,7 @@ class _Level(nn.Module):
         pairs = list(zip(widths[:-1], widths[1:]))
         self.block = nn.ModuleList(ResnetBlock(before, after, shape.dropout) for before, after in pairs)
         self.attn = nn.ModuleList()
-        if shape.has_attention(level):
+        if shape.has_attention(level, is_decoder=name == "upsample"):
             self.attn.extend(AttnBlock(after) for _, after in pairs)
         self.resample_name = name  # downsample or upsample, as in LDM's checkpoints
         self.add_module(name, resample(widths[-1], shape.resamp_with_conv))

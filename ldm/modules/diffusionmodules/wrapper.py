@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.util import ConfigError, instantiate_from_config
+from ldm.modules.diffusionmodules.openaimodel import UNetConfig
+from ldm.util import ConfigError, UserError, instantiate_from_config
 
-CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm")
+CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm", "hybrid-adm", "crossattn-adm")
 
 
 class DiffusionWrapper(nn.Module):
@@ -22,7 +23,8 @@ class DiffusionWrapper(nn.Module):
         Args:
             diff_model_config: ``{target, params}`` of the network.
             conditioning_key: None; ``concat``: concatenate to the channels; ``crossattn``: pass as context; ``hybrid``:
-                both; ``adm``: pass as ``y``, one class label or float vector per sample.
+                both; ``adm``: pass as ``y``, one class label or float vector per sample; ``crossattn-adm`` and
+                ``hybrid-adm``: ``y`` as well.
 
         Raises:
             ConfigError: ``conditioning_key`` is unknown.
@@ -33,6 +35,38 @@ class DiffusionWrapper(nn.Module):
             raise ConfigError(f"model.params.conditioning_key: expected one of {known}, got {conditioning_key!r}.")
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
+        config = vars(self.diffusion_model).get("config")  # of networks of this package
+        is_known = isinstance(config, UNetConfig)
+        self.in_channels = config.in_channels if is_known else None  # those of conditions included
+        self.factor = 2 ** (len(config.channel_mult) - 1) if is_known else 1  # divides height and width of the input
+
+    @property
+    def concatenates(self) -> bool:
+        """Whether conditions are concatenated to the channels."""
+        return self.conditioning_key in ("concat", "hybrid", "hybrid-adm")
+
+    @property
+    def attends(self) -> bool:
+        """Whether conditions are passed as context."""
+        return self.conditioning_key in ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")
+
+    def check_size(self, size: Sequence[int], pixels: Sequence[int] | None = None) -> None:
+        """Raise a ``UserError`` if the network cannot halve an input of this size as often as it has to.
+
+        Args:
+            size: height and width of the input.
+            pixels: height and width of its image, for the message.
+        """
+        if any(side % self.factor for side in size):
+            shown, rate = " x ".join(map(str, size)), "times the first stage's downsampling"
+            if pixels is not None:
+                shown += f" for images of {pixels[0]} x {pixels[1]} pixels"
+                rate = f"x {pixels[0] // size[0]} = {self.factor * (pixels[0] // size[0])}"
+            raise UserError(
+                f"U-Net: expected an input whose height and width are multiples of {self.factor} (2 for each "
+                f"downsampling of unet_config.params.channel_mult), got {shown}. Use images whose height and width are "
+                f"multiples of {self.factor} {rate}"
+            )
 
     @property
     def num_classes(self) -> int | None:
@@ -41,7 +75,13 @@ class DiffusionWrapper(nn.Module):
         return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 
     def forward(
-        self, x: Tensor, t: Tensor, c_concat: Sequence[Tensor] = (), c_crossattn: Sequence[Tensor] = (), **kwargs: Any
+        self,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Sequence[Tensor] = (),
+        c_crossattn: Sequence[Tensor] = (),
+        c_adm: Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Run the network.
 
@@ -50,15 +90,37 @@ class DiffusionWrapper(nn.Module):
             t: (B,) int64 time steps.
             c_concat: (B, c, H, W) conditions to concatenate.
             c_crossattn: (B, S, width) conditions for cross-attention, or for ``adm`` (B,) labels or (B, D) vectors.
+            c_adm: (B,) labels or (B, D) vectors, for ``crossattn-adm`` and ``hybrid-adm``.
             **kwargs: further arguments of the network.
 
         Returns:
             Output of the network, usually (B, C, H, W).
         """
-        if self.conditioning_key in ("concat", "hybrid"):
-            x = torch.cat([x, *c_concat], dim=1)
-        if self.conditioning_key in ("crossattn", "hybrid"):
+        self.check_size(x.shape[2:])
+        if self.concatenates:
+            x = self._concatenated(x, c_concat)
+        if self.attends:
             kwargs["context"] = torch.cat(list(c_crossattn), dim=1)
         elif self.conditioning_key == "adm":
             kwargs["y"] = c_crossattn[0]
+        if c_adm is not None:
+            kwargs["y"] = c_adm
         return self.diffusion_model(x, t, **kwargs)
+
+    def _concatenated(self, x: Tensor, maps: Sequence[Tensor]) -> Tensor:
+        """Return x (B, C, H, W) and maps (B, c, H, W) along the channels."""
+        for part in maps:
+            if part.shape[2:] != x.shape[2:]:
+                raise UserError(
+                    f"conditioning_key {self.conditioning_key}: expected conditions of the input's size "
+                    f"{tuple(x.shape[2:])}, got {tuple(part.shape[2:])}. Let the data set deliver them in that size, "
+                    "or resize them (cond_stage_config: ldm.modules.encoders.modules.SpatialRescaler)"
+                )
+        counts = [part.shape[1] for part in (x, *maps)]
+        if self.in_channels not in (None, sum(counts)):
+            raise UserError(
+                f"conditioning_key {self.conditioning_key}: expected {self.in_channels} channels "
+                f"(unet_config.params.in_channels), got {sum(counts)} ({' + '.join(map(str, counts))}: the input, then "
+                "its conditions). Make them match; inpainting takes channels that are left from batch['mask']"
+            )
+        return torch.cat([x, *maps], dim=1)

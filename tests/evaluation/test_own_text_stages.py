@@ -1,0 +1,172 @@
+"""Texts for a condition stage without a base class or contract of the package: sampling, guidance, dropout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from condition_parts import TEXTS, TRAINING, OwnWords, batch, data, diffusion
+from golden_recipe import fill
+from script_modules import load_script
+from stand_ins import TINY_UNET, vq_config
+from torch import nn
+
+import main as front_door
+from ldm.config.loading import Config
+from ldm.diffusion.samplers import DDIMSampler
+from ldm.evaluation.sampling.job import SamplingJob
+from ldm.evaluation.sampling.request import Request
+from ldm.runs.load import LoadedRun
+from ldm.util import ConfigError, UserError, instantiate_from_config
+
+WORDS = {"conditioning_key": "crossattn", "cond_stage_key": "txt"}
+DDIM = DDIMSampler(2)
+
+
+class Called(OwnWords):
+    """A stage without ``encode``, as ``forward`` alone."""
+
+    encode = None
+
+    def forward(self, texts):
+        return OwnWords.encode(self, texts)
+
+
+class Named(nn.Module):
+    """A stage with a method of another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = OwnWords()
+
+    def read(self, texts):
+        return self.words.encode(texts)
+
+
+class Uneven(nn.Module):
+    """A stage that does not pad its texts."""
+
+    def encode(self, texts):
+        return torch.ones(len(texts), max(len(text) for text in texts), 8)
+
+
+def build(stage="condition_parts.OwnWords", **params):
+    torch.manual_seed(0)
+    options = {**WORDS, "cond_stage_config": {"target": stage}, **params}
+    model = instantiate_from_config(diffusion(unet=TEXTS, use_ema=False, **options)).eval()
+    fill(model.model.diffusion_model)
+    return model
+
+
+def job(model, **options):
+    run = LoadedRun(model, config=Config({}), checkpoint=None, folder=None)
+    return SamplingJob(run, Request(**{"count": 2, "batch_size": 2, "sampler": DDIM, **options}))
+
+
+def noise():
+    torch.manual_seed(23)
+    return torch.randn(2, 4, 8, 8)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("stage", "options"),
+    [
+        ("condition_parts.OwnWords", {}),
+        ("condition_parts.OwnWords", {"cond_stage_trainable": True}),
+        ("test_own_text_stages.Called", {}),
+        ("test_own_text_stages.Named", {"cond_stage_forward": "read"}),
+    ],
+)
+def test_guidance_is_relative_to_the_empty_text(stage, options):
+    model = build(stage, **options)
+    read = OwnWords().encode
+    found = job(model, texts=(("a hill",),), guidance=3.0, size=None).samples()
+    latent = model.sample(noise(), read(["a hill"] * 2), DDIM, guidance_scale=3.0, null=read([""] * 2))
+    torch.testing.assert_close(found, model.decode_first_stage(latent).clamp(-1, 1))
+    negative = job(model, texts=(("a hill",),), guidance=3.0, negative_text="a cube").samples()
+    latent = model.sample(noise(), read(["a hill"] * 2), DDIM, guidance_scale=3.0, null=read(["a cube"] * 2))
+    torch.testing.assert_close(negative, model.decode_first_stage(latent).clamp(-1, 1))
+    assert (negative - found).abs().max() > 1e-4
+
+
+def test_dropped_texts_are_empty_in_training():
+    model = build(cond_drop_prob=1.0).train()
+    cond = model.condition_at(batch(), torch.zeros(2, dtype=torch.long))
+    assert torch.equal(cond.value, OwnWords().encode(["", ""]))
+    loss, _, _ = model.shared_step(batch())
+    assert torch.isfinite(loss)
+    assert torch.equal(model.eval().condition_at(batch(), torch.zeros(2)).value, OwnWords().encode(batch()["txt"]))
+
+
+def test_texts_of_different_lengths_are_named():
+    model = build("test_own_text_stages.Uneven")
+    with pytest.raises(UserError, match=r"empty condition of shape \(6, 8\), .* got \(0, 8\)"):
+        job(model, texts=(("a hill",),), guidance=2.0).samples()
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        {"target": "torch.nn.Identity"},
+        {"target": "torch.nn.Flatten"},
+        {"target": "ldm.modules.encoders.modules.SpatialRescaler"},
+        {"target": "ldm.modules.encoders.modules.ClassEmbedder", "params": {"embed_dim": 8, "key": "class_label"}},
+        "__is_first_stage__",
+    ],
+)
+def test_stages_that_do_not_take_texts_are_named(stage):
+    model = instantiate_from_config(diffusion(unet=TEXTS, **WORDS, cond_stage_config=stage))
+    with pytest.raises(UserError, match="sampling from texts: expected a condition stage that encodes a list of texts"):
+        job(model, texts=(("a hill",),))
+
+
+def test_a_negative_text_needs_guidance_and_a_model_of_texts():
+    with pytest.raises(ConfigError, match="--negative_text: expected a --guidance_scale other than 1"):
+        Request(negative_text="a cube")
+    plain = instantiate_from_config(diffusion())
+    with pytest.raises(UserError, match="--guidance_scale"):
+        job(plain, negative_text="a cube", guidance=2.0)
+
+
+def test_from_training_to_samples(tmp_path, capsys):
+    model = diffusion(unet=TEXTS, **WORDS, cond_stage_config={"target": "condition_parts.OwnWords"}, cond_drop_prob=0.5)
+    config = {"model": model, "data": data(size=(32, 48)), "lightning": TRAINING}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert front_door.main(["--base", str(tmp_path / "c.yaml"), "-t", "--no-test", "-l", str(tmp_path / "logs")]) == 0
+    script, run = load_script("sample_diffusion"), next((tmp_path / "logs").iterdir())
+    words = ["-r", str(run), "-c", "2", "--device", "cpu", "--n_per_text", "2"]
+    capsys.readouterr()
+    texts = ["--text", "a hill", "--text", "a cube", "--guidance_scale", "2", "--negative_text", "blurred"]
+    assert script.main([*words, *texts]) == 0, capsys.readouterr().err
+    found = next(line for line in capsys.readouterr().out.splitlines() if line.endswith(".npz"))
+    assert np.load(found)["arr_0"].shape == (4, 32, 48, 3)
+    assert script.main(words) == 1
+    assert "--n_per_text: expected --text" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_units_of_texts_sample_images_that_are_not_square():
+    unet = {**TINY_UNET, "latent_unit": 6, "repre_emb_channels": 16, "seprate_decoder": True, "orth_emb": True}
+    model = instantiate_from_config(
+        {
+            "target": "ldm.models.diffusion.methods.clip_disdiff.model.CLIPDisDiff",
+            "params": {
+                "image_size": [8, 12],
+                "channels": 4,
+                "timesteps": 10,
+                "first_stage_config": vq_config(),
+                "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel", "params": unet},
+                "cond_stage_config": {
+                    "text_encoder": {"target": "stand_ins.HashedText"},
+                    "image_encoder": {"target": "stand_ins.LinearImage"},
+                },
+            },
+        }
+    ).eval()
+    texts = (("red floor", "", "", "", "cube", ""),)
+    assert job(model, texts=texts).samples().shape == (2, 3, 32, 48)
+    assert job(model, texts=texts, size=(48, 32)).samples().shape == (2, 3, 48, 32)
+    swaps = job(model, texts=texts, swap=True, unit=0).swaps()
+    assert swaps.images.shape == (4, 3, 32, 48)

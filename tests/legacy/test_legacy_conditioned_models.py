@@ -1,0 +1,248 @@
+"""Inpainting of latent-diffusion, and Stable Diffusion's models that differ by their condition."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from condition_parts import TEXTS, TRAINING, batch, data, diffusion, first_stage
+from script_modules import load_script
+
+import main as front_door
+from ldm.diffusion.samplers import DDIMSampler
+from ldm.diffusion.schedule import make_beta_schedule
+from ldm.models.diffusion.ddpm import LatentDiffusion, LatentInpaintDiffusion
+from ldm.util import ConfigError, UserError, instantiate_from_config
+
+WORDS = {"cond_stage_key": "txt", "cond_stage_config": {"target": "condition_parts.OwnWords"}}
+HYBRID = {"conditioning_key": "hybrid", **WORDS}
+LDM_INPAINTING = {"cond_stage_key": "masked_image", "cond_stage_config": "__is_first_stage__", "concat_mode": True}
+UPSCALING = "ldm.modules.diffusionmodules.upscaling"
+NOISED = {
+    "target": f"{UPSCALING}.ImageConcatWithNoiseAugmentation",
+    "params": {"noise_schedule_config": {"linear_start": 1e-4, "linear_end": 2e-2}, "max_noise_level": 350},
+}
+X4 = {"low_scale_key": "lr", "low_scale_config": NOISED, "conditioning_key": "hybrid-adm", **WORDS}
+VQ3 = {"channels": 3, "first_stage_config": first_stage("vq", channels=3)}
+CONFIGS = {
+    "ldm, KL 4+4+1": diffusion(unet={"in_channels": 9}, **LDM_INPAINTING),
+    "ldm, VQ 3+3+1": diffusion(unet={"in_channels": 7, "out_channels": 3}, **LDM_INPAINTING, **VQ3),
+    "inpainting": diffusion(
+        "LatentInpaintDiffusion", {"in_channels": 9, **TEXTS}, finetune_keys=None, c_concat_log_start=1, **HYBRID
+    ),
+    "inpainting without text": diffusion(
+        "LatentInpaintDiffusion", {"in_channels": 9}, conditioning_key="concat", use_ema=False
+    ),
+    "depth": diffusion(
+        "LatentDepth2ImageDiffusion",
+        {"in_channels": 5, **TEXTS},
+        depth_stage_config={"target": "ldm.modules.midas.api.MiDaSInference", "params": {"model_type": "dpt_hybrid"}},
+        **HYBRID,
+    ),
+    "upscaler": diffusion("LatentUpscaleDiffusion", {"in_channels": 7, "num_classes": 1000, **TEXTS}, **X4),
+    "upscaler, finetuned": diffusion("LatentUpscaleFinetuneDiffusion", {"in_channels": 7, **TEXTS}, **HYBRID),
+    "text and vector": diffusion(
+        unet={"num_classes": "sequential", "adm_in_channels": 3, **TEXTS},
+        conditioning_key="crossattn-adm",
+        cond_stage_key="txt",
+        cond_stage_config={"target": "condition_parts.WordsAndVector"},
+    ),
+}
+SHOWN = {
+    "ldm, KL 4+4+1": {"conditioning", "concat_mask"},
+    "inpainting": {"conditioning", "concat_mask", "concat_masked_image", "c_concat_decoded"},
+    "depth": {"conditioning", "concat_midas_in"},
+    "upscaler": {"conditioning", "concat_lr"},
+}
+
+
+def build(name, **params):
+    torch.manual_seed(0)
+    config = CONFIGS[name]
+    return instantiate_from_config({**config, "params": {**config["params"], **params}})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_steps_with_pictures_and_samples(name, tmp_path, capsys):
+    config = {"model": CONFIGS[name], "data": data(size=(32, 48)), "lightning": TRAINING}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    words = ["--base", str(tmp_path / "c.yaml"), "-l", str(tmp_path / "logs")]
+    assert front_door.main(words) == 0
+    assert front_door.main([*words, "-t", "--no-test"]) == 0, capsys.readouterr().err
+    run = next((tmp_path / "logs").iterdir())
+    drawn = {path.name.partition("_gs-")[0] for path in (run / "images" / "train").iterdir()}
+    assert {"inputs", "samples", *SHOWN.get(name, ())} <= drawn
+    script = load_script("sample_diffusion")
+    capsys.readouterr()
+    assert script.main(["-r", str(run), "-n", "3", "-c", "2", "--device", "cpu"]) == 0, capsys.readouterr().err
+    arrays = next(line for line in capsys.readouterr().out.splitlines() if line.endswith(".npz"))
+    assert np.load(Path(arrays))["arr_0"].shape == (3, 32, 48, 3)
+    text = ["--text", "a hill", "--guidance_scale", "3", "--negative_text", "a cube"]
+    code = script.main(["-r", str(run), "-n", "2", "-c", "2", "--device", "cpu", *text])
+    assert code == (0 if CONFIGS[name]["params"].get("cond_stage_key") == "txt" else 1), capsys.readouterr().err
+
+
+def test_the_mask_of_latent_diffusion_follows_the_masked_image():
+    model, given = build("ldm, KL 4+4+1").eval(), batch(size=(32, 48))
+    maps = torch.cat(model.get_condition(given).inputs("concat")["c_concat"], dim=1)
+    assert maps.shape == (2, 9 - 4, 8, 12)
+    masked = model.first_stage_model.encode(given["masked_image"].permute(0, 3, 1, 2)).mode()
+    assert torch.allclose(maps[:, :4], masked, atol=1e-5)
+    assert torch.equal(maps[0, 4], (torch.arange(8) < 4).float()[:, None].expand(8, 12))
+    as_bytes = {**given, "mask": (given["mask"] * 255).byte()}
+    as_bools = {**given, "mask": given["mask"][..., 0] > 0}
+    for other in (as_bytes, as_bools):  # latent-diffusion's masks are in [-1, 1]
+        mask = model.get_condition(other).inputs("concat")["c_concat"][1]
+        assert torch.equal(mask, 2 * maps[:, 4:] - 1)
+    dropped = model.get_condition(given).drop(torch.tensor([True, False])).inputs("concat")["c_concat"]
+    assert all(not part[0].any() and part[1].any() for part in dropped)
+
+
+def test_a_condition_that_does_not_fit_the_network_is_named():
+    with pytest.raises(ConfigError, match="in_channels: expected at least 8, .* the 4 channels .* got 4"):
+        instantiate_from_config(diffusion(unet={"in_channels": 4}, **LDM_INPAINTING))
+    model = instantiate_from_config(diffusion(unet={"in_channels": 10}, **LDM_INPAINTING))
+    with pytest.raises(UserError, match=r"expected 10 channels .* got 9 \(4 \+ 4 \+ 1"):
+        model.shared_step(batch())
+    model = instantiate_from_config(diffusion(unet={"in_channels": 9}, **LDM_INPAINTING))
+    with pytest.raises(UserError, match=r"expected 9 channels .* got 8 \(4 \+ 4.* batch\['mask'\]"):
+        model.shared_step({key: value for key, value in batch().items() if key != "mask"})
+    identity = {"cond_stage_key": "lr", "cond_stage_config": {"target": "torch.nn.Identity"}}
+    model = instantiate_from_config(diffusion(unet={"in_channels": 7}, **identity))
+    model.shared_step(batch())
+    with pytest.raises(UserError, match=r"size \(8, 8\), got \(16, 16\)"):
+        model.shared_step(batch(low=2))
+
+
+def test_stable_diffusion_inpainting_concatenates_mask_then_masked_latent():
+    model, given = build("inpainting", scale_factor=0.5).eval(), batch()
+    torch.manual_seed(1)
+    inputs = model.get_condition(given).inputs("hybrid")
+    mask, masked = inputs["c_concat"]
+    assert mask.shape == (2, 1, 8, 8) and set(mask.unique().tolist()) == {0.0, 1.0}
+    as_bytes = model.get_condition({**given, "mask": (given["mask"] * 255).byte()}).inputs("hybrid")["c_concat"][0]
+    assert torch.equal(as_bytes, mask)
+    torch.manual_seed(1)
+    encoded = 0.5 * model.first_stage_model.encode(given["masked_image"].permute(0, 3, 1, 2)).sample()
+    assert torch.allclose(masked, encoded, atol=1e-5)
+    assert inputs["c_crossattn"][0].shape == (2, 3, 8)
+    null = model.get_condition(given).null().inputs("hybrid")
+    assert null["c_concat"][0].any()  # guidance is by the text alone
+    assert torch.equal(null["c_crossattn"][0][1], model.cond_stage_model.encode([""])[0])
+    with pytest.raises(ConfigError, match="expected hybrid or concat for LatentInpaintDiffusion"):
+        build("inpainting", conditioning_key="crossattn")
+    with pytest.raises(ConfigError, match="expected a condition stage for 'hybrid'"):
+        build("inpainting", cond_stage_config="__is_unconditional__")
+
+
+@pytest.mark.parametrize("only_unet", [False, True])
+def test_the_first_convolution_of_a_text_model_is_widened_with_zeros(tmp_path, caplog, only_unet):
+    base = instantiate_from_config(diffusion(unet=TEXTS, conditioning_key="crossattn", **WORDS))
+    torch.save({"state_dict": base.state_dict()}, tmp_path / "base.ckpt")
+    start = {"ckpt_path": str(tmp_path / "base.ckpt"), "load_only_unet": only_unet}
+    with pytest.raises(UserError, match="other shapes"):
+        build("inpainting", **start)
+    key = "model.diffusion_model.input_blocks.0.0.weight"
+    average = "model_ema.diffusion_modelinput_blocks00weight"
+    with caplog.at_level(logging.INFO):
+        model = build("inpainting", finetune_keys=[key, average], **start)
+    assert len([line for line in caplog.messages if "channels loaded" in line and line.startswith(key)]) == 1
+    for name in (key, average):
+        weight = model.state_dict()[name]
+        assert torch.equal(weight[:, :4], base.state_dict()[key]) and not weight[:, 4:].any()
+    state = model.state_dict()
+    torch.save({"state_dict": state}, tmp_path / "wide.ckpt")  # a checkpoint of nine channels is loaded as it is
+    again = build("inpainting", finetune_keys=[key], ckpt_path=str(tmp_path / "wide.ckpt"))
+    assert torch.equal(again.state_dict()[key], state[key])
+
+
+def test_depth_maps_are_resized_and_normalized(caplog):
+    model, given = build("depth").eval(), batch(size=(32, 48))
+    assert "depth_stage_config is not run" in caplog.text
+    depth = model.get_condition(given).inputs("hybrid")["c_concat"][0]
+    assert depth.shape == (2, 1, 8, 12)
+    assert torch.allclose(depth.amin((1, 2, 3)), torch.tensor(-1.0))
+    assert torch.allclose(depth.amax((1, 2, 3)), torch.tensor(1.0), atol=1e-3)
+    small = F.interpolate(given["midas_in"][:, None], (8, 12), mode="bicubic", align_corners=False)
+    assert torch.equal(depth[0].flatten().argsort(), small[0].flatten().argsort())
+    with pytest.raises(UserError, match="expected depth maps"):
+        model.get_condition({**given, "midas_in": given["jpg"]})
+
+
+def test_the_upscaler_noises_the_small_image_and_passes_the_level(caplog):
+    model, given = build("upscaler").eval(), batch()
+    torch.manual_seed(3)
+    inputs = model.get_condition(given).inputs("hybrid-adm")
+    torch.manual_seed(3)
+    level, noise = torch.randint(0, 350, (2,)), torch.randn(2, 3, 8, 8)
+    abar = torch.from_numpy(np.cumprod(1 - make_beta_schedule("linear", 1000))).float()[level].reshape(2, 1, 1, 1)
+    small = given["lr"].permute(0, 3, 1, 2)
+    assert torch.equal(inputs["c_adm"], level)
+    assert torch.allclose(inputs["c_concat"][0], abar.sqrt() * small + (1 - abar).sqrt() * noise, atol=1e-6)
+    names = {key.removeprefix("low_scale_model.") for key in model.state_dict() if key.startswith("low_scale_model.")}
+    assert names == {
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+    }
+    chosen = build("upscaler", noise_level_key="level").eval()
+    assert torch.equal(
+        chosen.get_condition({**given, "level": torch.tensor([5, 7])}).inputs("hybrid-adm")["c_adm"],
+        torch.tensor([5, 7]),
+    )
+    plain = build("upscaler", low_scale_config={"target": f"{UPSCALING}.SimpleImageConcat"}).eval()
+    inputs = plain.get_condition(given).inputs("hybrid-adm")
+    assert torch.equal(inputs["c_concat"][0], small) and not inputs["c_adm"].any()
+    latent = plain.sample(torch.randn(2, 4, 8, 8), plain.get_condition(given), DDIMSampler(2), guidance_scale=4.0)
+    assert latent.shape == (2, 4, 8, 8)
+    with pytest.raises(UserError, match=r"size \(8, 8\), got \(16, 16\)"):
+        plain.shared_step(batch(low=2))
+    tiles = build(
+        "upscaler, finetuned", unet_config=diffusion(unet={"in_channels": 16, **TEXTS})["params"]["unet_config"]
+    )
+    tiles.reshuffle_patch_size = 2
+    tiles.shared_step(batch(low=2))
+
+
+def test_options_of_stable_diffusion(tmp_path, caplog):
+    dropping = build("inpainting", ucg_training={"txt": {"p": 0.25, "val": ""}})
+    assert dropping.loss_options.cond_drop_prob == 0.25
+    for wrong in ({"jpg": {"p": 0.1, "val": ""}}, {"txt": {"p": 0.1, "val": "x"}}):
+        with pytest.raises(ConfigError, match="ucg_training: expected {txt"):
+            build("inpainting", ucg_training=wrong)
+    build("inpainting", make_it_fit=True)
+    assert "make_it_fit ignored" in caplog.text
+    model = build("inpainting", reset_ema=False, make_it_fit=False, ucg_training=None, force_null_conditioning=False)
+    assert isinstance(model, LatentInpaintDiffusion) and isinstance(model, LatentDiffusion)
+    for value in model.model_ema.buffers():
+        value.add_(1)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "x.ckpt")
+    path = str(tmp_path / "x.ckpt")
+    kept, reset = build("inpainting", ckpt_path=path), build("inpainting", ckpt_path=path, reset_ema=True)
+    name = "diffusion_modelinput_blocks00weight"
+    assert torch.equal(kept.model_ema.get_buffer(name), model.model_ema.get_buffer(name))
+    assert torch.equal(reset.model_ema.get_buffer(name), reset.model.diffusion_model.input_blocks[0][0].weight)
+    restarted = build("inpainting", ckpt_path=path, reset_num_ema_updates=True)
+    assert int(kept.model_ema.num_updates) == 1 and int(restarted.model_ema.num_updates) == 0
+    alone = build("inpainting", conditioning_key="concat", force_null_conditioning=True)
+    assert set(alone.get_condition(batch()).inputs("concat")) == {"c_concat"}
+
+
+def test_pictures_with_guidance():
+    model = build("inpainting").eval()
+    options = {"ddim_steps": 2, "use_ema_scope": False, "inpaint": False, "plot_diffusion_rows": False}
+    guided = {"unconditional_guidance_scale": 5.0, "unconditional_guidance_label": [""]}
+    pictures = model.log_images(batch(), **options, **guided)
+    assert pictures["samples_cfg_scale_5.00"].shape == (2, 3, 32, 32)
+    assert not torch.equal(pictures["samples_cfg_scale_5.00"], pictures["samples"])
+    assert "samples_cfg_scale_5.00" not in model.log_images(batch(), **options)
