@@ -91,7 +91,7 @@ def test_other_resolutions_are_refused(resolution):
 
 @pytest.mark.parametrize("image_size", [0, [8], [8, 8, 8], "8", [8, "8"], None])
 def test_other_image_sizes_are_refused(image_size):
-    with pytest.raises(ConfigError, match=r"image_size: expected a positive number or \[height, width\]"):
+    with pytest.raises(ConfigError, match="image_size: expected"):
         instantiate_from_config(diffusion(image_size=image_size))
 
 

@@ -184,12 +184,12 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
     def model_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Return a checkpoint's state dict without its average, unless that averages exactly this model's weights."""
         average = {key for key in state if key.startswith(EMA_PREFIX)}
-        if average <= {f"{EMA_PREFIX}decay", f"{EMA_PREFIX}num_updates"}:  # Stable Diffusion's files without weights
-            return {key: value for key, value in state.items() if key not in average}
         wanted = {EMA_PREFIX + name for name in self.model_ema.state_dict()} if self.use_ema else average
-        if wanted <= average:
+        is_empty = average <= {f"{EMA_PREFIX}decay", f"{EMA_PREFIX}num_updates"}  # as in some Stable Diffusion files
+        if wanted <= average and not is_empty:
             return state
-        logger.warning("the checkpoint averages other weights than this model: a new average is started")
+        if not is_empty:
+            logger.warning("the checkpoint averages other weights than this model: a new average is started")
         return {key: value for key, value in state.items() if key not in average}
 
     def ema_scope(self, context: str | None = None) -> contextlib.AbstractContextManager[None]:
