@@ -94,11 +94,11 @@ class LambdaWarmUpCosineScheduler:
 
     def __init__(
         self,
-        warm_up_steps: int,
+        warm_up_steps: float,
         lr_min: float,
         lr_max: float,
         lr_start: float,
-        max_decay_steps: int,
+        max_decay_steps: float,
         verbosity_interval: int = 0,
     ) -> None:
         self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps

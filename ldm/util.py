@@ -12,9 +12,8 @@ import signal
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from numbers import Integral, Real
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, SupportsFloat, SupportsIndex, SupportsInt, cast
 
 from ldm.errors import BuildError, ConfigError, MissingTargetError, UserError
 from ldm.legacy import resolve_target, translate
@@ -46,9 +45,15 @@ def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 # Plain annotations: the values that fit, and their name in a message.
-_NUMBERS = {"int": (Integral, "an integer"), "float": (Real, "a number"), "bool": (Integral, "true or false")}
-_OTHERS = {"str": ((str, Real), "a text"), "Sequence": (Sized, "a list"), "Mapping": (Mapping, "a mapping")}
-_FITTING: dict[str, tuple[Any, str]] = {**_NUMBERS, **_OTHERS, "None": (type(None), "null")}
+_FITTING: dict[str, tuple[Any, str]] = {
+    "int": (SupportsIndex, "an integer"),
+    "float": (SupportsFloat, "a number"),
+    "bool": (SupportsInt, "true or false"),
+    "str": ((str, SupportsFloat, os.PathLike), "a text"),
+    "Sequence": (Sized, "a list"),
+    "Mapping": (Mapping, "a mapping"),
+    "None": (type(None), "null"),
+}
 
 
 def mismatch(annotation: str, value: Any) -> str:
@@ -59,7 +64,7 @@ def mismatch(annotation: str, value: Any) -> str:
     expected = []
     for part in annotation.split(" | "):
         name, _, inner = part.partition("[")
-        if name == "Literal" and inner:
+        if name == "Literal":
             choices = ast.literal_eval(f"({inner[:-1]},)")
             fits, described = value in choices, ", ".join(map(str, choices))
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from legacy_configs import MODELS
 from omegaconf import OmegaConf
 
@@ -176,6 +177,12 @@ def test_targets_in_files_of_the_working_directory(tmp_path: Path) -> None:
         ("int", True, ""),
         ("int", 3.5, "expected an integer, got 3.5"),
         ("float", "1e-4", "expected a number, got '1e-4'"),
+        ("float", np.float32(3), ""),
+        ("float", torch.tensor(0.5), ""),
+        ("bool", 1.0, ""),
+        ("bool", np.bool_(True), ""),
+        ("str | None", Path("a.ckpt"), ""),
+        ("str | None", ["a.ckpt"], "expected a text or null, got ['a.ckpt']"),
         ("int | None", None, ""),
         ("int | None", "x", "expected an integer or null, got 'x'"),
         ("int | Sequence[int]", [32, 48], ""),
@@ -193,3 +200,23 @@ def test_targets_in_files_of_the_working_directory(tmp_path: Path) -> None:
 )
 def test_values_and_annotations(annotation, value, expected):
     assert mismatch(annotation, value) == expected
+
+
+def test_numbers_of_steps_may_be_written_as_powers_of_ten():
+    loss = "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+    for start in (5e4, float("inf")):
+        config = OmegaConf.create({"target": loss, "params": {"disc_start": start, "perceptual_weight": 0}})
+        assert instantiate_from_config(config).disc_start == start
+    params = OmegaConf.create("{warm_up_steps: 1e1, max_decay_steps: 1e5, lr_min: 0, lr_max: 1, lr_start: 1e-6}")
+    schedule = {"target": "ldm.lr_scheduler.LambdaWarmUpCosineScheduler", "params": params}
+    assert instantiate_from_config(schedule)(10) == 1
+
+
+def test_annotations_of_other_packages_are_remarks(tmp_path, monkeypatch):
+    (tmp_path / "remarks.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Sizes:\n    width: int\n"
+        "class Own:\n    def __init__(self, width: int): self.width = width\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("Sizes", "Own"):
+        assert instantiate_from_config({"target": f"remarks.{name}", "params": {"width": "wide"}}).width == "wide"

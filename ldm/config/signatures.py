@@ -26,7 +26,7 @@ class Signature:
     Attributes:
         required: argument name -> whether it has no default.
         is_open: whether further arguments are accepted (``**kwargs`` whose use cannot be followed).
-        annotations: argument name -> source of its annotation, for classes of this package.
+        annotations: argument name -> source of its annotation.
     """
 
     required: dict[str, bool]
@@ -67,7 +67,9 @@ def read_signature(target: str) -> Signature | None:
         UnknownNameError: ``ldm`` has no such module or name.
     """
     module, _, name = target.rpartition(".")
-    return _signature_of(module, name, _MAX_HOPS)
+    found = _signature_of(module, name, _MAX_HOPS)
+    is_ours = target.startswith("ldm.")  # annotations of others may be mere remarks
+    return found if is_ours or found is None else replace(found, annotations={})
 
 
 def find_signature(target: str) -> Signature | None:
@@ -131,7 +133,7 @@ def _signature_of(module: str, name: str, hops: int) -> Signature | None:
     if isinstance(node, ast.ClassDef):
         return _class_signature(node, module, imports, hops)
     if isinstance(node, ast.FunctionDef):
-        return _function_signature(node, False, is_ours)
+        return _function_signature(node, False)
     if name in imports and hops:
         origin, _, original = imports[name].rpartition(".")
         return _signature_of(origin, original, hops - 1)
@@ -183,10 +185,9 @@ def _class_signature(node: ast.ClassDef, module: str, imports: dict[str, str], h
     methods = {item.name: item for item in node.body if isinstance(item, ast.FunctionDef)}
     if "__new__" in methods:
         return None
-    is_ours = module.split(".")[0] == "ldm"
     decorators = {ast.unparse(item).split("(")[0].rpartition(".")[2] for item in node.decorator_list}
     if "__init__" in methods:
-        own = _function_signature(methods["__init__"], True, is_ours)
+        own = _function_signature(methods["__init__"], True)
         described = _described_by(methods["__init__"], module)
         if described is not None:
             return replace(own.after(described), is_open=False)
@@ -269,7 +270,7 @@ def _field_signature(node: ast.ClassDef) -> Signature | None:
     return Signature({item.target.id: item.value is None for item in fields}, annotations=annotations)
 
 
-def _function_signature(node: ast.AST, skip_first: bool, is_ours: bool) -> Signature:
+def _function_signature(node: ast.AST, skip_first: bool) -> Signature:
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
     plain = len(positional) - len(arguments.defaults)
@@ -277,7 +278,7 @@ def _function_signature(node: ast.AST, skip_first: bool, is_ours: bool) -> Signa
     if skip_first and positional:
         required.pop(positional[0].arg)
     required.update({item.arg: default is None for item, default in zip(arguments.kwonlyargs, arguments.kw_defaults)})
-    named = [item for item in (*positional, *arguments.kwonlyargs) if is_ours and item.annotation]
+    named = (item for item in (*positional, *arguments.kwonlyargs) if item.annotation)
     annotations = {item.arg: ast.unparse(item.annotation) for item in named}
     return Signature(required, arguments.kwarg is not None, annotations)
 

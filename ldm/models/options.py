@@ -100,7 +100,7 @@ class InputOptions:
     channels: int = 3
     clip_denoised: bool = True
     parameterization: str = "eps"
-    log_every_t: int = 100
+    log_every_t: float = 100
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):

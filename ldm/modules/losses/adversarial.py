@@ -62,7 +62,7 @@ class AdversarialReconstruction(nn.Module):
 
     def __init__(
         self,
-        disc_start: int,
+        disc_start: float,
         pixelloss_weight: float = 1.0,
         disc_num_layers: int = 3,
         disc_in_channels: int = 3,

@@ -21,7 +21,7 @@ class LPIPSWithDiscriminator(AdversarialReconstruction):
         options: keyword arguments of :class:`AdversarialReconstruction`.
     """
 
-    def __init__(self, disc_start: int, logvar_init: float = 0.0, kl_weight: float = 1.0, **options: Any) -> None:
+    def __init__(self, disc_start: float, logvar_init: float = 0.0, kl_weight: float = 1.0, **options: Any) -> None:
         super().__init__(disc_start, **options)
         self.kl_weight = kl_weight
         self.logvar = nn.Parameter(torch.tensor(float(logvar_init)))

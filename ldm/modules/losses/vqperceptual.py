@@ -21,7 +21,7 @@ class VQLPIPSWithDiscriminator(AdversarialReconstruction):
     """
 
     def __init__(
-        self, disc_start: int, codebook_weight: float = 1.0, n_classes: int | None = None, **options: Any
+        self, disc_start: float, codebook_weight: float = 1.0, n_classes: int | None = None, **options: Any
     ) -> None:
         super().__init__(disc_start, **options)
         self.codebook_weight = codebook_weight

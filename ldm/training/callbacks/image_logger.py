@@ -57,7 +57,7 @@ class ImageLogger(Callback):
 
     def __init__(
         self,
-        batch_frequency: int,
+        batch_frequency: float,
         max_images: int,
         clamp: bool = True,
         increase_log_steps: bool = True,
