@@ -112,8 +112,8 @@ def load_config(
 def __getattr__(name: str) -> Any:
     """Return a function that LDM has in this module (``ismap``, ...); those need torch, which is imported here only."""
     functions = {} if name.startswith("_") else vars(importlib.import_module("ldm.legacy.functions"))
-    if name not in functions.get("__all__", ()):
-        raise AttributeError(f"module 'ldm.util' has no attribute {name!r}")
+    if name not in functions:
+        raise AttributeError(f"there is no function {name!r}")
     return functions[name]
 
 

@@ -16,9 +16,6 @@ from torch import Tensor, nn
 
 from ldm.util import get_obj_from_str
 
-__all__ = """avg_pool_nd checkpoint conv_nd count_params default exists extract_into_tensor isimage ismap linear
-    log_txt_as_img make_beta_schedule make_ddim_sampling_parameters make_ddim_timesteps mean_flat noise_like""".split()
-_LAYERS = "ldm.modules.diffusionmodules.util"
 linear = nn.Linear
 
 
@@ -65,17 +62,17 @@ def log_txt_as_img(wh: tuple[int, int], xc: Sequence[str], size: int = 10) -> Te
 
 def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     """Return a convolution over 1, 2 or 3 axes."""
-    return get_obj_from_str(f"{_LAYERS}.CONVOLUTIONS")[dims](*args, **kwargs)
+    return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](*args, **kwargs)
 
 
 def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
     """Return an average pooling over 1, 2 or 3 axes."""
-    return get_obj_from_str(f"{_LAYERS}.AVERAGE_POOLS")[dims](*args, **kwargs)
+    return (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[dims - 1](*args, **kwargs)
 
 
 def checkpoint(func: Callable[..., Any], inputs: Sequence[Any], params: Any, flag: bool) -> Any:
     """Call ``func(*inputs)``; with ``flag``, recompute activations in the backward pass. ``params`` is not needed."""
-    return get_obj_from_str(f"{_LAYERS}.run_checkpointed")(func, flag, *inputs)
+    return get_obj_from_str("ldm.modules.diffusionmodules.util.run_checkpointed")(func, flag, *inputs)
 
 
 def make_beta_schedule(schedule: str, n_timestep: int, *args: float, **kwargs: float) -> np.ndarray:

@@ -82,17 +82,16 @@ class DDIMSampler:
         kept, last = {"x_inter": [x], "pred_x0": [x]}, len(self.ddim_timesteps) - 1
 
         def after_step(step: Any) -> None:
-            if callback is not None:
+            if callback:
                 callback(last - step.position)
-            if img_callback is not None:
+            if img_callback:
                 img_callback(step.pred_x0, last - step.position)
             if step.position % log_every_t == 0 or step.position == last:
                 kept["x_inter"].append(step.x)
                 kept["pred_x0"].append(step.pred_x0)
 
         inpainting = None if mask is None else get_obj_from_str(f"{_SAMPLERS}.Inpainting")(mask, x0)
-        quantize = self.model.quantize_latent if quantize_x0 else None
-        hooks = get_obj_from_str(f"{_SAMPLERS}.Hooks")(quantize, inpainting)
+        hooks = get_obj_from_str(f"{_SAMPLERS}.Hooks")(self.model.quantize_latent if quantize_x0 else None, inpainting)
         guidance = unconditional_guidance_scale, unconditional_conditioning
         return self._run(x, conditioning, self._sampler, *guidance, callback=after_step, hooks=hooks), kept
 

@@ -10,13 +10,14 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils import checkpoint as recomputation
 
-from ldm.legacy.functions import *  # noqa: F403 (names that scripts import from this module)
+from ldm import util
 from ldm.util import ConfigError, mismatch
 
+__getattr__ = util.__getattr__  # for functions that scripts import from this module
 NUM_GROUPS = 32
 Config = TypeVar("Config")
 
@@ -142,5 +143,5 @@ def attend_multi_head(q: Tensor, k: Tensor, v: Tensor, num_heads: int, is_causal
 def run_checkpointed(function: Callable[..., Any], use_checkpoint: bool, *inputs: Any) -> Any:
     """Call ``function``; with ``use_checkpoint``, recompute its activations in the backward pass."""
     if use_checkpoint and torch.is_grad_enabled():
-        return recomputation.checkpoint(function, *inputs, use_reentrant=False)
+        return torch.utils.checkpoint.checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)
