@@ -22,7 +22,7 @@ import json
 import logging
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -132,35 +132,51 @@ def _model_folder(name: str) -> Path | None:
 
 
 def _folder_source(name: str, folder: Path, weights: str | os.PathLike | None, allow_download: bool) -> ClipSource:
-    config = _read_config(folder)
+    config = read_config(folder / CONFIG_FILE)
     if "model_cfg" not in config:
         raise UserError(f"{folder / CONFIG_FILE}: expected a 'model_cfg' section, got none. Copy the file again.")
     if not allow_download:
         _refuse_network_parts(name, config["model_cfg"], ("hf_model_name",))
-    found, missing = find_in_folder(folder, weights, WEIGHT_FILES)
+    found, missing = search_weights(name, [weights or folder], WEIGHT_FILES)
     preprocess = _preprocess(config.get("preprocess_cfg"))
     return ClipSource(name, None, config["model_cfg"], preprocess, found, folder, missing)
 
 
-def find_in_folder(
-    folder: Path, weights: str | os.PathLike | None, file_names: tuple[str, ...]
-) -> tuple[Path | None, str | None]:
-    """Return the weight file of a model's folder, or at ``weights``, or an error message."""
-    location = Path(weights).expanduser() if weights is not None else folder
-    found = location if location.is_file() else _weight_file_in(location, file_names)
-    searched = ", ".join(str(location / file) for file in file_names)
-    missing = f"{folder}: the weights of the CLIP are missing; expected {searched}. Put the file there."
-    return found, None if found else missing
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the content of the config file of a CLIP."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise UserError(f"{folder}: expected a CLIP folder, but {path} is missing. Copy the file there.") from error
-    except ValueError as error:
+        raise UserError(f"{path}: expected the config of a CLIP, but it is missing. Copy the file there.") from error
+    except (ValueError, TypeError) as error:
         raise UserError(f"{path}: not valid JSON ({error}). Copy the file again.") from error
+
+
+def search_weights(
+    name: str, places: Sequence[str | os.PathLike], file_names: Sequence[str], others: str = ""
+) -> tuple[Path | None, str | None]:
+    """Return the first existing file, or None and an error message.
+
+    Args:
+        name: name of the CLIP, for the message.
+        places: files, and folders with one of ``file_names``, in order of preference, or with no other weight file.
+        file_names: names in order of preference.
+        others: end of the message.
+    """
+    searched: list[Path] = []
+    for place in places:
+        path = Path(place).expanduser()
+        candidates = [path / file for file in file_names] if path.is_dir() else [path]
+        existing = [candidate for candidate in candidates if candidate.is_file()]
+        if not existing and path.is_dir():
+            existing = [file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES]
+            existing = existing if len(existing) == 1 else []
+        if existing:
+            return existing[0], None
+        searched += candidates
+    paths = ", ".join(map(str, searched)) or "a file, but open_clip publishes none"
+    advice = f"Put the file there, or set the parameter 'weights' to the file or its folder{others}."
+    return None, f"CLIP {name!r}: the weights are missing on this machine; expected {paths}. {advice}"
 
 
 def _named_source(name: str, weights: str | os.PathLike | None, allow_download: bool) -> ClipSource:
@@ -180,12 +196,18 @@ def _named_source(name: str, weights: str | os.PathLike | None, allow_download: 
         raise UserError(f"{name!r}: expected a tag of {architecture} in open_clip ({tags}), got {tag!r}.")
     if not allow_download:
         _refuse_network_parts(name, model_cfg, ("hf_model_name", "hf_tokenizer_name"))
-    found, missing = _find_named_weights(name, architecture, published, weights, allow_download)
-    if found is None:
-        return ClipSource(name, architecture, model_cfg, _preprocess(published), None, None, missing)
-    beside = found.parent / CONFIG_FILE  # a folder may define mean and std of its weights
-    preprocess = _read_config(found.parent).get("preprocess_cfg") if beside.is_file() else published
-    return ClipSource(name, architecture, model_cfg, _preprocess(preprocess), found, None)
+    files = [published.get("url", "").rpartition("/")[2], *(f"{architecture}{suffix}" for suffix in WEIGHT_SUFFIXES)]
+    files += [*(f"{architecture}/{file}" for file in WEIGHT_FILES), *WEIGHT_FILES]
+    given = [os.environ[WEIGHTS_VARIABLE]] if os.environ.get(WEIGHTS_VARIABLE) else []
+    places = [weights] if weights else given + _cached_files(published)  # a wrong path is not replaced by another file
+    others = f", or the environment variable {WEIGHTS_VARIABLE}. With network access, allow_download: true downloads it"
+    found, missing = search_weights(name, places, [*filter(None, files)], others)
+    if found is None and not weights and allow_download and published:
+        logger.info("downloading the weights of %s", name)
+        found, missing = Path(open_clip.download_pretrained(published)), None
+    if found is not None and (found.parent / CONFIG_FILE).is_file():  # a folder may define mean and std of its weights
+        published = read_config(found.parent / CONFIG_FILE).get("preprocess_cfg")
+    return ClipSource(name, architecture, model_cfg, _preprocess(published), found, None, missing)
 
 
 def _refuse_network_parts(name: str, model_cfg: dict[str, Any], keys: tuple[str, ...]) -> None:
@@ -196,44 +218,6 @@ def _refuse_network_parts(name: str, model_cfg: dict[str, Any], keys: tuple[str,
                 f"{name}: {key} {model_cfg['text_cfg'][key]!r} is loaded from the Hugging Face hub. Set "
                 "allow_download: true to allow it, or choose another CLIP."
             )
-
-
-def _find_named_weights(
-    name: str, architecture: str, published: dict[str, Any], weights: str | os.PathLike | None, allow_download: bool
-) -> tuple[Path | None, str | None]:
-    """Return the weight file of a named model, or an error message with the searched paths."""
-    own = [f"{architecture}{suffix}" for suffix in WEIGHT_SUFFIXES]
-    own += [f"{architecture}/{file}" for file in WEIGHT_FILES]
-    file_name = published.get("url", "").rpartition("/")[2]
-    file_names = tuple(dict.fromkeys(filter(None, (file_name, *own, *WEIGHT_FILES))))  # in order of preference
-    searched: list[Path] = []
-    for location in (weights, os.environ.get(WEIGHTS_VARIABLE)):
-        if not location:
-            continue
-        path = Path(location).expanduser()
-        found = path if path.is_file() else _weight_file_in(path, file_names)
-        if found is not None:
-            return found, None
-        searched += [path / file for file in file_names] if path.is_dir() else [path]
-        if location is weights:  # do not replace a wrong explicit path by a cached file
-            return None, _missing_weights(name, searched)
-    for path in _cached_files(published):
-        if path.is_file():
-            return path, None
-        searched.append(path)
-    if allow_download and published:
-        logger.info("downloading the weights of %s", name)
-        return Path(import_open_clip().download_pretrained(published)), None
-    return None, _missing_weights(name, searched)
-
-
-def _weight_file_in(folder: Path, file_names: tuple[str, ...]) -> Path | None:
-    """Return the first of ``file_names`` in ``folder``, else its only weight file, else None."""
-    for file in file_names:
-        if (folder / file).is_file():
-            return folder / file
-    others = [path for path in folder.glob("*") if path.suffix in WEIGHT_SUFFIXES] if folder.is_dir() else []
-    return others[0] if len(others) == 1 else None
 
 
 def _cached_files(published: dict[str, Any]) -> list[Path]:
@@ -255,15 +239,6 @@ def hub_file(repository: str, file: str) -> Path:
     if isinstance(found, str):
         return Path(found)
     return Path(constants.HF_HUB_CACHE, f"models--{repository.replace('/', '--')}", "snapshots", "<commit>", file)
-
-
-def _missing_weights(name: str, searched: list[Path]) -> str:
-    paths = "\n  ".join(map(str, searched)) or "(open_clip publishes no file)"
-    return (
-        f"CLIP {name!r}: the weights are missing on this machine; expected one of\n  {paths}\n"
-        f"Put the file there, or set the parameter 'weights' or the environment variable {WEIGHTS_VARIABLE} to the "
-        "file or its folder. With network access, allow_download: true downloads it."
-    )
 
 
 def _preprocess(stated: dict[str, Any] | None) -> dict[str, Any]:
@@ -295,17 +270,19 @@ def load_clip(source: ClipSource) -> nn.Module:
     """
     model = build_clip(source.model_cfg)
     with report_damage(source):
-        if _is_torchscript(source.weights):
-            model.load_state_dict(read_weights(source.weights))
-        elif not _load_same_layout(model, source.weights):
+        own = model.state_dict()
+        state = read_weights(source.weights, own) if source.weights.suffix in WEIGHT_SUFFIXES else {}
+        if {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in own.items()}:
+            model.load_state_dict(state)
+        else:  # other layouts, which open_clip converts
             import_open_clip().load_checkpoint(model, str(source.weights), weights_only=True)
     return model.float().eval().requires_grad_(False)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a weight file."""
+def read_weights(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
+    """Return the tensors of a weight file; see ``read_state_dict``."""
     if not _is_torchscript(path):
-        return read_state_dict(path)
+        return read_state_dict(path, names)
     state = torch.jit.load(str(path), map_location="cpu").state_dict()
     return {key: value for key, value in state.items() if key not in _OPENAI_CONSTANTS}
 
@@ -322,19 +299,6 @@ def report_damage(source: ClipSource) -> Iterator[None]:
             f"({source.architecture or 'described by its folder'}), got {type(error).__name__}: {reason}. The file is "
             "damaged or belongs to another model; copy the right one."
         ) from error
-
-
-def _load_same_layout(model: nn.Module, path: Path) -> bool:
-    """Load a file with exactly the model's keys and shapes, apart from prefixes of wrappers; return whether it is one.
-
-    Other layouts are converted by open_clip, which recognizes no prefix but ``module.``.
-    """
-    own = model.state_dict()
-    state = read_state_dict(path, own) if path.suffix in WEIGHT_SUFFIXES else {}
-    is_same = {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in own.items()}
-    if is_same:
-        model.load_state_dict(state)
-    return is_same
 
 
 def _is_torchscript(path: Path) -> bool:

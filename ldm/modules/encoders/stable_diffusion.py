@@ -26,13 +26,21 @@ from ldm.modules.encoders.clip_loading import ClipSource, find_clip
 from ldm.modules.weights import NeedsWeights
 from ldm.util import ConfigError, UserError
 
-HUB_CONFIG_FILE, HUB_WEIGHT_FILES = "config.json", ("model.safetensors", "pytorch_model.bin")  # of transformers
+_HUB_CONFIG, _HUB_WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")  # files of transformers
 # OpenAI's models on the Hugging Face hub, and the names under which OpenAI and open_clip distribute them.
 _HUB_NAMES = {
     "openai/clip-vit-large-patch14": "ViT-L/14",
     "openai/clip-vit-large-patch14-336": "ViT-L/14@336px",
     "openai/clip-vit-base-patch32": "ViT-B/32",
     "openai/clip-vit-base-patch16": "ViT-B/16",
+}
+# Keys of the text config of open_clip -> those of transformers, and their defaults there.
+_HUB_TEXT = {
+    "width": ("hidden_size", 512),
+    "heads": ("num_attention_heads", 8),
+    "layers": ("num_hidden_layers", 12),
+    "vocab_size": ("vocab_size", 49408),
+    "context_length": ("max_position_embeddings", 77),
 }
 # Parts of the names of text weights: open_clip -> transformers.
 _RENAMED = {
@@ -105,34 +113,25 @@ def find_text_tower(name: str, weights: str | os.PathLike | None, allow_download
     ``name`` may also be a folder with ``config.json`` and optionally weights, a model in the Hugging Face cache
     (``owner/model``), or one of OpenAI's by its name there. Without ``weights``, missing ones are accepted.
     """
-    path = Path(name).expanduser() / HUB_CONFIG_FILE
+    path = Path(name).expanduser() / _HUB_CONFIG
     if not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        path = clip_loading.hub_file(name, HUB_CONFIG_FILE)
+        path = clip_loading.hub_file(name, _HUB_CONFIG)
     folder = path.parent
-    is_cached = any((folder / file).is_file() for file in HUB_WEIGHT_FILES)
+    is_cached = any((folder / file).is_file() for file in _HUB_WEIGHTS)
     is_other = not path.is_file() or (folder / clip_loading.CONFIG_FILE).is_file()
     if is_other or (name in _HUB_NAMES and not is_cached):
         return find_clip(_HUB_NAMES.get(name, name), weights, allow_download, is_optional=True)
-    found, missing = clip_loading.find_in_folder(folder, weights, HUB_WEIGHT_FILES)
+    found, missing = clip_loading.search_weights(name, [weights or folder], _HUB_WEIGHTS)
     if found is None and weights is not None:
         raise UserError(missing)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        text = content.get("text_config") or content
-        width, activation = text.get("hidden_size", 512), text.get("hidden_act", "quick_gelu")
-        config = {
-            "width": width,
-            "heads": text.get("num_attention_heads", 8),
-            "layers": text.get("num_hidden_layers", 12),
-            "mlp_ratio": text.get("intermediate_size", 2048) / width,
-            "vocab_size": text.get("vocab_size", 49408),
-            "context_length": text.get("max_position_embeddings", 77),
-        }
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: expected the config of a CLIP, got {error}. Copy the file again.") from error
+    content = clip_loading.read_config(path)
+    text = content.get("text_config") or content
+    text_cfg = {ours: text.get(theirs, default) for ours, (theirs, default) in _HUB_TEXT.items()}
+    text_cfg["mlp_ratio"] = text.get("intermediate_size", 2048) / text_cfg["width"]
+    activation = text.get("hidden_act", "quick_gelu")
     if activation not in ("quick_gelu", "gelu"):
         raise UserError(f"{path}: expected hidden_act quick_gelu or gelu, got {activation!r}. Choose another CLIP.")
-    model_cfg = {"text_cfg": config, "quick_gelu": activation == "quick_gelu"}
+    model_cfg = {"text_cfg": text_cfg, "quick_gelu": activation == "quick_gelu"}
     return ClipSource(name, "ViT-L-14", model_cfg, {}, found, folder, missing)  # all of OpenAI's share a tokenizer
 
 
@@ -162,7 +161,7 @@ def fill(module: NeedsWeights, source: ClipSource, select: Callable[..., Mapping
     else:
         own = tower.to_empty(device=torch.get_default_device()).state_dict()
         with clip_loading.report_damage(source):
-            state = select(clip_loading.read_weights(source.weights))
+            state = select(clip_loading.read_weights(source.weights, [*own, "ln_final.weight", "positional_embedding"]))
             tower.load_state_dict({key: value for key, value in state.items() if key in own})
 
 
