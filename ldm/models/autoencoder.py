@@ -155,13 +155,12 @@ class GumbelVQ(QuantizedAutoencoder):
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         kl_weight: float = 1e-8,
-        remap: str | None = None,
         **options: Any,
     ) -> None:
         """Build the autoencoder.
 
         Args:
-            ddconfig, n_embed, ckpt_path, ignore_keys, remap: see ``VQModel``.
+            ddconfig, n_embed, ckpt_path, ignore_keys: see ``VQModel``.
             embed_dim: width of a code and channels of the latent; equal to ``z_channels``.
             temperature_scheduler_config: ``{target, params}`` of the temperature, called with the number of steps.
             kl_weight: weight of the divergence of the codes from a uniform distribution.
@@ -174,7 +173,7 @@ class GumbelVQ(QuantizedAutoencoder):
         super().__init__(ddconfig=ddconfig, **options)
         self.loss.n_classes = n_embed
         width = ddconfig["z_channels"]
-        self.attach(GumbelQuantize(width, embed_dim, n_embed, kl_weight=kl_weight, remap=remap), width, embed_dim)
+        self.attach(GumbelQuantize(width, embed_dim, n_embed, kl_weight=kl_weight), width, embed_dim)
         self.temperature_scheduler = instantiate_from_config(temperature_scheduler_config)
         self.start_from(ckpt_path, ignore_keys)
 

@@ -120,8 +120,7 @@ class VectorQuantizer2(nn.Module):
         """Return the codes of ``indices``, as (B, C, H, W) if ``shape`` (B, H, W, C) is given."""
         if self.remap is not None:
             indices = self.remap.to_all(indices, self.used)
-        codes = self.embedding(indices)
-        return codes if shape is None else rearrange(codes.view(shape), "b h w c -> b c h w").contiguous()
+        return _as_map(self.embedding(indices), shape)
 
     @torch.no_grad()
     def _renew_codes(self, vectors: Tensor) -> None:
@@ -161,7 +160,6 @@ class GumbelQuantize(nn.Module):
         straight_through: in training, return the drawn code instead of a mixture of codes; always in evaluation.
         kl_weight: weight of the divergence of the codes' probabilities from a uniform distribution.
         temp_init: initial ``temperature`` of the softmax.
-        remap: ``.npy`` file with the indices of the codes that are drawn; returned indices are positions in it.
     """
 
     def __init__(
@@ -172,33 +170,30 @@ class GumbelQuantize(nn.Module):
         straight_through: bool = True,
         kl_weight: float = 5e-4,
         temp_init: float = 1.0,
-        remap: str | None = None,
     ) -> None:
         super().__init__()
         self.n_embed, self.straight_through, self.kl_weight = n_embed, straight_through, kl_weight
         self.temperature = temp_init
         self.proj = nn.Conv2d(num_hiddens, n_embed, 1)
         self.embed = nn.Embedding(n_embed, embedding_dim)
-        self.has_remap = remap is not None
-        if remap is not None:
-            self.register_buffer("used", torch.as_tensor(np.load(remap)).long())
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
         """Map ``z`` (B, num_hiddens, H, W) to codes (B, embedding_dim, H, W), loss () and indices (B, H, W)."""
-        logits, codes = self.proj(z).float(), self.embed.weight
-        if self.has_remap:
-            logits, codes = logits[:, self.used], codes[self.used]
-        is_hard = self.straight_through or not self.training
+        logits, is_hard = self.proj(z).float(), self.straight_through or not self.training
         choice = F.gumbel_softmax(logits, tau=self.temperature, hard=is_hard, dim=1)  # (B, n_embed, H, W)
-        z_q = torch.einsum("bnhw,nd->bdhw", choice, codes)
+        z_q = torch.einsum("bnhw,nd->bdhw", choice, self.embed.weight)
         q = logits.softmax(dim=1)
         loss = self.kl_weight * (q * torch.log(q * self.n_embed + 1e-10)).sum(dim=1).mean()
         return z_q, loss, (None, None, choice.argmax(dim=1))
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
-        """Return the codes of ``indices``, as (B, C, H, W) if ``shape`` (B, H, W, C) is given."""
-        codes = self.embed(self.used[indices] if self.has_remap else indices)
-        return codes if shape is None else rearrange(codes.view(shape), "b h w c -> b c h w").contiguous()
+        """See ``VectorQuantizer2``."""
+        return _as_map(self.embed(indices), shape)
+
+
+def _as_map(codes: Tensor, shape: tuple[int, int, int, int] | None) -> Tensor:
+    """Return codes as (B, C, H, W) if their ``shape`` (B, H, W, C) is given, else as they are."""
+    return codes if shape is None else rearrange(codes.view(shape), "b h w c -> b c h w").contiguous()
 
 
 class IndexRemap:

@@ -8,7 +8,6 @@ Legend: B batch, S tokens, D width.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
