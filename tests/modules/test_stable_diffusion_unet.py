@@ -128,29 +128,10 @@ def test_first_attention_to_the_tokens_by_level():
         assert module(torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, CONTEXT)).isfinite().all()
 
 
-def test_numbers_of_blocks_and_of_attentions_by_level():
-    network = unet(num_res_blocks=[1, 2], num_attention_blocks=[0, 1])
-    names = {key.partition(".transformer_blocks")[0] for key in network.state_dict() if "transformer_blocks" in key}
-    assert names == {"input_blocks.3.1", "middle_block.1", "output_blocks.0.1"}
+def test_numbers_of_blocks_by_level():
+    network = unet(num_res_blocks=[1, 2])
     assert len(network.input_blocks) == 1 + 1 + 1 + 2 and len(network.output_blocks) == 2 + 3
     assert network(torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, CONTEXT)).shape == (2, 4, 8, 8)
-
-
-def test_width_of_the_tokens_as_a_list_of_one():
-    assert shapes_of(unet(context_dim=[CONTEXT])) == shapes_of(unet())
-    with pytest.raises(ConfigError, match=r"context_dim: expected a number or a list of one, got \[6, 6\]"):
-        unet(context_dim=[6, 6])
-
-
-def test_continuous_labels_beside_tokens():
-    network = unet(num_classes="continuous")
-    assert shapes_of(network)["label_emb.weight"] == (128, 1)
-    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 900]), torch.randn(2, 5, CONTEXT)
-    low, high = (network(*inputs, y=torch.full((2, 1), value)) for value in (0.0, 1.0))
-    assert not torch.allclose(low, high)
-    for wrong in (None, torch.zeros(2), torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, 2)):
-        with pytest.raises(UserError, match="float vectors y of shape"):
-            network(*inputs, y=wrong)
 
 
 def test_class_labels_beside_tokens():
@@ -160,7 +141,7 @@ def test_class_labels_beside_tokens():
     assert not torch.allclose(low, high)
 
 
-@pytest.mark.parametrize("name", ["num_res_blocks", "disable_self_attentions", "num_attention_blocks"])
+@pytest.mark.parametrize("name", ["num_res_blocks", "disable_self_attentions"])
 def test_lists_have_one_entry_per_level(name):
     with pytest.raises(ConfigError, match=f"params.{name}: expected one entry for each of the 2 levels"):
         unet(**{name: [1, 1, 1]})

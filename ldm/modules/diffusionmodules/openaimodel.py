@@ -25,8 +25,7 @@ from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
-# Values of ``num_classes`` for conditions that are float vectors: of ``adm_in_channels``, or of one entry.
-SEQUENTIAL, CONTINUOUS = "sequential", "continuous"
+FLOAT_CONDITION = "sequential"  # value of ``num_classes`` for conditions that are float vectors
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class UNetConfig:
     channel_mult: Sequence[int] = (1, 2, 4, 8)  # width of each level in units of model_channels
     conv_resample: bool = True  # convolve when resampling; unused with resblock_updown
     dims: int = 2  # spatial axes of the input: 1, 2 or 3
-    num_classes: int | str | None = None  # classes of the labels y, or "sequential", "continuous": y is a float vector
+    num_classes: int | str | None = None  # classes of the labels y, or "sequential": y is a float vector
     adm_in_channels: int | None = None  # width of the float vectors y, with num_classes: sequential
     use_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
     use_fp16: bool = False  # accepted from older configs and ignored in favour of the trainer's precision
@@ -56,11 +55,10 @@ class UNetConfig:
     use_new_attention_order: bool = False  # layout of the attention projection, see AttentionBlock
     use_spatial_transformer: bool = False  # transformers with cross-attention instead of self-attention
     transformer_depth: int = 1
-    context_dim: int | Sequence[int] | None = None  # width of the tokens of cross-attention
+    context_dim: int | None = None  # width of the tokens of cross-attention
     use_linear_in_transformer: bool = False  # linear layers instead of 1x1 convolutions around transformers
     disable_self_attentions: Sequence[bool] | None = None  # per level: the first attention attends to the tokens too
     disable_middle_self_attn: bool = False  # likewise in the middle
-    num_attention_blocks: Sequence[int] | None = None  # per level: how many of its blocks have attention; None: all
     self_attention_resolutions: Sequence[int] | None = None  # rates with self-attention in transformers; None: all
     n_embed: int | None = None  # number of codes to predict logits for, instead of a picture
     legacy: bool = True  # selects the rule of num_heads_at
@@ -79,14 +77,13 @@ class UNetConfig:
                 "Enable the transformers or remove the key."
             )
         is_word = isinstance(self.num_classes, str)
-        is_known = not is_word or self.num_classes in (SEQUENTIAL, CONTINUOUS)
-        if not is_known or (self.num_classes == SEQUENTIAL) != (self.adm_in_channels is not None):
+        if (is_word and self.num_classes != FLOAT_CONDITION) or is_word != (self.adm_in_channels is not None):
             raise ConfigError(
-                "unet_config.params.num_classes: expected a number of classes or 'continuous' without "
-                f"`adm_in_channels`, or {SEQUENTIAL!r} with it, got {self.num_classes!r} and adm_in_channels "
-                f"{self.adm_in_channels}. Set `adm_in_channels` to the width of the condition vectors, or remove it."
+                "unet_config.params.num_classes: expected a number of classes without `adm_in_channels`, or "
+                f"{FLOAT_CONDITION!r} with it, got {self.num_classes!r} and adm_in_channels {self.adm_in_channels}. "
+                "Set `adm_in_channels` to the width of the condition vectors, or remove it."
             )
-        for name in ("num_res_blocks", "disable_self_attentions", "num_attention_blocks"):
+        for name in ("num_res_blocks", "disable_self_attentions"):
             value = vars(self)[name]
             if isinstance(value, Sequence) and len(value) != len(self.channel_mult):
                 raise ConfigError(
@@ -101,15 +98,7 @@ class UNetConfig:
 
     @classmethod
     def from_params(cls, params: dict[str, Any]) -> UNetConfig:
-        """Build the architecture; see :func:`build_dataclass`. A ``context_dim`` may be a list of one number."""
-        width = params.get("context_dim")
-        if isinstance(width, Sequence):
-            if len(width) != 1:
-                raise ConfigError(
-                    f"unet_config.params.context_dim: expected a number or a list of one, got {list(width)}. "
-                    "All transformers attend to the same tokens."
-                )
-            params = {**params, "context_dim": width[0]}
+        """Build the architecture; see :func:`build_dataclass`."""
         return build_dataclass(cls, params, "unet_config.params")
 
     @property
@@ -121,11 +110,6 @@ class UNetConfig:
     def widths(self) -> list[int]:
         """Channels of each level, finest first."""
         return [mult * self.model_channels for mult in self.channel_mult]
-
-    @property
-    def vector_width(self) -> int | None:
-        """Width of the float vectors y; None if y are class labels."""
-        return 1 if self.num_classes == CONTINUOUS else self.adm_in_channels
 
     def depth_at(self, level: int) -> int:
         """Return the number of residual blocks of a level of the encoder."""
@@ -152,10 +136,9 @@ class UNetConfig:
         options = self.dims, self.use_scale_shift_norm, self.use_checkpoint
         return ResBlock(channels, self.embed_dim, out_channels, self.dropout, cond_channels, *options, up, down)
 
-    def attentions(self, channels: int, level: int, index: int, is_decoder: bool = False) -> list[nn.Module]:
-        """Return the attention that follows a residual block of a level, the ``index``-th one; empty without one."""
-        limit = self.num_attention_blocks
-        if 2**level not in self.attention_resolutions or (limit is not None and index >= limit[level]):
+    def attentions(self, channels: int, level: int, is_decoder: bool = False) -> list[nn.Module]:
+        """Return the attention that follows each residual block of a level; empty without one."""
+        if 2**level not in self.attention_resolutions:
             return []
         is_disabled = self.disable_self_attentions is not None and self.disable_self_attentions[level]
         return [self.attention(channels, level, is_disabled, is_decoder)]
@@ -189,8 +172,8 @@ def build_encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     blocks = nn.ModuleList([InputStage(stem)])
     skip_channels = [channels]
     for level, width in enumerate(config.widths):
-        for index in range(config.depth_at(level)):
-            layers = [config.res_block(channels, width), *config.attentions(width, level, index)]
+        for _ in range(config.depth_at(level)):
+            layers = [config.res_block(channels, width), *config.attentions(width, level)]
             channels = width
             blocks.append(UNetStage(*layers))
             skip_channels.append(channels)
@@ -222,7 +205,7 @@ def build_decoder(config: UNetConfig, skip_channels: Sequence[int], cond_channel
     for level, width in reversed(list(enumerate(config.widths))):
         for index in range(config.depth_at(level) + 1):
             layers = [config.res_block(channels + remaining.pop(), width, cond_channels)]
-            layers += config.attentions(width, level, index, is_decoder=True)
+            layers += config.attentions(width, level, is_decoder=True)
             channels = width
             if level and index == config.depth_at(level):
                 if config.resblock_updown:
@@ -264,8 +247,6 @@ class UNetModel(nn.Module):
         self.time_embed = build_embedding(config.model_channels, config.embed_dim)
         if config.adm_in_channels is not None:
             self.label_emb = nn.Sequential(build_embedding(config.adm_in_channels, config.embed_dim))
-        elif config.num_classes == CONTINUOUS:
-            self.label_emb = nn.Linear(1, config.embed_dim)
         elif config.num_classes is not None:
             self.label_emb = nn.Embedding(config.num_classes, config.embed_dim)
         self.input_blocks, self.skip_channels = build_encoder(config)
@@ -284,8 +265,8 @@ class UNetModel(nn.Module):
             x: (B, in_channels, H, W) noisy picture.
             timesteps: (B,) steps.
             context: (B, S, context_dim) tokens, with spatial transformers.
-            y: (B,) integer class labels with an integer ``num_classes``, (B, adm_in_channels) float vectors with
-                ``num_classes: sequential``, or (B, 1) with ``num_classes: continuous``.
+            y: (B,) integer class labels with an integer ``num_classes``, or (B, adm_in_channels) float vectors with
+                ``num_classes: sequential``.
 
         Returns:
             (B, out_channels, H, W), or (B, n_embed, H, W) logits with ``n_embed``.
@@ -312,7 +293,7 @@ class UNetModel(nn.Module):
         return h, skips, emb
 
     def _check_vector(self, y: Tensor | None, batch: int) -> None:
-        width, num_classes = self.config.vector_width, self.config.num_classes
+        width, num_classes = self.config.adm_in_channels, self.config.num_classes
         shape = (batch,) if width is None else (batch, width)
         if num_classes is None:
             expected, is_valid = "no y, because unet_config.params.num_classes is not set", y is None
