@@ -47,17 +47,12 @@ class DDIMSampler:
         shape: Sequence[int],
         conditioning: Any = None,
         callback: Callable[[int], Any] | None = None,
-        normals_sequence: Any = None,
         img_callback: Callable[[Tensor, int], Any] | None = None,
         quantize_x0: bool = False,
         eta: float = 0.0,
         mask: Tensor | None = None,
         x0: Tensor | None = None,
         temperature: float = 1.0,
-        noise_dropout: float = 0.0,
-        score_corrector: Any = None,
-        corrector_kwargs: Any = None,
-        verbose: bool = True,
         x_T: Tensor | None = None,
         log_every_t: int = 100,
         unconditional_guidance_scale: float = 1.0,
@@ -71,8 +66,7 @@ class DDIMSampler:
         Raises:
             UserError: an option that is not supported.
         """
-        others |= {"noise_dropout": noise_dropout or None, "score_corrector": score_corrector}
-        if unsupported := [name for name, value in others.items() if value is not None]:
+        if unsupported := [name for name, value in others.items() if value and name != "verbose"]:
             raise UserError(f"sampler {self.name}: {', '.join(unsupported)} not supported. Leave the arguments out")
         if (mask is None) != (x0 is None):
             raise UserError(f"sampler {self.name}: expected mask and x0 together, got one of them. Pass both")

@@ -309,7 +309,7 @@ def test_options_are_checked(folder, tmp_path):
     for index in (None, DEPTH + 1, -DEPTH - 2):
         with pytest.raises(ConfigError, match=f"params.layer_idx: expected -4 to 3.*{index}"):
             FrozenCLIPEmbedder(str(folder), layer="hidden", layer_idx=index)
-    with pytest.raises(ConfigError, match="params.layer: expected one of last, penultimate, got"):
+    with pytest.raises(ConfigError, match="params.layer: expected one of last, penultimate; got"):
         FrozenOpenCLIPEmbedder(str(folder), layer="pooled")
     (folder / "words.json").unlink()
     with pytest.raises(ConfigError, match="vocab_size 8.*words.json"):

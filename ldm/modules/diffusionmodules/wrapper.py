@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.data.options import require_choice
 from ldm.modules.diffusionmodules.openaimodel import UNetConfig
-from ldm.util import ConfigError, UserError, instantiate_from_config
+from ldm.util import UserError, instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm", "hybrid-adm", "crossattn-adm")
 
@@ -30,9 +31,7 @@ class DiffusionWrapper(nn.Module):
             ConfigError: ``conditioning_key`` is unknown.
         """
         super().__init__()
-        if conditioning_key not in CONDITIONING_KEYS:
-            known = ", ".join(str(key) for key in CONDITIONING_KEYS)
-            raise ConfigError(f"model.params.conditioning_key: expected one of {known}, got {conditioning_key!r}.")
+        require_choice("model.params.conditioning_key", conditioning_key, CONDITIONING_KEYS)
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
         config = vars(self.diffusion_model).get("config")  # of networks of this package

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.data.options import require_choice, require_count
 from ldm.modules.encoders.base import ConditionStageBase
-from ldm.util import ConfigError, UserError
+from ldm.util import UserError
 
 _METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -113,10 +114,8 @@ class SpatialRescaler(ConditionStageBase):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        if n_stages < 0:
-            raise ConfigError(f"SpatialRescaler.n_stages: expected 0 or more, got {n_stages}.")
-        if method not in _METHODS:
-            raise ConfigError(f"SpatialRescaler.method: expected one of {', '.join(_METHODS)}, got {method!r}.")
+        require_count("SpatialRescaler.n_stages", n_stages, least=0)
+        require_choice("SpatialRescaler.method", method, _METHODS)
         self.n_stages, self.method, self.multiplier = n_stages, method, multiplier
         self.channel_mapper = None if out_channels is None else nn.Conv2d(in_channels, out_channels, 1, bias=bias)
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.data.options import require_choice
 from ldm.modules.diffusionmodules.util import attend_multi_head
 from ldm.modules.encoders import clip_loading
 from ldm.modules.encoders.clip_embedders import ClipTextStage, ImagePreprocessing
@@ -116,12 +117,10 @@ def find_text_tower(name: str, weights: str | os.PathLike | None, allow_download
     if not path.parent.is_dir() and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         path = clip_loading.hub_file(name, _HUB_CONFIG)
     folder = path.parent
-    is_cached = any((folder / file).is_file() for file in _HUB_WEIGHTS)
-    is_other = not path.is_file() or (folder / clip_loading.CONFIG_FILE).is_file()
-    if is_other or (name in _HUB_NAMES and not is_cached):
+    if not path.is_file() or (folder / clip_loading.CONFIG_FILE).is_file():
         return find_clip(_HUB_NAMES.get(name, name), weights, allow_download, is_optional=True)
     found, missing = clip_loading.search_weights(name, [weights or folder], _HUB_WEIGHTS)
-    if found is None and weights is not None:
+    if missing and weights is not None:
         raise UserError(missing)
     content = clip_loading.read_config(path)
     text = content.get("text_config") or content
@@ -177,14 +176,12 @@ def build_tower(source: ClipSource, **changes: Any) -> nn.Module:
 class SequenceEmbedder(NeedsWeights, ClipTextStage):
     """Base class of the text stages; ``max_length`` is S, at most the context length of the CLIP."""
 
-    LAYERS = ("last", "penultimate")
+    LAYERS: tuple[str, ...] = ("last", "penultimate")
     embed: Callable[[Tensor], Tensor]  # from token ids (B, S), padded with zeros, to (B, S, D)
 
     def __init__(self, source: ClipSource, max_length: int, layer: str) -> None:
         super().__init__()
-        if layer not in self.LAYERS:
-            options = ", ".join(self.LAYERS)
-            raise ConfigError(f"cond_stage_config.params.layer: expected one of {options}, got {layer!r}. Choose one.")
+        require_choice("cond_stage_config.params.layer", layer, self.LAYERS)
         text = source.model_cfg["text_cfg"]
         self.layer, self.width, vocab_size = layer, text.get("width", 512), text.get("vocab_size", 49408)
         self.tokenizer = clip_loading.load_tokenizer(source)
@@ -203,10 +200,8 @@ class SequenceEmbedder(NeedsWeights, ClipTextStage):
             UserError: ``texts`` is not a list of texts, or the weights are missing.
         """
         if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-            raise UserError(
-                f"{type(self).__name__}: expected a list of texts, got {type(texts).__name__}. Set "
-                "model.params.cond_stage_key to the entry of the batch that holds the texts."
-            )
+            advice = "Set model.params.cond_stage_key to the entry of the batch that holds the texts."
+            raise UserError(f"{type(self).__name__}: expected a list of texts, got {type(texts).__name__}. {advice}")
         self.require_weights()
         return self.embed(self.tokenize(list(texts)).to(next(self.parameters()).device))
 

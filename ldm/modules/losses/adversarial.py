@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from torch import Tensor, nn
 
+from ldm.data.options import require_choice
 from ldm.modules.lpips import LPIPS
 from ldm.util import ConfigError
 
@@ -80,8 +81,7 @@ class AdversarialReconstruction(nn.Module):
         super().__init__()
         chosen = {"disc_loss": disc_loss, "pixel_loss": pixel_loss, "perceptual_loss": perceptual_loss}
         for key, value in chosen.items():
-            if value not in _CHOICES[key]:
-                raise ConfigError(f"lossconfig.params.{key}: expected one of {sorted(_CHOICES[key])}, got {value!r}.")
+            require_choice(f"lossconfig.params.{key}", value, _CHOICES[key])
         self.pixel_loss, self.disc_loss = _CHOICES["pixel_loss"][pixel_loss], _CHOICES["disc_loss"][disc_loss]
         self.disc_start, self.disc_factor, self.disc_weight = disc_start, disc_factor, disc_weight
         self.disc_conditional, self.use_actnorm = disc_conditional, use_actnorm
