@@ -70,15 +70,20 @@ def find_weights(
     """
     cache = Path(torch.hub.get_dir()) / "checkpoints"
     given = path or os.environ.get(variable)
-    location = Path(given) if given else cache
-    candidates = [location / name for name in names] if location.is_dir() or not given else [location]
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    found, searched = first_file([given] if given else [cache / name for name in names], names)
     if found is None:
         raise UserError(
-            f"{user}, but there is no {candidates[0]}. Put {names[0]} (from {source}) into {cache}, or set its path "
+            f"{user}, but there is no {searched[0]}. Put {names[0]} (from {source}) into {cache}, or set its path "
             f"in the environment variable {variable}{others}."
         )
     return found
+
+
+def first_file(places: Sequence[str | os.PathLike], names: Sequence[str]) -> tuple[Path | None, list[Path]]:
+    """Return the first existing one of some files, and of files ``names`` in some folders, and all searched paths."""
+    paths = [Path(place).expanduser() for place in places]
+    searched = [file for path in paths for file in ([path / name for name in names] if path.is_dir() else [path])]
+    return next((file for file in searched if file.is_file()), None), searched
 
 
 def grouped(keys: Iterable[str]) -> str:

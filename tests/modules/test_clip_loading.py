@@ -107,6 +107,8 @@ def test_weights_from_variable_folder_and_hub_cache(tmp_path, monkeypatch):
     (shelf / "ViT-B-32.pt").write_bytes(b"x")
     monkeypatch.setenv(clip_loading.WEIGHTS_VARIABLE, str(shelf))
     assert find_clip("ViT-L/14").weights == shelf / "ViT-L-14.pt"
+    (shelf / "ViT-L-14.pt").unlink()
+    assert find_clip("ViT-L/14").weights == shelf / "ViT-B-32.pt"  # the only file of the folder that was named
 
 
 def test_unknown_names_and_tags():

@@ -189,24 +189,6 @@ def _problem(table: AttributeTable, columns: Sequence[str], words: Sequence[Sequ
     return f"of {product} combinations {product - len(counts)} have no image, such as {' + '.join(missing)}"
 
 
-def column_classes(table: AttributeTable, name: str) -> tuple[list[str], dict[str, int]]:
-    """Return the entries of a column, and the class of each entry: integers as they are, else its place in the order.
-
-    Raises:
-        ConfigError: the column is unknown.
-        UserError: an entry is empty.
-    """
-    require_choice("label", name, table.columns)
-    entries, known = table.column(name), table.words[name]
-    if "" in entries:
-        raise UserError(
-            f"{table.path}: expected an entry in the column {name!r} (label) for every image, got none for "
-            f"{table.pictures[entries.index('')]}. Fill it in, or remove the image from the table."
-        )
-    is_number = all(entry.isascii() and entry.isdigit() for entry in known)
-    return entries, {entry: int(entry) if is_number else position for position, entry in enumerate(known)}
-
-
 def table_vocabulary(table: AttributeTable, templates: Mapping[str, str]) -> AttributeVocabulary | None:
     """Return the words of all columns; None if a column contains free text or nothing."""
     words = [table.words[name] for name in table.columns]

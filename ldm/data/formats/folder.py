@@ -11,14 +11,7 @@ import numpy as np
 import torch
 
 from ldm.data.dataset import ImageDataset, leave_unset, split_rows
-from ldm.data.formats.attribute_tables import (
-    AttributeTable,
-    column_classes,
-    read_table,
-    table_factors,
-    table_texts,
-    table_vocabulary,
-)
+from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_factors, table_texts, table_vocabulary
 from ldm.data.formats.picture_files import PICTURE_SUFFIXES, decode_picture, find_pictures, square, stretch, to_array
 from ldm.data.options import require_choice, require_count, require_share
 from ldm.data.paths import AnyPath, data_root
@@ -113,10 +106,8 @@ class ImageFolder(ImageDataset):
         else:
             table, self.pictures = None, [name for name in self.pictures if name.startswith(prefix)]
         if label is not None:
-            found = column_classes(table, label) if label != BY_FOLDER else None
-            entries, numbers = found or _folder_classes(self.path, self.pictures, everything, bool(prefix))
-            self.class_names = {number: name for name, number in numbers.items()}
-            self._classes = np.array([numbers[entry] for entry in entries], dtype=np.int64)
+            found = None if label == BY_FOLDER else _column_classes(table, label)
+            self.class_names, self._classes = found or self._folder_classes(everything, bool(prefix))
         super().__init__(split_rows(len(self.pictures), rest, limit), repeat, do_augment, seed)
 
     def _use(
@@ -135,6 +126,24 @@ class ImageFolder(ImageDataset):
         self.pictures, self._texts = list(table.pictures), table_texts(table, templates)
         self.vocabulary = table_vocabulary(table, templates)
         return table
+
+    def _folder_classes(self, everything: Sequence[str], is_split: bool) -> tuple[dict[int, str], np.ndarray]:
+        """Return the names of all class folders, and the number of that of each image.
+
+        With ``is_split``, the folder of the split comes first. Raises a ``UserError`` for an image without a class.
+        """
+        splits = {name for names in _SPLIT_FOLDERS.values() for name in names}
+        inside = [name for name in everything if name.partition("/")[0] in splits]
+        depth = int(is_split or len(inside) == len(everything))
+        folders = {name: name.split("/")[depth:-1] for name in (inside if depth else everything)}
+        if outside := [name for name, parts in folders.items() if not parts]:
+            raise UserError(
+                f"{self.path}: expected every image in a folder named after its class (label: folder), got "
+                f"{outside[0]}. Move the image, or take the classes from a column of a table (label: COLUMN)."
+            )
+        names = dict(enumerate(sorted({parts[0] for parts in folders.values()})))
+        numbers = {name: number for number, name in names.items()}
+        return names, np.array([numbers[folders[name][0]] for name in self.pictures])
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, image_size, image_size, 3) uint8."""
@@ -185,28 +194,18 @@ def _split_folder(folder: Path, pictures: Sequence[str], split: str | None) -> t
     )
 
 
-def _folder_classes(
-    folder: Path, pictures: Sequence[str], everything: Sequence[str], is_split: bool
-) -> tuple[list[str], dict[str, int]]:
-    """Return the class folder of each of ``pictures``, and the number of each class folder of ``everything``.
-
-    With ``is_split``, the folder of the split comes first. Raises a ``UserError`` for an image outside class folders.
-    """
-    splits = {name for names in _SPLIT_FOLDERS.values() for name in names}
-    inside = [name for name in everything if name.partition("/")[0] in splits]
-    depth = int(is_split or len(inside) == len(everything))
-
-    def class_folder(picture: str) -> str:
-        parts = picture.split("/", depth + 1)
-        if len(parts) < depth + 2:
-            raise UserError(
-                f"{folder}: expected every image in a folder named after its class (label: folder), got {picture}. "
-                "Move the image, or take the classes from a column of a table (label: COLUMN)."
-            )
-        return parts[depth]
-
-    names = sorted({class_folder(name) for name in (inside if depth else everything)})
-    return [class_folder(name) for name in pictures], {name: number for number, name in enumerate(names)}
+def _column_classes(table: AttributeTable, name: str) -> tuple[dict[int, str], np.ndarray]:
+    """Return the classes in a column, and that of each image: integers as they are, else positions in the order."""
+    require_choice("label", name, table.columns)
+    entries, known = table.column(name), table.words[name]
+    if "" in entries:
+        raise UserError(
+            f"{table.path}: expected an entry in the column {name!r} (label) for every image, got none for "
+            f"{table.pictures[entries.index('')]}. Fill it in, or remove the image from the table."
+        )
+    is_number = all(entry.isascii() and entry.isdigit() for entry in known)
+    numbers = {entry: int(entry) if is_number else position for position, entry in enumerate(known)}
+    return {number: entry for entry, number in numbers.items()}, np.array([numbers[entry] for entry in entries])
 
 
 def _table(folder: Path, attributes: AnyPath, pictures: frozenset[str]) -> AttributeTable:

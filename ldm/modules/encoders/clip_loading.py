@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer
-from ldm.modules.weights import read_state_dict
+from ldm.modules.weights import first_file, read_state_dict
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -155,24 +155,16 @@ def read_config(path: Path) -> dict[str, Any]:
 def search_weights(
     name: str, places: Sequence[str | os.PathLike], file_names: Sequence[str], others: str = ""
 ) -> tuple[Path | None, str | None]:
-    """Return the first existing file, or None and an error message.
+    """Return the first existing weight file, see ``first_file``, or None and an error message that ends in ``others``.
 
-    Args:
-        name: name of the CLIP, for the message.
-        places: files, and folders with one of ``file_names``, in order of preference, or with no other weight file.
-        file_names: names in order of preference.
-        others: end of the message.
+    In a folder without any of ``file_names``, its only weight file is taken.
     """
     searched: list[Path] = []
     for place in places:
-        path = Path(place).expanduser()
-        candidates = [path / file for file in file_names] if path.is_dir() else [path]
-        existing = [candidate for candidate in candidates if candidate.is_file()]
-        if not existing and path.is_dir():
-            existing = [file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES]
-            existing = existing if len(existing) == 1 else []
-        if existing:
-            return existing[0], None
+        found, candidates = first_file([place], file_names)
+        files = [file for file in Path(place).expanduser().glob("*") if file.suffix in WEIGHT_SUFFIXES]
+        if found or len(files) == 1:
+            return found or files[0], None
         searched += candidates
     paths = ", ".join(map(str, searched)) or "a file, but open_clip publishes none"
     advice = f"Put the file there, or set the parameter 'weights' to the file or its folder{others}."
