@@ -217,15 +217,11 @@ def test_lists_of_files(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPat
         assert abs(float(batch["image"][0, 0, :, 1].float().mean()) - 14.5) <= 1  # the centre
 
 
-def test_paths_and_crops(tmp_path: Path) -> None:
+def test_paths(tmp_path: Path) -> None:
     folder = pictures(tmp_path, "a.png", "b.png", "c.png")
     paths = [str(folder / name) for name in ("a.png", "b.png", "c.png")]
-    data = image_list("base.ImagePaths", paths=paths, size=20, random_crop=True)
-    item = data[1]
-    assert item["file_path_"] == paths[1]
-    starts = {int(data.__getitems__([0] * n)["image"][-1, 0, 0, 1]) for n in range(1, 20)}
-    assert len(starts) > 4 and starts <= set(range(11))
-    assert torch.equal(data[1]["image"], item["image"])  # the same draw again
+    data = image_list("base.ImagePaths", paths=paths, size=20)
+    assert data[1]["file_path_"] == paths[1] and data[1]["image"].shape == (20, 20, 3)
     whole = image_list("base.ImagePaths", paths=paths)
     assert whole[0]["image"].shape == (20, 30, 3)
     Image.new("RGB", (9, 9)).save(paths[2])

@@ -28,8 +28,7 @@ STEPS = {"ddim": 2, "plms": 2, "dpm_solver": 2, "ddpm": None}
 @pytest.fixture(autouse=True)
 def no_pinned_memory(monkeypatch):
     """Pinned memory needs a driver."""
-    plain = torch.tensor
-    monkeypatch.setattr(torch, "tensor", lambda *args, pin_memory=False, **options: plain(*args, **options))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
 
 
 def fake_mode():

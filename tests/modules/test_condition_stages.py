@@ -5,6 +5,7 @@ import torch
 
 from ldm.modules.diffusionmodules.openaimodel_enc import Encoder4 as TokenEncoder
 from ldm.modules.encoders import modules
+from ldm.modules.encoders.base import sent_to
 from ldm.modules.encoders.tokenizer import WordTokenizer
 from ldm.util import ConfigError
 
@@ -69,3 +70,11 @@ def test_every_image_encoder_has_a_mean_code():
         assert code.shape == (2, width) and encoder.latent_dim == width
         assert torch.equal(code, encoder.mean_code(images))
         assert torch.equal(code, encoder(images)) != encoder.is_random
+
+
+def test_tokens_are_sent_to_a_device_without_waiting(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: calls.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *device, **options: calls.append(options) or tensor)
+    sent_to(torch.device("cuda"), torch.zeros(2, dtype=torch.long))
+    assert calls == ["pinned", {"non_blocking": True}]

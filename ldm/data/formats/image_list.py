@@ -25,7 +25,6 @@ class ImageList(ImageDataset):
         paths: the paths themselves, in place of ``list_file``.
         size: side in pixels: the shorter side is resized (bilinear), and a square is cut out; null or 0 keeps the
             images, which must then have one size.
-        random_crop: cut out a random square instead of the centre.
         do_augment, repeat, seed: see ``ImageDataset``.
 
     Raises:
@@ -38,7 +37,6 @@ class ImageList(ImageDataset):
         list_file: AnyPath | None = None,
         paths: Sequence[str] | None = None,
         size: int | None = None,
-        random_crop: bool = False,
         do_augment: bool = False,
         repeat: int = 1,
         seed: int = 0,
@@ -47,7 +45,7 @@ class ImageList(ImageDataset):
         if (list_file is None) == (paths is None):
             raise ConfigError("data set: expected a list of files or `paths`, got both or none. Set one of them.")
         self.path = None if list_file is None else Path(list_file).expanduser()
-        self.size, self.random_crop = size, random_crop
+        self.size = size
         if self.path is not None:
             with readable(self.path, "UTF-8"):
                 paths = self.path.read_text(encoding="utf-8-sig").splitlines()
@@ -62,10 +60,9 @@ class ImageList(ImageDataset):
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, H, W, 3) uint8."""
-        places = self._rng(rows).random((len(rows), 2)) if self.random_crop else np.full((len(rows), 2), 0.5)
         pictures = [decode_picture(self.files[row], str(self.files[row])) for row in rows.tolist()]
         if self.size:
-            pictures = [square(picture, self.size, place) for picture, place in zip(pictures, places.tolist())]
+            pictures = [square(picture, self.size) for picture in pictures]
         if len({picture.size for picture in pictures}) > 1:
             raise UserError(f"{self.path or 'paths'}: expected images of one size, got several. Set size: in pixels.")
         return np.stack([to_array(picture) for picture in pictures])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +41,13 @@ def stretch(picture: Image.Image, size: int) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def square(picture: Image.Image, size: int, place: Sequence[float] = (0.5, 0.5)) -> Image.Image:
-    """Resize the shorter side (bilinear) and cut out size x size, the centre or another place from (0, 0) to (1, 1)."""
+def square(picture: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side (bilinear) and cut out the centre: size x size."""
     width, height = picture.size
     wanted = (size, size * height // width) if width <= height else (size * width // height, size)
     if wanted != picture.size:
         picture = picture.resize(wanted, Image.Resampling.BILINEAR)
-    left, top = (round((side - size) * share) for side, share in zip(wanted, place))
+    left, top = round((wanted[0] - size) / 2), round((wanted[1] - size) / 2)
     return picture.crop((left, top, left + size, top + size))
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+
+def sent_to(device: torch.device, tensor: Tensor) -> Tensor:
+    """Return a tensor on a device; a copy from the CPU does not wait for the device."""
+    is_copied = device.type == "cuda" and tensor.device.type == "cpu"
+    return (tensor.pin_memory() if is_copied else tensor).to(device, non_blocking=True)
 
 
 class ConditionStageBase(nn.Module):

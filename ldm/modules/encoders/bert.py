@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.util import sequence_in
-from ldm.modules.encoders.base import ConditionStageBase, TextStage
+from ldm.modules.encoders.base import ConditionStageBase, TextStage, sent_to
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer
 from ldm.util import ConfigError, UserError
 
@@ -81,7 +81,7 @@ class Transformer(nn.Module):
                 f"cond_stage_config.params.max_seq_len: expected sequences of at most {self.max_seq_len} tokens, got "
                 f"{tokens.shape[1]}. Shorten them, or increase max_seq_len."
             )
-        tokens = tokens.to(self.token_emb.weight.device)
+        tokens = sent_to(self.token_emb.weight.device, tokens)
         x = self.emb_dropout(self.token_emb(tokens) + self.pos_emb["emb"].weight[: tokens.shape[1]])
         for norm, block in self.attn_layers["layers"]:
             x = x + block(norm(x))

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.modules.encoders.base import ConditionStageBase, TextStage
+from ldm.modules.encoders.base import ConditionStageBase, TextStage, sent_to
 from ldm.modules.encoders.clip_loading import ClipSource, find_clip, load_clip, load_tokenizer
 from ldm.modules.weights import grouped
 from ldm.util import UserError
@@ -178,8 +178,8 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
                 parts = [unseen[start : start + ENCODE_BATCH] for start in range(0, len(unseen), ENCODE_BATCH)]
                 self._table = torch.cat([self._table.to(device), *map(self._embed, parts)])
             self._rows.update(zip(unseen, range(len(self._rows), len(self._rows) + len(unseen))))
-        rows = torch.tensor([self._rows[text] for text in texts], pin_memory=device.type == "cuda")
-        return self._table.index_select(0, rows.to(device, non_blocking=True))
+        rows = torch.tensor([self._rows[text] for text in texts])
+        return self._table.index_select(0, sent_to(device, rows))
 
     @torch.no_grad()
     def _embed(self, texts: list[str]) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ldm.data.options import require_choice
 from ldm.modules.diffusionmodules.util import attend_multi_head
 from ldm.modules.encoders import clip_loading
+from ldm.modules.encoders.base import sent_to
 from ldm.modules.encoders.clip_embedders import ClipTextStage, ImagePreprocessing
 from ldm.modules.encoders.clip_loading import ClipSource, find_clip
 from ldm.modules.weights import NeedsWeights
@@ -203,7 +204,7 @@ class SequenceEmbedder(NeedsWeights, ClipTextStage):
             advice = "Set model.params.cond_stage_key to the entry of the batch that holds the texts."
             raise UserError(f"{type(self).__name__}: expected a list of texts, got {type(texts).__name__}. {advice}")
         self.require_weights()
-        return self.embed(self.tokenize(list(texts)).to(next(self.parameters()).device))
+        return self.embed(sent_to(next(self.parameters()).device, self.tokenize(list(texts))))
 
 
 class FrozenCLIPEmbedder(SequenceEmbedder):
