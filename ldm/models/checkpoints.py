@@ -70,19 +70,12 @@ def load_into(
     missing, _ = module.load_state_dict(state, strict=False)
     unexpected = sorted(set(state) - set(module.state_dict()))
     logger.info("loaded %s: %d weights, %d missing, %d unexpected", path, len(state), len(missing), len(unexpected))
-    _report(
-        f"{path}, loaded into {type(module).__name__}", len(weights & state.keys()), len(weights), missing, unexpected
-    )
-    return set(state) - set(unexpected)
-
-
-def _report(where: str, num_loaded: int, num_weights: int, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Warn about missing keys, about keys that were not used, and if only few weights fit."""
-    if 2 * num_loaded < num_weights:
-        logger.warning(
-            "%s: ONLY %d OF %d WEIGHTS FIT. Check that this is the right file", where, num_loaded, num_weights
-        )
+    where, num_loaded = f"{path}, loaded into {type(module).__name__}", len(weights & state.keys())
+    if 2 * num_loaded < len(weights):
+        message = "%s: ONLY %d OF %d WEIGHTS FIT. Check that this is the right file"
+        logger.warning(message, where, num_loaded, len(weights))
     if missing:
         logger.warning("%s: %s are missing in the file", where, grouped(missing))
     if unexpected:
         logger.warning("%s: %s were not used", where, grouped(unexpected))
+    return set(state) - set(unexpected)

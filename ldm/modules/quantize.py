@@ -61,9 +61,12 @@ class VectorQuantizer2(nn.Module):
         self.sane_index_shape, self.revive_every = sane_index_shape, revive_every
         self.embedding = nn.Embedding(n_e, e_dim)
         nn.init.uniform_(self.embedding.weight, -1.0 / n_e, 1.0 / n_e)
-        self.remap = IndexRemap(remap, unknown_index) if remap is not None else None
-        if self.remap is not None:
-            self.register_buffer("used", self.remap.used)
+        self.has_remap = remap is not None
+        if remap is not None:
+            self.register_buffer("used", torch.as_tensor(np.load(remap)).long())
+            if not (unknown_index in ("random", "extra") or isinstance(unknown_index, int)):
+                raise ConfigError(f"unknown_index: expected 'random', 'extra' or an integer, got {unknown_index!r}.")
+            self.unknown_index = len(self.used) if unknown_index == "extra" else unknown_index
         self.renews_codes = init_from_data or revive_every > 0
         if self.renews_codes:
             self.register_buffer("is_initialised", torch.tensor(not init_from_data))
@@ -102,8 +105,8 @@ class VectorQuantizer2(nn.Module):
         codebook = F.mse_loss(codes, z.detach())
         loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
         z_q = z + (codes - z).detach()  # straight through
-        if self.remap is not None:
-            indices = self.remap.to_used(indices.view(z.shape[0], -1), self.used).flatten()
+        if self.has_remap:
+            indices = self._to_used(indices)
         if self.sane_index_shape:
             indices = indices.view(z.shape[:-1])
         return rearrange(z_q, "b h w c -> b c h w").contiguous(), loss, (None, None, indices)
@@ -118,9 +121,19 @@ class VectorQuantizer2(nn.Module):
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
         """Return the codes of ``indices``, as (B, C, H, W) if ``shape`` (B, H, W, C) is given."""
-        if self.remap is not None:
-            indices = self.remap.to_all(indices, self.used)
+        if self.has_remap:
+            indices = self.used[torch.where(indices >= len(self.used), 0, indices)]  # the extra index: the first code
         return _as_map(self.embedding(indices), shape)
+
+    def _to_used(self, indices: Tensor) -> Tensor:
+        """Map codebook indices (N,) to positions in ``used``."""
+        match = indices[:, None] == self.used
+        position = match.long().argmax(-1)
+        if self.unknown_index == "random":
+            unknown = torch.randint_like(position, len(self.used))
+        else:
+            unknown = torch.full_like(position, int(self.unknown_index))
+        return torch.where(match.any(-1), position, unknown)
 
     @torch.no_grad()
     def _renew_codes(self, vectors: Tensor) -> None:
@@ -194,31 +207,6 @@ class GumbelQuantize(nn.Module):
 def _as_map(codes: Tensor, shape: tuple[int, int, int, int] | None) -> Tensor:
     """Return codes as (B, C, H, W) if their ``shape`` (B, H, W, C) is given, else as they are."""
     return codes if shape is None else rearrange(codes.view(shape), "b h w c -> b c h w").contiguous()
-
-
-class IndexRemap:
-    """Mapping between codebook indices and positions among the used codes, as in taming's transformers."""
-
-    def __init__(self, path: str, unknown_index: str | int) -> None:
-        self.used = torch.as_tensor(np.load(path)).long()
-        self.num_used = self.used.numel()
-        if not (unknown_index in ("random", "extra") or isinstance(unknown_index, int)):
-            raise ConfigError(f"unknown_index: expected 'random', 'extra' or an integer, got {unknown_index!r}.")
-        self.unknown_index = self.num_used if unknown_index == "extra" else unknown_index
-
-    def to_used(self, indices: Tensor, used: Tensor) -> Tensor:
-        """Map codebook indices to positions in ``used``."""
-        match = indices[..., None] == used
-        position = match.long().argmax(-1)
-        if self.unknown_index == "random":
-            unknown = torch.randint_like(position, self.num_used)
-        else:
-            unknown = torch.full_like(position, int(self.unknown_index))
-        return torch.where(match.any(-1), position, unknown)
-
-    def to_all(self, indices: Tensor, used: Tensor) -> Tensor:
-        """Map positions in ``used`` to codebook indices; the extra index is mapped to the first code."""
-        return used[torch.where(indices >= self.num_used, 0, indices)]
 
 
 def _match_buffers(module: VectorQuantizer2, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

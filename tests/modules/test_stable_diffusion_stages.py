@@ -312,7 +312,7 @@ def test_options_are_checked(folder, tmp_path):
     with pytest.raises(ConfigError, match="params.layer: expected one of last, penultimate; got"):
         FrozenOpenCLIPEmbedder(str(folder), layer="pooled")
     (folder / "words.json").unlink()
-    with pytest.raises(ConfigError, match="vocab_size 8.*words.json"):
+    with pytest.raises(ConfigError, match="vocab_size above 49407, got 8.*words.json"):
         FrozenCLIPEmbedder(str(folder))
 
 

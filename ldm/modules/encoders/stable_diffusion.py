@@ -189,10 +189,8 @@ class SequenceEmbedder(NeedsWeights, ClipTextStage):
         self.max_length = min(max_length, text.get("context_length", 77))
         end = int(self.tokenize([""]).max())
         if end >= vocab_size:
-            raise ConfigError(
-                f"{source.name}: expected more than {end} tokens for its tokenizer, got vocab_size {vocab_size}. Add "
-                "the words.json of the CLIP to its folder, or choose another CLIP."
-            )
+            advice = "Add the words.json of the CLIP to its folder, or choose another CLIP."
+            raise ConfigError(f"{source.name}: expected vocab_size above {end}, got {vocab_size}. {advice}")
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Map B texts to (B, S, D).
@@ -239,10 +237,8 @@ class FrozenCLIPEmbedder(SequenceEmbedder):
             tower = TextTransformer(source.model_cfg)
         depth, self.layer_idx = len(tower.encoder["layers"]), layer_idx
         if layer == "hidden" and (layer_idx is None or not -depth - 1 <= layer_idx <= depth):
-            raise ConfigError(
-                f"cond_stage_config.params.layer_idx: expected {-depth - 1} to {depth} with `layer: hidden`, got "
-                f"{layer_idx}. Set the index of the layer."
-            )
+            expected = f"expected {-depth - 1} to {depth} with `layer: hidden`"
+            raise ConfigError(f"cond_stage_config.params.layer_idx: {expected}, got {layer_idx}. Set the index.")
         self.transformer = nn.ModuleDict({"text_model": tower})
         fill(self, source, text_tower_weights)
         self.requires_grad_(not freeze)
