@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.legacy.functions import make_ddim_sampling_parameters
 from ldm.util import UserError, get_obj_from_str
 
 _SAMPLERS = "ldm.diffusion.samplers"
@@ -31,13 +30,10 @@ class DDIMSampler:
     def make_schedule(
         self, ddim_num_steps: int, ddim_discretize: str = "uniform", ddim_eta: float = 0.0, verbose: bool = True
     ) -> None:
-        """Set ``ddim_timesteps`` (S,) and the constants at them; raise ``ConfigError`` for options that do not fit."""
+        """Set ``ddim_timesteps`` (S,); raise ``ConfigError`` for options that do not fit."""
         options = {"num_steps": ddim_num_steps, "spacing": ddim_discretize, "eta": ddim_eta or None}
         self._sampler = get_obj_from_str(f"{_SAMPLERS}.named_sampler")(self.name, **options)
         self.ddim_timesteps = self._sampler.timesteps(self.ddpm_num_timesteps)
-        constants = make_ddim_sampling_parameters(self.model.alphas_cumprod, self.ddim_timesteps, ddim_eta)
-        self.ddim_sigmas, self.ddim_alphas, self.ddim_alphas_prev = constants
-        self.ddim_sqrt_one_minus_alphas = torch.sqrt(1 - self.ddim_alphas)
 
     @torch.no_grad()
     def sample(

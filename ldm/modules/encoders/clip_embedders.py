@@ -225,11 +225,9 @@ class FrozenClipImageEmbedder(FrozenModule, ImagePreprocessing):
 
     Args:
         model: name or folder of the CLIP (:mod:`ldm.modules.encoders.clip_loading`).
-        jit: accepted from old configs and ignored; a scripted tower gives equal results.
-        device: accepted from old configs and ignored; the module moves with its parent.
+        jit, device: accepted from old configs and ignored; a scripted tower gives equal results.
         antialias: apply a low-pass filter when shrinking images.
-        weights: weight file or folder; None: see :mod:`ldm.modules.encoders.clip_loading`.
-        allow_download: download missing weights.
+        weights, allow_download: see :class:`FrozenCLIPTextEmbedder`.
 
     Raises:
         UserError: the CLIP is missing on this machine.
