@@ -174,7 +174,7 @@ def test_legacy_dropped_weights_are_named(tmp_path, caplog):
     assert re.search(r"\d+ keys of cond_stage_model.transformer.\* are missing in the file", caplog.text)
 
 
-@pytest.mark.parametrize("width, warns", [(WIDTH, False), ([WIDTH], False), (32, True)])
+@pytest.mark.parametrize("width, warns", [(WIDTH, False), (32, True)])
 def test_legacy_width_of_tokens_is_compared(width, warns, tmp_path, caplog):
     config, _ = case("version 1", tmp_path)
     config["params"]["unet_config"]["params"]["context_dim"] = width
