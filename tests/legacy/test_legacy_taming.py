@@ -294,6 +294,26 @@ def test_networks_are_checked_early_and_late_alike(
         instantiate_from_config(kl(**ddconfig))
 
 
+@pytest.mark.parametrize("losses", [{}, {"disc_in_channels": 3}, {"disc_in_channels": 4, "disc_weight": 0.5}])
+def test_a_discriminator_judges_the_channels_of_the_decoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture, losses: dict[str, Any]
+) -> None:
+    model = kl(in_channels=1, out_ch=1)
+    model["params"]["lossconfig"] = {
+        "target": "ldm.modules.losses.LPIPSWithDiscriminator",
+        "params": {"disc_start": 0, "perceptual_weight": 0.0, **losses},
+    }
+    code, _, error = run(tmp_path, capsys, model)
+    given = losses.get("disc_in_channels", 3)
+    message = f"lossconfig.params.disc_in_channels: expected 1, as ddconfig.out_ch, got {given}"
+    assert code == 1 and f"model.params.{message}" in error
+    with pytest.raises(ConfigError, match=message):
+        instantiate_from_config(model)
+    for fitting in ({"disc_in_channels": 1}, {"disc_weight": 0.0}, {"disc_factor": 0.0}):
+        model["params"]["lossconfig"]["params"] = {"disc_start": 0, "perceptual_weight": 0.0, **fitting}
+        assert run(tmp_path, capsys, model)[0] == 0
+
+
 def test_scripts_pass_omegaconf_to_the_class_itself() -> None:
     model = AutoencoderKL(**OmegaConf.create(kl()["params"]))
     assert model.state_dict().keys() == instantiate_from_config(kl()).state_dict().keys()

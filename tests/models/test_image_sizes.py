@@ -38,6 +38,14 @@ def test_first_stages_take_every_size_that_their_downsampling_divides(kind, fact
         stage.encode(torch.rand(1, 3, 32, factor + 1))
 
 
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_first_stages_name_the_channels_of_images(kind, channels):
+    stage = instantiate_from_config(first_stage(kind)).eval()
+    with pytest.raises(UserError, match=rf"with 3 channels \(ddconfig.in_channels\), got 32 x 48 x {channels}"):
+        stage.encode(torch.rand(1, channels, 32, 48))
+
+
 @pytest.mark.parametrize("use_ema", [False, True])
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_autoencoders_train_and_draw_images_that_are_not_square(kind, use_ema, tmp_path):
