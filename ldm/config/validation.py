@@ -76,6 +76,8 @@ def check_keys(config: Config, prefix: str, content: Any, known: Iterable[str], 
     for key in content:
         if key not in known:
             shown = "" if len(known) > 12 else f" Accepted: {', '.join(known)}"
+            places = {**SECTION_KEYS, "lightning": LIGHTNING_KEYS} if not prefix else {}
+            shown = next((f" Move it to {place}.{key}" for place, keys in places.items() if key in keys), shown)
             dotted = f"{prefix}.{key}" if prefix else str(key)
             raise config.error(dotted, f"unknown key {key!r}.{did_you_mean(key, known)}{shown}")
     for key in required:
@@ -209,12 +211,12 @@ def _advice_for_forks(target: str) -> str:
     stem, theirs, source = module.rpartition(".")[2], Path(*module.split(".")).with_suffix(".py"), find_source(module)
     is_free = source is None and find_source(stem) in (None, Path.cwd() / f"{stem}.py")
     own = Path(f"{stem}.py" if is_free else f"my_{stem}.py")
-    step = f"put its file outside ldm/, in the folder where the command runs (./{own})"
+    step = f"put its file outside ldm/, in the folder where the command runs (./{own}), and"
     if own.is_file():
-        step = f"its file ./{own} exists"
+        step = f"as ./{own} exists,"
     elif theirs.is_file() and (source is None or not source.samefile(theirs)):
-        step = f"copy ./{theirs} to ./{own}, outside ldm/"
-    return f"a class of a fork: {step}, and set the target to {own.stem}.{name}"
+        step = f"copy ./{theirs} to ./{own}, outside ldm/, and"
+    return f"a class of a fork: {step} set the target to {own.stem}.{name}"
 
 
 def _check_checkpoints(config: Config) -> None:

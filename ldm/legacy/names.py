@@ -158,8 +158,9 @@ _FFHQ = f"an LMDB of FFHQ: ldm.data.formats.lmdb_sets.FFHQ; or {_FOLDER}"
 _PARTS = "Clevr AFHQ Flower LSUNchurch LSUNChurch Shapes3D_SD Shapes3DTrainSD MPI3D_SD MPI3DTrainSD".split()
 NOT_SHIPPED = {
     "ldm.data.lsun.": f"an LMDB of the images: ldm.data.formats.lmdb_sets.LSUN; or {_FOLDER}",
-    **dict.fromkeys(("ldm.data.faceshq.", "taming.data."), _FFHQ),
+    **dict.fromkeys(("ldm.data.faceshq.", "taming.data.faceshq."), _FFHQ),
     **{f"ldm.data.{name}.": _FOLDER for name in ("imagenet", "openimages", "landscapes", "previews")},
+    "taming.data.": _FOLDER,
     **{f"ldm.data.{module}.{name}": _FOLDER for module in ("dis", "disdata") for name in _PARTS},
 }
 
