@@ -29,6 +29,15 @@ LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params")}
 _AUTOENCODERS, _NETWORKS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.model.AutoencoderShape"
 CHECKPOINT_KEY = "ckpt_path"
+# Condition stages: the option that sets or selects the width of their tokens, and the width of its defaults.
+_STAGES = "ldm.modules.encoders.modules."
+_WIDTHS: dict[str, tuple[str, dict[str | None, int]]] = {
+    **{f"{_STAGES}{name}": ("n_embed", {}) for name in ("BERTEmbedder", "TransformerEmbedder")},
+    f"{_STAGES}ClassEmbedder": ("embed_dim", {}),
+    f"{_STAGES}FrozenCLIPEmbedder": ("version", dict.fromkeys((None, "openai/clip-vit-large-patch14"), 768)),
+    f"{_STAGES}FrozenOpenCLIPEmbedder": ("arch", dict.fromkeys((None, "ViT-H-14"), 1024)),
+}
+_ATTENDING = ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")  # values of conditioning_key
 _EXAMPLES = {
     "model": ", e.g. ldm.models.diffusion.methods.clip_disdiff.model.CLIPDisDiff",
     "data": ", e.g. ldm.data.module.DataModuleFromConfig",
@@ -60,6 +69,7 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     _check_lightning(config)
     for section in sections:
         _check_nested(config, f"{section}.params", config.section(section).get("params"))
+    _check_width(config)
     if check_files:
         _check_checkpoints(config)
 
@@ -164,6 +174,23 @@ def _check_autoencoder(config: Config, key: str, name: str, params: Mapping[str,
             check_first_stage(name, params)
     except ConfigError as error:
         raise ConfigError(f"{config.origin(key)}: {key}.{error}") from error
+
+
+def _check_width(config: Config) -> None:
+    """Compare the width of a condition stage's tokens, where the config shows it, with that of the network."""
+    params = config.section("model").get("params") or {}
+    parts = [params.get(name) for name in ("cond_stage_config", "unet_config")]
+    if not all(isinstance(part, Mapping) for part in parts) or params.get("conditioning_key") not in _ATTENDING:
+        return
+    stage, network = (part.get("params") or {} for part in parts)
+    option, widths = _WIDTHS.get(parts[0].get("target"), ("", {}))
+    given = stage.get(option)
+    found, expected = widths.get(given, given), network.get("context_dim")
+    expected = expected[0] if isinstance(expected, list) and len(expected) == 1 else expected
+    if isinstance(found, int) and isinstance(expected, int) and found != expected:
+        key = "model.params.unet_config.params.context_dim"
+        stage = f"the width of cond_stage_config ({parts[0]['target']})"
+        raise config.error(key, f"expected {found}, {stage}, got {expected}. Make them match")
 
 
 def _look_up(config: Config, key: str, target: str, today: str) -> Signature | None:
