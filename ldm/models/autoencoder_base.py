@@ -119,10 +119,10 @@ class Autoencoder(pl.LightningModule):
             UserError: the images have other channels, or the downsampling does not divide their height and width.
         """
         factor, (channels, height, width) = self.encoder.shape.factor, x.shape[-3:]
-        if channels != self.encoder.shape.in_channels:
+        if channels != (expected := self.encoder.shape.in_channels):
             raise UserError(
-                f"autoencoder: expected images (height, width, channels) with {self.encoder.shape.in_channels} channels "
-                f"(ddconfig.in_channels), got {height} x {width} x {channels}. Let the data set return such images"
+                f"autoencoder: expected images of {expected} channels (ddconfig.in_channels), got "
+                f"height x width x channels {height} x {width} x {channels}. Let the data set return such images"
             )
         if height % factor or width % factor:
             raise UserError(

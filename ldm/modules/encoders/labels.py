@@ -122,9 +122,10 @@ class SpatialRescaler(ConditionStageBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, C, H, W) to (B, C', H m^n, W m^n) with m = ``multiplier`` and n = ``n_stages``."""
-        if self.channel_mapper is not None and x.shape[1] != self.channel_mapper.in_channels:
+        expected = None if self.channel_mapper is None else self.channel_mapper.in_channels
+        if expected not in (None, x.shape[1]):
             raise UserError(
-                f"SpatialRescaler: expected {self.channel_mapper.in_channels} channels (in_channels), got {x.shape[1]}. "
+                f"SpatialRescaler: expected {expected} channels (in_channels), got {x.shape[1]}. "
                 "Set cond_stage_config.params.in_channels to the channels of the data"
             )
         for _ in range(self.n_stages):
