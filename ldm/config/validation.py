@@ -19,7 +19,7 @@ from ldm.config.signatures import (
     read_signature,
 )
 from ldm.config.trainer_args import KNOWN_ARGS
-from ldm.legacy import ALIASES, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate, translate_ddconfig
+from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate, translate_ddconfig
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean
 
@@ -60,8 +60,8 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     for section in sections:
         if section not in config.content:
             raise ConfigError(
-                f"{' + '.join(config.files)}: the section `{section}` is missing. Add `model: {{base_learning_rate, "
-                "target, params}` and `data: {target, params}`"
+                f"{' + '.join(config.files)}: the section `{section}` is missing. Add `{section}: "
+                f"{{{', '.join(SECTION_KEYS[section])}}}`"
             )
         _check_object(config, section, config.content[section], is_certain=True)
     for section in sections:
@@ -71,7 +71,7 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
         _check_nested(config, f"{section}.params", config.section(section).get("params"))
     _check_width(config)
     if check_files:
-        _check_checkpoints(config)
+        _check_paths(config)
 
 
 def check_keys(config: Config, prefix: str, content: Any, known: Iterable[str], required: Iterable[str] = ()) -> None:
@@ -246,15 +246,19 @@ def _advice_for_forks(target: str) -> str:
     return f"a class of a fork: {step} set the target to {own.stem}.{name}"
 
 
-def _check_checkpoints(config: Config) -> None:
+def _check_paths(config: Config) -> None:
+    """Raise for the first checkpoint or list of images that does not exist."""
     for key, value in _scalars(config.content):
-        if key.rpartition(".")[2] == CHECKPOINT_KEY and isinstance(value, str) and not Path(value).exists():
-            folder = next(parent for parent in Path(value).parents if parent.is_dir())
+        name = key.rpartition(".")[2]
+        if name in (CHECKPOINT_KEY, *LIST_KEYS) and isinstance(value, str) and not Path(value).expanduser().exists():
+            folder = next(parent for parent in Path(value).expanduser().parents if parent.is_dir())
             near = sorted(str(path) for path in folder.glob("*"))[:5]
             listing = f" {folder}/ contains: {', '.join(near)}" if near else f" {folder}/ is empty"
+            kind, without = "list of images", ""
+            if name == CHECKPOINT_KEY:
+                kind, without = "checkpoint", f", or null to start without one ({key}=null)"
             raise UserError(
-                f"{config.origin(key)}: {key}: the checkpoint {value} does not exist.{listing}. Set another path, "
-                f"or null to start without one ({key}=null)"
+                f"{config.origin(key)}: {key}: the {kind} {value} does not exist.{listing}. Set another path{without}"
             )
 
 

@@ -205,10 +205,12 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     _CSV_LOGGER: ("debug", "create_git_tag", "log_graph", "prefix"),
 }
 
+LIST_KEYS = ("training_images_list_file", "test_images_list_file", "list_file")  # params with a list of files
+
 # Renamed params: target -> {old: today}.
 RENAMED_PARAMS: dict[str, dict[str, str]] = {
     f"{_PL}.callbacks.ModelCheckpoint": {"period": "every_n_epochs", "every_n_val_epochs": "every_n_epochs"},
-    IMAGE_LIST: dict.fromkeys(("training_images_list_file", "test_images_list_file"), "list_file"),
+    IMAGE_LIST: dict.fromkeys(LIST_KEYS[:2], LIST_KEYS[2]),
 }
 
 # Keys of ddconfig that change LDM's network if they are set.

@@ -403,3 +403,12 @@ def test_gumbel_codes_agree_with_torch() -> None:
     torch.manual_seed(1)
     choice = F.gumbel_softmax(quantize.proj(z), tau=1.0, dim=1, hard=True)
     assert torch.allclose(codes, torch.einsum("bnhw,nd->bdhw", choice, quantize.embed.weight))
+
+
+@pytest.mark.parametrize("key", ["training_images_list_file", "list_file"])
+def test_a_missing_list_is_named_before_a_run_is_made(tmp_path: Path, capsys: pytest.CaptureFixture, key: str) -> None:
+    train = {"target": "taming.data.custom.CustomTrain", "params": {key: str(tmp_path / "none.txt"), "size": 32}}
+    data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 1, "train": train}}
+    code, _, error = run(tmp_path, capsys, kl(), "-t", data=data)
+    assert code == 1 and f"data.params.train.params.{key}: the list of images" in error and "c.yaml" in error
+    assert not (tmp_path / "logs").exists()

@@ -116,8 +116,8 @@ class LatentDepth2ImageDiffusion(LatentFinetuneDiffusion):
     ) -> None:
         super().__init__(concat_keys=concat_keys, **kwargs)
         if depth_stage_config is not None:
-            message = "depth_stage_config is not run, and its weights depth_model.* are not loaded: %s have to be"
-            logger.warning(f"{message} depth maps", " and ".join(f"batch['{key}']" for key in self.concat_keys))
+            message = "depth_stage_config is not run, and its weights depth_model.* are not loaded: depth maps are read"
+            logger.warning(f"{message} from %s", " and ".join(f"batch['{key}']" for key in self.concat_keys))
 
     def concatenated(self, batch: Mapping[str, Any], key: str) -> Tensor:
         """Return the depth map, resized, and scaled to [-1, 1] for each image."""
