@@ -54,8 +54,8 @@ def mask_from_batch(batch: Mapping[str, Any], key: str, lowest: float) -> Tensor
     """Return the masks of a batch for a network, (B, C, H, W) float.
 
     Args:
-        batch: ``batch[key]`` is (B, H, W, C) or (B, H, W); bool or uint8 in [0, 255], which become [lowest, 1], or
-            float, which is not changed.
+        batch: ``batch[key]`` is (B, H, W, C) or (B, H, W); bool, or uint8 in [0, 255] or [0, 1], which become
+            [lowest, 1], or float, which is not changed.
         key: entry of the batch.
         lowest: value outside of the mask: -1 in latent-diffusion, 0 in Stable Diffusion.
     """
@@ -63,7 +63,8 @@ def mask_from_batch(batch: Mapping[str, Any], key: str, lowest: float) -> Tensor
     is_scaled = isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
     if not is_scaled:
         return images_from_batch(batch, key)
-    value = value.byte() * 255 if value.dtype == torch.bool else value
+    value = value.byte()
+    value = value * torch.where(value.amax() > 1, 1, 255).byte()  # without waiting for the device
     return (images_from_batch({key: value}, key) + 1) * (1 - lowest) / 2 + lowest
 
 

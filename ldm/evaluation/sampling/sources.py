@@ -63,13 +63,14 @@ class FromCondition(Source):
     def __init__(self, model: Any, request: Request) -> None:
         super().__init__(model, request)
         self.needs_data = model.model.conditioning_key is not None
-        self.origin = "a condition without units" if self.needs_data else "noise without a condition"
+        self.takes_images = model.model.conditioning_key not in (None, "crossattn", "adm")  # beside texts or classes
+        condition = "a condition without units" + ", with maps of the data" * self.takes_images
+        self.origin = condition if self.needs_data else "noise without a condition"
         guided = ("--text", "--class", "--guidance_scale", "--negative_text")
         self.refuse("--unit", "--swap", *(() if self.needs_data else guided))
         if any(len(strings) != 1 for strings in request.texts):
             raise UserError(f"--text: {self.name} takes one text per sample, got several separated by |")
         self.given: list[Any] = [strings[0] for strings in request.texts] or list(request.classes)
-        self.takes_images = model.model.conditioning_key not in (None, "crossattn", "adm")  # beside texts or classes
         if self.given and not self.takes_images:
             self.needs_data = False
             self.condition(None, slice(0, len(self.given)))  # raises if the condition stage does not take them

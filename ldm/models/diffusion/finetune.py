@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ldm.diffusion.conditions import Condition, DictCondition, ListCondition, TensorCondition, as_condition
+from ldm.diffusion.upscaling import ImageConcatWithNoiseAugmentation
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
 from ldm.pictures.grid import CaptionedGrid
@@ -115,8 +116,8 @@ class LatentDepth2ImageDiffusion(LatentFinetuneDiffusion):
     ) -> None:
         super().__init__(concat_keys=concat_keys, **kwargs)
         if depth_stage_config is not None:
-            message = "depth_stage_config is not run, and its weights depth_model.* are not loaded: %s have to be"
-            logger.warning(f"{message} depth maps", " and ".join(f"batch['{key}']" for key in self.concat_keys))
+            message = "depth_stage_config is not run, and its weights depth_model.* are not loaded: depth maps are read"
+            logger.warning(f"{message} from %s", " and ".join(f"batch['{key}']" for key in self.concat_keys))
 
     def concatenated(self, batch: Mapping[str, Any], key: str) -> Tensor:
         """Return the depth map, resized, and scaled to [-1, 1] for each image."""
@@ -159,7 +160,14 @@ class LatentUpscaleFinetuneDiffusion(LatentFinetuneDiffusion):
 
     def build_parts(self) -> None:
         """See the base class."""
-        self.add_frozen("low_scale_model", self.low_scale_config and instantiate_from_config(self.low_scale_config))
+        low_scale = self.low_scale_config and instantiate_from_config(self.low_scale_config)
+        levels = low_scale.max_noise_level if isinstance(low_scale, ImageConcatWithNoiseAugmentation) else 0
+        if levels > (self.model.num_classes or levels):
+            raise ConfigError(
+                f"model.params.unet_config.params.num_classes: expected at least {levels}, the max_noise_level of "
+                f"low_scale_config, got {self.model.num_classes}. Change one of them"
+            )
+        self.add_frozen("low_scale_model", low_scale)
 
     def concatenated(self, batch: Mapping[str, Any], key: str) -> Tensor:
         """Return the image, not resized."""

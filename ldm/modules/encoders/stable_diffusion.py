@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -226,7 +226,7 @@ class FrozenCLIPEmbedder(SequenceEmbedder):
         device: Any = None,
         max_length: int = 77,
         freeze: bool = True,
-        layer: str = "last",
+        layer: Literal["last", "penultimate", "hidden", "pooled"] = "last",
         layer_idx: int | None = None,
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
@@ -274,7 +274,7 @@ class FrozenOpenCLIPEmbedder(SequenceEmbedder):
         device: Any = None,
         max_length: int = 77,
         freeze: bool = True,
-        layer: str = "last",
+        layer: Literal["last", "penultimate"] = "last",
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
     ) -> None:
