@@ -186,7 +186,6 @@ def _check_width(config: Config) -> None:
     option, widths = _WIDTHS.get(parts[0].get("target"), ("", {}))
     given = stage.get(option)
     found, expected = widths.get(given, given), network.get("context_dim")
-    expected = expected[0] if isinstance(expected, list) and len(expected) == 1 else expected
     if isinstance(found, int) and isinstance(expected, int) and found != expected:
         key = "model.params.unet_config.params.context_dim"
         stage = f"the width of cond_stage_config ({parts[0]['target']})"

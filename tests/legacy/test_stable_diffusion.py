@@ -234,8 +234,7 @@ def test_legacy_stages_are_checked_without_building_them(stage, tmp_path, capsys
         OmegaConf.save(OmegaConf.create(config), tmp_path / "c.yaml")
         return front_door.main(["-b", str(tmp_path / "c.yaml")]), capsys.readouterr().err
 
-    for width in (WIDTHS[stage], [WIDTHS[stage]]):
-        assert check({}, unet={"context_dim": width}) == (0, "")
+    assert check({}, unet={"context_dim": WIDTHS[stage]}) == (0, "")
     code, error = check({}, unet={"context_dim": 48})
     assert code == 1 and f"unet_config.params.context_dim: expected {WIDTHS[stage]}, the width of cond_stage" in error
     if stage.startswith("Frozen"):

@@ -137,7 +137,6 @@ class LatentDiffusion(DDPM):
     def _compare_widths(self, unet_config: Mapping[str, Any], stage: nn.Module | None) -> None:
         """Warn if the network attends to tokens of another width than those of the condition stage."""
         expected = (unet_config.get("params") or {}).get("context_dim")
-        expected = expected[0] if isinstance(expected, Sequence) and len(expected) == 1 else expected
         found = stage.width if isinstance(stage, ConditionStageBase) else None
         if None not in (expected, found) and expected != found:
             message = "unet_config.params.context_dim: expected %s, the width of cond_stage_config (%s), got %s"
