@@ -59,12 +59,10 @@ def mask_from_batch(batch: Mapping[str, Any], key: str, lowest: float) -> Tensor
         key: entry of the batch.
         lowest: value outside of the mask: -1 in latent-diffusion, 0 in Stable Diffusion.
     """
-    value = batch_value(batch, key)
-    is_scaled = isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
-    if not is_scaled:
-        return images_from_batch(batch, key)
-    value = value.byte() * 255 if value.dtype == torch.bool else value
-    return (images_from_batch({key: value}, key) + 1) * (1 - lowest) / 2 + lowest
+    masks, dtype = images_from_batch(batch, key), batch[key].dtype
+    if dtype == torch.bool:
+        return masks * (1 - lowest) + lowest
+    return (masks + 1) * (1 - lowest) / 2 + lowest if dtype == torch.uint8 else masks
 
 
 def check_image_size(images: Tensor, expected: int, where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ldm.diffusion.conditions import Condition, ListCondition, TensorCondition, as_condition
+from ldm.diffusion.conditions import Condition, DictCondition, ListCondition, TensorCondition, as_condition
 from ldm.models.contracts import ClassStage, ConditionStage, HasRepresentation, LabelStage, require
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
@@ -21,11 +20,11 @@ from ldm.modules.encoders.base import ConditionStageBase
 from ldm.modules.encoders.labels import class_labels
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
-logger = logging.getLogger(__name__)
-
 
 class LatentDiffusion(DDPM):
     """DDPM on the latents of a frozen first stage, with or without a condition."""
+
+    lowest_of_masks = -1.0  # value of concatenated masks outside of the part to fill
 
     def __init__(
         self,
@@ -40,8 +39,6 @@ class LatentDiffusion(DDPM):
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         clip_denoised: bool = False,
-        force_null_conditioning: bool = False,
-        ucg_training: Mapping[str, Any] | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         load_only_unet: bool = False,
@@ -60,19 +57,14 @@ class LatentDiffusion(DDPM):
             cond_stage_forward: name of the condition stage's method, if not ``encode`` or ``forward``.
             scale_factor: factor of the latent.
             scale_by_std: set ``scale_factor`` to 1 / std of the first training batch, unless a checkpoint holds it.
-            force_null_conditioning: keep ``conditioning_key``, but do not use the condition stage: the condition comes
-                from a subclass.
-            ucg_training: Stable Diffusion's form of ``cond_drop_prob``: {cond_stage_key: {p: probability, val: ""}}.
             clip_denoised: clamp x0 estimates to [-1, 1] while sampling by DDPM; latents are not bounded.
             ckpt_path: see ``WeightOptions``, as ``ignore_keys`` and ``load_only_unet``.
             **kwargs: see ``DDPM``.
         """
-        keeps_key = force_null_conditioning or type(self).complete_condition is not LatentDiffusion.complete_condition
-        if cond_stage_config == "__is_unconditional__" and not keeps_key:
+        if cond_stage_config == "__is_unconditional__" and not self.concat_keys:
             conditioning_key = None
         elif conditioning_key is None:
             conditioning_key = "concat" if concat_mode else "crossattn"
-        kwargs |= _drop_probability(ucg_training, cond_stage_key)
         super().__init__(conditioning_key=conditioning_key, clip_denoised=clip_denoised, **kwargs)
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
         self.cond_stage_forward, self.scale_by_std = cond_stage_forward, scale_by_std
@@ -85,35 +77,38 @@ class LatentDiffusion(DDPM):
             self.add_trained("cond_stage_model", stage)
         else:
             self.add_frozen("cond_stage_model", stage)
-        self._encode_condition = None if force_null_conditioning else self._condition_method(stage)
-        self._check_condition()
-        self._compare_widths(kwargs["unet_config"], stage)
+        self._encode_condition = self._condition_method(stage)
         self._empty: Tensor | None = None
-        self.build_parts()
-        self.start_from(ckpt_path, ignore_keys, load_only_unet)
+        if type(self).get_condition is LatentDiffusion.get_condition:  # else a method with a condition of its own
+            self._check_condition(stage)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 
-    def build_parts(self) -> None:
-        """Attach further parts of a subclass, before weights are loaded."""
-
-    def _check_condition(self) -> None:
-        """Raise a ``ConfigError`` for options that the condition does not fit."""
-        has_condition = self._encode_condition is not None
-        if type(self).get_condition is not LatentDiffusion.get_condition:  # a method with a condition of its own
-            return
-        if self.loss_options.cond_drop_prob and not has_condition:
+    def _check_condition(self, stage: nn.Module | None) -> None:
+        """Raise a ``ConfigError`` for options that the condition does not fit; LDM's inpainting is recognized."""
+        network, channels = self.model, self.input_options.channels
+        if self.loss_options.cond_drop_prob and stage is None:
             raise ConfigError("model.params.cond_drop_prob: expected a model with a condition. Remove the key")
-        if self.model.attends and not has_condition:
+        if network.attends and stage is None:
             raise ConfigError(
-                f"model.params.conditioning_key: expected a condition stage for {self.model.conditioning_key!r}, got "
+                f"model.params.conditioning_key: expected a condition stage for {network.conditioning_key!r}, got "
                 "none. Set cond_stage_config, or conditioning_key: concat"
             )
-        channels, total = self.input_options.channels, self.model.in_channels
-        least = channels * 2 if self.cond_stage_model is self.first_stage_model else channels + 1
-        if self.model.concatenates and total is not None and total < least:
+        width = stage.width if isinstance(stage, ConditionStageBase) and network.attends else None
+        if None not in (width, network.context_dim) and width != network.context_dim:
+            raise ConfigError(
+                f"model.params.unet_config.params.context_dim: expected {width}, the width of cond_stage_config "
+                f"({type(stage).__name__}), got {network.context_dim}. Make them match"
+            )
+        least = channels * 2 if stage is self.first_stage_model else channels + 1
+        if network.concatenates and network.in_channels is not None and network.in_channels < least:
             raise ConfigError(
                 f"model.params.unet_config.params.in_channels: expected at least {least}, because conditions are "
-                f"concatenated to the {channels} channels of what is denoised, got {total}. Make them match"
+                f"concatenated to the {channels} channels of what is denoised, got {network.in_channels}. Make them "
+                "match"
             )
+        if stage is self.first_stage_model and not network.attends and (network.in_channels or 0) > least:
+            self.concat_keys = ("mask",)
 
     def _schedule_condition(self, num_levels: int) -> None:
         """Prepare the time steps at which conditions are noised, if they are."""
@@ -133,17 +128,6 @@ class LatentDiffusion(DDPM):
         if config == "__is_first_stage__":
             return self.first_stage_model
         return instantiate_from_config(config)
-
-    def _compare_widths(self, unet_config: Mapping[str, Any], stage: nn.Module | None) -> None:
-        """Warn if the network attends to tokens of another width than those of the condition stage."""
-        expected = (unet_config.get("params") or {}).get("context_dim")
-        expected = expected[0] if isinstance(expected, Sequence) and len(expected) == 1 else expected
-        found = stage.width if isinstance(stage, ConditionStageBase) else None
-        if None not in (expected, found) and expected != found:
-            message = "unet_config.params.context_dim: expected %s, the width of cond_stage_config (%s), got %s"
-            logger.warning(
-                f"{message}. Training and sampling fail until they match", found, type(stage).__name__, expected
-            )
 
     def _condition_method(self, stage: nn.Module | None) -> Callable[[Any], Any] | None:
         """Return the method of the condition stage that encodes a batch's entry.
@@ -168,13 +152,12 @@ class LatentDiffusion(DDPM):
         self._has_scale = self._has_scale or not only_unet
         return super().init_from_ckpt(path, ignore_keys, only_unet)
 
-    @torch.no_grad()
-    def network_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def initial_state(self, state: Mapping[str, Tensor], only_unet: bool) -> Mapping[str, Tensor]:
         """See the base class; the scale of the latents that the network was trained on is taken from the file."""
-        if self.scale_by_std and "scale_factor" in state:
+        if only_unet and self.scale_by_std and "scale_factor" in state:
             self.scale_factor.copy_(state["scale_factor"])
             self._has_scale = True
-        return super().network_state(state)
+        return super().initial_state(state, only_unet)
 
     @torch.no_grad()
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -217,21 +200,22 @@ class LatentDiffusion(DDPM):
             return self.complete_condition(None, batch)
         self.check_labels(batch)
         value = self._stage_input(batch)
-        return self.complete_condition(self._condition(self._encode_condition(value), _is_texts(value)), batch)
+        is_text = isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
+        return self.complete_condition(self._condition(self._encode_condition(value), is_text), batch)
 
     def complete_condition(self, cond: Condition | None, batch: Mapping[str, Any]) -> Condition | None:
-        """Add entries of a batch to what the condition stage returned.
+        """Add the entries ``concat_keys`` of a batch, which stay in guidance and dropout of a condition by tokens."""
+        if not self.concat_keys:
+            return cond
+        maps = tuple(TensorCondition(self.concatenated(batch, key)) for key in self.concat_keys)
+        own = cond.parts if isinstance(cond, ListCondition) else () if cond is None else (cond,)
+        if not self.model.attends:
+            return ListCondition((*own, *maps))
+        return DictCondition({"c_concat": ListCondition(maps), "c_crossattn": ListCondition(own)})
 
-        Of a model that concatenates, the batch's ``mask`` takes the channels that are left: LDM's inpainting, where it
-        is 1 in the part to fill and -1 outside.
-        """
-        if not isinstance(cond, TensorCondition) or self.model.conditioning_key != "concat" or "mask" not in batch:
-            return cond
-        if (self.model.in_channels or 0) <= self.input_options.channels + cond.value.shape[1]:
-            return cond
-        self.concat_keys = ("mask",)
-        mask = F.interpolate(mask_from_batch(batch, "mask", lowest=-1.0), cond.value.shape[-2:])
-        return ListCondition((cond, TensorCondition(mask)))
+    def concatenated(self, batch: Mapping[str, Any], key: str) -> Tensor:
+        """Return an entry of a batch in the size of the latent, (B, c, h, w): a mask, 1 in the part to fill."""
+        return F.interpolate(mask_from_batch(batch, key, self.lowest_of_masks), self.size_of_latents(batch))
 
     def check_labels(self, batch: Mapping[str, Any]) -> None:
         """Raise a ``UserError`` for class labels that the model does not have."""
@@ -343,21 +327,6 @@ class LatentDiffusion(DDPM):
         """Return the representation of the batch; callbacks write and score it."""
         require(self, HasRepresentation, "test")
         return self.encode_representation(batch)
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
-
-
-def _drop_probability(ucg_training: Mapping[str, Any] | None, key: str) -> dict[str, float]:
-    """Return ``cond_drop_prob`` of Stable Diffusion's option, if set; ``key`` is the condition's entry of the batch."""
-    probability = (ucg_training or {}).get(key, {}).get("p", 0.0)
-    if ucg_training and ucg_training not in ({key: {"p": probability, "val": value}} for value in ("", None)):
-        raise ConfigError(
-            f"model.params.ucg_training: expected {{{key}: {{p: probability, val: ''}}}}, got {dict(ucg_training)}. "
-            "Other entries and values cannot be dropped: remove the key, or use cond_drop_prob"
-        )
-    return {"cond_drop_prob": float(probability)} if ucg_training else {}
 
 
 def has_test_pass(model: pl.LightningModule) -> bool:

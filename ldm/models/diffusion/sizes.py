@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.models.inputs import images_from_batch
+from ldm.models.inputs import batch_value
 from ldm.models.options import InputOptions
 from ldm.util import UserError
 
@@ -47,12 +47,12 @@ class DataSize(nn.Module):
                 f"first stage: expected images whose height and width are multiples of {rate}, got {height} x {width}. "
                 "Choose another size"
             )
-        self.model.check_size((height // rate, width // rate), (height, width))
+        self.model.check_size((height // rate, width // rate), rate)
         return height // rate, width // rate
 
     def size_of_latents(self, batch: Mapping[str, Any]) -> tuple[int, int]:
         """Return the size of the latents of a batch's images."""
-        return self.latent_size(*images_from_batch(batch, self.first_stage_key).shape[-2:])
+        return self.latent_size(*batch_value(batch, self.first_stage_key).shape[1:3])
 
     def checked(self, z: Tensor, images: Tensor) -> Tensor:
         """Return latents z (B, C, h, w) of images (B, c, H, W); in training, their size becomes that of the model.
@@ -73,8 +73,8 @@ class DataSize(nn.Module):
                 f"works on pixels, got {' x '.join(map(str, options.size))}. Set image_size to {list(size)}, or resize "
                 "the images (data.params.*.params.size)"
             )
-        self.model.check_size(size, pixels)
         self._pixel_rate = pixels[0] // size[0]
+        self.model.check_size(size, self._pixel_rate)
         if self._latent_size is None and size != options.size:
             logger.info("latents of %d x %d for images of %d x %d; image_size is not used", *size, *pixels)
         if self.training or self._latent_size is None:

@@ -36,9 +36,10 @@ class DiffusionWrapper(nn.Module):
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
         config = vars(self.diffusion_model).get("config")  # of networks of this package
-        is_known = isinstance(config, UNetConfig)
-        self.in_channels = config.in_channels if is_known else None  # those of conditions included
-        self.factor = 2 ** (len(config.channel_mult) - 1) if is_known else 1  # divides height and width of the input
+        config = config if isinstance(config, UNetConfig) else None
+        self.in_channels = None if config is None else config.in_channels  # those of conditions included
+        self.context_dim = None if config is None else config.context_dim
+        self.factor = 1 if config is None else 2 ** (len(config.channel_mult) - 1)  # of height and width of the input
 
     @property
     def concatenates(self) -> bool:
@@ -50,22 +51,22 @@ class DiffusionWrapper(nn.Module):
         """Whether conditions are passed as context."""
         return self.conditioning_key in ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")
 
-    def check_size(self, size: Sequence[int], pixels: Sequence[int] | None = None) -> None:
+    def check_size(self, size: Sequence[int], rate: int | None = None) -> None:
         """Raise a ``UserError`` if the network cannot halve an input of this size as often as it has to.
 
         Args:
             size: height and width of the input.
-            pixels: height and width of its image, for the message.
+            rate: downsampling of the first stage, for the message.
         """
         if any(side % self.factor for side in size):
-            shown, rate = " x ".join(map(str, size)), "times the first stage's downsampling"
-            if pixels is not None:
-                shown += f" for images of {pixels[0]} x {pixels[1]} pixels"
-                rate = f"x {pixels[0] // size[0]} = {self.factor * (pixels[0] // size[0])}"
+            shown, multiple = " x ".join(map(str, size)), f"{self.factor} times the first stage's downsampling"
+            if rate is not None:
+                shown += f" for images of {' x '.join(str(side * rate) for side in size)} pixels"
+                multiple = f"{self.factor} x {rate} = {self.factor * rate}"
             raise UserError(
                 f"U-Net: expected an input whose height and width are multiples of {self.factor} (2 for each "
                 f"downsampling of unet_config.params.channel_mult), got {shown}. Use images whose height and width are "
-                f"multiples of {self.factor} {rate}"
+                f"multiples of {multiple}"
             )
 
     @property
@@ -121,6 +122,6 @@ class DiffusionWrapper(nn.Module):
             raise UserError(
                 f"conditioning_key {self.conditioning_key}: expected {self.in_channels} channels "
                 f"(unet_config.params.in_channels), got {sum(counts)} ({' + '.join(map(str, counts))}: the input, then "
-                "its conditions). Make them match; inpainting takes channels that are left from batch['mask']"
+                "its conditions). Make them match"
             )
         return torch.cat([x, *maps], dim=1)

@@ -23,7 +23,6 @@ from ldm.data.traits import vocabulary_of
 from ldm.diffusion.conditions import UnitCodes
 from ldm.diffusion.samplers import Sampler
 from ldm.losses.disentangling import clip_logits_aligned, clip_logits_reference, clip_logits_sampled, disentangling_loss
-from ldm.models.diffusion.base import freeze
 from ldm.models.diffusion.methods.clip_disdiff.pictures import text_pictures
 from ldm.models.diffusion.units import UnitDiffusion
 from ldm.models.inputs import batch_value, images_from_batch
@@ -90,7 +89,7 @@ class CLIPDisDiff(UnitDiffusion):
             raise ConfigError(
                 f"model.params.cond_stage_config: expected text_encoder and image_encoder, got {', '.join(config)}"
             )
-        return freeze(nn.ModuleDict({name: instantiate_from_config(part) for name, part in config.items()}))
+        return nn.ModuleDict({name: instantiate_from_config(part) for name, part in config.items()})
 
     def encode_text(self, texts: Sequence[Sequence[str]]) -> UnitCodes:
         """Return the codes of U strings per sample; an empty string leaves its unit unset.
