@@ -87,8 +87,8 @@ class Autoencoder(pl.LightningModule):
             self.model_ema = LitEma(self)
 
     def fitting_weights(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the weights of a file under the names of this model."""
-        return first_stage_weights(state)
+        """Return the weights of a file, which may contain a latent diffusion model, under the names of this model."""
+        return strip_prefix(state, "first_stage_model.") or state
 
     @property
     def discriminator(self) -> nn.Module | None:
@@ -233,8 +233,3 @@ def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
     first, second = ((x.clamp(-1, 1) + 1) / 2 for x in (reconstruction, images))
     error = F.mse_loss(first, second, reduction="none").flatten(1).mean(1)
     return -10 * torch.log10(error.clamp_min(1e-10))
-
-
-def first_stage_weights(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the weights of the first stage in a latent diffusion checkpoint; other state dicts unchanged."""
-    return strip_prefix(state, "first_stage_model.") or state
