@@ -200,6 +200,15 @@ def test_the_upscaler_noises_the_small_image_and_passes_the_level():
         build("upscaler", conditioning_key="hybrid")
 
 
+def test_guidance_by_a_stage_of_words_and_a_vector_is_relative_to_the_empty_text():
+    model = build("text and vector").eval()
+    cond = model.get_condition(batch())
+    inputs, null = (each.inputs("crossattn-adm") for each in (cond, cond.null()))
+    empty = model.cond_stage_model.encode(["", ""])["c_crossattn"]
+    assert torch.equal(null["c_crossattn"][0], empty) and not torch.equal(inputs["c_crossattn"][0], empty)
+    assert torch.equal(null["c_adm"], inputs["c_adm"])
+
+
 def test_options_of_stable_diffusion(tmp_path, caplog):
     dropping = build("inpainting", ucg_training={"txt": {"p": 0.25, "val": ""}})
     assert dropping.loss_options.cond_drop_prob == 0.25
@@ -224,7 +233,7 @@ def test_options_of_stable_diffusion(tmp_path, caplog):
 def test_pictures_with_guidance():
     model = build("inpainting").eval()
     options = {"ddim_steps": 2, "use_ema_scope": False, "inpaint": False, "plot_diffusion_rows": False}
-    guided = {"unconditional_guidance_scale": 5.0, "unconditional_guidance_label": [""]}
+    guided = {"unconditional_guidance_scale": 5.0, "unconditional_guidance_label": ["a cube"]}
     pictures = model.log_images(batch(), **options, **guided)
     assert pictures["samples_cfg_scale_5.00"].shape == (2, 3, 32, 32)
     assert not torch.equal(pictures["samples_cfg_scale_5.00"], pictures["samples"])

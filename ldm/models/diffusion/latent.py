@@ -67,7 +67,7 @@ class LatentDiffusion(DDPM):
             conditioning_key = "concat" if concat_mode else "crossattn"
         super().__init__(conditioning_key=conditioning_key, clip_denoised=clip_denoised, **kwargs)
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
-        self.cond_stage_forward, self.scale_by_std = cond_stage_forward, scale_by_std
+        self.scale_by_std = scale_by_std
         self._schedule_condition(num_timesteps_cond or 1)
         self._has_scale = False  # whether scale_factor came from a checkpoint
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)), persistent=scale_by_std)
@@ -77,7 +77,7 @@ class LatentDiffusion(DDPM):
             self.add_trained("cond_stage_model", stage)
         else:
             self.add_frozen("cond_stage_model", stage)
-        self._encode_condition = self._condition_method(stage)
+        self._encode_condition = None if stage is None else _condition_method(stage, cond_stage_forward)
         self._empty: Tensor | None = None
         if type(self).get_condition is LatentDiffusion.get_condition:  # else a method with a condition of its own
             self._check_condition(stage)
@@ -128,24 +128,6 @@ class LatentDiffusion(DDPM):
         if config == "__is_first_stage__":
             return self.first_stage_model
         return instantiate_from_config(config)
-
-    def _condition_method(self, stage: nn.Module | None) -> Callable[[Any], Any] | None:
-        """Return the method of the condition stage that encodes a batch's entry.
-
-        Raises:
-            ConfigError: the stage has no method of the configured name.
-        """
-        if stage is None:
-            return None
-        found = getattr(stage, self.cond_stage_forward or "encode", None)
-        if found is None and self.cond_stage_forward is None:
-            return stage.__call__
-        if found is None:
-            raise ConfigError(
-                f"model.params.cond_stage_forward: expected a method of {type(stage).__name__}, got "
-                f"{self.cond_stage_forward!r}"
-            )
-        return found
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> set[str]:
         """See the base class; ``scale_by_std`` measures nothing where the whole model, or a scale, was loaded."""
@@ -271,8 +253,7 @@ class LatentDiffusion(DDPM):
         """Wrap the condition stage's output; a distribution gives its mode."""
         if not isinstance(encoded, (Tensor, Condition, list, tuple, Mapping)):
             encoded = encoded.mode()
-        has_empty = self._has_empty() or (is_text and isinstance(encoded, Tensor))
-        return as_condition(encoded, self._unconditional if has_empty else None)
+        return as_condition(encoded, self._unconditional if is_text or self._has_empty() else None)
 
     def _has_empty(self) -> bool:
         """Return whether the stage implements ``unconditional``."""
@@ -286,8 +267,9 @@ class LatentDiffusion(DDPM):
         if self._empty is not None and self._empty.device == self.device:
             return self._empty
         empty = self.cond_stage_model.unconditional(1) if self._has_empty() else self._encode_condition([""])
-        if not self.cond_stage_trainable:
-            self._empty = empty
+        empty = empty["c_crossattn"] if isinstance(empty, Mapping) else empty
+        empty = empty[0] if isinstance(empty, (list, tuple)) else empty
+        self._empty = None if self.cond_stage_trainable else empty
         return empty
 
     def _stage_input(self, batch: Mapping[str, Any]) -> Any:
@@ -329,12 +311,17 @@ class LatentDiffusion(DDPM):
         return self.encode_representation(batch)
 
 
-def has_test_pass(model: pl.LightningModule) -> bool:
-    """Return whether a model computes anything on test data.
+def _condition_method(stage: nn.Module, name: str | None) -> Callable[[Any], Any]:
+    """Return the method of a condition stage that encodes an entry of a batch: by default ``encode`` or ``forward``."""
+    found = getattr(stage, name or "encode", None)
+    if found is None and name is not None:
+        expected = f"expected a method of {type(stage).__name__}"
+        raise ConfigError(f"model.params.cond_stage_forward: {expected}, got {name!r}. Correct the name")
+    return found or stage.__call__
 
-    A latent diffusion model does when it has a representation (``encode_representation``) or a ``test_step`` of its
-    own; other models when they have a ``test_step``.
-    """
+
+def has_test_pass(model: pl.LightningModule) -> bool:
+    """Return whether a model has a representation of test data, or a ``test_step`` of its own."""
     if type(model).test_step is LatentDiffusion.test_step:
         return isinstance(model, HasRepresentation)
     return is_overridden("test_step", model)
