@@ -51,13 +51,9 @@ def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
 
 
 def mask_from_batch(batch: Mapping[str, Any], key: str, lowest: float) -> Tensor:
-    """Return the masks of a batch for a network, (B, C, H, W) float.
+    """Return masks (B, H, W, C) or (B, H, W) of a batch as (B, C, H, W) float.
 
-    Args:
-        batch: ``batch[key]`` is (B, H, W, C) or (B, H, W); bool or uint8 in [0, 255], which become [lowest, 1], or
-            float, which is not changed.
-        key: entry of the batch.
-        lowest: value outside of the mask: -1 in latent-diffusion, 0 in Stable Diffusion.
+    Values of bool and uint8 masks become ``lowest`` to 1; float values are not changed.
     """
     masks, dtype = images_from_batch(batch, key), batch[key].dtype
     if dtype == torch.bool:

@@ -166,8 +166,8 @@ def test_depth_maps_are_resized_and_normalized():
     assert torch.allclose(depth.amax((1, 2, 3)), torch.tensor(1.0), atol=1e-3)
     small = F.interpolate(given["midas_in"][:, None], (8, 12), mode="bicubic", align_corners=False)
     assert torch.equal(depth[0].flatten().argsort(), small[0].flatten().argsort())
-    with pytest.raises(UserError, match="expected depth maps"):
-        model.get_condition({**given, "midas_in": given["jpg"]})
+    with pytest.raises(UserError, match=r"expected 5 channels .* got 7 \(4 \+ 3"):
+        model.shared_step({**given, "midas_in": given["jpg"]})
 
 
 def test_the_upscaler_noises_the_small_image_and_passes_the_level():

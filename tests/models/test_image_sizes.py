@@ -177,7 +177,7 @@ def test_a_run_keeps_the_size_of_its_data(tmp_path, capsys):
 
     assert draw() == (32, 48)
     assert draw("--size", "64", "40") == (64, 40)
-    assert "multiples of 4, got 30 x 32" in draw("--size", "30", "32")
+    assert "got 7.5 x 8 for images of 30 x 32 pixels" in draw("--size", "30", "32")
     assert "multiples of 2 x 4 = 8" in draw("--size", "36", "32")
 
 

@@ -15,7 +15,7 @@ from ldm.diffusion.schedule import NoiseSchedule, extract
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.inputs import images_from_batch
 from ldm.models.options import ScheduleOptions
-from ldm.util import ConfigError, UserError, instantiate_from_config
+from ldm.util import ConfigError, instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -72,19 +72,14 @@ class LatentInpaintDiffusion(LatentFinetuneDiffusion):
 
 
 class LatentDepth2ImageDiffusion(LatentFinetuneDiffusion):
-    """Conditioning on a depth map of the data."""
+    """Conditioning on a depth map of the data; the network that computes depth maps is not included."""
 
     concat_keys = ("midas_in",)
 
     def concatenated(self, batch: Mapping[str, Any], key: str) -> Tensor:
         """Return the depth map, resized, and scaled to [-1, 1] for each image."""
-        depth = images_from_batch(batch, key)
-        if depth.shape[1] != 1:
-            raise UserError(
-                f"batch['{key}']: expected depth maps (B, H, W) or (B, H, W, 1), got {tuple(batch[key].shape)}. "
-                "Compute them before training; the network of depth_stage_config is not included"
-            )
-        depth = F.interpolate(depth, self.size_of_latents(batch), mode="bicubic", align_corners=False)
+        depth, size = images_from_batch(batch, key), self.size_of_latents(batch)
+        depth = F.interpolate(depth, size, mode="bicubic", align_corners=False)
         low, high = (extreme(depth, dim=(1, 2, 3), keepdim=True) for extreme in (torch.amin, torch.amax))
         return 2 * (depth - low) / (high - low + 0.001) - 1
 

@@ -41,14 +41,8 @@ class DataSize(nn.Module):
             with torch.no_grad():
                 z = torch.zeros(1, *self.latent_shape, device=self.device)
                 self._pixel_rate = self.decode_first_stage(z).shape[-2] // z.shape[-2]
-        rate = self._pixel_rate
-        if height % rate or width % rate:
-            raise UserError(
-                f"first stage: expected images whose height and width are multiples of {rate}, got {height} x {width}. "
-                "Choose another size"
-            )
-        self.model.check_size((height // rate, width // rate), rate)
-        return height // rate, width // rate
+        self.model.check_size((height / self._pixel_rate, width / self._pixel_rate), self._pixel_rate)
+        return height // self._pixel_rate, width // self._pixel_rate
 
     def size_of_latents(self, batch: Mapping[str, Any]) -> tuple[int, int]:
         """Return the size of the latents of a batch's images."""
@@ -58,8 +52,7 @@ class DataSize(nn.Module):
         """Return latents z (B, C, h, w) of images (B, c, H, W); in training, their size becomes that of the model.
 
         Raises:
-            UserError: the channels differ from ``channels``, the network cannot halve the size often enough, or the
-                model works on pixels and the size differs from ``image_size``.
+            UserError: the channels, the size, or the size of images without a first stage do not fit the model.
         """
         options, size, pixels = self.input_options, tuple(z.shape[-2:]), tuple(images.shape[-2:])
         if z.shape[1] != options.channels:

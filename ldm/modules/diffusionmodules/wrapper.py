@@ -51,7 +51,7 @@ class DiffusionWrapper(nn.Module):
         """Whether conditions are passed as context."""
         return self.conditioning_key in ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")
 
-    def check_size(self, size: Sequence[int], rate: int | None = None) -> None:
+    def check_size(self, size: Sequence[float], rate: int | None = None) -> None:
         """Raise a ``UserError`` if the network cannot halve an input of this size as often as it has to.
 
         Args:
@@ -59,14 +59,13 @@ class DiffusionWrapper(nn.Module):
             rate: downsampling of the first stage, for the message.
         """
         if any(side % self.factor for side in size):
-            shown, multiple = " x ".join(map(str, size)), f"{self.factor} times the first stage's downsampling"
+            shown, advice = " x ".join(f"{side:g}" for side in size), "Choose another size"
             if rate is not None:
-                shown += f" for images of {' x '.join(str(side * rate) for side in size)} pixels"
-                multiple = f"{self.factor} x {rate} = {self.factor * rate}"
+                shown += f" for images of {' x '.join(f'{side * rate:g}' for side in size)} pixels"
+                advice = f"Their height and width have to be multiples of {self.factor} x {rate} = {self.factor * rate}"
             raise UserError(
                 f"U-Net: expected an input whose height and width are multiples of {self.factor} (2 for each "
-                f"downsampling of unet_config.params.channel_mult), got {shown}. Use images whose height and width are "
-                f"multiples of {multiple}"
+                f"downsampling of unet_config.params.channel_mult), got {shown}. {advice}"
             )
 
     @property
