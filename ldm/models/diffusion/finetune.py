@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.diffusion.conditions import Condition, DictCondition, as_condition
+from ldm.diffusion.conditions import Condition, PartsCondition, as_condition
 from ldm.diffusion.schedule import NoiseSchedule, extract
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.inputs import images_from_batch
@@ -117,8 +117,8 @@ class LatentUpscaleDiffusion(LatentUpscaleFinetuneDiffusion):
     def complete_condition(self, cond: Condition | None, batch: Mapping[str, Any]) -> Condition:
         """See the base class; the image is noised, and its level is added as ``c_adm``."""
         parts = super().complete_condition(cond, batch).parts
-        image, level = self.low_scale_model(parts["c_concat"].parts[0].value)
-        return DictCondition({**parts, **as_condition({"c_concat": image, "c_adm": level}).parts})
+        image, level = self.low_scale_model(parts["c_concat"][0].value)
+        return PartsCondition({**parts, **as_condition({"c_concat": image, "c_adm": level}).parts})
 
 
 class ImageConcatWithNoiseAugmentation(nn.Module):

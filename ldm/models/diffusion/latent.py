@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ldm.diffusion.conditions import Condition, DictCondition, ListCondition, TensorCondition, as_condition
+from ldm.diffusion.conditions import Condition, PartsCondition, TensorCondition, as_condition
 from ldm.models.contracts import ClassStage, ConditionStage, HasRepresentation, LabelStage, require
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
@@ -189,11 +189,11 @@ class LatentDiffusion(DDPM):
         """Add the entries ``concat_keys`` of a batch, which stay in guidance and dropout of a condition by tokens."""
         if not self.concat_keys:
             return cond
+        place = "c_crossattn" if self.model.attends else "c_concat"
+        own = {} if cond is None else {None: (cond,)} if isinstance(cond, TensorCondition) else cond.parts
+        parts = {each or place: values for each, values in own.items()}
         maps = tuple(TensorCondition(self.concatenated(batch, key)) for key in self.concat_keys)
-        own = cond.parts if isinstance(cond, ListCondition) else () if cond is None else (cond,)
-        if not self.model.attends:
-            return ListCondition((*own, *maps))
-        return DictCondition({"c_concat": ListCondition(maps), "c_crossattn": ListCondition(own)})
+        return PartsCondition({**parts, "c_concat": (*parts.get("c_concat", ()), *maps)})
 
     def concatenated(self, batch: Mapping[str, Any], key: str) -> Tensor:
         """Return an entry of a batch in the size of the latent, (B, c, h, w): a mask, 1 in the part to fill."""

@@ -68,9 +68,9 @@ class DataSize(nn.Module):
             )
         self._pixel_rate = pixels[0] // size[0]
         self.model.check_size(size, self._pixel_rate)
-        if self._latent_size is None and size != options.size:
+        if self.training and self._latent_size is None and size != options.size:
             logger.info("latents of %d x %d for images of %d x %d; image_size is not used", *size, *pixels)
-        if self.training or self._latent_size is None:
+        if self.training:
             self._latent_size = size
         return z
 
