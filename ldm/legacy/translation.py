@@ -109,11 +109,11 @@ def _stable_diffusion_options(target: str, params: dict[str, Any]) -> dict[str, 
         result["ignore_keys"] = [*params.get("ignore_keys", ()), "model_ema."]
     if dropped := params.pop("ucg_training", None):
         key = params.get("cond_stage_key", "image")
-        probability = (dropped.get(key) or {}).get("p", 0.0)
-        if dropped not in ({key: {"p": probability, "val": value}} for value in ("", None)):
+        options = dropped.get(key) or {}
+        if len(dropped) > 1 or "p" not in options or options.get("val"):
             message = f"expected {{{key}: {{p: probability, val: ''}}}}, got {dict(dropped)}. Use cond_drop_prob"
             raise BuildError(message, target, "params.ucg_training")
-        result["cond_drop_prob"] = float(probability)
+        result["cond_drop_prob"] = float(options["p"])
     return result
 
 

@@ -38,8 +38,8 @@ def without_foreign_average(state: Mapping[str, Tensor], average: LitEma | None)
     """Return a checkpoint's state dict without its average, unless that has all weights of ``average``."""
     found = {key for key in state if key.startswith(EMA_PREFIX)}
     has_weights = bool(found - {f"{EMA_PREFIX}decay", f"{EMA_PREFIX}num_updates"})  # not so in some published files
-    if has_weights and (average is None or {EMA_PREFIX + name for name in average.state_dict()} <= found):
-        return state
     if has_weights:
+        if average is None or {EMA_PREFIX + name for name in average.state_dict()} <= found:
+            return state
         logger.warning("the checkpoint averages other weights than this model: a new average is started")
     return {key: value for key, value in state.items() if key not in found}

@@ -196,8 +196,8 @@ def test_the_upscaler_noises_the_small_image_and_passes_the_level():
     assert latent.shape == (2, 4, 8, 8)
     with pytest.raises(UserError, match=r"size \(8, 8\), got \(16, 16\)"):
         model.shared_step(batch(low=2))
-    with pytest.raises(ConfigError, match="expected hybrid-adm for LatentUpscaleDiffusion"):
-        build("upscaler", conditioning_key="hybrid")
+    with pytest.raises(ConfigError, match="expected hybrid or concat for LatentUpscaleDiffusion"):
+        build("upscaler", conditioning_key="crossattn")
 
 
 def test_guidance_by_a_stage_of_words_and_a_vector_is_relative_to_the_empty_text():

@@ -125,9 +125,9 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
         """Load the entries of a part that is attached after the checkpoint of ``ckpt_path`` was loaded."""
         if self._started_from is not None:
             path, ignored = self._started_from
-            state = read_state_dict(path, self.state_dict())
-            state = {key: value for key, value in state.items() if not key.startswith(ignored)}
-            self.load_state_dict({k: v for k, v in state.items() if k.startswith(prefix)}, strict=False)
+            state = read_state_dict(path, self.state_dict()).items()
+            own = {key: value for key, value in state if key.startswith(prefix) and not key.startswith(ignored)}
+            self.load_state_dict(own, strict=False)
 
     def train(self, mode: bool = True) -> DDPM:
         """Set the training mode; frozen parts stay in evaluation mode."""

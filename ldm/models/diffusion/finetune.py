@@ -33,7 +33,6 @@ class LatentFinetuneDiffusion(LatentDiffusion):
     """
 
     lowest_of_masks = 0.0
-    conditioning_keys = ("hybrid", "concat")
 
     def __init__(
         self,
@@ -45,9 +44,9 @@ class LatentFinetuneDiffusion(LatentDiffusion):
         self.concat_keys, self.masked_image_key = tuple(concat_keys or self.concat_keys), masked_image_key
         self.finetune_keys = tuple(finetune_keys or ())
         super().__init__(**kwargs)
-        if self.model.conditioning_key not in self.conditioning_keys:
-            expected = f"expected {' or '.join(self.conditioning_keys)} for {type(self).__name__}"
-            raise ConfigError(f"model.params.conditioning_key: {expected}, got {self.model.conditioning_key!r}")
+        key, name = self.model.conditioning_key, type(self).__name__
+        if not self.model.concatenates:
+            raise ConfigError(f"model.params.conditioning_key: expected hybrid or concat for {name}, got {key!r}")
 
     def concatenated(self, batch: Mapping[str, Any], key: str) -> Tensor:
         """See the base class; the masked image is encoded."""
@@ -102,8 +101,6 @@ class LatentUpscaleDiffusion(LatentUpscaleFinetuneDiffusion):
         low_scale_key: entry of the batch with the image.
         **kwargs: see ``LatentDiffusion``.
     """
-
-    conditioning_keys = ("hybrid-adm",)
 
     def __init__(self, low_scale_config: Mapping[str, Any], low_scale_key: str = "LR", **kwargs: Any) -> None:
         self.low_scale_config = low_scale_config

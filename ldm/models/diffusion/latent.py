@@ -104,8 +104,7 @@ class LatentDiffusion(DDPM):
         if network.concatenates and network.in_channels is not None and network.in_channels < least:
             raise ConfigError(
                 f"model.params.unet_config.params.in_channels: expected at least {least}, because conditions are "
-                f"concatenated to the {channels} channels of what is denoised, got {network.in_channels}. Make them "
-                "match"
+                f"concatenated to the {channels} channels that are denoised, got {network.in_channels}. Make them match"
             )
         if stage is self.first_stage_model and not network.attends and (network.in_channels or 0) > least:
             self.concat_keys = ("mask",)
@@ -201,12 +200,11 @@ class LatentDiffusion(DDPM):
 
     def check_labels(self, batch: Mapping[str, Any]) -> None:
         """Raise a ``UserError`` for class labels that the model does not have."""
-        stage, num_classes = self.cond_stage_model, self.model.num_classes
+        stage, key, num_classes = self.cond_stage_model, self.cond_stage_key, self.model.num_classes
         if isinstance(stage, LabelStage):
-            stage.labels_of(batch, None if self.cond_stage_key == "class_label" else self.cond_stage_key)
+            stage.labels_of(batch, None if key == "class_label" else key)
         elif num_classes is not None and isinstance(stage, nn.Identity):
-            labels = batch_value(batch, self.cond_stage_key)
-            class_labels(labels, num_classes, f"batch['{self.cond_stage_key}']")
+            class_labels(batch_value(batch, key), num_classes, f"batch['{key}']")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check class labels while they are on the CPU, which does not wait for the device."""
@@ -220,21 +218,19 @@ class LatentDiffusion(DDPM):
         Raises:
             UserError: the condition stage does not take texts.
         """
-        return self.complete_condition(self._condition(self._encode_texts(texts), is_text=True), batch or {})
-
-    def _encode_texts(self, texts: Sequence[str]) -> Any:
-        """Return the condition stage's output for texts; a stage without a contract of this package is tried."""
         stage = self.cond_stage_model
         if isinstance(stage, ConditionStage) and stage.takes_texts:
-            return stage.encode_texts(texts)
-        try:
-            encoded = self._encode_condition(list(texts))
-            return encoded if isinstance(encoded, Mapping) else encoded.unflatten(0, (len(texts),))
-        except Exception as error:
-            raise UserError(
-                "sampling from texts: expected a condition stage that encodes a list of texts as a tensor (B, S, D), "
-                f"got {type(stage).__name__} ({type(error).__name__}: {error})"
-            ) from error
+            encoded = stage.encode_texts(texts)
+        else:  # a stage without a contract of this package is tried
+            try:
+                encoded = self._encode_condition(list(texts))
+                encoded = encoded if isinstance(encoded, Mapping) else encoded.unflatten(0, (len(texts),))
+            except Exception as error:
+                raise UserError(
+                    "sampling from texts: expected a condition stage that encodes a list of texts as a tensor (B, S, "
+                    f"D), got {type(stage).__name__} ({type(error).__name__}: {error}). Use conditions of the data"
+                ) from error
+        return self.complete_condition(self._condition(encoded, is_text=True), batch or {})
 
     def condition_from_classes(self, labels: Tensor, batch: Mapping[str, Any] | None = None) -> Condition | None:
         """Return the condition of one class per sample, (B,) int64; for ``batch`` see ``condition_from_texts``.

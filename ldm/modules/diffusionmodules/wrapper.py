@@ -35,11 +35,11 @@ class DiffusionWrapper(nn.Module):
             raise ConfigError(f"model.params.conditioning_key: expected one of {known}, got {conditioning_key!r}.")
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
-        config = vars(self.diffusion_model).get("config")  # of networks of this package
-        config = config if isinstance(config, UNetConfig) else None
-        self.in_channels = None if config is None else config.in_channels  # those of conditions included
-        self.context_dim = None if config is None else config.context_dim
-        self.factor = 1 if config is None else 2 ** (len(config.channel_mult) - 1)  # of height and width of the input
+        config = vars(self.diffusion_model).get("config")
+        known = vars(config) if isinstance(config, UNetConfig) else {}  # of networks of this package
+        self.in_channels, self.context_dim = known.get("in_channels"), known.get("context_dim")  # conditions included
+        self.num_classes = known["num_classes"] if isinstance(known.get("num_classes"), int) else None  # of labels y
+        self.factor = 2 ** (len(known.get("channel_mult", "1")) - 1)  # divides height and width of the input
 
     @property
     def concatenates(self) -> bool:
@@ -54,9 +54,7 @@ class DiffusionWrapper(nn.Module):
     def check_size(self, size: Sequence[float], rate: int | None = None) -> None:
         """Raise a ``UserError`` if the network cannot halve an input of this size as often as it has to.
 
-        Args:
-            size: height and width of the input.
-            rate: downsampling of the first stage, for the message.
+        ``rate`` is the downsampling of the first stage, for the message.
         """
         if any(side % self.factor for side in size):
             shown, advice = " x ".join(f"{side:g}" for side in size), "Choose another size"
@@ -67,12 +65,6 @@ class DiffusionWrapper(nn.Module):
                 f"U-Net: expected an input whose height and width are multiples of {self.factor} (2 for each "
                 f"downsampling of unet_config.params.channel_mult), got {shown}. {advice}"
             )
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes of the labels that the network takes as ``y``; None if it takes no labels."""
-        embedding = dict(self.diffusion_model.named_children()).get("label_emb")
-        return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 
     def forward(
         self,

@@ -57,7 +57,8 @@ def encdiff_pictures(
     images = images_from_batch(batch, model.cond_stage_key)
     codes = model.encode_units(images)
     shown, base = images[:N], codes[:N]
-    x_T = torch.randn(len(base), *model.latent_shape, device=images.device)
+    shape = (model.input_options.channels, *model.size_of_latents(batch))
+    x_T = torch.randn(len(base), *shape, device=images.device)
     chosen = model.choose_sampler(sampler, *model.picture_steps_and_eta)
     pictures = latent_diffusion_pictures(model, batch, N=N, sampler=chosen, **{**_LDM_PICTURES, **options})
     if plot_swapped_concepts if sample_swap is None else sample_swap:
@@ -93,7 +94,7 @@ def attention_grid(model: Any, images: Tensor, x_T: Tensor, sampler: Sampler) ->
     Returns:
         one row per image; a unit's caption contains its share of all attention.
     """
-    with CrossAttentionMaps(model.model.diffusion_model, model.latent_shape[1:]) as recorder:
+    with CrossAttentionMaps(model.model.diffusion_model, x_T.shape[2:]) as recorder:
         model.decode_units(model.encode_units(images), x_T, sampler=sampler)
     maps = recorder.mean()  # (N, U, h, w)
     lit = [light_up(images, unit_maps) for unit_maps in maps.unbind(1)]
