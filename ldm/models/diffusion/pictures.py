@@ -19,6 +19,11 @@ Pictures = dict[str, Tensor | CaptionedGrid]
 # Options of DisDiff's and EncDiff's pictures, which the family's configs of plain models contain as well.
 OPTIONS_ELSEWHERE = ("plot_swapped_concepts", "plot_swapped_concepts_partial", "plot_decoded_xstart", "sample_swap")
 
+# Defaults of methods that draw their own pictures beside inputs and samples.
+INPUTS_AND_SAMPLES = dict.fromkeys(
+    ("inpaint", "quantize_denoised", "plot_diffusion_rows", "plot_progressive_rows"), False
+)
+
 
 class Trajectory:
     """A sampler callback that keeps the x0 estimates and noisy states of every ``every``-th visited step."""
