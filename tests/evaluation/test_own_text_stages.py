@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from condition_parts import TEXTS, TRAINING, OwnWords, Pictures, batch, data, diffusion
+from condition_parts import TEXTS, OwnWords, Pictures, batch, data, diffusion, sampled, train
 from golden_recipe import fill
-from script_modules import load_script
 from stand_ins import TINY_UNET, vq_config
 from torch import nn
 
-import main as front_door
 from ldm.config.loading import Config
 from ldm.diffusion.samplers import DDIMSampler
 from ldm.evaluation.sampling.job import SamplingJob
@@ -149,16 +145,9 @@ def test_a_negative_text_needs_guidance_and_a_model_of_texts():
 
 def test_from_training_to_samples(tmp_path, capsys):
     model = diffusion(unet=TEXTS, **WORDS, cond_stage_config={"target": "condition_parts.OwnWords"}, cond_drop_prob=0.5)
-    config = {"model": model, "data": data(size=(32, 48)), "lightning": TRAINING}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    assert front_door.main(["--base", str(tmp_path / "c.yaml"), "-t", "--no-test", "-l", str(tmp_path / "logs")]) == 0
-    script, run = load_script("sample_diffusion"), next((tmp_path / "logs").iterdir())
-    words = ["-r", str(run), "-c", "2", "--device", "cpu", "-n", "4"]
-    capsys.readouterr()
+    run = train(tmp_path, model, data(size=(32, 48)))
     texts = ["--text", "a hill", "--text", "a cube", "--guidance_scale", "2", "--negative_text", "blurred"]
-    assert script.main([*words, *texts]) == 0, capsys.readouterr().err
-    found = next(line for line in capsys.readouterr().out.splitlines() if line.endswith(".npz"))
-    assert np.load(found)["arr_0"].shape == (4, 32, 48, 3)
+    assert sampled(capsys, run, "-n", "4", *texts) == (4, 32, 48, 3)
 
 
 @torch.no_grad()
