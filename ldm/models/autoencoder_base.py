@@ -87,7 +87,7 @@ class Autoencoder(pl.LightningModule):
             self.model_ema = LitEma(self)
 
     def fitting_weights(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the weights of a file, which may contain a latent diffusion model, under the names of this model."""
+        """Return the weights of a file under the names of this model."""
         return strip_prefix(state, "first_stage_model.") or state
 
     @property
