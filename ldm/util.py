@@ -39,7 +39,7 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
-def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.72) -> str:
     """Return `` Did you mean 'x'?`` for the nearest known word of at least that similarity, or an empty string."""
     near = difflib.get_close_matches(str(word), [str(name) for name in known], n=1, cutoff=cutoff)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -75,7 +75,8 @@ class Config:
         except BuildError as error:
             raise ConfigError(f"{self.origin(f'{section}.{error.key}')}: {section}.{error}") from error
         except ConfigError as error:
-            raise self.error(section, str(error)) from error
+            key = "" if str(error).startswith(f"{section}.") else f"{section}: "
+            raise ConfigError(f"{self.origin(section)}: {key}{error}") from error
 
     def fingerprint(self, seed: int) -> str:
         """Return 16 hex digits that identify config and seed."""

@@ -19,7 +19,7 @@ from ldm.config.signatures import (
     read_signature,
 )
 from ldm.config.trainer_args import KNOWN_ARGS
-from ldm.legacy import ALIASES, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate, translate_ddconfig
+from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate, translate_ddconfig
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean
 
@@ -29,6 +29,15 @@ LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params")}
 _AUTOENCODERS, _NETWORKS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.model.AutoencoderShape"
 CHECKPOINT_KEY = "ckpt_path"
+# Condition stages: the option that sets or selects the width of their tokens, and the width of its defaults.
+_STAGES = "ldm.modules.encoders.modules."
+_WIDTHS: dict[str, tuple[str, dict[str | None, int]]] = {
+    **{f"{_STAGES}{name}": ("n_embed", {}) for name in ("BERTEmbedder", "TransformerEmbedder")},
+    f"{_STAGES}ClassEmbedder": ("embed_dim", {}),
+    f"{_STAGES}FrozenCLIPEmbedder": ("version", dict.fromkeys((None, "openai/clip-vit-large-patch14"), 768)),
+    f"{_STAGES}FrozenOpenCLIPEmbedder": ("arch", dict.fromkeys((None, "ViT-H-14"), 1024)),
+}
+_ATTENDING = ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")  # values of conditioning_key
 _EXAMPLES = {
     "model": ", e.g. ldm.models.diffusion.methods.clip_disdiff.model.CLIPDisDiff",
     "data": ", e.g. ldm.data.module.DataModuleFromConfig",
@@ -51,8 +60,8 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     for section in sections:
         if section not in config.content:
             raise ConfigError(
-                f"{' + '.join(config.files)}: the section `{section}` is missing. Add `model: {{base_learning_rate, "
-                "target, params}` and `data: {target, params}`"
+                f"{' + '.join(config.files)}: the section `{section}` is missing. Add `{section}: "
+                f"{{{', '.join(SECTION_KEYS[section])}}}`"
             )
         _check_object(config, section, config.content[section], is_certain=True)
     for section in sections:
@@ -60,8 +69,9 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     _check_lightning(config)
     for section in sections:
         _check_nested(config, f"{section}.params", config.section(section).get("params"))
+    _check_width(config)
     if check_files:
-        _check_checkpoints(config)
+        _check_paths(config)
 
 
 def check_keys(config: Config, prefix: str, content: Any, known: Iterable[str], required: Iterable[str] = ()) -> None:
@@ -76,6 +86,8 @@ def check_keys(config: Config, prefix: str, content: Any, known: Iterable[str], 
     for key in content:
         if key not in known:
             shown = "" if len(known) > 12 else f" Accepted: {', '.join(known)}"
+            places = {**SECTION_KEYS, "lightning": LIGHTNING_KEYS} if not prefix else {}
+            shown = next((f" Move it to {place}.{key}" for place, keys in places.items() if key in keys), shown)
             dotted = f"{prefix}.{key}" if prefix else str(key)
             raise config.error(dotted, f"unknown key {key!r}.{did_you_mean(key, known)}{shown}")
     for key in required:
@@ -164,6 +176,23 @@ def _check_autoencoder(config: Config, key: str, name: str, params: Mapping[str,
         raise ConfigError(f"{config.origin(key)}: {key}.{error}") from error
 
 
+def _check_width(config: Config) -> None:
+    """Compare the width of a condition stage's tokens, where the config shows it, with that of the network."""
+    params = config.section("model").get("params") or {}
+    parts = [params.get(name) for name in ("cond_stage_config", "unet_config")]
+    if not all(isinstance(part, Mapping) for part in parts) or params.get("conditioning_key") not in _ATTENDING:
+        return
+    stage, network = (part.get("params") or {} for part in parts)
+    option, widths = _WIDTHS.get(parts[0].get("target"), ("", {}))
+    given = stage.get(option)
+    found, expected = widths.get(given, given), network.get("context_dim")
+    expected = expected[0] if isinstance(expected, list) and len(expected) == 1 else expected
+    if isinstance(found, int) and isinstance(expected, int) and found != expected:
+        key = "model.params.unet_config.params.context_dim"
+        stage = f"the width of cond_stage_config ({parts[0]['target']})"
+        raise config.error(key, f"expected {found}, {stage}, got {expected}. Make them match")
+
+
 def _look_up(config: Config, key: str, target: str, today: str) -> Signature | None:
     module = today.rpartition(".")[0]
     try:
@@ -209,23 +238,27 @@ def _advice_for_forks(target: str) -> str:
     stem, theirs, source = module.rpartition(".")[2], Path(*module.split(".")).with_suffix(".py"), find_source(module)
     is_free = source is None and find_source(stem) in (None, Path.cwd() / f"{stem}.py")
     own = Path(f"{stem}.py" if is_free else f"my_{stem}.py")
-    step = f"put its file outside ldm/, in the folder where the command runs (./{own})"
+    step = f"put its file outside ldm/, in the folder where the command runs (./{own}), and"
     if own.is_file():
-        step = f"its file ./{own} exists"
+        step = f"as ./{own} exists,"
     elif theirs.is_file() and (source is None or not source.samefile(theirs)):
-        step = f"copy ./{theirs} to ./{own}, outside ldm/"
-    return f"a class of a fork: {step}, and set the target to {own.stem}.{name}"
+        step = f"copy ./{theirs} to ./{own}, outside ldm/, and"
+    return f"a class of a fork: {step} set the target to {own.stem}.{name}"
 
 
-def _check_checkpoints(config: Config) -> None:
+def _check_paths(config: Config) -> None:
+    """Raise for the first checkpoint or list of images that does not exist."""
     for key, value in _scalars(config.content):
-        if key.rpartition(".")[2] == CHECKPOINT_KEY and isinstance(value, str) and not Path(value).exists():
-            folder = next(parent for parent in Path(value).parents if parent.is_dir())
+        name = key.rpartition(".")[2]
+        if name in (CHECKPOINT_KEY, *LIST_KEYS) and isinstance(value, str) and not Path(value).expanduser().exists():
+            folder = next(parent for parent in Path(value).expanduser().parents if parent.is_dir())
             near = sorted(str(path) for path in folder.glob("*"))[:5]
             listing = f" {folder}/ contains: {', '.join(near)}" if near else f" {folder}/ is empty"
+            kind, without = "list of images", ""
+            if name == CHECKPOINT_KEY:
+                kind, without = "checkpoint", f", or null to start without one ({key}=null)"
             raise UserError(
-                f"{config.origin(key)}: {key}: the checkpoint {value} does not exist.{listing}. Set another path, "
-                f"or null to start without one ({key}=null)"
+                f"{config.origin(key)}: {key}: the {kind} {value} does not exist.{listing}. Set another path{without}"
             )
 
 

@@ -76,7 +76,7 @@ def _match_schedule(module: DiffusionProcess, state_dict: dict[str, Any], prefix
     """
     found, own = state_dict.get(f"{prefix}betas"), module.get_buffer("betas")
     differs = found is not None and not (
-        found.shape == own.shape and torch.allclose(found.to(own), own, rtol=1e-4, atol=1e-8)
+        found.shape == own.shape and torch.allclose(found.to(own), own.to(found).to(own), rtol=1e-4, atol=1e-8)
     )
     if found is not None and differs:
         logger.warning(
@@ -89,7 +89,7 @@ def _match_schedule(module: DiffusionProcess, state_dict: dict[str, Any], prefix
         key, mine = prefix + name, module._buffers.get(name)
         if mine is None or name in module._non_persistent_buffers_set:
             state_dict.pop(key, None)
-        elif differs or key not in state_dict:
+        elif differs or key not in state_dict or state_dict[key].dtype != mine.dtype:  # half precision is too coarse
             state_dict[key] = mine
 
 

@@ -19,6 +19,12 @@ class ScriptMethods:
         encoded = self._encode_condition(list(c) if isinstance(c, tuple) else c)
         return encoded if isinstance(encoded, (Tensor, list, tuple, dict)) else encoded.mode()
 
+    def get_unconditional_conditioning(self, batch_size: int, null_label: Any = None) -> Tensor:
+        """Return the condition of no text or class, or of ``null_label``, for each sample, (B, ...)."""
+        label = [null_label] if isinstance(null_label, str) else null_label
+        empty = self._unconditional() if label is None else self.get_learned_conditioning(label)
+        return empty.expand(batch_size, *empty.shape[1:])
+
     def get_first_stage_encoding(self, encoder_posterior: Any) -> Tensor:
         """Return scaled latents (B, C, h, w): of a distribution; those of ``encode_first_stage`` are scaled already."""
         is_latent = isinstance(encoder_posterior, Tensor)

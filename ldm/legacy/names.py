@@ -158,8 +158,9 @@ _FFHQ = f"an LMDB of FFHQ: ldm.data.formats.lmdb_sets.FFHQ; or {_FOLDER}"
 _PARTS = "Clevr AFHQ Flower LSUNchurch LSUNChurch Shapes3D_SD Shapes3DTrainSD MPI3D_SD MPI3DTrainSD".split()
 NOT_SHIPPED = {
     "ldm.data.lsun.": f"an LMDB of the images: ldm.data.formats.lmdb_sets.LSUN; or {_FOLDER}",
-    **dict.fromkeys(("ldm.data.faceshq.", "taming.data."), _FFHQ),
+    **dict.fromkeys(("ldm.data.faceshq.", "taming.data.faceshq."), _FFHQ),
     **{f"ldm.data.{name}.": _FOLDER for name in ("imagenet", "openimages", "landscapes", "previews")},
+    "taming.data.": _FOLDER,
     **{f"ldm.data.{module}.{name}": _FOLDER for module in ("dis", "disdata") for name in _PARTS},
 }
 
@@ -206,10 +207,12 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     _CSV_LOGGER: ("debug", "create_git_tag", "log_graph", "prefix"),
 }
 
+LIST_KEYS = ("training_images_list_file", "test_images_list_file", "list_file")  # params with a list of files
+
 # Renamed params: target -> {old: today}.
 RENAMED_PARAMS: dict[str, dict[str, str]] = {
     f"{_PL}.callbacks.ModelCheckpoint": {"period": "every_n_epochs", "every_n_val_epochs": "every_n_epochs"},
-    IMAGE_LIST: dict.fromkeys(("training_images_list_file", "test_images_list_file"), "list_file"),
+    IMAGE_LIST: dict.fromkeys(LIST_KEYS[:2], LIST_KEYS[2]),
 }
 
 # Keys of ddconfig that change LDM's network if they are set.

@@ -116,9 +116,14 @@ class Autoencoder(pl.LightningModule):
         """Map images (B, 3, H, W) in [-1, 1] to the input of the bottleneck, (B, C, h, w).
 
         Raises:
-            UserError: the downsampling does not divide the images' height and width.
+            UserError: the images have other channels, or the downsampling does not divide their height and width.
         """
-        factor, (height, width) = self.encoder.shape.factor, x.shape[-2:]
+        factor, (channels, height, width) = self.encoder.shape.factor, x.shape[-3:]
+        if channels != (expected := self.encoder.shape.in_channels):
+            raise UserError(
+                f"autoencoder: expected images of {expected} channels (ddconfig.in_channels), got "
+                f"height x width x channels {height} x {width} x {channels}. Let the data set return such images"
+            )
         if height % factor or width % factor:
             raise UserError(
                 f"autoencoder: expected images whose height and width are multiples of {factor} (see ddconfig.ch_mult, "

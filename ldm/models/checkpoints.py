@@ -67,8 +67,7 @@ def load_into(
             f"{len(found)} weights of another model (such as {', '.join(list(found)[:3])}){ignored}. Use a checkpoint "
             "of this model."
         )
-    missing, _ = module.load_state_dict(state, strict=False)
-    unexpected = sorted(set(state) - set(module.state_dict()))
+    missing, unexpected = map(sorted, module.load_state_dict(state, strict=False))
     logger.info("loaded %s: %d weights, %d missing, %d unexpected", path, len(state), len(missing), len(unexpected))
     _report(
         f"{path}, loaded into {type(module).__name__}", len(weights & state.keys()), len(weights), missing, unexpected

@@ -24,6 +24,14 @@ def check_first_stage(name: str, params: Mapping[str, Any]) -> None:
     if name == "GumbelVQ" and width != wide:
         raise ConfigError(f"embed_dim: expected {width}, as ddconfig.z_channels, for {name}, got {wide}. Change one.")
     lossconfig = params.get("lossconfig")
-    if isinstance(lossconfig, Mapping) and (lossconfig.get("params") or {}).get("disc_conditional"):
+    losses = (lossconfig.get("params") or {}) if isinstance(lossconfig, Mapping) else {}
+    if losses.get("disc_conditional"):
         reason = "because an autoencoder has no condition"
         raise ConfigError(f"lossconfig.params.disc_conditional: expected false, {reason}, got true. Remove the key.")
+    given, channels = losses.get("disc_in_channels", 3), networks.get("out_ch")
+    has_discriminator = "disc_start" in losses and 0 not in (losses.get("disc_factor"), losses.get("disc_weight"))
+    if has_discriminator and given != channels:
+        raise ConfigError(
+            f"lossconfig.params.disc_in_channels: expected {channels}, as ddconfig.out_ch, got {given}. Set it to "
+            f"{channels}."
+        )

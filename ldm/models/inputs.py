@@ -53,12 +53,14 @@ def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
 def mask_from_batch(batch: Mapping[str, Any], key: str, lowest: float) -> Tensor:
     """Return masks (B, H, W, C) or (B, H, W) of a batch as (B, C, H, W) float.
 
-    Values of bool and uint8 masks become ``lowest`` to 1; float values are not changed.
+    Bool masks, and uint8 masks in [0, 255] or [0, 1], become ``lowest`` to 1; float values are not changed.
     """
-    masks, dtype = images_from_batch(batch, key), batch[key].dtype
-    if dtype == torch.bool:
-        return masks * (1 - lowest) + lowest
-    return (masks + 1) * (1 - lowest) / 2 + lowest if dtype == torch.uint8 else masks
+    value = batch_value(batch, key)
+    if not isinstance(value, Tensor) or value.dtype not in (torch.bool, torch.uint8):
+        return images_from_batch(batch, key)
+    value = value.byte()
+    value = value * torch.where(value.amax() > 1, 1, 255).byte()  # without waiting for the device
+    return (images_from_batch({key: value}, key) + 1) * (1 - lowest) / 2 + lowest
 
 
 def check_image_size(images: Tensor, expected: int, where: str) -> None:

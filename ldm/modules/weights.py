@@ -152,7 +152,7 @@ def read_state_dict(path: str | Path, names: Iterable[str] = ()) -> dict[str, Te
     except UserError:
         raise
     except (*DAMAGE, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # without torch's advice to run code
         raise UserError(f"{path}: damaged, truncated or not a checkpoint ({reason}). Copy it again.") from error
     content = content if isinstance(content, Mapping) else {}
     entry = next((name for name in _STATE_DICTS if _tensors(content.get(name))), None)

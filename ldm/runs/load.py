@@ -139,7 +139,8 @@ def _without_checkpoints(content: Any, keep: Sequence[str]) -> Any:
 def _check_weights(model: Any, state: Mapping[str, Any], checkpoint: Path, prefixes: tuple[str, ...] = ("",)) -> None:
     """Raise if weights whose names start with one of ``prefixes`` are not in the checkpoint."""
     needed = (key for key in model.state_dict() if key.startswith(prefixes))
-    missing = [key for key in needed if key not in state and not key.endswith("num_batches_tracked")]
+    optional = ("num_batches_tracked", "position_ids")
+    missing = [key for key in needed if key not in state and not key.endswith(optional)]
     if missing:
         raise UserError(
             f"{checkpoint} lacks {len(missing)} weights of {type(model).__name__}, such as {', '.join(missing[:4])} "

@@ -118,7 +118,7 @@ def test_the_file_of_a_fork_is_found(good: Path, tmp_path: Path, monkeypatch: py
     with pytest.raises(ConfigError, match=r"copy ./ldm/data/mydata.py to ./mydata.py, outside ldm/, and set the"):
         check(good, "data.params.train.target=ldm.data.mydata.MyTrain")
     (tmp_path / "mydata.py").write_text("class MyTrain:\n    pass\n")
-    with pytest.raises(ConfigError, match=r"its file ./mydata.py exists, and set the target to mydata.MyTrain"):
+    with pytest.raises(ConfigError, match=r"as ./mydata.py exists, set the target to mydata.MyTrain"):
         check(good, "data.params.train.target=ldm.data.mydata.MyTrain")
 
 
@@ -286,3 +286,19 @@ def test_one_blank_too_many(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
         path.write_text(text)
         with pytest.raises(ConfigError, match=r"(?s)slip.yaml cannot be read as YAML: .*line"):
             load_config([path])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("base_learning_rate=1e-5", "unknown key 'base_learning_rate'. Move it to model.base_learning_rate"),
+        ("trainer.max_steps=2", "unknown key 'trainer'. Move it to lightning.trainer"),
+        ("modle.target=x", "unknown key 'modle'. Did you mean 'model'? Accepted: base, model, data, lightning"),
+        ("model.params.unet_trainable=attn", "does not accept 'unet_trainable'. Accepted: "),
+        ("model.params.reg_weight=1", "does not accept 'reg_weight'. Accepted: "),
+    ],
+)
+def test_advice_about_unknown_keys(good: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        check(good, override)
+    assert message in str(error.value)

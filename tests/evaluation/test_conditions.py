@@ -132,7 +132,10 @@ def test_options_that_do_not_fit_a_model_of_tokens():
     model = build({"target": f"{ENCODERS}.BERTEmbedder", "params": params}, cond_stage_key="objects_bbox")
     with pytest.raises((ConfigError, UserError), match="text"):
         job(model, texts=(("red",),))
-    with pytest.raises(UserError, match="the config has no `data`"):
+    with pytest.raises(UserError, match="without units, but the config has no `data`"):
+        job(model)
+    model.model.conditioning_key = "hybrid"
+    with pytest.raises(UserError, match="with maps of the data, but the config has no `data`"):
         job(model)
 
 

@@ -19,6 +19,7 @@ from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.encoders.base import TextStage
+from ldm.modules.encoders.modules import AbstractEncoder
 from ldm.util import (
     ConfigError,
     UserError,
@@ -125,6 +126,20 @@ def test_texts_to_images(by_text, name):
         images = model.decode_first_stage(samples)
     assert torch.equal(samples, wanted) and images.shape == (2, 3, 32, 32)
     assert torch.equal(intermediates["x_inter"][0], noise()) and torch.equal(intermediates["x_inter"][-1], samples)
+
+
+def test_the_condition_of_nothing(by_text):
+    for label, text in ((None, ""), ("blurred", "blurred"), (["blurred"], "blurred")):
+        found = by_text.get_unconditional_conditioning(2, label)
+        assert torch.equal(found, by_text.get_learned_conditioning([text] * 2))
+
+
+def test_own_stages_may_inherit_from_the_abstract_encoder():
+    class Own(AbstractEncoder):
+        def forward(self, x):
+            return x + 1
+
+    assert Own().encode(torch.zeros(1)).item() == 1
 
 
 def test_without_a_negative_condition_there_is_no_guidance(by_text):

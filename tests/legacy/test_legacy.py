@@ -49,6 +49,7 @@ NOT_SHIPPED = """
 ldm.data.imagenet.{ImageNetTrain,ImageNetValidation,ImageNetSRTrain,ImageNetSRValidation}
 ldm.data.lsun.{LSUNBedroomsTrain,LSUNBedroomsValidation,LSUNChurchesTrain,LSUNChurchesValidation}
 ldm.data.openimages.{FullOpenImagesTrain,OpenImagesBBoxValidation,SuperresOpenImagesAdvancedTrain}
+taming.data.imagenet.ImageNetTrain
 ldm.data.faceshq.{CelebAHQTrain,FFHQValidation} taming.data.faceshq.{CelebAHQValidation,FFHQTrain}
 ldm.data.landscapes.{RFWTrain,RFWValidation} ldm.data.previews.pytorch_dataset.{PreviewsTrain,PreviewsValidation}
 ldm.data.dis.{Clevr,ClevrTrain} ldm.data.disdata.{LSUNChurchTrain,Shapes3DTrainSD,MPI3DTrainSD}
@@ -334,3 +335,9 @@ def test_targets_of_earlier_versions_resolve(target):
 def test_the_discriminator_of_taming_is_tamings_own():
     name = "taming.modules.discriminator.model.NLayerDiscriminator"
     assert legacy.resolve_target(name) == name
+
+
+def test_replacements_of_data_sets_name_the_same_images():
+    for target, has_faces in (("taming.data.faceshq.FFHQTrain", True), ("taming.data.imagenet.ImageNetTrain", False)):
+        advice = legacy.translate(target)[1]["instead"]
+        assert ("FFHQ" in advice) == has_faces and "ldm.data.formats.folder.ImageFolder" in advice

@@ -80,7 +80,8 @@ def test_the_mask_of_latent_diffusion_follows_the_masked_image():
     assert torch.equal(maps[0, 4], (torch.arange(8) < 4).float()[:, None].expand(8, 12))
     as_bytes = {**given, "mask": (given["mask"] * 255).byte()}
     as_bools = {**given, "mask": given["mask"][..., 0] > 0}
-    for other in (as_bytes, as_bools):  # latent-diffusion's masks are in [-1, 1]
+    as_ones = {**given, "mask": given["mask"].byte()}
+    for other in (as_bytes, as_bools, as_ones):  # latent-diffusion's masks are in [-1, 1]
         mask = model.get_condition(other).inputs("concat")["c_concat"][1]
         assert torch.equal(mask, 2 * maps[:, 4:] - 1)
     dropped = model.get_condition(given).drop(torch.tensor([True, False])).inputs("concat")["c_concat"]
@@ -101,6 +102,12 @@ def test_a_condition_that_does_not_fit_the_network_is_named():
     model.shared_step(batch())
     with pytest.raises(UserError, match=r"size \(8, 8\), got \(16, 16\)"):
         model.shared_step(batch(low=2))
+
+
+def test_an_upscaler_embeds_all_levels_of_noise():
+    few = diffusion("LatentUpscaleDiffusion", {"in_channels": 7, "num_classes": 349, **TEXTS}, **X4)
+    with pytest.raises(ConfigError, match=r"num_classes: expected at least 350, the max_noise_level .*, got 349"):
+        instantiate_from_config(few)
 
 
 def test_stable_diffusion_inpainting_concatenates_mask_then_masked_latent():

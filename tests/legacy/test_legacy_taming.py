@@ -294,6 +294,26 @@ def test_networks_are_checked_early_and_late_alike(
         instantiate_from_config(kl(**ddconfig))
 
 
+@pytest.mark.parametrize("losses", [{}, {"disc_in_channels": 3}, {"disc_in_channels": 4, "disc_weight": 0.5}])
+def test_a_discriminator_judges_the_channels_of_the_decoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture, losses: dict[str, Any]
+) -> None:
+    model = kl(in_channels=1, out_ch=1)
+    model["params"]["lossconfig"] = {
+        "target": "ldm.modules.losses.LPIPSWithDiscriminator",
+        "params": {"disc_start": 0, "perceptual_weight": 0.0, **losses},
+    }
+    code, _, error = run(tmp_path, capsys, model)
+    given = losses.get("disc_in_channels", 3)
+    message = f"lossconfig.params.disc_in_channels: expected 1, as ddconfig.out_ch, got {given}"
+    assert code == 1 and f"model.params.{message}" in error
+    with pytest.raises(ConfigError, match=message):
+        instantiate_from_config(model)
+    for fitting in ({"disc_in_channels": 1}, {"disc_weight": 0.0}, {"disc_factor": 0.0}):
+        model["params"]["lossconfig"]["params"] = {"disc_start": 0, "perceptual_weight": 0.0, **fitting}
+        assert run(tmp_path, capsys, model)[0] == 0
+
+
 def test_scripts_pass_omegaconf_to_the_class_itself() -> None:
     model = AutoencoderKL(**OmegaConf.create(kl()["params"]))
     assert model.state_dict().keys() == instantiate_from_config(kl()).state_dict().keys()
@@ -383,3 +403,12 @@ def test_gumbel_codes_agree_with_torch() -> None:
     torch.manual_seed(1)
     choice = F.gumbel_softmax(quantize.proj(z), tau=1.0, dim=1, hard=True)
     assert torch.allclose(codes, torch.einsum("bnhw,nd->bdhw", choice, quantize.embed.weight))
+
+
+@pytest.mark.parametrize("key", ["training_images_list_file", "list_file"])
+def test_a_missing_list_is_named_before_a_run_is_made(tmp_path: Path, capsys: pytest.CaptureFixture, key: str) -> None:
+    train = {"target": "taming.data.custom.CustomTrain", "params": {key: str(tmp_path / "none.txt"), "size": 32}}
+    data = {"target": "main.DataModuleFromConfig", "params": {"batch_size": 1, "train": train}}
+    code, _, error = run(tmp_path, capsys, kl(), "-t", data=data)
+    assert code == 1 and f"data.params.train.params.{key}: the list of images" in error and "c.yaml" in error
+    assert not (tmp_path / "logs").exists()

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 import main as front_door
 from ldm.modules.encoders import clip_loading
+from ldm.runs.load import load_run
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 WIDTH, DEPTH = 16, 3  # of the text towers
@@ -65,13 +66,16 @@ def network(**options: Any) -> layout.Shapes:
     return layout.unet(32, (1, 2), (0, 1), WIDTH, num_blocks=1, **options)
 
 
-def save(path: Path, shapes: layout.Shapes, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+def save(
+    path: Path, shapes: layout.Shapes, config: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> dict[str, torch.Tensor]:
     """Write a checkpoint as published: constants of the schedule, and leftover counters of the average."""
     state = layout.random_weights(shapes)
     state |= {
         key: value for key, value in instantiate_from_config(config).state_dict().items() if key in layout.SCHEDULE
     }
     counters = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(470000)}
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     torch.save({"global_step": 470000, "state_dict": counters | state}, path)
     return state
 
@@ -149,15 +153,20 @@ def test_legacy_stable_diffusion_from_checkpoint_to_continued_run(kind, tmp_path
     assert list(folder.glob("samples/last/*/*.png"))
 
 
-def test_legacy_stable_diffusion_samples_from_a_file_and_its_config(tmp_path):
-    """As with ``scripts/txt2img.py``: a downloaded file and an inference config."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_legacy_stable_diffusion_samples_from_a_file_and_its_config(dtype, tmp_path, caplog):
+    """As with ``scripts/txt2img.py``: a downloaded file, pruned or not, and an inference config."""
     config, shapes = case("version 1", tmp_path)
-    save(tmp_path / "sd.ckpt", shapes, config)
+    if dtype != torch.float32:  # files of newer transformers lack the constant
+        del shapes["cond_stage_model.transformer.text_model.embeddings.position_ids"]
+    save(tmp_path / "sd.ckpt", shapes, config, dtype)
     OmegaConf.save(OmegaConf.create({"model": config}), tmp_path / "v1-inference.yaml")
     words = f"-r {tmp_path}/sd.ckpt -b {tmp_path}/v1-inference.yaml -n 2 -c 3 --sampler plms --guidance_scale 5"
     words = [*words.split(), "-l", str(tmp_path / "out"), "--text", TEXTS[0], "--text", TEXTS[1]]
     assert load_script("sample_diffusion").main(words) == 0
-    assert list(tmp_path.glob("out/samples/*/*/*.png"))
+    assert list(tmp_path.glob("out/samples/*/*/*.png")) and "noise schedule" not in caplog.text
+    loaded = load_run(str(tmp_path / "sd.ckpt"), [str(tmp_path / "v1-inference.yaml")]).model
+    assert torch.equal(loaded.alphas_cumprod, instantiate_from_config(config).alphas_cumprod)
 
 
 def test_legacy_dropped_weights_are_named(tmp_path, caplog):
@@ -206,3 +215,30 @@ def test_legacy_position_ids_may_be_missing(position_ids, tmp_path, caplog):
         built = instantiate_from_config(config)
     assert " 0 missing, 0 unexpected" in caplog.text
     assert torch.equal(built.state_dict()[name], torch.arange(77)[None])
+
+
+STAGES = {
+    "ClassEmbedder": {"embed_dim": 16, "n_classes": 3},
+    "BERTEmbedder": {"n_embed": 16, "n_layer": 1},
+    "FrozenCLIPEmbedder": {},
+    "FrozenOpenCLIPEmbedder": {"layer": "penultimate"},
+}
+WIDTHS = dict(zip(STAGES, (16, 16, 768, 1024)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_legacy_stages_are_checked_without_building_them(stage, tmp_path, capsys):
+    def check(params, **options):
+        config = {"model": model(stage, {**STAGES[stage], **params}, **options)}
+        OmegaConf.save(OmegaConf.create(config), tmp_path / "c.yaml")
+        return front_door.main(["-b", str(tmp_path / "c.yaml")]), capsys.readouterr().err
+
+    for width in (WIDTHS[stage], [WIDTHS[stage]]):
+        assert check({}, unet={"context_dim": width}) == (0, "")
+    code, error = check({}, unet={"context_dim": 48})
+    assert code == 1 and f"unet_config.params.context_dim: expected {WIDTHS[stage]}, the width of cond_stage" in error
+    if stage.startswith("Frozen"):
+        code, error = check({"layer": "penultimat"}, unet={"context_dim": WIDTHS[stage]})
+        assert code == 1 and "cond_stage_config.params.layer: expected last, penultimate" in error
+        other = {"version": "some/other"} if stage == "FrozenCLIPEmbedder" else {"arch": "some-other"}
+        assert check(other, unet={"context_dim": 48}) == (0, "")  # not known before it is built

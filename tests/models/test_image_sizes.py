@@ -37,6 +37,14 @@ def test_first_stages_take_every_size_that_their_downsampling_divides(kind, fact
         stage.encode(torch.rand(1, 3, 32, factor + 1))
 
 
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_first_stages_name_the_channels_of_images(kind, channels):
+    stage = instantiate_from_config(first_stage(kind)).eval()
+    with pytest.raises(UserError, match=rf"of 3 channels \(ddconfig.in_channels\), got .* 32 x 48 x {channels}"):
+        stage.encode(torch.rand(1, channels, 32, 48))
+
+
 @pytest.mark.parametrize("use_ema", [False, True])
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_autoencoders_train_and_draw_images_that_are_not_square(kind, use_ema, tmp_path):
@@ -145,11 +153,12 @@ def test_a_pixel_model_of_another_size_does_not_start(tmp_path, capsys):
     assert "model.params.image_size: expected 32 x 32" in capsys.readouterr().err
 
 
-def test_a_run_keeps_the_size_of_its_data(tmp_path, capsys):
+def test_a_run_keeps_the_size_of_its_data(tmp_path, capsys, caplog):
     run = train(tmp_path, diffusion(image_size=16), data(size=(32, 48)))
     assert front_door.main(["-r", str(run), "-t", "--no-test", "--max_steps", "3"]) == 0, capsys.readouterr().err
-    loaded = load_run(str(run))
-    assert loaded.model.latent_shape == (4, 8, 12)
+    with caplog.at_level("INFO"):
+        loaded = load_run(str(run))
+    assert loaded.model.latent_shape == (4, 8, 12) and " 0 missing, 0 unexpected" in caplog.text
     assert "latent_size" not in loaded.model.state_dict()
     state = torch.load(loaded.checkpoint, weights_only=True)["state_dict"]
     assert state["latent_size"].tolist() == [8, 12]
@@ -160,6 +169,7 @@ def test_a_run_keeps_the_size_of_its_data(tmp_path, capsys):
     assert sampled(capsys, run, "-n", "2", "--size", "64", "40") == (2, 64, 40, 3)
     assert "got 7.5 x 8 for images of 30 x 32 pixels" in sampled(capsys, run, "--size", "30", "32")
     assert "multiples of 2 x 4 = 8" in sampled(capsys, run, "--size", "36", "32")
+    assert "--size: expected at least 1, got 0" in sampled(capsys, run, "--size", "0", "32")
 
 
 def test_conditions_from_data_give_the_size_of_their_images(tmp_path, capsys):

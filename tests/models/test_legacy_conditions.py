@@ -153,6 +153,14 @@ def test_pictures_show_what_was_asked_for(words):
     assert small["conditioning"].shape == (2, 3, 8, 8)
     labels = build("class", words).eval().log_images(BATCH, N=1, **options)["conditioning"]
     assert labels.rows == ["0"]
+    named = {**BATCH, "human_label": ["cat", "dog"]}
+    assert build("class", words).eval().log_images(named, N=2, **options)["conditioning"].rows == ["cat", "dog"]
+    text = build("text", words).eval().log_images(named, N=2, **options)["conditioning"]
+    assert text.rows == ["red cube", "blue cube"]  # the texts of a model of texts, even beside labels
+    maps = build("segmentation", words).eval().log_images(BATCH, N=2, **options)["conditioning"]
+    again = build("segmentation", words).eval().log_images(BATCH, N=2, **options)["conditioning"]
+    assert maps.shape == (2, 3, 32, 32) and torch.equal(maps, again)
+    assert maps.min() == -1 and maps.max() == 1
     only = build("class", words).eval().log_images(BATCH, N=1, return_keys=["samples"], **options)
     assert set(only) == {"samples"}
 

@@ -31,7 +31,8 @@ class Request:
     guidance: float = 1.0  # scale of classifier-free guidance, or of the sub-gradients of text units; 1 for none
 
     def __post_init__(self) -> None:
-        for name, number in (("-n", self.count), ("--batch_size", self.batch_size)):
+        sizes = ("--size", min(self.size or (1,)))
+        for name, number in (("-n", self.count), ("--batch_size", self.batch_size), sizes):
             if number < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {number}")
         if self.negative_text is not None and self.guidance == 1:

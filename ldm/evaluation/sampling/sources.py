@@ -65,7 +65,8 @@ class FromCondition(Source):
     def __init__(self, model: Any, request: Request) -> None:
         super().__init__(model, request)
         self.needs_data = model.model.conditioning_key is not None
-        self.origin = "a condition without units" if self.needs_data else "noise without a condition"
+        condition = "a condition without units" + ", with maps of the data" * model.model.concatenates
+        self.origin = condition if self.needs_data else "noise without a condition"
         self.refuse("--unit", "--swap", *(() if self.needs_data else GUIDED))
         if any(len(strings) != 1 for strings in request.texts):
             raise UserError(f"--text: {self.name} takes one text per sample, got several separated by |")

@@ -108,7 +108,13 @@ class LatentUpscaleDiffusion(LatentUpscaleFinetuneDiffusion):
 
     def build_cond_stage(self, config: Mapping[str, Any] | str) -> nn.Module | None:
         """See the base class; attaches the noise augmentation as well."""
-        self.add_frozen("low_scale_model", instantiate_from_config(self.low_scale_config))
+        low_scale, classes = instantiate_from_config(self.low_scale_config), self.model.num_classes
+        if classes is not None and low_scale.max_noise_level > classes:
+            raise ConfigError(
+                f"model.params.unet_config.params.num_classes: expected at least {low_scale.max_noise_level}, the "
+                f"max_noise_level of low_scale_config, got {classes}. Change one of them"
+            )
+        self.add_frozen("low_scale_model", low_scale)
         return super().build_cond_stage(config)
 
     def complete_condition(self, cond: Condition | None, batch: Mapping[str, Any]) -> Condition:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.diffusion.samplers import Hooks, Inpainting, Sampler, SamplerStep
@@ -145,15 +146,24 @@ def _conditioning(model: Any, batch: Mapping[str, Any], images: Tensor, samples:
         return pictures
     value = batch[key]
     if isinstance(value, Tensor) and value.ndim == 4:
-        shown = images_from_batch(batch, key)
-        return pictures | ({"conditioning": shown.expand(-1, 3, -1, -1)} if shown.shape[1] in (1, 3) else {})
+        return pictures | {"conditioning": _in_color(images_from_batch(batch, key))}
     if isinstance(value, Tensor) and value.ndim > 1:
         return pictures
-    words = batch.get("human_label", value)
+    words = batch.get("human_label", value) if isinstance(value, Tensor) else value
     words = words.tolist() if isinstance(words, Tensor) else words
     rows = [", ".join(word) if isinstance(word, (list, tuple)) else str(word) for word in words]
     pairs = torch.stack([images, samples], dim=1).flatten(0, 1)  # (2 n, 3, H, W)
     return pictures | {"conditioning": CaptionedGrid(pairs, rows, ["image", "sample"])}
+
+
+def _in_color(maps: Tensor) -> Tensor:
+    """Return images or maps (B, C, H, W) as (B, 3, H, W); more channels are mixed in fixed random colors, as in LDM."""
+    count = maps.shape[1]
+    if count in (1, 3):
+        return maps.expand(-1, 3, -1, -1)
+    colors = torch.randn(3, count, 1, 1, generator=torch.Generator().manual_seed(0)).to(maps)
+    shown = F.conv2d(maps, colors)
+    return 2 * (shown - shown.min()) / (shown.max() - shown.min()).clamp_min(1e-6) - 1
 
 
 def _inpainting(model: Any, z: Tensor, cond: Any, sampler: Sampler) -> Pictures:

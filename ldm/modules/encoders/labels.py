@@ -122,6 +122,12 @@ class SpatialRescaler(ConditionStageBase):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` (B, C, H, W) to (B, C', H m^n, W m^n) with m = ``multiplier`` and n = ``n_stages``."""
+        expected = None if self.channel_mapper is None else self.channel_mapper.in_channels
+        if expected not in (None, x.shape[1]):
+            raise UserError(
+                f"SpatialRescaler: expected {expected} channels (in_channels), got {x.shape[1]}. "
+                "Set cond_stage_config.params.in_channels to the channels of the data"
+            )
         for _ in range(self.n_stages):
             x = F.interpolate(x, scale_factor=self.multiplier, mode=self.method)
         return x if self.channel_mapper is None else self.channel_mapper(x)

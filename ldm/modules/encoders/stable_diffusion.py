@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -234,7 +234,7 @@ class FrozenCLIPEmbedder(SequenceEmbedder):
         device: Any = None,
         max_length: int = 77,
         freeze: bool = True,
-        layer: str = "last",
+        layer: Literal["last", "penultimate", "hidden", "pooled"] = "last",
         layer_idx: int | None = None,
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
@@ -284,7 +284,7 @@ class FrozenOpenCLIPEmbedder(SequenceEmbedder):
         device: Any = None,
         max_length: int = 77,
         freeze: bool = True,
-        layer: str = "last",
+        layer: Literal["last", "penultimate"] = "last",
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
     ) -> None:
