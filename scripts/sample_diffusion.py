@@ -6,8 +6,8 @@
     python scripts/sample_diffusion.py -r RUN --swap          # the effect of each unit (DisDiff, EncDiff, CLIP-DisDiff)
     python scripts/sample_diffusion.py -r RUN --text "red floor | | small object | | | "      # CLIP-DisDiff
     python scripts/sample_diffusion.py -r model.ckpt -b txt2img.yaml --text "a red cube" --guidance_scale 5
-    python scripts/sample_diffusion.py -r model.ckpt -b v1-inference.yaml --text "a hill" --text "a lake" \
-        --n_per_text 4 --guidance_scale 7.5 --negative_text "blurred" --size 512 768 --sampler plms
+    python scripts/sample_diffusion.py -r model.ckpt -b v1-inference.yaml --text "a hill" --text "a lake" -n 8 \
+        --guidance_scale 7.5 --negative_text "blurred" --size 512 768 --sampler plms
     python scripts/sample_diffusion.py -r model.ckpt -b cin256.yaml --class 25 187 --guidance_scale 3
 
 Conditions that are not given are read from random images of the config's data: from the first of test, validation and
@@ -35,7 +35,6 @@ from ldm.models.contracts import Samplable
 from ldm.runs.folder import now_text
 from ldm.runs.load import load_run
 from ldm.training.cli import run_command, split_overrides
-from ldm.util import ConfigError
 
 DDIM = {"num_steps": 50, "eta": 1.0}
 
@@ -57,7 +56,6 @@ def read_options(words: list[str]) -> argparse.Namespace:
     add("--unit", type=int, metavar="K", help="use the gradient of unit K only, counted from 1")
     add("--swap", action="store_true", help="one row per unit, in which all samples take that unit of the first one")
     add("--text", action="append", default=[], help="one text, or one per unit separated by |; repeatable")
-    add("--n_per_text", type=int, metavar="N", help="samples of each --text, in place of -n")
     add("--negative_text", metavar="TEXT", help="text that guidance leads away from (no text)")
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width of the images, pixels")
     add("--class", dest="classes", type=int, nargs="+", default=[], metavar="C", help="classes, from 0, used in turn")
@@ -71,10 +69,8 @@ def request_of(options: argparse.Namespace) -> Request:
         sampler = choose_sampler("ddpm", {})
     else:
         sampler = choose_sampler(options.sampler, DDIM, num_steps=options.custom_steps, eta=options.eta)
-    if options.n_per_text is not None and not options.text:
-        raise ConfigError("--n_per_text: expected --text, got none. Use -n")
     return Request(
-        count=options.n_samples if options.n_per_text is None else options.n_per_text * len(options.text),
+        count=options.n_samples,
         batch_size=options.batch_size,
         sampler=sampler,
         seed=options.seed,

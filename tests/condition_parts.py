@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from script_modules import load_script
+from stand_ins import PLAIN_UNET
 from torch import Tensor, nn
 
-UNET = {
-    "image_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": 1,
-    "attention_resolutions": [2],
-    "channel_mult": [1, 2],
-    "num_heads": 4,
-}
+import main as front_door
+
 TEXTS = {"use_spatial_transformer": True, "context_dim": 8}
 TRAINING = {
     "trainer": {"max_steps": 2, "accelerator": "cpu", "num_sanity_val_steps": 0},
@@ -115,7 +111,7 @@ def diffusion(name: str = "LatentDiffusion", unet: dict[str, Any] | None = None,
         "first_stage_config": first_stage(),
         "cond_stage_config": "__is_unconditional__",
     }
-    network = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {**UNET, **(unet or {})}}
+    network = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {**PLAIN_UNET, **(unet or {})}}
     target = f"ldm.models.diffusion.ddpm.{name}"
     return {"base_learning_rate": 1e-4, "target": target, "params": {**defaults, "unet_config": network, **params}}
 
@@ -133,3 +129,27 @@ def batch(count: int = 2, **params: Any) -> dict[str, Any]:
 
     pictures = Pictures(**params)
     return collate([pictures[index] for index in range(count)])
+
+
+def train(folder: Path, model: dict[str, Any], sections: dict[str, Any]) -> Path | None:
+    """Train two steps by ``main.py`` with the logger of images; the run folder, or None after an error."""
+    config = {"model": model, "data": sections, "lightning": TRAINING}
+    (folder / "c.yaml").write_text(yaml.safe_dump(config))
+    words = ["--base", str(folder / "c.yaml"), "-l", str(folder / "logs")]
+    assert front_door.main(words) == 0
+    return None if front_door.main([*words, "-t", "--no-test"]) else next((folder / "logs").iterdir())
+
+
+def drawn(run: Path) -> set[str]:
+    """Names of the pictures of the training."""
+    return {path.name.partition("_gs-")[0] for path in (run / "images" / "train").iterdir()}
+
+
+def sampled(capsys: Any, path: Path, *words: str) -> tuple[int, ...] | str:
+    """The shape of what ``sample_diffusion.py`` writes in two steps, or its error."""
+    capsys.readouterr()
+    code = load_script("sample_diffusion").main(["-r", str(path), "-c", "2", "--device", "cpu", *words])
+    output = capsys.readouterr()
+    if code:
+        return output.err
+    return np.load(next(line for line in output.out.splitlines() if line.endswith(".npz")))["arr_0"].shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from ldm.config.trainer_args import KNOWN_ARGS
 from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate, translate_ddconfig
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 TOP_LEVEL = ("base", "model", "data", "lightning")
 LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
@@ -177,7 +180,11 @@ def _check_autoencoder(config: Config, key: str, name: str, params: Mapping[str,
 
 
 def _check_width(config: Config) -> None:
-    """Compare the width of a condition stage's tokens, where the config shows it, with that of the network."""
+    """Compare the width of a condition stage's tokens, where the config shows it, with that of the network.
+
+    A width that follows from the name of a CLIP is only reported: its files may be missing, and such a model can still
+    be built to compare the weights of a checkpoint.
+    """
     params = config.section("model").get("params") or {}
     parts = [params.get(name) for name in ("cond_stage_config", "unet_config")]
     if not all(isinstance(part, Mapping) for part in parts) or params.get("conditioning_key") not in _ATTENDING:
@@ -188,8 +195,10 @@ def _check_width(config: Config) -> None:
     found, expected = widths.get(given, given), network.get("context_dim")
     if isinstance(found, int) and isinstance(expected, int) and found != expected:
         key = "model.params.unet_config.params.context_dim"
-        stage = f"the width of cond_stage_config ({parts[0]['target']})"
-        raise config.error(key, f"expected {found}, {stage}, got {expected}. Make them match")
+        message = f"expected {found}, the width of cond_stage_config ({parts[0]['target']}), got {expected}"
+        if found == given:
+            raise config.error(key, f"{message}. Make them match")
+        logger.warning("%s: %s. Training and sampling need equal widths", key, message)
 
 
 def _look_up(config: Config, key: str, target: str, today: str) -> Signature | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -90,59 +90,45 @@ class TensorCondition(Condition):
         return replace(self, value=torch.cat([self.value, other.value]))
 
     def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
-        return ListCondition((self,)).inputs(conditioning_key)
+        return PartsCondition({None: (self,)}).inputs(conditioning_key)
 
 
 @dataclass(frozen=True)
-class ListCondition(Condition):
-    """Several tensors that enter the network at one place, such as two sequences of tokens."""
+class PartsCondition(Condition):
+    """Several tensors, such as two sequences of tokens, or a map and tokens.
 
-    parts: tuple[TensorCondition, ...]
+    Beside tokens, on which classifier-free guidance and dropout act, maps that are concatenated on the channels, such
+    as the masked image of inpainting, and vectors stay, as in Stable Diffusion.
 
-    def null(self) -> ListCondition:
-        return ListCondition(tuple(part.null() for part in self.parts))
-
-    def drop(self, mask: Tensor) -> ListCondition:
-        return ListCondition(tuple(part.drop(mask) for part in self.parts))
-
-    def first(self, count: int | None) -> ListCondition:
-        return ListCondition(tuple(part.first(count) for part in self.parts))
-
-    def joined(self, other: ListCondition) -> ListCondition:
-        return ListCondition(tuple(own.joined(part) for own, part in zip(self.parts, other.parts, strict=True)))
-
-    def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
-        return {"c_concat" if conditioning_key == "concat" else "c_crossattn": [part.value for part in self.parts]}
-
-
-@dataclass(frozen=True)
-class DictCondition(Condition):
-    """Conditions that enter the network at several places: ``c_concat``, ``c_crossattn`` and ``c_adm`` -> parts.
-
-    Classifier-free guidance and dropout act on ``c_crossattn``; maps that are concatenated on the channels, such as
-    the masked image of inpainting, and vectors stay, as in Stable Diffusion.
+    Attributes:
+        parts: place in the network -> tensors; ``c_concat``, ``c_crossattn`` (tokens), ``c_adm`` (one vector per
+            sample), or None for the place that ``conditioning_key`` selects.
     """
 
-    parts: Mapping[str, ListCondition]
+    parts: Mapping[str | None, tuple[TensorCondition, ...]]
 
-    def null(self) -> DictCondition:
-        return DictCondition({k: part if self._stays(k) else part.null() for k, part in self.parts.items()})
+    def null(self) -> PartsCondition:
+        return self._replaced(lambda part: part.null())
 
-    def drop(self, mask: Tensor) -> DictCondition:
-        return DictCondition({k: part if self._stays(k) else part.drop(mask) for k, part in self.parts.items()})
+    def drop(self, mask: Tensor) -> PartsCondition:
+        return self._replaced(lambda part: part.drop(mask))
 
-    def first(self, count: int | None) -> DictCondition:
-        return DictCondition({k: part.first(count) for k, part in self.parts.items()})
+    def first(self, count: int | None) -> PartsCondition:
+        return PartsCondition({k: tuple(part.first(count) for part in parts) for k, parts in self.parts.items()})
 
-    def joined(self, other: DictCondition) -> DictCondition:
-        return DictCondition({k: part.joined(other.parts[k]) for k, part in self.parts.items()})
+    def joined(self, other: PartsCondition) -> PartsCondition:
+        pairs = {k: zip(parts, other.parts[k], strict=True) for k, parts in self.parts.items()}
+        return PartsCondition({k: tuple(own.joined(part) for own, part in both) for k, both in pairs.items()})
 
     def inputs(self, conditioning_key: str | None) -> dict[str, Any]:
-        values = {k: [entry.value for entry in part.parts] for k, part in self.parts.items()}
+        place = "c_concat" if conditioning_key == "concat" else "c_crossattn"
+        values = {k or place: [part.value for part in parts] for k, parts in self.parts.items()}
         return {k: value[0] if k == "c_adm" else value for k, value in values.items()}
 
-    def _stays(self, name: str) -> bool:
-        return name != "c_crossattn" and "c_crossattn" in self.parts
+    def _replaced(self, change: Callable[[TensorCondition], TensorCondition]) -> PartsCondition:
+        stay = set(self.parts) - {"c_crossattn"} if "c_crossattn" in self.parts else ()
+        changed = {k: parts if k in stay else tuple(map(change, parts)) for k, parts in self.parts.items()}
+        return PartsCondition(changed)
 
 
 @dataclass(frozen=True)
@@ -220,11 +206,14 @@ def as_condition(value: Any, empty: EmptyValue | None = None) -> Condition | Non
     if isinstance(value, Tensor):
         return TensorCondition(value, empty)
     if isinstance(value, (list, tuple)) and all(isinstance(part, Tensor) for part in value):
-        return ListCondition(tuple(TensorCondition(part, empty if len(value) == 1 else None) for part in value))
+        own_empty = empty if len(value) == 1 else None
+        return PartsCondition({None: tuple(TensorCondition(part, own_empty) for part in value)})
     if isinstance(value, Mapping):
-        parts = {name: part if isinstance(part, (list, tuple)) else [part] for name, part in value.items()}
-        lists = {name: as_condition(part, empty if name == "c_crossattn" else None) for name, part in parts.items()}
-        return DictCondition(cast("dict[str, ListCondition]", lists))
+        lists = {place: part if isinstance(part, (list, tuple)) else [part] for place, part in value.items()}
+        found = {
+            place: as_condition(parts, empty if place == "c_crossattn" else None) for place, parts in lists.items()
+        }
+        return PartsCondition({place: each.parts[None] for place, each in found.items()})
     raise ConfigError(
         f"condition: expected a tensor, a list or a mapping of tensors from the condition stage, got "
         f"{type(value).__name__}"

@@ -86,7 +86,7 @@ PREFIXES: dict[str, str] = {
     "ldm.models.diffusion.unit_diffusion.": "ldm.models.diffusion.units.",
     "ldm.evaluation.edit.": "ldm.evaluation.editing.callback.",
     "ldm.data.vocabulary.world_vocabulary": "ldm.data.world.world_vocabulary",
-    "ldm.modules.diffusionmodules.upscaling.": "ldm.diffusion.upscaling.",
+    "ldm.modules.diffusionmodules.upscaling.": "ldm.models.diffusion.finetune.",
     "ldm.modules.midas.api.MiDaSInference": "torch.nn.Identity",  # not built, see LatentDepth2ImageDiffusion
 }
 
@@ -189,6 +189,8 @@ _DIFFUSION = (*_NETWORK, *_MCL)
 _DIS = ("dis_loss_flag", "dis_loss_type", "dis_weight", "detach_flag", "train_enc_flag")
 _KL = ("kl_loss_flag", "kl_weight")
 _CONDITIONED = ("LatentFinetune", "LatentInpaint", "LatentDepth2Image", "LatentUpscale", "LatentUpscaleFinetune")
+# The number of kept dimensions follows from the file; depth is computed before training.
+_CONDITIONED_OPTIONS = ("keep_finetune_dims", "depth_stage_config", "c_concat_log_start", "c_concat_log_end")
 _AUTOENCODER = ("colorize_nlabels", "batch_resize_range")
 AUTOENCODERS = tuple(f"ldm.models.autoencoder.{name}" for name in ("VQModel", "VQModelInterface", "GumbelVQ"))
 AUTOENCODERS += ("ldm.models.autoencoder.AutoencoderKL",)
@@ -197,7 +199,7 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     DATA_MODULE: ("num_val_workers",),
     _MAIN["ImageLogger"]: ("enable_autocast", "log_all_val"),
     f"{_DDPM}.DDPM": _NETWORK,
-    **{f"{_DDPM}.{name}Diffusion": _NETWORK for name in _CONDITIONED},
+    **{f"{_DDPM}.{name}Diffusion": (*_NETWORK, *_CONDITIONED_OPTIONS) for name in _CONDITIONED},
     LATENT_DIFFUSION: (*_DIFFUSION, *_DIS, *_KL, "eval_name"),
     DISDIFF: (*_DIFFUSION, "eval_name"),
     CLIP_DISDIFF: (*_DIFFUSION, *_KL, "train_enc_flag", "cond_stage_trainable", "eval_name"),

@@ -74,6 +74,7 @@ def translate(target: str, params: Mapping[str, Any] | None = None) -> tuple[str
     for old, name in names.RENAMED_PARAMS.get(today, {}).items():
         if old in params:
             params.setdefault(name, params.pop(old))
+    params |= _stable_diffusion_options(target, params)
     return today, _without(target, params, names.MEANINGLESS.get(today, ()))
 
 
@@ -99,6 +100,21 @@ def _diffusion_model(today: str, params: dict[str, Any]) -> tuple[str, dict[str,
     elif _target_of(stage) == names.CLIP_TEXT:  # latent-diffusion's embedder returns a sequence, this one does not
         params["cond_stage_config"] = {**stage, "params": {"n_repeat": 1, **(stage.get("params") or {})}}
     return today, params
+
+
+def _stable_diffusion_options(target: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Take ``ucg_training`` and ``reset_ema`` out of ``params`` and return the options that replace them."""
+    result: dict[str, Any] = {}
+    if params.pop("reset_ema", False):
+        result["ignore_keys"] = [*params.get("ignore_keys", ()), "model_ema."]
+    if dropped := params.pop("ucg_training", None):
+        key = params.get("cond_stage_key", "image")
+        options = dropped.get(key) or {}
+        if len(dropped) > 1 or "p" not in options or options.get("val"):
+            message = f"expected {{{key}: {{p: probability, val: ''}}}}, got {dict(dropped)}. Use cond_drop_prob"
+            raise BuildError(message, target, "params.ucg_training")
+        result["cond_drop_prob"] = float(options["p"])
+    return result
 
 
 def _target_of(config: Any) -> str | None:

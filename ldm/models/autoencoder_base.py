@@ -126,9 +126,8 @@ class Autoencoder(pl.LightningModule):
             )
         if height % factor or width % factor:
             raise UserError(
-                f"autoencoder: expected images whose height and width are multiples of {factor} (patch_size times 2 "
-                f"for each downsampling of ddconfig.ch_mult), got {height} x {width}. Resize or crop them "
-                "(data.params.*.params.size)"
+                f"autoencoder: expected images whose height and width are multiples of {factor} (see ddconfig.ch_mult, "
+                f"patch_size), got {height} x {width}. Resize or crop them (data.params.*.params.size)"
             )
         return self.quant_conv(self.encoder(x))
 

@@ -51,17 +51,12 @@ def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
 
 
 def mask_from_batch(batch: Mapping[str, Any], key: str, lowest: float) -> Tensor:
-    """Return the masks of a batch for a network, (B, C, H, W) float.
+    """Return masks (B, H, W, C) or (B, H, W) of a batch as (B, C, H, W) float.
 
-    Args:
-        batch: ``batch[key]`` is (B, H, W, C) or (B, H, W); bool, or uint8 in [0, 255] or [0, 1], which become
-            [lowest, 1], or float, which is not changed.
-        key: entry of the batch.
-        lowest: value outside of the mask: -1 in latent-diffusion, 0 in Stable Diffusion.
+    Bool masks, and uint8 masks in [0, 255] or [0, 1], become ``lowest`` to 1; float values are not changed.
     """
     value = batch_value(batch, key)
-    is_scaled = isinstance(value, Tensor) and value.dtype in (torch.bool, torch.uint8)
-    if not is_scaled:
+    if not isinstance(value, Tensor) or value.dtype not in (torch.bool, torch.uint8):
         return images_from_batch(batch, key)
     value = value.byte()
     value = value * torch.where(value.amax() > 1, 1, 255).byte()  # without waiting for the device

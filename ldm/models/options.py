@@ -124,8 +124,6 @@ class WeightOptions:
         load_only_unet: load only the network from ``ckpt_path``.
         use_ema: keep a moving average of the network.
         ema_decay: its decay.
-        reset_ema: start the average from the weights of ``ckpt_path`` instead of the average in that file.
-        reset_num_ema_updates: warm the decay of a loaded average up again.
     """
 
     ckpt_path: str | None = None
@@ -133,8 +131,6 @@ class WeightOptions:
     load_only_unet: bool = False
     use_ema: bool = True
     ema_decay: float = 0.9999
-    reset_ema: bool = False
-    reset_num_ema_updates: bool = False
 
 
 def group_options(flat: Mapping[str, Any], *groups: type) -> tuple[Any, ...]:

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from ldm.diffusion.conditions import DictCondition, ListCondition, TensorCondition, UnitCodes, as_condition
+from ldm.diffusion.conditions import TensorCondition, UnitCodes, as_condition
 from ldm.diffusion.guidance import add_units, classifier_free
 from ldm.util import ConfigError, UserError
 
@@ -81,9 +81,9 @@ def test_null_of_a_tensor():
 
 def test_a_map_on_the_channels_is_not_dropped():
     cond = example("dict")
-    assert torch.equal(cond.null().parts["c_concat"].parts[0].value, cond.parts["c_concat"].parts[0].value)
+    assert torch.equal(cond.null().parts["c_concat"][0].value, cond.parts["c_concat"][0].value)
     alone = as_condition({"c_concat": [torch.randn(2, 1, 4, 4)]})
-    assert not alone.null().parts["c_concat"].parts[0].value.any()
+    assert not alone.null().parts["c_concat"][0].value.any()
 
 
 def test_gradients_pass_to_what_is_kept():
@@ -96,8 +96,9 @@ def test_places_in_the_network():
     value = torch.randn(2, 3)
     assert list(TensorCondition(value).inputs("concat")) == ["c_concat"]
     assert list(TensorCondition(value).inputs("adm")) == ["c_crossattn"]
-    assert isinstance(as_condition([value]), ListCondition)
-    assert isinstance(as_condition({"c_crossattn": value}), DictCondition)
+    assert list(as_condition([value]).inputs("concat")) == ["c_concat"]
+    assert list(as_condition([value]).inputs("hybrid")) == ["c_crossattn"]
+    assert list(as_condition({"c_crossattn": value, "c_concat": value}).inputs("hybrid")) == ["c_crossattn", "c_concat"]
     assert as_condition(None) is None
     with pytest.raises(ConfigError, match="got str"):
         as_condition("a cat")

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from condition_parts import TEXTS, TRAINING, OwnWords, batch, data, diffusion
+from condition_parts import TEXTS, OwnWords, Pictures, batch, data, diffusion, sampled, train
 from golden_recipe import fill
-from script_modules import load_script
 from stand_ins import TINY_UNET, vq_config
 from torch import nn
 
-import main as front_door
 from ldm.config.loading import Config
 from ldm.diffusion.samplers import DDIMSampler
 from ldm.evaluation.sampling.job import SamplingJob
@@ -49,6 +45,14 @@ class Uneven(nn.Module):
 
     def encode(self, texts):
         return torch.ones(len(texts), max(len(text) for text in texts), 8)
+
+
+class Augmented(Pictures):
+    """Pictures that draw a number when they are read."""
+
+    def __getitem__(self, index):
+        torch.rand(1)
+        return super().__getitem__(index)
 
 
 def build(stage="condition_parts.OwnWords", **params):
@@ -89,6 +93,15 @@ def test_guidance_is_relative_to_the_empty_text(stage, options):
     latent = model.sample(noise(), read(["a hill"] * 2), DDIM, guidance_scale=3.0, null=read(["a cube"] * 2))
     torch.testing.assert_close(negative, model.decode_first_stage(latent).clamp(-1, 1))
     assert (negative - found).abs().max() > 1e-4
+
+
+def test_the_noise_does_not_depend_on_what_reading_the_data_draws():
+    model, sections = build(), data()
+    sections["params"]["validation"] = {"target": "test_own_text_stages.Augmented"}
+    config = Config({"model": diffusion(), "data": sections})
+    request = Request(count=2, batch_size=2, sampler=DDIM)
+    _, x_T = next(SamplingJob(LoadedRun(model, config, None, None), request)._conditions())
+    assert torch.equal(x_T, noise())
 
 
 def test_dropped_texts_are_empty_in_training():
@@ -132,18 +145,9 @@ def test_a_negative_text_needs_guidance_and_a_model_of_texts():
 
 def test_from_training_to_samples(tmp_path, capsys):
     model = diffusion(unet=TEXTS, **WORDS, cond_stage_config={"target": "condition_parts.OwnWords"}, cond_drop_prob=0.5)
-    config = {"model": model, "data": data(size=(32, 48)), "lightning": TRAINING}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    assert front_door.main(["--base", str(tmp_path / "c.yaml"), "-t", "--no-test", "-l", str(tmp_path / "logs")]) == 0
-    script, run = load_script("sample_diffusion"), next((tmp_path / "logs").iterdir())
-    words = ["-r", str(run), "-c", "2", "--device", "cpu", "--n_per_text", "2"]
-    capsys.readouterr()
+    run = train(tmp_path, model, data(size=(32, 48)))
     texts = ["--text", "a hill", "--text", "a cube", "--guidance_scale", "2", "--negative_text", "blurred"]
-    assert script.main([*words, *texts]) == 0, capsys.readouterr().err
-    found = next(line for line in capsys.readouterr().out.splitlines() if line.endswith(".npz"))
-    assert np.load(found)["arr_0"].shape == (4, 32, 48, 3)
-    assert script.main(words) == 1
-    assert "--n_per_text: expected --text" in capsys.readouterr().err
+    assert sampled(capsys, run, "-n", "4", *texts) == (4, 32, 48, 3)
 
 
 @torch.no_grad()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
-from condition_parts import TEXTS, TRAINING, batch, data, diffusion, first_stage
-from script_modules import load_script
+from condition_parts import TEXTS, batch, data, diffusion, drawn, first_stage, sampled, train
+from stand_ins import LDM_SCHEDULE
 
-import main as front_door
 from ldm.diffusion.samplers import DDIMSampler
 from ldm.diffusion.schedule import make_beta_schedule
 from ldm.models.diffusion.ddpm import LatentDiffusion, LatentInpaintDiffusion
@@ -22,9 +19,8 @@ from ldm.util import ConfigError, UserError, instantiate_from_config
 WORDS = {"cond_stage_key": "txt", "cond_stage_config": {"target": "condition_parts.OwnWords"}}
 HYBRID = {"conditioning_key": "hybrid", **WORDS}
 LDM_INPAINTING = {"cond_stage_key": "masked_image", "cond_stage_config": "__is_first_stage__", "concat_mode": True}
-UPSCALING = "ldm.modules.diffusionmodules.upscaling"
 NOISED = {
-    "target": f"{UPSCALING}.ImageConcatWithNoiseAugmentation",
+    "target": "ldm.modules.diffusionmodules.upscaling.ImageConcatWithNoiseAugmentation",
     "params": {"noise_schedule_config": {"linear_start": 1e-4, "linear_end": 2e-2}, "max_noise_level": 350},
 }
 X4 = {"low_scale_key": "lr", "low_scale_config": NOISED, "conditioning_key": "hybrid-adm", **WORDS}
@@ -32,9 +28,7 @@ VQ3 = {"channels": 3, "first_stage_config": first_stage("vq", channels=3)}
 CONFIGS = {
     "ldm, KL 4+4+1": diffusion(unet={"in_channels": 9}, **LDM_INPAINTING),
     "ldm, VQ 3+3+1": diffusion(unet={"in_channels": 7, "out_channels": 3}, **LDM_INPAINTING, **VQ3),
-    "inpainting": diffusion(
-        "LatentInpaintDiffusion", {"in_channels": 9, **TEXTS}, finetune_keys=None, c_concat_log_start=1, **HYBRID
-    ),
+    "inpainting": diffusion("LatentInpaintDiffusion", {"in_channels": 9, **TEXTS}, finetune_keys=None, **HYBRID),
     "inpainting without text": diffusion(
         "LatentInpaintDiffusion", {"in_channels": 9}, conditioning_key="concat", use_ema=False
     ),
@@ -55,7 +49,7 @@ CONFIGS = {
 }
 SHOWN = {
     "ldm, KL 4+4+1": {"conditioning", "concat_mask"},
-    "inpainting": {"conditioning", "concat_mask", "concat_masked_image", "c_concat_decoded"},
+    "inpainting": {"conditioning", "concat_mask", "concat_masked_image"},
     "depth": {"conditioning", "concat_midas_in"},
     "upscaler": {"conditioning", "concat_lr"},
 }
@@ -69,22 +63,12 @@ def build(name, **params):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_two_steps_with_pictures_and_samples(name, tmp_path, capsys):
-    config = {"model": CONFIGS[name], "data": data(size=(32, 48)), "lightning": TRAINING}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    words = ["--base", str(tmp_path / "c.yaml"), "-l", str(tmp_path / "logs")]
-    assert front_door.main(words) == 0
-    assert front_door.main([*words, "-t", "--no-test"]) == 0, capsys.readouterr().err
-    run = next((tmp_path / "logs").iterdir())
-    drawn = {path.name.partition("_gs-")[0] for path in (run / "images" / "train").iterdir()}
-    assert {"inputs", "samples", *SHOWN.get(name, ())} <= drawn
-    script = load_script("sample_diffusion")
-    capsys.readouterr()
-    assert script.main(["-r", str(run), "-n", "3", "-c", "2", "--device", "cpu"]) == 0, capsys.readouterr().err
-    arrays = next(line for line in capsys.readouterr().out.splitlines() if line.endswith(".npz"))
-    assert np.load(Path(arrays))["arr_0"].shape == (3, 32, 48, 3)
+    run = train(tmp_path, CONFIGS[name], data(size=(32, 48)))
+    assert {"inputs", "samples", *SHOWN.get(name, ())} <= drawn(run)
+    assert sampled(capsys, run, "-n", "3") == (3, 32, 48, 3)
     text = ["--text", "a hill", "--guidance_scale", "3", "--negative_text", "a cube"]
-    code = script.main(["-r", str(run), "-n", "2", "-c", "2", "--device", "cpu", *text])
-    assert code == (0 if CONFIGS[name]["params"].get("cond_stage_key") == "txt" else 1), capsys.readouterr().err
+    has_text = CONFIGS[name]["params"].get("cond_stage_key") == "txt"
+    assert (sampled(capsys, run, "-n", "2", *text) == (2, 32, 48, 3)) == has_text
 
 
 def test_the_mask_of_latent_diffusion_follows_the_masked_image():
@@ -111,7 +95,7 @@ def test_a_condition_that_does_not_fit_the_network_is_named():
     with pytest.raises(UserError, match=r"expected 10 channels .* got 9 \(4 \+ 4 \+ 1"):
         model.shared_step(batch())
     model = instantiate_from_config(diffusion(unet={"in_channels": 9}, **LDM_INPAINTING))
-    with pytest.raises(UserError, match=r"expected 9 channels .* got 8 \(4 \+ 4.* batch\['mask'\]"):
+    with pytest.raises(UserError, match="expected an entry 'mask', got image, jpg"):
         model.shared_step({key: value for key, value in batch().items() if key != "mask"})
     identity = {"cond_stage_key": "lr", "cond_stage_config": {"target": "torch.nn.Identity"}}
     model = instantiate_from_config(diffusion(unet={"in_channels": 7}, **identity))
@@ -168,20 +152,19 @@ def test_the_first_convolution_of_a_text_model_is_widened_with_zeros(tmp_path, c
     assert torch.equal(again.state_dict()[key], state[key])
 
 
-def test_depth_maps_are_resized_and_normalized(caplog):
+def test_depth_maps_are_resized_and_normalized():
     model, given = build("depth").eval(), batch(size=(32, 48))
-    assert "depth_stage_config is not run" in caplog.text
     depth = model.get_condition(given).inputs("hybrid")["c_concat"][0]
     assert depth.shape == (2, 1, 8, 12)
     assert torch.allclose(depth.amin((1, 2, 3)), torch.tensor(-1.0))
     assert torch.allclose(depth.amax((1, 2, 3)), torch.tensor(1.0), atol=1e-3)
     small = F.interpolate(given["midas_in"][:, None], (8, 12), mode="bicubic", align_corners=False)
     assert torch.equal(depth[0].flatten().argsort(), small[0].flatten().argsort())
-    with pytest.raises(UserError, match="expected depth maps"):
-        model.get_condition({**given, "midas_in": given["jpg"]})
+    with pytest.raises(UserError, match=r"expected 5 channels .* got 7 \(4 \+ 3"):
+        model.shared_step({**given, "midas_in": given["jpg"]})
 
 
-def test_the_upscaler_noises_the_small_image_and_passes_the_level(caplog):
+def test_the_upscaler_noises_the_small_image_and_passes_the_level():
     model, given = build("upscaler").eval(), batch()
     torch.manual_seed(3)
     inputs = model.get_condition(given).inputs("hybrid-adm")
@@ -192,33 +175,23 @@ def test_the_upscaler_noises_the_small_image_and_passes_the_level(caplog):
     assert torch.equal(inputs["c_adm"], level)
     assert torch.allclose(inputs["c_concat"][0], abar.sqrt() * small + (1 - abar).sqrt() * noise, atol=1e-6)
     names = {key.removeprefix("low_scale_model.") for key in model.state_dict() if key.startswith("low_scale_model.")}
-    assert names == {
-        "betas",
-        "alphas_cumprod",
-        "alphas_cumprod_prev",
-        "sqrt_alphas_cumprod",
-        "sqrt_one_minus_alphas_cumprod",
-        "log_one_minus_alphas_cumprod",
-        "sqrt_recip_alphas_cumprod",
-        "sqrt_recipm1_alphas_cumprod",
-    }
-    chosen = build("upscaler", noise_level_key="level").eval()
-    assert torch.equal(
-        chosen.get_condition({**given, "level": torch.tensor([5, 7])}).inputs("hybrid-adm")["c_adm"],
-        torch.tensor([5, 7]),
-    )
-    plain = build("upscaler", low_scale_config={"target": f"{UPSCALING}.SimpleImageConcat"}).eval()
-    inputs = plain.get_condition(given).inputs("hybrid-adm")
-    assert torch.equal(inputs["c_concat"][0], small) and not inputs["c_adm"].any()
-    latent = plain.sample(torch.randn(2, 4, 8, 8), plain.get_condition(given), DDIMSampler(2), guidance_scale=4.0)
+    assert names == {name for name in LDM_SCHEDULE if not name.startswith("posterior")}
+    assert torch.equal(model.low_scale_model(small, torch.tensor([5, 7]))[1], torch.tensor([5, 7]))
+    latent = model.sample(torch.randn(2, 4, 8, 8), model.get_condition(given), DDIMSampler(2), guidance_scale=4.0)
     assert latent.shape == (2, 4, 8, 8)
     with pytest.raises(UserError, match=r"size \(8, 8\), got \(16, 16\)"):
-        plain.shared_step(batch(low=2))
-    tiles = build(
-        "upscaler, finetuned", unet_config=diffusion(unet={"in_channels": 16, **TEXTS})["params"]["unet_config"]
-    )
-    tiles.reshuffle_patch_size = 2
-    tiles.shared_step(batch(low=2))
+        model.shared_step(batch(low=2))
+    with pytest.raises(ConfigError, match="expected hybrid or concat for LatentUpscaleDiffusion"):
+        build("upscaler", conditioning_key="crossattn")
+
+
+def test_guidance_by_a_stage_of_words_and_a_vector_is_relative_to_the_empty_text():
+    model = build("text and vector").eval()
+    cond = model.get_condition(batch())
+    inputs, null = (each.inputs("crossattn-adm") for each in (cond, cond.null()))
+    empty = model.cond_stage_model.encode(["", ""])["c_crossattn"]
+    assert torch.equal(null["c_crossattn"][0], empty) and not torch.equal(inputs["c_crossattn"][0], empty)
+    assert torch.equal(null["c_adm"], inputs["c_adm"])
 
 
 def test_options_of_stable_diffusion(tmp_path, caplog):
@@ -227,9 +200,9 @@ def test_options_of_stable_diffusion(tmp_path, caplog):
     for wrong in ({"jpg": {"p": 0.1, "val": ""}}, {"txt": {"p": 0.1, "val": "x"}}):
         with pytest.raises(ConfigError, match="ucg_training: expected {txt"):
             build("inpainting", ucg_training=wrong)
-    build("inpainting", make_it_fit=True)
-    assert "make_it_fit ignored" in caplog.text
-    model = build("inpainting", reset_ema=False, make_it_fit=False, ucg_training=None, force_null_conditioning=False)
+    build("depth", make_it_fit=True, c_concat_log_start=1)
+    assert "depth_stage_config, make_it_fit, c_concat_log_start ignored" in caplog.text
+    model = build("inpainting", reset_ema=False, make_it_fit=False, ucg_training=None)
     assert isinstance(model, LatentInpaintDiffusion) and isinstance(model, LatentDiffusion)
     for value in model.model_ema.buffers():
         value.add_(1)
@@ -239,16 +212,13 @@ def test_options_of_stable_diffusion(tmp_path, caplog):
     name = "diffusion_modelinput_blocks00weight"
     assert torch.equal(kept.model_ema.get_buffer(name), model.model_ema.get_buffer(name))
     assert torch.equal(reset.model_ema.get_buffer(name), reset.model.diffusion_model.input_blocks[0][0].weight)
-    restarted = build("inpainting", ckpt_path=path, reset_num_ema_updates=True)
-    assert int(kept.model_ema.num_updates) == 1 and int(restarted.model_ema.num_updates) == 0
-    alone = build("inpainting", conditioning_key="concat", force_null_conditioning=True)
-    assert set(alone.get_condition(batch()).inputs("concat")) == {"c_concat"}
+    assert int(kept.model_ema.num_updates) == 1 and int(reset.model_ema.num_updates) == 0
 
 
 def test_pictures_with_guidance():
     model = build("inpainting").eval()
     options = {"ddim_steps": 2, "use_ema_scope": False, "inpaint": False, "plot_diffusion_rows": False}
-    guided = {"unconditional_guidance_scale": 5.0, "unconditional_guidance_label": [""]}
+    guided = {"unconditional_guidance_scale": 5.0, "unconditional_guidance_label": ["a cube"]}
     pictures = model.log_images(batch(), **options, **guided)
     assert pictures["samples_cfg_scale_5.00"].shape == (2, 3, 32, 32)
     assert not torch.equal(pictures["samples_cfg_scale_5.00"], pictures["samples"])

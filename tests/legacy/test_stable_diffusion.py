@@ -183,17 +183,11 @@ def test_legacy_dropped_weights_are_named(tmp_path, caplog):
     assert re.search(r"\d+ keys of cond_stage_model.transformer.\* are missing in the file", caplog.text)
 
 
-@pytest.mark.parametrize("width, warns", [(WIDTH, False), (32, True)])
-def test_legacy_width_of_tokens_is_compared(width, warns, tmp_path, caplog):
+def test_legacy_width_of_tokens_is_compared(tmp_path):
     config, _ = case("version 1", tmp_path)
-    config["params"]["unet_config"]["params"]["context_dim"] = width
     built = instantiate_from_config(config)
-    expected = f"context_dim: expected {WIDTH}, the width of cond_stage_config (FrozenCLIPEmbedder), got 32"
-    assert (expected in caplog.text) == warns
-    if warns:
-        cond = torch.zeros(1, 77, WIDTH)
-        with pytest.raises(UserError, match="tokens of width 32 .*context_dim.*, got tokens of width 16"):
-            built.apply_model(torch.zeros(1, 4, 8, 8), torch.tensor([3]), cond)
+    with pytest.raises(UserError, match=f"tokens of width {WIDTH} .*context_dim.*, got tokens of width 32"):
+        built.apply_model(torch.zeros(1, 4, 8, 8), torch.tensor([3]), torch.zeros(1, 77, 32))
 
 
 def test_legacy_missing_clip_is_reported_before_training(tmp_path, capsys):
@@ -228,7 +222,7 @@ WIDTHS = dict(zip(STAGES, (16, 16, 768, 1024)))
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_legacy_stages_are_checked_without_building_them(stage, tmp_path, capsys):
+def test_legacy_stages_are_checked_without_building_them(stage, tmp_path, capsys, caplog):
     def check(params, **options):
         config = {"model": model(stage, {**STAGES[stage], **params}, **options)}
         OmegaConf.save(OmegaConf.create(config), tmp_path / "c.yaml")
@@ -236,7 +230,8 @@ def test_legacy_stages_are_checked_without_building_them(stage, tmp_path, capsys
 
     assert check({}, unet={"context_dim": WIDTHS[stage]}) == (0, "")
     code, error = check({}, unet={"context_dim": 48})
-    assert code == 1 and f"unet_config.params.context_dim: expected {WIDTHS[stage]}, the width of cond_stage" in error
+    assert f"unet_config.params.context_dim: expected {WIDTHS[stage]}, the width of cond_stage" in error + caplog.text
+    assert code == (stage in ("ClassEmbedder", "BERTEmbedder"))  # the files of a CLIP may be missing
     if stage.startswith("Frozen"):
         code, error = check({"layer": "penultimat"}, unet={"context_dim": WIDTHS[stage]})
         assert code == 1 and "cond_stage_config.params.layer: expected last, penultimate" in error

@@ -135,6 +135,8 @@ def test_pictures():
     shares = [int(column.rpartition("\n")[2].rstrip("%")) for column in attention.columns[1:]]
     assert sum(shares) == pytest.approx(100, abs=2)
     assert list(model.log_images(batch(4), N=2, ddim_steps=2, return_keys=["attention"])) == ["attention"]
+    other = build(image_size=16).eval().log_images(batch(4), N=2, ddim_steps=2, points=3)  # latents are 8 x 8
+    assert other["attention"].images.shape == attention.images.shape
     few = model.log_images(
         batch(4),
         N=2,

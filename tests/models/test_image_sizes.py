@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from condition_parts import TEXTS, TRAINING, UNET, batch, data, diffusion, first_stage
-from script_modules import load_script
+from condition_parts import TEXTS, batch, data, diffusion, drawn, first_stage, sampled, train
+from stand_ins import PLAIN_UNET
 
 import main as front_door
 from ldm.models.diffusion.ddpm import DDPM
@@ -17,7 +16,7 @@ from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.runs.load import load_run
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
-UNET_CONFIG = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": UNET}
+UNET_CONFIG = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": PLAIN_UNET}
 LOSSES = {
     "kl": {"target": "ldm.modules.losses.LPIPSWithDiscriminator", "params": {"disc_start": 0}},
     "vq": {"target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator", "params": {"disc_start": 0}},
@@ -53,12 +52,7 @@ def test_autoencoders_train_and_draw_images_that_are_not_square(kind, use_ema, t
     model["target"] = model["target"].replace("VQModelInterface", "VQModel")
     loss = {**LOSSES[kind], "params": {**LOSSES[kind]["params"], "perceptual_weight": 0.0}}
     model = {**model, "base_learning_rate": 1e-5, "params": {**model["params"], "lossconfig": loss, "use_ema": use_ema}}
-    (tmp_path / "c.yaml").write_text(
-        yaml.safe_dump({"model": model, "data": data(size=(32, 64)), "lightning": TRAINING})
-    )
-    assert front_door.main(["--base", str(tmp_path / "c.yaml"), "-t", "--no-test", "-l", str(tmp_path / "logs")]) == 0
-    drawn = {path.name.partition("_gs-")[0] for path in tmp_path.glob("logs/*/images/train/*.png")}
-    assert {"inputs", "reconstructions"} <= drawn
+    assert {"inputs", "reconstructions"} <= drawn(train(tmp_path, model, data(size=(32, 64))))
 
 
 def attention_of(network, part):
@@ -138,7 +132,7 @@ def test_sizes_that_the_network_cannot_halve_are_named(size, latent):
 
 
 def test_a_pixel_model_has_the_size_of_the_data():
-    unet = {**UNET_CONFIG, "params": {**UNET, "in_channels": 3, "out_channels": 3}}
+    unet = {**UNET_CONFIG, "params": {**PLAIN_UNET, "in_channels": 3, "out_channels": 3}}
     options = {"unet_config": unet, "timesteps": 10, "monitor": None}
     with pytest.raises(UserError, match=r"image_size: expected 32 x 48, .* got 16 x 16. Set image_size to \[32, 48\]"):
         DDPM(image_size=16, **options).shared_step(batch(size=(32, 48)))
@@ -152,19 +146,15 @@ def test_a_pixel_model_has_the_size_of_the_data():
 
 
 def test_a_pixel_model_of_another_size_does_not_start(tmp_path, capsys):
-    unet = {**UNET_CONFIG, "params": {**UNET, "in_channels": 3, "out_channels": 3}}
+    unet = {**UNET_CONFIG, "params": {**PLAIN_UNET, "in_channels": 3, "out_channels": 3}}
     params = {"image_size": 16, "unet_config": unet, "timesteps": 10, "monitor": None}
     model = {"base_learning_rate": 1e-4, "target": "ldm.models.diffusion.ddpm.DDPM", "params": params}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": model, "data": data(), "lightning": TRAINING}))
-    assert front_door.main(["--base", str(tmp_path / "c.yaml"), "-t", "--no-test", "-l", str(tmp_path / "logs")]) == 1
+    assert train(tmp_path, model, data()) is None
     assert "model.params.image_size: expected 32 x 32" in capsys.readouterr().err
 
 
 def test_a_run_keeps_the_size_of_its_data(tmp_path, capsys, caplog):
-    config = {"model": diffusion(image_size=16), "data": data(size=(32, 48)), "lightning": TRAINING}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
-    assert front_door.main(["--base", str(tmp_path / "c.yaml"), "-t", "--no-test", "-l", str(tmp_path / "logs")]) == 0
-    run = next((tmp_path / "logs").iterdir())
+    run = train(tmp_path, diffusion(image_size=16), data(size=(32, 48)))
     assert front_door.main(["-r", str(run), "-t", "--no-test", "--max_steps", "3"]) == 0, capsys.readouterr().err
     with caplog.at_level("INFO"):
         loaded = load_run(str(run))
@@ -175,20 +165,11 @@ def test_a_run_keeps_the_size_of_its_data(tmp_path, capsys, caplog):
     model = instantiate_from_config(diffusion(image_size=16))
     model.load_state_dict(state)  # with all keys
     assert model.latent_shape == (4, 8, 12)
-    script = load_script("sample_diffusion")
-
-    def draw(*words):
-        capsys.readouterr()
-        code = script.main(["-r", str(run), "-n", "2", "-c", "2", "--device", "cpu", *words])
-        out = capsys.readouterr()
-        found = [line for line in out.out.splitlines() if line.endswith(".npz")]
-        return np.load(found[0])["arr_0"].shape[1:3] if code == 0 else out.err
-
-    assert draw() == (32, 48)
-    assert draw("--size", "64", "40") == (64, 40)
-    assert "multiples of 4, got 30 x 32" in draw("--size", "30", "32")
-    assert "multiples of 2 x 4 = 8" in draw("--size", "36", "32")
-    assert "--size: expected at least 1, got 0" in draw("--size", "0", "32")
+    assert sampled(capsys, run, "-n", "2") == (2, 32, 48, 3)
+    assert sampled(capsys, run, "-n", "2", "--size", "64", "40") == (2, 64, 40, 3)
+    assert "got 7.5 x 8 for images of 30 x 32 pixels" in sampled(capsys, run, "--size", "30", "32")
+    assert "multiples of 2 x 4 = 8" in sampled(capsys, run, "--size", "36", "32")
+    assert "--size: expected at least 1, got 0" in sampled(capsys, run, "--size", "0", "32")
 
 
 def test_conditions_from_data_give_the_size_of_their_images(tmp_path, capsys):
@@ -196,10 +177,6 @@ def test_conditions_from_data_give_the_size_of_their_images(tmp_path, capsys):
     model = diffusion(unet=TEXTS, conditioning_key="crossattn", use_ema=False, **words)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"model": model, "data": data(size=(64, 32))}))
     torch.save({"state_dict": instantiate_from_config(model).state_dict()}, tmp_path / "x.ckpt")
-    script = load_script("sample_diffusion")
-    given = ["-r", str(tmp_path / "x.ckpt"), "-b", str(tmp_path / "c.yaml"), "-c", "2", "--device", "cpu", "-n", "2"]
+    given = ["-b", str(tmp_path / "c.yaml"), "-n", "2"]
     for words, size in (([], (64, 32)), (["--text", "a hill"], (32, 32)), (["--size", "48", "16"], (48, 16))):
-        capsys.readouterr()
-        assert script.main([*given, *words]) == 0, capsys.readouterr().err
-        found = next(line for line in capsys.readouterr().out.splitlines() if line.endswith(".npz"))
-        assert np.load(found)["arr_0"].shape == (2, *size, 3)
+        assert sampled(capsys, tmp_path / "x.ckpt", *given, *words) == (2, *size, 3)

@@ -96,8 +96,9 @@ class SamplingJob:
     def _conditions(self) -> Iterator[tuple[Any, Tensor]]:
         """Yield conditions and noise (B, C, h, w) of each batch; neither depends on the batch size."""
         request, device = self.request, self.model.device
+        shape = self._latent_shape()  # before the seed is set, because reading an image may draw numbers
         torch.manual_seed(request.seed)
-        noise = torch.randn(request.count, *self._latent_shape())
+        noise = torch.randn(request.count, *shape)
         batches = iter(_draw_batches(self._dataset, request)) if self._dataset is not None else None
         for start in range(0, request.count, request.batch_size):
             rows = slice(start, min(start + request.batch_size, request.count))
@@ -110,9 +111,8 @@ class SamplingJob:
         if size is not None:
             require(model, Resizable, "--size")
         elif self._dataset is not None and isinstance(model, Resizable):
-            images = collate([self._dataset[0]]).get(model.first_stage_key)
-            size = tuple(images.shape[1:3]) if isinstance(images, Tensor) and images.ndim > 2 else None
-        return model.latent_shape if size is None else (model.latent_shape[0], *model.latent_size(*size))
+            size = np.shape(self._dataset[0].get(model.first_stage_key, ()))[:2]
+        return (model.latent_shape[0], *model.latent_size(*size)) if size else model.latent_shape
 
     def _decode(self, cond: Any, x_T: Tensor, unit: int | None) -> Tensor:
         only = None if unit is None else torch.full((len(x_T),), unit, device=x_T.device)

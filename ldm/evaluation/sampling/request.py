@@ -41,8 +41,8 @@ class Request:
     def uses(self, flag: str) -> bool:
         """Return whether an option of the command line was given."""
         given = {"--text": self.texts, "--class": self.classes, "--guidance_scale": self.guidance != 1}
-        given["--negative_text"] = self.negative_text is not None
-        return bool({**given, "--unit": self.unit is not None, "--swap": self.swap}[flag])
+        given |= {"--negative_text": self.negative_text is not None, "--swap": self.swap}
+        return bool({**given, "--unit": self.unit is not None}[flag])
 
     def record(self) -> dict[str, Any]:
         """Return plain values for ``sampling.json``."""

@@ -18,6 +18,8 @@ from ldm.models.contracts import ClassStage, ConditionStage, Editable, HasUnits
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.util import UserError
 
+GUIDED = ("--text", "--class", "--guidance_scale", "--negative_text")  # flags for models with LDM's conditions
+
 
 class Source(ABC):
     """The conditions of one request, and the images they give.
@@ -63,21 +65,19 @@ class FromCondition(Source):
     def __init__(self, model: Any, request: Request) -> None:
         super().__init__(model, request)
         self.needs_data = model.model.conditioning_key is not None
-        self.takes_images = model.model.conditioning_key not in (None, "crossattn", "adm")  # beside texts or classes
-        condition = "a condition without units" + ", with maps of the data" * self.takes_images
+        condition = "a condition without units" + ", with maps of the data" * model.model.concatenates
         self.origin = condition if self.needs_data else "noise without a condition"
-        guided = ("--text", "--class", "--guidance_scale", "--negative_text")
-        self.refuse("--unit", "--swap", *(() if self.needs_data else guided))
+        self.refuse("--unit", "--swap", *(() if self.needs_data else GUIDED))
         if any(len(strings) != 1 for strings in request.texts):
             raise UserError(f"--text: {self.name} takes one text per sample, got several separated by |")
         self.given: list[Any] = [strings[0] for strings in request.texts] or list(request.classes)
-        if self.given and not self.takes_images:
+        if self.given and not model.model.concatenates:
             self.needs_data = False
             self.condition(None, slice(0, len(self.given)))  # raises if the condition stage does not take them
 
     def without_data(self) -> None:
         """Draw classes at random for a model of classes; use the empty text for a model of texts."""
-        stage = None if self.takes_images else dict(self.model.named_children()).get("cond_stage_model")
+        stage = None if self.model.model.concatenates else dict(self.model.named_children()).get("cond_stage_model")
         if isinstance(stage, ClassStage) and stage.takes_classes:
             draws = np.random.default_rng(self.request.seed)
             classes = [label for label in range(stage.num_classes) if label != stage.null_class]
@@ -90,17 +90,16 @@ class FromCondition(Source):
 
     def condition(self, batch: Mapping[str, Any] | None, rows: slice) -> Any:
         """Return the condition, and the negative one of ``negative_text``; see the base class."""
-        data = () if batch is None else (batch,)
         values = [self.given[row % len(self.given)] for row in range(rows.start, rows.stop)] if self.given else []
         if not values:
             cond = None if batch is None else self.model.get_condition(batch)
         elif isinstance(values[0], str):
-            cond = self.model.condition_from_texts(values, *data)
+            cond = self.model.condition_from_texts(values, batch)
         else:
-            cond = self.model.condition_from_classes(torch.tensor(values, device=self.model.device), *data)
-        negative = self.request.negative_text
-        count = rows.stop - rows.start
-        return cond, None if negative is None else self.model.condition_from_texts([negative] * count, *data)
+            cond = self.model.condition_from_classes(torch.tensor(values, device=self.model.device), batch)
+        if (negative := self.request.negative_text) is None:
+            return cond, None
+        return cond, self.model.condition_from_texts([negative] * (rows.stop - rows.start), batch)
 
     def decode(self, cond: Any, x_T: Tensor, only: Tensor | None) -> Tensor:
         """See the base class."""
@@ -116,7 +115,7 @@ class FromCodes(Source):
     def __init__(self, model: HasUnits, request: Request) -> None:
         super().__init__(model, request)
         self.units = model.latent_unit
-        self.refuse("--text", "--class", "--guidance_scale", "--negative_text")
+        self.refuse(*GUIDED)
 
     def condition(self, batch: Mapping[str, Any] | None, rows: slice) -> Tensor:
         """See the base class."""

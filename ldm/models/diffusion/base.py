@@ -7,7 +7,7 @@ A model is a network, a noise schedule, a parameterization, a condition and a lo
 from __future__ import annotations
 
 import contextlib
-import logging
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +23,7 @@ from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, Denoiser, Hooks, Sa
 from ldm.legacy import sampling_options
 from ldm.legacy.model_methods import ScriptMethods
 from ldm.lr_scheduler import with_schedule
-from ldm.models.averaging import AverageWeights
+from ldm.models.averaging import AverageWeights, without_foreign_average
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.diffusion.pictures import latent_diffusion_pictures
 from ldm.models.diffusion.sizes import DataSize, read_size
@@ -34,8 +34,6 @@ from ldm.modules.ema import LitEma
 from ldm.modules.weights import EMA_PREFIX, read_state_dict
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import UserError
-
-logger = logging.getLogger(__name__)
 
 
 class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
@@ -69,10 +67,9 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
             ConfigError: an option is unknown or has an unknown value.
         """
         super().__init__()
-        schedule, self.loss_options, self.input_options, self.weight_options = group_options(
+        schedule, self.loss_options, self.input_options, weights = group_options(
             options, ScheduleOptions, LossOptions, InputOptions, WeightOptions
         )
-        weights = self.weight_options
         self.learning_rate = 1e-4
         self.scheduler_config = scheduler_config
         self._sampler = None if sampler is None else build_sampler(sampler)
@@ -94,7 +91,8 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
             self.logvar = nn.Parameter(logvar)
         else:
             self.register_buffer("logvar", logvar, persistent=False)
-        self.start_from(weights.ckpt_path, weights.ignore_keys, weights.load_only_unet)
+        if weights.ckpt_path is not None:
+            self.init_from_ckpt(weights.ckpt_path, weights.ignore_keys, weights.load_only_unet)
 
     @property
     def first_stage_key(self) -> str:
@@ -105,7 +103,7 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
 
     def add_frozen(self, name: str, module: nn.Module | None) -> None:
         """Attach a module that never trains: without gradients, always in evaluation mode."""
-        setattr(self, name, None if module is None else freeze(module))
+        setattr(self, name, None if module is None else module.eval().requires_grad_(False))
         self._frozen.append(name)
 
     def add_trained(self, name: str, part: nn.Module | nn.Parameter, averaged: bool = False) -> None:
@@ -127,9 +125,9 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
         """Load the entries of a part that is attached after the checkpoint of ``ckpt_path`` was loaded."""
         if self._started_from is not None:
             path, ignored = self._started_from
-            state = read_state_dict(path, self.state_dict())
-            state = {key: value for key, value in state.items() if not key.startswith(ignored)}
-            self.load_state_dict({k: v for k, v in state.items() if k.startswith(prefix)}, strict=False)
+            state = read_state_dict(path, self.state_dict()).items()
+            own = {key: value for key, value in state if key.startswith(prefix) and not key.startswith(ignored)}
+            self.load_state_dict(own, strict=False)
 
     def train(self, mode: bool = True) -> DDPM:
         """Set the training mode; frozen parts stay in evaluation mode."""
@@ -153,22 +151,14 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
 
     # Weights -----------------------------------------------------------------------------------------------------
 
-    def start_from(self, path: str | None, ignore_keys: Sequence[str], only_unet: bool) -> None:
-        """Load the initial weights, if any, and restart the average where ``WeightOptions`` ask for it."""
-        if path is not None:
-            self.init_from_ckpt(path, ignore_keys, only_unet)
-        if self.use_ema and self.weight_options.reset_ema:
-            self.model_ema.restart(self.model)
-        if self.use_ema and self.weight_options.reset_num_ema_updates:
-            self.model_ema.num_updates.zero_()
-
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> set[str]:
         """Load weights from ``path`` and return the names of those that were loaded; see ``load_into``."""
         self._started_from = None if only_unet else (path, tuple(ignore_keys))
+        chosen = functools.partial(self.initial_state, only_unet=only_unet)
         if only_unet:
-            loaded = load_into(self.model, path, ignore_keys, transform=self.network_state, parts=("model.", ""))
+            loaded = load_into(self.model, path, ignore_keys, chosen, parts=("model.", ""))
         else:
-            loaded = load_into(self, path, ignore_keys, transform=self.model_state, ignored_buffers=self.schedule_names)
+            loaded = load_into(self, path, ignore_keys, chosen, self.schedule_names)
         self.on_weights_loaded(loaded)
         if self.use_ema and f"{EMA_PREFIX}num_updates" not in loaded:
             self.model_ema.restart(self.model)  # an average of weights that were replaced has no meaning
@@ -177,20 +167,11 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
     def on_weights_loaded(self, loaded: set[str]) -> None:
         """Complete the weights after a checkpoint was loaded, before a new average is started."""
 
-    def network_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return the network's entries of a checkpoint's state dict."""
-        return strip_prefix(state, "model.") or state
-
-    def model_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Return a checkpoint's state dict without its average, unless that averages exactly this model's weights."""
-        average = {key for key in state if key.startswith(EMA_PREFIX)}
-        wanted = {EMA_PREFIX + name for name in self.model_ema.state_dict()} if self.use_ema else average
-        is_empty = average <= {f"{EMA_PREFIX}decay", f"{EMA_PREFIX}num_updates"}  # as in some Stable Diffusion files
-        if wanted <= average and not is_empty:
-            return state
-        if not is_empty:
-            logger.warning("the checkpoint averages other weights than this model: a new average is started")
-        return {key: value for key, value in state.items() if key not in average}
+    def initial_state(self, state: Mapping[str, Tensor], only_unet: bool) -> Mapping[str, Tensor]:
+        """Return the entries of a checkpoint's state dict to load; with ``only_unet`` under the network's names."""
+        if only_unet:
+            return strip_prefix(state, "model.") or state
+        return without_foreign_average(state, self.model_ema if self.use_ema else None)
 
     def ema_scope(self, context: str | None = None) -> contextlib.AbstractContextManager[None]:
         """Return a context that uses the averaged weights, or the trained ones without any; ``context`` is unused."""
@@ -394,8 +375,3 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
         """Return pictures by name, by default of the averaged weights; ``options`` are those of ``draw_pictures``."""
         with self.ema_scope() if use_ema_scope else contextlib.nullcontext():
             return self.draw_pictures(batch, **sampling_options(options, *self.picture_steps_and_eta))
-
-
-def freeze(module: nn.Module) -> nn.Module:
-    """Return ``module`` in evaluation mode and without gradients."""
-    return module.eval().requires_grad_(False)

@@ -1,5 +1,3 @@
 """The path from which scripts import LDM's DPMSolverSampler."""
 
-from ldm.legacy.samplers import DPMSolverSampler
-
-__all__ = ["DPMSolverSampler"]
+from ldm.legacy.samplers import DPMSolverSampler as DPMSolverSampler

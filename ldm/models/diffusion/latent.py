@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,19 +12,18 @@ from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ldm.diffusion.conditions import Condition, ListCondition, TensorCondition, as_condition
+from ldm.diffusion.conditions import Condition, PartsCondition, TensorCondition, as_condition
 from ldm.models.contracts import ClassStage, ConditionStage, HasRepresentation, LabelStage, require
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
-from ldm.modules.encoders.base import ConditionStageBase
 from ldm.modules.encoders.labels import class_labels
 from ldm.util import ConfigError, UserError, instantiate_from_config
-
-logger = logging.getLogger(__name__)
 
 
 class LatentDiffusion(DDPM):
     """DDPM on the latents of a frozen first stage, with or without a condition."""
+
+    lowest_of_masks = -1.0  # value of concatenated masks outside of the part to fill
 
     def __init__(
         self,
@@ -40,8 +38,6 @@ class LatentDiffusion(DDPM):
         scale_factor: float = 1.0,
         scale_by_std: bool = False,
         clip_denoised: bool = False,
-        force_null_conditioning: bool = False,
-        ucg_training: Mapping[str, Any] | None = None,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         load_only_unet: bool = False,
@@ -60,22 +56,17 @@ class LatentDiffusion(DDPM):
             cond_stage_forward: name of the condition stage's method, if not ``encode`` or ``forward``.
             scale_factor: factor of the latent.
             scale_by_std: set ``scale_factor`` to 1 / std of the first training batch, unless a checkpoint holds it.
-            force_null_conditioning: keep ``conditioning_key``, but do not use the condition stage: the condition comes
-                from a subclass.
-            ucg_training: Stable Diffusion's form of ``cond_drop_prob``: {cond_stage_key: {p: probability, val: ""}}.
             clip_denoised: clamp x0 estimates to [-1, 1] while sampling by DDPM; latents are not bounded.
             ckpt_path: see ``WeightOptions``, as ``ignore_keys`` and ``load_only_unet``.
             **kwargs: see ``DDPM``.
         """
-        keeps_key = force_null_conditioning or type(self).complete_condition is not LatentDiffusion.complete_condition
-        if cond_stage_config == "__is_unconditional__" and not keeps_key:
+        if cond_stage_config == "__is_unconditional__" and not self.concat_keys:
             conditioning_key = None
         elif conditioning_key is None:
             conditioning_key = "concat" if concat_mode else "crossattn"
-        kwargs |= _drop_probability(ucg_training, cond_stage_key)
         super().__init__(conditioning_key=conditioning_key, clip_denoised=clip_denoised, **kwargs)
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
-        self.cond_stage_forward, self.scale_by_std = cond_stage_forward, scale_by_std
+        self.scale_by_std = scale_by_std
         self._schedule_condition(num_timesteps_cond or 1)
         self._has_scale = False  # whether scale_factor came from a checkpoint
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)), persistent=scale_by_std)
@@ -85,35 +76,31 @@ class LatentDiffusion(DDPM):
             self.add_trained("cond_stage_model", stage)
         else:
             self.add_frozen("cond_stage_model", stage)
-        self._encode_condition = None if force_null_conditioning else self._condition_method(stage)
-        self._check_condition()
-        self._compare_widths(kwargs["unet_config"], stage)
+        self._encode_condition = None if stage is None else _condition_method(stage, cond_stage_forward)
         self._empty: Tensor | None = None
-        self.build_parts()
-        self.start_from(ckpt_path, ignore_keys, load_only_unet)
+        if type(self).get_condition is LatentDiffusion.get_condition:  # else a method with a condition of its own
+            self._check_condition(stage)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys, load_only_unet)
 
-    def build_parts(self) -> None:
-        """Attach further parts of a subclass, before weights are loaded."""
-
-    def _check_condition(self) -> None:
-        """Raise a ``ConfigError`` for options that the condition does not fit."""
-        has_condition = self._encode_condition is not None
-        if type(self).get_condition is not LatentDiffusion.get_condition:  # a method with a condition of its own
-            return
-        if self.loss_options.cond_drop_prob and not has_condition:
+    def _check_condition(self, stage: nn.Module | None) -> None:
+        """Raise a ``ConfigError`` for options that the condition does not fit; LDM's inpainting is recognized."""
+        network, channels = self.model, self.input_options.channels
+        if self.loss_options.cond_drop_prob and stage is None:
             raise ConfigError("model.params.cond_drop_prob: expected a model with a condition. Remove the key")
-        if self.model.attends and not has_condition:
+        if network.attends and stage is None:
             raise ConfigError(
-                f"model.params.conditioning_key: expected a condition stage for {self.model.conditioning_key!r}, got "
+                f"model.params.conditioning_key: expected a condition stage for {network.conditioning_key!r}, got "
                 "none. Set cond_stage_config, or conditioning_key: concat"
             )
-        channels, total = self.input_options.channels, self.model.in_channels
-        least = channels * 2 if self.cond_stage_model is self.first_stage_model else channels + 1
-        if self.model.concatenates and total is not None and total < least:
+        least = channels * 2 if stage is self.first_stage_model else channels + 1
+        if network.concatenates and network.in_channels is not None and network.in_channels < least:
             raise ConfigError(
                 f"model.params.unet_config.params.in_channels: expected at least {least}, because conditions are "
-                f"concatenated to the {channels} channels of what is denoised, got {total}. Make them match"
+                f"concatenated to the {channels} channels that are denoised, got {network.in_channels}. Make them match"
             )
+        if stage is self.first_stage_model and not network.attends and (network.in_channels or 0) > least:
+            self.concat_keys = ("mask",)
 
     def _schedule_condition(self, num_levels: int) -> None:
         """Prepare the time steps at which conditions are noised, if they are."""
@@ -134,46 +121,17 @@ class LatentDiffusion(DDPM):
             return self.first_stage_model
         return instantiate_from_config(config)
 
-    def _compare_widths(self, unet_config: Mapping[str, Any], stage: nn.Module | None) -> None:
-        """Warn if the network attends to tokens of another width than those of the condition stage."""
-        expected = (unet_config.get("params") or {}).get("context_dim")
-        found = stage.width if isinstance(stage, ConditionStageBase) else None
-        if None not in (expected, found) and expected != found:
-            message = "unet_config.params.context_dim: expected %s, the width of cond_stage_config (%s), got %s"
-            logger.warning(
-                f"{message}. Training and sampling fail until they match", found, type(stage).__name__, expected
-            )
-
-    def _condition_method(self, stage: nn.Module | None) -> Callable[[Any], Any] | None:
-        """Return the method of the condition stage that encodes a batch's entry.
-
-        Raises:
-            ConfigError: the stage has no method of the configured name.
-        """
-        if stage is None:
-            return None
-        found = getattr(stage, self.cond_stage_forward or "encode", None)
-        if found is None and self.cond_stage_forward is None:
-            return stage.__call__
-        if found is None:
-            raise ConfigError(
-                f"model.params.cond_stage_forward: expected a method of {type(stage).__name__}, got "
-                f"{self.cond_stage_forward!r}"
-            )
-        return found
-
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = (), only_unet: bool = False) -> set[str]:
         """See the base class; ``scale_by_std`` measures nothing where the whole model, or a scale, was loaded."""
         self._has_scale = self._has_scale or not only_unet
         return super().init_from_ckpt(path, ignore_keys, only_unet)
 
-    @torch.no_grad()
-    def network_state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    def initial_state(self, state: Mapping[str, Tensor], only_unet: bool) -> Mapping[str, Tensor]:
         """See the base class; the scale of the latents that the network was trained on is taken from the file."""
-        if self.scale_by_std and "scale_factor" in state:
+        if only_unet and self.scale_by_std and "scale_factor" in state:
             self.scale_factor.copy_(state["scale_factor"])
             self._has_scale = True
-        return super().network_state(state)
+        return super().initial_state(state, only_unet)
 
     @torch.no_grad()
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -216,30 +174,30 @@ class LatentDiffusion(DDPM):
             return self.complete_condition(None, batch)
         self.check_labels(batch)
         value = self._stage_input(batch)
-        return self.complete_condition(self._condition(self._encode_condition(value), _is_texts(value)), batch)
+        is_text = isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
+        return self.complete_condition(self._condition(self._encode_condition(value), is_text), batch)
 
     def complete_condition(self, cond: Condition | None, batch: Mapping[str, Any]) -> Condition | None:
-        """Add entries of a batch to what the condition stage returned.
+        """Add the entries ``concat_keys`` of a batch, which stay in guidance and dropout of a condition by tokens."""
+        if not self.concat_keys:
+            return cond
+        place = "c_crossattn" if self.model.attends else "c_concat"
+        own = {} if cond is None else {None: (cond,)} if isinstance(cond, TensorCondition) else cond.parts
+        parts = {each or place: values for each, values in own.items()}
+        maps = tuple(TensorCondition(self.concatenated(batch, key)) for key in self.concat_keys)
+        return PartsCondition({**parts, "c_concat": (*parts.get("c_concat", ()), *maps)})
 
-        Of a model that concatenates, the batch's ``mask`` takes the channels that are left: LDM's inpainting, where it
-        is 1 in the part to fill and -1 outside.
-        """
-        if not isinstance(cond, TensorCondition) or self.model.conditioning_key != "concat" or "mask" not in batch:
-            return cond
-        if (self.model.in_channels or 0) <= self.input_options.channels + cond.value.shape[1]:
-            return cond
-        self.concat_keys = ("mask",)
-        mask = F.interpolate(mask_from_batch(batch, "mask", lowest=-1.0), cond.value.shape[-2:])
-        return ListCondition((cond, TensorCondition(mask)))
+    def concatenated(self, batch: Mapping[str, Any], key: str) -> Tensor:
+        """Return an entry of a batch in the size of the latent, (B, c, h, w): a mask, 1 in the part to fill."""
+        return F.interpolate(mask_from_batch(batch, key, self.lowest_of_masks), self.size_of_latents(batch))
 
     def check_labels(self, batch: Mapping[str, Any]) -> None:
         """Raise a ``UserError`` for class labels that the model does not have."""
-        stage, num_classes = self.cond_stage_model, self.model.num_classes
+        stage, key, num_classes = self.cond_stage_model, self.cond_stage_key, self.model.num_classes
         if isinstance(stage, LabelStage):
-            stage.labels_of(batch, None if self.cond_stage_key == "class_label" else self.cond_stage_key)
+            stage.labels_of(batch, None if key == "class_label" else key)
         elif num_classes is not None and isinstance(stage, nn.Identity):
-            labels = batch_value(batch, self.cond_stage_key)
-            class_labels(labels, num_classes, f"batch['{self.cond_stage_key}']")
+            class_labels(batch_value(batch, key), num_classes, f"batch['{key}']")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Check class labels while they are on the CPU, which does not wait for the device."""
@@ -253,21 +211,19 @@ class LatentDiffusion(DDPM):
         Raises:
             UserError: the condition stage does not take texts.
         """
-        return self.complete_condition(self._condition(self._encode_texts(texts), is_text=True), batch or {})
-
-    def _encode_texts(self, texts: Sequence[str]) -> Any:
-        """Return the condition stage's output for texts; a stage without a contract of this package is tried."""
         stage = self.cond_stage_model
         if isinstance(stage, ConditionStage) and stage.takes_texts:
-            return stage.encode_texts(texts)
-        try:
-            encoded = self._encode_condition(list(texts))
-            return encoded if isinstance(encoded, Mapping) else encoded.unflatten(0, (len(texts),))
-        except Exception as error:
-            raise UserError(
-                "sampling from texts: expected a condition stage that encodes a list of texts as a tensor (B, S, D), "
-                f"got {type(stage).__name__} ({type(error).__name__}: {error})"
-            ) from error
+            encoded = stage.encode_texts(texts)
+        else:  # a stage without a contract of this package is tried
+            try:
+                encoded = self._encode_condition(list(texts))
+                encoded = encoded if isinstance(encoded, Mapping) else encoded.unflatten(0, (len(texts),))
+            except Exception as error:
+                raise UserError(
+                    "sampling from texts: expected a condition stage that encodes a list of texts as a tensor (B, S, "
+                    f"D), got {type(stage).__name__} ({type(error).__name__}: {error}). Use conditions of the data"
+                ) from error
+        return self.complete_condition(self._condition(encoded, is_text=True), batch or {})
 
     def condition_from_classes(self, labels: Tensor, batch: Mapping[str, Any] | None = None) -> Condition | None:
         """Return the condition of one class per sample, (B,) int64; for ``batch`` see ``condition_from_texts``.
@@ -286,8 +242,7 @@ class LatentDiffusion(DDPM):
         """Wrap the condition stage's output; a distribution gives its mode."""
         if not isinstance(encoded, (Tensor, Condition, list, tuple, Mapping)):
             encoded = encoded.mode()
-        has_empty = self._has_empty() or (is_text and isinstance(encoded, Tensor))
-        return as_condition(encoded, self._unconditional if has_empty else None)
+        return as_condition(encoded, self._unconditional if is_text or self._has_empty() else None)
 
     def _has_empty(self) -> bool:
         """Return whether the stage implements ``unconditional``."""
@@ -301,8 +256,9 @@ class LatentDiffusion(DDPM):
         if self._empty is not None and self._empty.device == self.device:
             return self._empty
         empty = self.cond_stage_model.unconditional(1) if self._has_empty() else self._encode_condition([""])
-        if not self.cond_stage_trainable:
-            self._empty = empty
+        empty = empty["c_crossattn"] if isinstance(empty, Mapping) else empty
+        empty = empty[0] if isinstance(empty, (list, tuple)) else empty
+        self._empty = None if self.cond_stage_trainable else empty
         return empty
 
     def _stage_input(self, batch: Mapping[str, Any]) -> Any:
@@ -344,27 +300,17 @@ class LatentDiffusion(DDPM):
         return self.encode_representation(batch)
 
 
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(text, str) for text in value)
-
-
-def _drop_probability(ucg_training: Mapping[str, Any] | None, key: str) -> dict[str, float]:
-    """Return ``cond_drop_prob`` of Stable Diffusion's option, if set; ``key`` is the condition's entry of the batch."""
-    probability = (ucg_training or {}).get(key, {}).get("p", 0.0)
-    if ucg_training and ucg_training not in ({key: {"p": probability, "val": value}} for value in ("", None)):
-        raise ConfigError(
-            f"model.params.ucg_training: expected {{{key}: {{p: probability, val: ''}}}}, got {dict(ucg_training)}. "
-            "Other entries and values cannot be dropped: remove the key, or use cond_drop_prob"
-        )
-    return {"cond_drop_prob": float(probability)} if ucg_training else {}
+def _condition_method(stage: nn.Module, name: str | None) -> Callable[[Any], Any]:
+    """Return the method of a condition stage that encodes an entry of a batch: by default ``encode`` or ``forward``."""
+    found = getattr(stage, name or "encode", None)
+    if found is None and name is not None:
+        expected = f"expected a method of {type(stage).__name__}"
+        raise ConfigError(f"model.params.cond_stage_forward: {expected}, got {name!r}. Correct the name")
+    return found or stage.__call__
 
 
 def has_test_pass(model: pl.LightningModule) -> bool:
-    """Return whether a model computes anything on test data.
-
-    A latent diffusion model does when it has a representation (``encode_representation``) or a ``test_step`` of its
-    own; other models when they have a ``test_step``.
-    """
+    """Return whether a model has a representation of test data, or a ``test_step`` of its own."""
     if type(model).test_step is LatentDiffusion.test_step:
         return isinstance(model, HasRepresentation)
     return is_overridden("test_step", model)

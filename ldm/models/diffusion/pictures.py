@@ -20,6 +20,11 @@ Pictures = dict[str, Tensor | CaptionedGrid]
 # Options of DisDiff's and EncDiff's pictures, which the family's configs of plain models contain as well.
 OPTIONS_ELSEWHERE = ("plot_swapped_concepts", "plot_swapped_concepts_partial", "plot_decoded_xstart", "sample_swap")
 
+# Defaults of methods that draw their own pictures beside inputs and samples.
+INPUTS_AND_SAMPLES = dict.fromkeys(
+    ("inpaint", "quantize_denoised", "plot_diffusion_rows", "plot_progressive_rows"), False
+)
+
 
 class Trajectory:
     """A sampler callback that keeps the x0 estimates and noisy states of every ``every``-th visited step."""
@@ -70,7 +75,7 @@ def latent_diffusion_pictures(
         plot_denoise_rows: x0 estimates along the way.
         plot_progressive_rows: noisy states along the way.
         unconditional_guidance_scale: above 1, also samples with classifier-free guidance of this scale.
-        unconditional_guidance_label: one negative text for the guidance; by default no condition.
+        unconditional_guidance_label: one negative text of the guidance; by default no condition.
         return_keys: only pictures of these names; all if none of them exists.
         **elsewhere: options of other models of the family, which are ignored.
 
@@ -105,9 +110,8 @@ def latent_diffusion_pictures(
         pictures |= _inpainting(model, z, cond, chosen)
     pictures |= _conditioning(model, batch, images, pictures["samples"])
     if unconditional_guidance_scale > 1 and cond is not None:
-        label = unconditional_guidance_label or ""
-        words = ([label] if isinstance(label, str) else [*label]) * len(z)
-        null = model.condition_from_texts(words, batch) if any(words) else None
+        label = "".join(unconditional_guidance_label or "")
+        null = model.condition_from_texts([label] * len(z), batch) if label else None
         latent = model.sample(noise, cond, chosen, guidance_scale=unconditional_guidance_scale, null=null)
         pictures[f"samples_cfg_scale_{unconditional_guidance_scale:.2f}"] = model.decode_first_stage(latent)
     return chosen_pictures(pictures, return_keys)

@@ -1,5 +1,3 @@
 """The path from which scripts import LDM's PLMSSampler."""
 
-from ldm.legacy.samplers import PLMSSampler
-
-__all__ = ["PLMSSampler"]
+from ldm.legacy.samplers import PLMSSampler as PLMSSampler

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.models.inputs import images_from_batch
+from ldm.models.inputs import batch_value
 from ldm.models.options import InputOptions
 from ldm.util import UserError
 
@@ -41,25 +41,18 @@ class DataSize(nn.Module):
             with torch.no_grad():
                 z = torch.zeros(1, *self.latent_shape, device=self.device)
                 self._pixel_rate = self.decode_first_stage(z).shape[-2] // z.shape[-2]
-        rate = self._pixel_rate
-        if height % rate or width % rate:
-            raise UserError(
-                f"first stage: expected images whose height and width are multiples of {rate}, got {height} x {width}. "
-                "Choose another size"
-            )
-        self.model.check_size((height // rate, width // rate), (height, width))
-        return height // rate, width // rate
+        self.model.check_size((height / self._pixel_rate, width / self._pixel_rate), self._pixel_rate)
+        return height // self._pixel_rate, width // self._pixel_rate
 
     def size_of_latents(self, batch: Mapping[str, Any]) -> tuple[int, int]:
         """Return the size of the latents of a batch's images."""
-        return self.latent_size(*images_from_batch(batch, self.first_stage_key).shape[-2:])
+        return self.latent_size(*batch_value(batch, self.first_stage_key).shape[1:3])
 
     def checked(self, z: Tensor, images: Tensor) -> Tensor:
         """Return latents z (B, C, h, w) of images (B, c, H, W); in training, their size becomes that of the model.
 
         Raises:
-            UserError: the channels differ from ``channels``, the network cannot halve the size often enough, or the
-                model works on pixels and the size differs from ``image_size``.
+            UserError: the channels, the size, or the size of images without a first stage do not fit the model.
         """
         options, size, pixels = self.input_options, tuple(z.shape[-2:]), tuple(images.shape[-2:])
         if z.shape[1] != options.channels:
@@ -73,11 +66,11 @@ class DataSize(nn.Module):
                 f"works on pixels, got {' x '.join(map(str, options.size))}. Set image_size to {list(size)}, or resize "
                 "the images (data.params.*.params.size)"
             )
-        self.model.check_size(size, pixels)
         self._pixel_rate = pixels[0] // size[0]
-        if self._latent_size is None and size != options.size:
+        self.model.check_size(size, self._pixel_rate)
+        if self.training and self._latent_size is None and size != options.size:
             logger.info("latents of %d x %d for images of %d x %d; image_size is not used", *size, *pixels)
-        if self.training or self._latent_size is None:
+        if self.training:
             self._latent_size = size
         return z
 

@@ -34,10 +34,11 @@ class DiffusionWrapper(nn.Module):
         require_choice("model.params.conditioning_key", conditioning_key, CONDITIONING_KEYS)
         self.diffusion_model = instantiate_from_config(diff_model_config)
         self.conditioning_key = conditioning_key
-        config = vars(self.diffusion_model).get("config")  # of networks of this package
-        is_known = isinstance(config, UNetConfig)
-        self.in_channels = config.in_channels if is_known else None  # those of conditions included
-        self.factor = 2 ** (len(config.channel_mult) - 1) if is_known else 1  # divides height and width of the input
+        config = vars(self.diffusion_model).get("config")
+        known = vars(config) if isinstance(config, UNetConfig) else {}  # of networks of this package
+        self.in_channels = known.get("in_channels")  # those of conditions included
+        self.num_classes = known["num_classes"] if isinstance(known.get("num_classes"), int) else None  # of labels y
+        self.factor = 2 ** (len(known.get("channel_mult", "1")) - 1)  # divides height and width of the input
 
     @property
     def concatenates(self) -> bool:
@@ -49,29 +50,20 @@ class DiffusionWrapper(nn.Module):
         """Whether conditions are passed as context."""
         return self.conditioning_key in ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")
 
-    def check_size(self, size: Sequence[int], pixels: Sequence[int] | None = None) -> None:
+    def check_size(self, size: Sequence[float], rate: int | None = None) -> None:
         """Raise a ``UserError`` if the network cannot halve an input of this size as often as it has to.
 
-        Args:
-            size: height and width of the input.
-            pixels: height and width of its image, for the message.
+        ``rate`` is the downsampling of the first stage, for the message.
         """
         if any(side % self.factor for side in size):
-            shown, rate = " x ".join(map(str, size)), "times the first stage's downsampling"
-            if pixels is not None:
-                shown += f" for images of {pixels[0]} x {pixels[1]} pixels"
-                rate = f"x {pixels[0] // size[0]} = {self.factor * (pixels[0] // size[0])}"
+            shown, advice = " x ".join(f"{side:g}" for side in size), "Choose another size"
+            if rate is not None:
+                shown += f" for images of {' x '.join(f'{side * rate:g}' for side in size)} pixels"
+                advice = f"Their height and width have to be multiples of {self.factor} x {rate} = {self.factor * rate}"
             raise UserError(
                 f"U-Net: expected an input whose height and width are multiples of {self.factor} (2 for each "
-                f"downsampling of unet_config.params.channel_mult), got {shown}. Use images whose height and width are "
-                f"multiples of {self.factor} {rate}"
+                f"downsampling of unet_config.params.channel_mult), got {shown}. {advice}"
             )
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes of the labels that the network takes as ``y``; None if it takes no labels."""
-        embedding = dict(self.diffusion_model.named_children()).get("label_emb")
-        return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else None
 
     def forward(
         self,
@@ -120,6 +112,6 @@ class DiffusionWrapper(nn.Module):
             raise UserError(
                 f"conditioning_key {self.conditioning_key}: expected {self.in_channels} channels "
                 f"(unet_config.params.in_channels), got {sum(counts)} ({' + '.join(map(str, counts))}: the input, then "
-                "its conditions). Make them match; inpainting takes channels that are left from batch['mask']"
+                "its conditions). Make them match"
             )
         return torch.cat([x, *maps], dim=1)

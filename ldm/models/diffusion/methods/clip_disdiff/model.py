@@ -23,8 +23,8 @@ from ldm.data.traits import vocabulary_of
 from ldm.diffusion.conditions import UnitCodes
 from ldm.diffusion.samplers import Sampler
 from ldm.losses.disentangling import clip_logits_aligned, clip_logits_reference, clip_logits_sampled, disentangling_loss
-from ldm.models.diffusion.base import freeze
-from ldm.models.diffusion.methods.clip_disdiff.pictures import text_pictures
+from ldm.models.diffusion.pictures import INPUTS_AND_SAMPLES
+from ldm.models.diffusion.unit_pictures import unit_pictures
 from ldm.models.diffusion.units import UnitDiffusion
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.modules.diffusionmodules.openaimodel_shift import ShiftOutput
@@ -90,7 +90,7 @@ class CLIPDisDiff(UnitDiffusion):
             raise ConfigError(
                 f"model.params.cond_stage_config: expected text_encoder and image_encoder, got {', '.join(config)}"
             )
-        return freeze(nn.ModuleDict({name: instantiate_from_config(part) for name, part in config.items()}))
+        return nn.ModuleDict({name: instantiate_from_config(part) for name, part in config.items()})
 
     def encode_text(self, texts: Sequence[Sequence[str]]) -> UnitCodes:
         """Return the codes of U strings per sample; an empty string leaves its unit unset.
@@ -227,5 +227,5 @@ class CLIPDisDiff(UnitDiffusion):
         return units, ["\n".join(strings) for strings in texts]
 
     def draw_pictures(self, batch: Mapping[str, Any], **options: Any) -> dict[str, Tensor | CaptionedGrid]:
-        """Return pictures by name; ``options`` are those of ``pictures.text_pictures``."""
-        return text_pictures(self, batch, **options)
+        """Return pictures by name; ``options`` are those of ``unit_pictures``, by default swapped texts."""
+        return unit_pictures(self, batch, **{"plot_swapped_concepts": True, **INPUTS_AND_SAMPLES, **options})

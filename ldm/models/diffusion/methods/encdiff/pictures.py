@@ -10,17 +10,10 @@ from torch import Tensor
 
 from ldm.diffusion.samplers import Sampler
 from ldm.models.diffusion.methods.encdiff.attention import CrossAttentionMaps, light_up
-from ldm.models.diffusion.pictures import Pictures, chosen_pictures, latent_diffusion_pictures
+from ldm.models.diffusion.pictures import INPUTS_AND_SAMPLES, Pictures, chosen_pictures, latent_diffusion_pictures
 from ldm.models.diffusion.traversal import decode_in_parts, traversal_grid, unit_captions
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
-
-_LDM_PICTURES = {
-    "inpaint": False,
-    "quantize_denoised": False,
-    "plot_diffusion_rows": False,
-    "plot_progressive_rows": False,
-}
 
 
 def encdiff_pictures(
@@ -57,9 +50,10 @@ def encdiff_pictures(
     images = images_from_batch(batch, model.cond_stage_key)
     codes = model.encode_units(images)
     shown, base = images[:N], codes[:N]
-    x_T = torch.randn(len(base), *model.latent_shape, device=images.device)
+    shape = (model.input_options.channels, *model.size_of_latents(batch))
+    x_T = torch.randn(len(base), *shape, device=images.device)
     chosen = model.choose_sampler(sampler, *model.picture_steps_and_eta)
-    pictures = latent_diffusion_pictures(model, batch, N=N, sampler=chosen, **{**_LDM_PICTURES, **options})
+    pictures = latent_diffusion_pictures(model, batch, N=N, sampler=chosen, **{**INPUTS_AND_SAMPLES, **options})
     if plot_swapped_concepts if sample_swap is None else sample_swap:
         pictures["samples_swapping"] = _swap_grid(model, shown, base, x_T, chosen)
     if plot_traversals:
@@ -93,7 +87,7 @@ def attention_grid(model: Any, images: Tensor, x_T: Tensor, sampler: Sampler) ->
     Returns:
         one row per image; a unit's caption contains its share of all attention.
     """
-    with CrossAttentionMaps(model.model.diffusion_model, model.latent_shape[1:]) as recorder:
+    with CrossAttentionMaps(model.model.diffusion_model, x_T.shape[2:]) as recorder:
         model.decode_units(model.encode_units(images), x_T, sampler=sampler)
     maps = recorder.mean()  # (N, U, h, w)
     lit = [light_up(images, unit_maps) for unit_maps in maps.unbind(1)]
