@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,15 @@ from ldm.config.signatures import (
     Signature,
     UnknownNameError,
     find_misfit,
-    find_signature,
     find_source,
     is_installed,
     ours,
     read_signature,
 )
 from ldm.config.trainer_args import KNOWN_ARGS
-from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate, translate_ddconfig
+from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
+from ldm.modules.diffusionmodules.shapes import AutoencoderShape, UNetConfig
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ TOP_LEVEL = ("base", "model", "data", "lightning")
 LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params")}
-_AUTOENCODERS, _NETWORKS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.model.AutoencoderShape"
+_AUTOENCODERS, _UNETS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.openaimodel"
 CHECKPOINT_KEY = "ckpt_path"
 # Condition stages: the option that sets or selects the width of their tokens, and the width of its defaults.
 _STAGES = "ldm.modules.encoders.modules."
@@ -161,22 +162,22 @@ def _check_object(config: Config, key: str, described: Any, is_certain: bool, ch
     misfit = find_misfit(target, params, _look_up(config, f"{key}.target", target, today), check_required)
     if misfit is not None:
         raise config.error(".".join(filter(None, (key, "params", misfit.name))), misfit.message)
-    if today.startswith(_AUTOENCODERS) and isinstance(params.get("ddconfig"), Mapping):
-        _check_autoencoder(config, f"{key}.params", today.rpartition(".")[2], params)
+    _check_networks(config, f"{key}.params", today, params)
 
 
-def _check_autoencoder(config: Config, key: str, name: str, params: Mapping[str, Any]) -> None:
-    """Check the networks and the loss of an autoencoder, without building them."""
-    signature = find_signature(_NETWORKS)
+def _check_networks(config: Config, key: str, today: str, params: Mapping[str, Any]) -> None:
+    """Check the networks and the loss of an autoencoder, or a U-Net, without building them."""
     try:
-        networks = translate_ddconfig(params["ddconfig"], signature.required)
-        misfit = find_misfit("ddconfig", networks, signature)
-        if misfit is not None:
-            raise ConfigError(f"{'.'.join(filter(None, ('ddconfig', misfit.name)))}: {misfit.message}")
-        if name in DOUBLE_Z:
-            check_first_stage(name, params)
+        if today.startswith(_AUTOENCODERS) and isinstance(params.get("ddconfig"), Mapping):
+            AutoencoderShape.from_config(params["ddconfig"])
+            if (name := today.removeprefix(_AUTOENCODERS)) in DOUBLE_Z:
+                check_first_stage(name, params)
+        elif today.startswith(_UNETS) and today.endswith(".UNetModel"):
+            known = [field.name for field in fields(UNetConfig)]
+            UNetConfig.from_params({name: params[name] for name in known if name in params})
     except ConfigError as error:
-        raise ConfigError(f"{config.origin(key)}: {key}.{error}") from error
+        message = f".{error}".replace(".unet_config.params", "", 1)
+        raise ConfigError(f"{config.origin(key)}: {key}{message}") from error
 
 
 def _check_width(config: Config) -> None:

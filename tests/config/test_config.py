@@ -19,7 +19,7 @@ model:
     ckpt_path: null
     unet_config:
       target: ldm.modules.diffusionmodules.openaimodel.UNetModel
-      params: {image_size: 8, in_channels: 3, model_channels: 32, out_channels: 3, num_res_blocks: 1,
+      params: {image_size: 8, in_channels: 3, model_channels: 32, out_channels: 3, num_res_blocks: 1, num_heads: 2,
                attention_resolutions: []}
 data:
   target: main.DataModuleFromConfig
@@ -90,6 +90,21 @@ def test_override_values_are_yaml() -> None:
 def test_slips_are_named_with_the_nearest_right_word(good: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(good, override)
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("num_heads=-1", "unet_config.params: expected `num_heads` or `num_head_channels`, got neither"),
+        ("use_spatial_transformer=true", "unet_config.params: expected both or neither of `context_dim`"),
+        ("disable_self_attentions=[true]", "unet_config.params.disable_self_attentions: expected one entry for each"),
+        ("model_channels=20", "unet_config.params.model_channels: expected a multiple of 32 channels, got 20"),
+        ("num_head_channels=24", "unet_config.params.num_head_channels: 24 does not divide"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_refused(good: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(good, f"model.params.unet_config.params.{override}")
 
 
 @pytest.mark.parametrize(

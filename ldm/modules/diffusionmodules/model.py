@@ -5,80 +5,19 @@ Legend: B batch, C channels, H W space, L = H * W positions, z latent channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.legacy import translate_ddconfig
 from ldm.modules.diffusionmodules.blocks import Upsample
-from ldm.modules.diffusionmodules.util import at_least_float32, build_dataclass, normalization
-from ldm.util import ConfigError
+from ldm.modules.diffusionmodules.shapes import AutoencoderShape
+from ldm.modules.diffusionmodules.util import at_least_float32, normalization
 
 GROUP_NORM_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class AutoencoderShape:
-    """The ``ddconfig`` of an autoencoder, shared by its encoder and its decoder.
-
-    Images may have any height and width that :attr:`factor` divides. ``resolution`` places attention only, as in LDM: a
-    level has it where its feature map, for images of ``resolution`` pixels, has a height or width in
-    ``attn_resolutions``. With ``patch_size`` p the image is first folded into patches (pixel-unshuffle), so that the
-    networks work at 1 / p of its size.
-    """
-
-    ch: int  # base width
-    out_ch: int  # channels of the decoder's output
-    resolution: int | Sequence[int]  # height and width, or [height, width], for which attention is placed, pixels
-    in_channels: int  # channels of the encoder's input
-    z_channels: int  # latent channels
-    num_res_blocks: int  # per level in the encoder; the decoder has one more
-    attn_resolutions: Sequence[int] = ()  # feature-map resolutions with attention
-    ch_mult: Sequence[int] = (1, 2, 4, 8)  # width of each level in units of ch
-    double_z: bool = True  # the encoder returns mean and log-variance
-    dropout: float = 0.0
-    resamp_with_conv: bool = True  # use a convolution for down- and upsampling
-    attn_type: Literal["vanilla", "none"] = "vanilla"  # none also removes the attention of the middle
-    tanh_out: bool = False  # apply tanh to the decoder's output
-    patch_size: int = 1  # side of the patches folded into channels; 1 disables the folding
-
-    def __post_init__(self) -> None:
-        if self.patch_size < 1:
-            raise ConfigError(f"ddconfig.patch_size: expected at least 1, got {self.patch_size}.")
-        if len(self.sides) > 2 or not all(isinstance(side, int) and side >= self.factor for side in self.sides):
-            raise ConfigError(
-                f"ddconfig.resolution: expected a number or [height, width], at least {self.factor} pixels, got "
-                f"{self.resolution!r}."
-            )
-
-    @classmethod
-    def from_config(cls, ddconfig: Mapping[str, Any]) -> AutoencoderShape:
-        """Read a config's section; see :func:`build_dataclass` and :func:`translate_ddconfig` for the errors."""
-        return build_dataclass(cls, translate_ddconfig(ddconfig, [field.name for field in fields(cls)]), "ddconfig")
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """The numbers of ``resolution``."""
-        return tuple(self.resolution) if isinstance(self.resolution, Sequence) else (self.resolution,)
-
-    @property
-    def factor(self) -> int:
-        """Height of an image over that of its latent: ``patch_size``, times 2 for each downsampling."""
-        return self.patch_size * 2 ** (len(self.ch_mult) - 1)
-
-    def has_attention(self, level: int, is_decoder: bool = False) -> bool:
-        """Return whether each block of a level is followed by attention; level 0 is the finest.
-
-        The decoder counts from the latent's size, which differs where :attr:`factor` does not divide ``resolution``.
-        """
-        finest = [side // self.factor * 2 ** (len(self.ch_mult) - 1) for side in self.sides] if is_decoder else None
-        sizes = {side // 2**level for side in finest or (side // self.patch_size for side in self.sides)}
-        return self.attn_type != "none" and not sizes.isdisjoint(self.attn_resolutions)
 
 
 def swish(x: Tensor) -> Tensor:

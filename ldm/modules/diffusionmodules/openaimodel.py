@@ -7,162 +7,60 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ldm.modules.attention import SpatialTransformer
 from ldm.modules.diffusionmodules.blocks import AttentionBlock, Downsample, InputStage, ResBlock, UNetStage, Upsample
-from ldm.modules.diffusionmodules.util import (
-    CONVOLUTIONS,
-    build_dataclass,
-    normalization,
-    timestep_embedding,
-    zero_module,
-)
-from ldm.util import ConfigError, UserError
+from ldm.modules.diffusionmodules.shapes import UNetConfig
+from ldm.modules.diffusionmodules.util import CONVOLUTIONS, normalization, timestep_embedding, zero_module
+from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
-FLOAT_CONDITION = "sequential"  # value of ``num_classes`` for conditions that are float vectors
+
+def res_block(
+    config: UNetConfig,
+    channels: int,
+    out_channels: int,
+    cond_channels: int | None = None,
+    up: bool = False,
+    down: bool = False,
+) -> ResBlock:
+    """Return a residual block."""
+    options = config.dims, config.use_scale_shift_norm, config.use_checkpoint
+    return ResBlock(channels, config.embed_dim, out_channels, config.dropout, cond_channels, *options, up, down)
 
 
-@dataclass(frozen=True)
-class UNetConfig:
-    """Architecture of a U-Net: the ``params`` of a ``unet_config``."""
+def attentions(config: UNetConfig, channels: int, level: int, is_decoder: bool = False) -> list[nn.Module]:
+    """Return the attention that follows each residual block of a level; empty without one."""
+    if 2**level not in config.attention_resolutions:
+        return []
+    is_disabled = config.disable_self_attentions is not None and config.disable_self_attentions[level]
+    return [attention(config, channels, level, is_disabled, is_decoder)]
 
-    image_size: int | Sequence[int]  # height and width of the input, for reference: the network takes any size
-    in_channels: int
-    model_channels: int  # base width, a multiple of 32
-    out_channels: int
-    num_res_blocks: int | Sequence[int]  # per level in the encoder, one number or a list; the decoder has one more
-    attention_resolutions: Sequence[int]  # downsampling rates (1, 2, 4, ...) with attention
-    dropout: float = 0.0
-    channel_mult: Sequence[int] = (1, 2, 4, 8)  # width of each level in units of model_channels
-    conv_resample: bool = True  # convolve when resampling; unused with resblock_updown
-    dims: int = 2  # spatial axes of the input: 1, 2 or 3
-    num_classes: int | str | None = None  # classes of the labels y, or "sequential": y is a float vector
-    adm_in_channels: int | None = None  # width of the float vectors y, with num_classes: sequential
-    use_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
-    use_fp16: bool = False  # accepted from older configs and ignored in favour of the trainer's precision
-    use_bf16: bool = False  # likewise
-    num_heads: int = -1  # attention heads; -1: derived from num_head_channels
-    num_head_channels: int = -1  # width of a head; -1: derived from num_heads
-    num_heads_upsample: int = -1  # attention heads in the decoder; -1: num_heads
-    use_scale_shift_norm: bool = False  # embeddings scale and shift features instead of being added
-    resblock_updown: bool = False  # residual blocks resample instead of single layers
-    use_new_attention_order: bool = False  # layout of the attention projection, see AttentionBlock
-    use_spatial_transformer: bool = False  # transformers with cross-attention instead of self-attention
-    transformer_depth: int = 1
-    context_dim: int | None = None  # width of the tokens of cross-attention
-    use_linear_in_transformer: bool = False  # linear layers instead of 1x1 convolutions around transformers
-    disable_self_attentions: Sequence[bool] | None = None  # per level: the first attention attends to the tokens too
-    disable_middle_self_attn: bool = False  # likewise in the middle
-    self_attention_resolutions: Sequence[int] | None = None  # rates with self-attention in transformers; None: all
-    n_embed: int | None = None  # number of codes to predict logits for, instead of a picture
-    legacy: bool = True  # selects the rule of num_heads_at
 
-    def __post_init__(self) -> None:
-        if self.num_heads == -1 and self.num_head_channels == -1:
-            raise ConfigError("unet_config.params: expected `num_heads` or `num_head_channels`, got neither. Set one.")
-        if (self.context_dim is not None) != self.use_spatial_transformer:
-            raise ConfigError(
-                "unet_config.params: expected both or neither of `context_dim` and `use_spatial_transformer`, got "
-                f"{self.context_dim} and {self.use_spatial_transformer}. Set both to use cross-attention."
-            )
-        if self.self_attention_resolutions is not None and not self.use_spatial_transformer:
-            raise ConfigError(
-                "unet_config.params.self_attention_resolutions: expected `use_spatial_transformer: true`, got false. "
-                "Enable the transformers or remove the key."
-            )
-        is_word = isinstance(self.num_classes, str)
-        if (is_word and self.num_classes != FLOAT_CONDITION) or is_word != (self.adm_in_channels is not None):
-            raise ConfigError(
-                "unet_config.params.num_classes: expected a number of classes without `adm_in_channels`, or "
-                f"{FLOAT_CONDITION!r} with it, got {self.num_classes!r} and adm_in_channels {self.adm_in_channels}. "
-                "Set `adm_in_channels` to the width of the condition vectors, or remove it."
-            )
-        for name in ("num_res_blocks", "disable_self_attentions"):
-            value = vars(self)[name]
-            if isinstance(value, Sequence) and len(value) != len(self.channel_mult):
-                raise ConfigError(
-                    f"unet_config.params.{name}: expected one entry for each of the {len(self.channel_mult)} levels of "
-                    f"`channel_mult`, got {list(value)}. Make the lengths match."
-                )
-        if self.dims not in CONVOLUTIONS:
-            raise ConfigError(f"unet_config.params.dims: expected 1, 2 or 3, got {self.dims}. Use 2 for images.")
-        for name in ("use_fp16", "use_bf16"):
-            if vars(self)[name]:
-                logger.warning("`%s` is ignored; set the trainer's `precision` instead", name)
-
-    @classmethod
-    def from_params(cls, params: dict[str, Any]) -> UNetConfig:
-        """Build the architecture; see :func:`build_dataclass`."""
-        return build_dataclass(cls, params, "unet_config.params")
-
-    @property
-    def embed_dim(self) -> int:
-        """Width E of the timestep embedding."""
-        return 4 * self.model_channels
-
-    @property
-    def widths(self) -> list[int]:
-        """Channels of each level, finest first."""
-        return [mult * self.model_channels for mult in self.channel_mult]
-
-    def depth_at(self, level: int) -> int:
-        """Return the number of residual blocks of a level of the encoder."""
-        return self.num_res_blocks if isinstance(self.num_res_blocks, int) else self.num_res_blocks[level]
-
-    def num_heads_at(self, channels: int, is_decoder: bool) -> int:
-        """Return the number of attention heads; with ``legacy``, the decoder may have ``num_heads_upsample``."""
-        if self.num_head_channels != -1:
-            num_heads, rest = divmod(channels, self.num_head_channels)
-            if num_heads == 0 or (rest and not self.use_spatial_transformer):
-                raise ConfigError(
-                    f"unet_config.params.num_head_channels: {self.num_head_channels} does not divide a layer of "
-                    f"{channels} channels. Choose a divisor of every level's channels."
-                )
-            return num_heads
-        if is_decoder and self.legacy and not self.use_spatial_transformer and self.num_heads_upsample != -1:
-            return self.num_heads_upsample
-        return self.num_heads
-
-    def res_block(
-        self, channels: int, out_channels: int, cond_channels: int | None = None, up: bool = False, down: bool = False
-    ) -> ResBlock:
-        """Return a residual block."""
-        options = self.dims, self.use_scale_shift_norm, self.use_checkpoint
-        return ResBlock(channels, self.embed_dim, out_channels, self.dropout, cond_channels, *options, up, down)
-
-    def attentions(self, channels: int, level: int, is_decoder: bool = False) -> list[nn.Module]:
-        """Return the attention that follows each residual block of a level; empty without one."""
-        if 2**level not in self.attention_resolutions:
-            return []
-        is_disabled = self.disable_self_attentions is not None and self.disable_self_attentions[level]
-        return [self.attention(channels, level, is_disabled, is_decoder)]
-
-    def attention(
-        self, channels: int, level: int, disable_self_attn: bool = False, is_decoder: bool = False
-    ) -> nn.Module:
-        """Return an attention block or a spatial transformer at a level."""
-        num_heads = self.num_heads_at(channels, is_decoder)
-        if not self.use_spatial_transformer:
-            return AttentionBlock(channels, num_heads, self.use_checkpoint, self.use_new_attention_order)
-        self_attention = self.self_attention_resolutions
-        has_own_width = self.num_head_channels != -1 and not self.legacy
-        return SpatialTransformer(
-            channels,
-            num_heads,
-            self.num_head_channels if has_own_width else channels // num_heads,
-            self.transformer_depth,
-            context_dim=self.context_dim,
-            use_checkpoint=self.use_checkpoint,
-            use_self_attention=self_attention is None or 2**level in self_attention,
-            disable_self_attn=disable_self_attn,
-            use_linear=self.use_linear_in_transformer,
-        )
+def attention(
+    config: UNetConfig, channels: int, level: int, disable_self_attn: bool = False, is_decoder: bool = False
+) -> nn.Module:
+    """Return an attention block or a spatial transformer at a level."""
+    num_heads = config.num_heads_at(channels, is_decoder)
+    if not config.use_spatial_transformer:
+        return AttentionBlock(channels, num_heads, config.use_checkpoint, config.use_new_attention_order)
+    self_attention = config.self_attention_resolutions
+    has_own_width = config.num_head_channels != -1 and not config.legacy
+    return SpatialTransformer(
+        channels,
+        num_heads,
+        config.num_head_channels if has_own_width else channels // num_heads,
+        config.transformer_depth,
+        context_dim=config.context_dim,
+        use_checkpoint=config.use_checkpoint,
+        use_self_attention=self_attention is None or 2**level in self_attention,
+        disable_self_attn=disable_self_attn,
+        use_linear=config.use_linear_in_transformer,
+    )
 
 
 def build_encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
@@ -173,13 +71,13 @@ def build_encoder(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     skip_channels = [channels]
     for level, width in enumerate(config.widths):
         for _ in range(config.depth_at(level)):
-            layers = [config.res_block(channels, width), *config.attentions(width, level)]
+            layers = [res_block(config, channels, width), *attentions(config, width, level)]
             channels = width
             blocks.append(UNetStage(*layers))
             skip_channels.append(channels)
         if level != len(config.widths) - 1:
             if config.resblock_updown:
-                layer: nn.Module = config.res_block(channels, channels, down=True)
+                layer: nn.Module = res_block(config, channels, channels, down=True)
             else:
                 layer = Downsample(channels, config.conv_resample, config.dims)
             blocks.append(UNetStage(layer))
@@ -191,9 +89,9 @@ def build_middle(config: UNetConfig, cond_channels: int | None = None) -> UNetSt
     """Return the coarsest stage; its residual blocks take a second embedding with ``cond_channels``."""
     channels = config.widths[-1]
     return UNetStage(
-        config.res_block(channels, channels, cond_channels),
-        config.attention(channels, len(config.widths) - 1, config.disable_middle_self_attn),
-        config.res_block(channels, channels, cond_channels),
+        res_block(config, channels, channels, cond_channels),
+        attention(config, channels, len(config.widths) - 1, config.disable_middle_self_attn),
+        res_block(config, channels, channels, cond_channels),
     )
 
 
@@ -204,12 +102,12 @@ def build_decoder(config: UNetConfig, skip_channels: Sequence[int], cond_channel
     blocks = nn.ModuleList()
     for level, width in reversed(list(enumerate(config.widths))):
         for index in range(config.depth_at(level) + 1):
-            layers = [config.res_block(channels + remaining.pop(), width, cond_channels)]
-            layers += config.attentions(width, level, is_decoder=True)
+            layers = [res_block(config, channels + remaining.pop(), width, cond_channels)]
+            layers += attentions(config, width, level, is_decoder=True)
             channels = width
             if level and index == config.depth_at(level):
                 if config.resblock_updown:
-                    layers.append(config.res_block(channels, channels, cond_channels, up=True))
+                    layers.append(res_block(config, channels, channels, cond_channels, up=True))
                 else:
                     layers.append(Upsample(channels, config.conv_resample, config.dims))
             blocks.append(UNetStage(*layers))
@@ -242,6 +140,9 @@ class UNetModel(nn.Module):
     def __init__(self, **params: Any) -> None:
         super().__init__()
         config = UNetConfig.from_params(params)
+        for name in ("use_fp16", "use_bf16"):
+            if vars(config)[name]:
+                logger.warning("`%s` is ignored; set the trainer's `precision` instead", name)
         self.config = config
         self.in_channels, self.image_size = config.in_channels, config.image_size  # read by LDM's scripts
         self.time_embed = build_embedding(config.model_channels, config.embed_dim)

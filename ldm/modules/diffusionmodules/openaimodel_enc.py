@@ -29,7 +29,7 @@ class UNetModel(openaimodel.UNetModel):
 
     Args:
         latent_unit: number of units U.
-        params: keyword arguments of :class:`~ldm.modules.diffusionmodules.openaimodel.UNetConfig`;
+        params: keyword arguments of :class:`~ldm.modules.diffusionmodules.shapes.UNetConfig`;
             ``use_spatial_transformer`` and ``context_dim`` are required.
 
     Example:

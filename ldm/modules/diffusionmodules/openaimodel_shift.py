@@ -16,7 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules import openaimodel
-from ldm.modules.diffusionmodules.openaimodel import UNetConfig, build_decoder, build_head, build_middle
+from ldm.modules.diffusionmodules.openaimodel import build_decoder, build_head, build_middle
+from ldm.modules.diffusionmodules.shapes import UNetConfig
 from ldm.modules.diffusionmodules.util import run_checkpointed
 from ldm.modules.weights import network_keys, network_weights, read_state_dict
 from ldm.util import ConfigError, UserError

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,35 +14,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm import util
-from ldm.util import ConfigError, mismatch
+from ldm.modules.diffusionmodules.shapes import NUM_GROUPS, require_groups
 
 __getattr__ = util.__getattr__  # for functions that scripts import from this module
-NUM_GROUPS = 32
-Config = TypeVar("Config")
 
 # Layers by the number of spatial axes.
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
-
-
-def build_dataclass(kind: type[Config], params: Mapping[str, Any], where: str) -> Config:
-    """Build a dataclass from a section of a config.
-
-    Raises:
-        ConfigError: a key is unknown or missing, or a value does not fit its annotation or is refused by the dataclass.
-    """
-    known = [field.name for field in fields(kind)]
-    unknown = sorted(set(params) - set(known))
-    if unknown:
-        raise ConfigError(f"{where}: unknown keys {unknown}. Use only {', '.join(known)}.")
-    for field in fields(kind):
-        value = params.get(field.name)
-        if value is not None and (problem := mismatch(str(field.type), value)):
-            raise ConfigError(f"{where}.{field.name}: {problem}.")
-    try:
-        return kind(**params)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}. Got the keys {sorted(params)}.") from error
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -71,11 +48,7 @@ def normalization(channels: int, eps: float = 1e-5) -> GroupNorm32:
     Raises:
         ConfigError: ``channels`` is not a multiple of 32.
     """
-    if channels % NUM_GROUPS:
-        raise ConfigError(
-            f"group normalization: expected a multiple of {NUM_GROUPS} channels, got {channels}. Change the base width "
-            "(`model_channels` or `ch`) or the channel multipliers."
-        )
+    require_groups(channels, "group normalization")
     return GroupNorm32(NUM_GROUPS, channels, eps=eps)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.data.options import require_choice
-from ldm.modules.diffusionmodules.openaimodel import UNetConfig
+from ldm.modules.diffusionmodules.shapes import UNetConfig
 from ldm.util import UserError, instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm", "hybrid-adm", "crossattn-adm")
