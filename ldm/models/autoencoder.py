@@ -56,7 +56,7 @@ class QuantizedAutoencoder(Autoencoder):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the reconstruction of images, the codebook loss and the code indices."""
-        quant, codebook_loss, (_, _, indices) = self.encode(x)
+        quant, codebook_loss, (_, _, indices) = self.quantize(self.encode_to_prequant(x))
         return self.decode(quant), codebook_loss, indices
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

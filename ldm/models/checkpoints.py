@@ -73,7 +73,7 @@ def load_into(
     if 2 * num_loaded < len(weights):
         message = "%s: ONLY %d OF %d WEIGHTS FIT. Check that this is the right file"
         logger.warning(message, where, num_loaded, len(weights))
-    if missing:
+    if missing := [key for key in missing if key not in found]:  # others were excluded by ignore_keys
         logger.warning("%s: %s are missing in the file", where, grouped(missing))
     if unexpected:
         logger.warning("%s: %s were not used", where, grouped(unexpected))

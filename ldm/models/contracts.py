@@ -89,6 +89,19 @@ class Reconstructor(Protocol):
 
 
 @runtime_checkable
+class FirstStage(Protocol):
+    """A first stage of latent diffusion: images to latents and back."""
+
+    def encode(self, x: Tensor) -> Any:
+        """Return the latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1], or their distribution."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return images of latents."""
+        ...
+
+
+@runtime_checkable
 class HasUnits(Protocol):
     """A model with units that are read from images and turned back into images (DisDiff, EncDiff)."""
 

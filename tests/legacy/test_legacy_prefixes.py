@@ -186,6 +186,12 @@ def test_ignore_keys_that_leave_nothing_are_an_error(tmp_path):
         VQModelInterface(**VQ, ckpt_path=str(tmp_path / "vq.ckpt"), ignore_keys=everything)
 
 
+def test_excluded_keys_are_not_reported_as_missing_in_the_file(tmp_path, caplog):
+    torch.save(VQModelInterface(**VQ).state_dict(), tmp_path / "vq.ckpt")
+    VQModelInterface(**VQ, ckpt_path=str(tmp_path / "vq.ckpt"), ignore_keys=["quantize"])
+    assert "missing in the file" not in caplog.text
+
+
 def test_dropped_keys_are_grouped_and_counted(tmp_path, caplog):
     texts = {f"cond_stage_model.transformer.text_model.layers.{i}.weight": torch.zeros(2) for i in range(37)}
     torch.save(latent(1).state_dict() | texts | {"extra.scale": torch.zeros(2)}, tmp_path / "sd.ckpt")

@@ -118,6 +118,7 @@ def test_interface_skips_the_codebook_only_when_told():
     assert h.shape == (2, 4, 8, 8)
     assert not torch.equal(model.decode(h), model.decode(h, force_not_quantize=True))
     torch.testing.assert_close(model.decode(h), model.decode(model.quantize(h)[0], force_not_quantize=True))
+    assert model.reconstruct(torch.zeros(2, 3, 32, 32))[0].shape == (2, 3, 32, 32)  # it can be trained, too
 
 
 def test_a_size_that_does_not_divide_names_both_numbers():

@@ -119,6 +119,11 @@ def test_channels_still_have_to_match():
         model.shared_step(batch())
 
 
+def test_a_first_stage_encodes_and_decodes():
+    with pytest.raises(ConfigError, match="first_stage_config: expected a first stage .*Identity, which lacks decode, en"):
+        instantiate_from_config(diffusion(first_stage_config={"target": "torch.nn.Identity"}))
+
+
 @pytest.mark.parametrize(("size", "latent"), [((32, 36), "8 x 9"), ((20, 32), "5 x 8")])
 def test_sizes_that_the_network_cannot_halve_are_named(size, latent):
     model = instantiate_from_config(diffusion())

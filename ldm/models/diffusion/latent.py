@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ldm.diffusion.conditions import Condition, PartsCondition, TensorCondition, as_condition
-from ldm.models.contracts import ClassStage, ConditionStage, HasRepresentation, LabelStage, require
+from ldm.models.contracts import ClassStage, ConditionStage, FirstStage, HasRepresentation, LabelStage, require
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
 from ldm.modules.encoders.labels import class_labels
@@ -71,6 +71,7 @@ class LatentDiffusion(DDPM):
         self._has_scale = False  # whether scale_factor came from a checkpoint
         self.register_buffer("scale_factor", torch.tensor(float(scale_factor)), persistent=scale_by_std)
         self.add_frozen("first_stage_model", instantiate_from_config(first_stage_config))
+        require(self.first_stage_model, FirstStage, "model.params.first_stage_config", ConfigError)
         stage = self.build_cond_stage(cond_stage_config)
         if cond_stage_trainable and stage is not None:
             self.add_trained("cond_stage_model", stage)
