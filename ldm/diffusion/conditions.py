@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -210,9 +210,8 @@ def as_condition(value: Any, empty: EmptyValue | None = None) -> Condition | Non
         return PartsCondition({None: tuple(TensorCondition(part, own_empty) for part in value)})
     if isinstance(value, Mapping):
         lists = {place: part if isinstance(part, (list, tuple)) else [part] for place, part in value.items()}
-        found = {
-            place: as_condition(parts, empty if place == "c_crossattn" else None) for place, parts in lists.items()
-        }
+        empties = {place: empty if place == "c_crossattn" else None for place in lists}
+        found = {place: cast("PartsCondition", as_condition(parts, empties[place])) for place, parts in lists.items()}
         return PartsCondition({place: each.parts[None] for place, each in found.items()})
     raise ConfigError(
         f"condition: expected a tensor, a list or a mapping of tensors from the condition stage, got "
