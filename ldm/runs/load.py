@@ -16,7 +16,7 @@ from ldm.config.loading import Config, load_config
 from ldm.config.validation import CHECKPOINT_KEY, validate
 from ldm.models.checkpoints import load_into
 from ldm.models.contracts import require
-from ldm.modules.weights import NETWORK_PREFIX, read_state_dict, without_wrappers
+from ldm.modules.weights import NETWORK_PREFIX, NeedsWeights, read_state_dict, without_wrappers
 from ldm.runs.checkpoint_io import read_checkpoint
 from ldm.runs.folder import DEFAULT_LOGDIR, RunFolder, last_checkpoint
 from ldm.util import UserError
@@ -137,8 +137,13 @@ def _without_checkpoints(content: Any, keep: Sequence[str]) -> Any:
 
 
 def _check_weights(model: Any, state: Mapping[str, Any], checkpoint: Path, prefixes: tuple[str, ...] = ("",)) -> None:
-    """Raise if weights whose names start with one of ``prefixes`` are not in the checkpoint."""
-    needed = (key for key in model.state_dict() if key.startswith(prefixes))
+    """Raise if weights whose names start with one of ``prefixes`` are not in the checkpoint.
+
+    Pretrained parts of which the checkpoint has no weight have those of their own files, or report these when used.
+    """
+    parts = [f"{name}." for name, part in model.named_modules() if isinstance(part, NeedsWeights)]
+    elsewhere = tuple(part for part in parts if not any(key.startswith(part) for key in state))
+    needed = (key for key in model.state_dict() if key.startswith(prefixes) and not key.startswith(elsewhere))
     optional = ("num_batches_tracked", "position_ids")
     missing = [key for key in needed if key not in state and not key.endswith(optional)]
     if missing:

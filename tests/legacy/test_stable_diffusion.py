@@ -198,6 +198,16 @@ def test_legacy_missing_clip_is_reported_before_training(tmp_path, capsys):
     assert not (tmp_path / "logs").exists()
 
 
+def test_legacy_a_checkpoint_without_the_text_tower_asks_for_the_files_of_its_clip(tmp_path, capsys):
+    config, shapes = case("version 1", tmp_path)
+    shapes = {name: shape for name, shape in shapes.items() if not name.startswith("cond_stage_model.")}
+    save(tmp_path / "sd.ckpt", shapes, config)
+    OmegaConf.save(OmegaConf.create({"model": config}), tmp_path / "v1-inference.yaml")
+    words = f"-r {tmp_path}/sd.ckpt -b {tmp_path}/v1-inference.yaml -n 1 -c 2 --text cube -l {tmp_path}/out"
+    assert load_script("sample_diffusion").main(words.split()) == 1
+    assert "FrozenCLIPEmbedder: " in (error := capsys.readouterr().err) and "another model" not in error
+
+
 @pytest.mark.parametrize("position_ids", [True, False])
 def test_legacy_position_ids_may_be_missing(position_ids, tmp_path, caplog):
     config, shapes = case("version 1", tmp_path)

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
-from tiny_training import TinyModel
+from tiny_training import TinyDataset, TinyModel
+from torch.utils.data import DataLoader
 
 import main as front_door
 from ldm.runs.folder import RunFolder
 from ldm.training.callbacks.cuda import CUDACallback
 from ldm.training.callbacks.image_logger import ImageLogger
+from ldm.training.callbacks.speed_bar import SpeedBar
 from ldm.training.callbacks.step_seed import StepSeed
 from ldm.training.loggers import MetricsCSVLogger, build_loggers
 from ldm.util import UserError
@@ -196,3 +199,13 @@ def test_duration_and_memory_are_the_maximum_over_processes(monkeypatch: pytest.
     callback.on_train_epoch_start(trainer, None)
     callback.on_train_epoch_end(trainer, None)
     assert operations == ["max", "max"]
+
+
+def test_progress_counts_the_batches_of_a_run_limited_by_steps(tmp_path: Path, caplog) -> None:
+    bar = SpeedBar(line_seconds=0.0)
+    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}
+    trainer = pl.Trainer(max_epochs=-1, max_steps=3, limit_val_batches=0, callbacks=[bar], **options)
+    with caplog.at_level("INFO", "ldm"):
+        trainer.fit(TinyModel(), DataLoader(TinyDataset(), batch_size=4))
+    shown = [record.args[1:3] for record in caplog.records if "images/s" in record.getMessage()]
+    assert shown == [(1, 3), (2, 3), (3, 3)]

@@ -104,8 +104,9 @@ class DiffusionWrapper(nn.Module):
             if part.shape[2:] != x.shape[2:]:
                 raise UserError(
                     f"conditioning_key {self.conditioning_key}: expected conditions of the input's size "
-                    f"{tuple(x.shape[2:])}, got {tuple(part.shape[2:])}. Let the data set deliver them in that size, "
-                    "or resize them (cond_stage_config: ldm.modules.encoders.modules.SpatialRescaler)"
+                    f"{tuple(x.shape[2:])}, got {tuple(part.shape[2:])}. Sample at the size of the data, let the data "
+                    "set deliver them in that size, or resize them (cond_stage_config: "
+                    "ldm.modules.encoders.modules.SpatialRescaler)"
                 )
         counts = [part.shape[1] for part in (x, *maps)]
         if self.in_channels not in (None, sum(counts)):

@@ -34,7 +34,7 @@ class SpeedBar(ProgressBar):
         self._console = Console(stderr=True)
         self._live: Progress | None = None
         self._task: Any = None
-        self._images = 0
+        self._images, self._total = 0, 0.0
         self._waited = 0.0
         self._shown_at = self._batch_ended_at = time.monotonic()
 
@@ -54,9 +54,9 @@ class SpeedBar(ProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the bar to the start of the epoch."""
         self._batch_ended_at = time.monotonic()
+        self._total = self.total_train_batches  # later Lightning subtracts the steps done from max_steps
         if self._live is not None:
-            total = self.total_train_batches
-            self._live.reset(self._task, total=None if total == float("inf") else total)
+            self._live.reset(self._task, total=None if self._total == float("inf") else self._total)
             self._live.update(self._task, description=f"epoch {trainer.current_epoch}", status="")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -105,8 +105,8 @@ class SpeedBar(ProgressBar):
         if self._live is not None:
             self._live.update(self._task, completed=batches, status=f"{speed}  {losses}")
         else:
-            total = self.total_train_batches
-            logger.info("epoch %d  %s/%s  %s  %s", trainer.current_epoch, batches, total, speed, losses)
+            where = trainer.current_epoch, batches, self._total
+            logger.info("epoch %d  %s/%s  %s  %s", *where, speed, losses)
         self._images, self._waited, self._shown_at = 0, 0.0, now
 
 
