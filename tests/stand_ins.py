@@ -24,6 +24,14 @@ TINY_DDCONFIG = {
     "dropout": 0.0,
     "patch_size": 4,
 }
+TINY_KL = {
+    "target": "ldm.models.autoencoder.AutoencoderKL",
+    "params": {
+        "embed_dim": 4,
+        "ddconfig": {**TINY_DDCONFIG, "double_z": True},
+        "lossconfig": {"target": "torch.nn.Identity"},
+    },
+}
 PLAIN_UNET = {
     "image_size": 8,
     "in_channels": 4,

@@ -140,24 +140,21 @@ def exact(scheduler):
     return scheduler
 
 
-def test_ddim_equals_diffusers():
+@pytest.mark.parametrize(
+    ("name", "sampler", "option"),
+    [
+        ("DDIMScheduler", DDIMSampler(20), {"clip_sample": False}),
+        ("PNDMScheduler", PLMSSampler(20), {"skip_prk_steps": True}),
+    ],
+)
+def test_ddim_and_plms_equal_diffusers(name, sampler, option):
     diffusers = pytest.importorskip("diffusers")
-    options = {"set_alpha_to_one": False, "steps_offset": 1, "clip_sample": False}
-    scheduler = exact(diffusers.DDIMScheduler(**COMMON, **options))
+    options = {"set_alpha_to_one": False, "steps_offset": 1, **option}
+    scheduler = exact(getattr(diffusers, name)(**COMMON, **options))
     scheduler.set_timesteps(20)
     x_T = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = diffusers_sample(scheduler, scheduler.timesteps, x_T)
-    torch.testing.assert_close(DDIMSampler(20).sample(curved_denoiser, x_T, EXACT), expected, rtol=1e-6, atol=1e-6)
-
-
-def test_plms_equals_diffusers():
-    diffusers = pytest.importorskip("diffusers")
-    options = {"set_alpha_to_one": False, "steps_offset": 1, "skip_prk_steps": True}
-    scheduler = exact(diffusers.PNDMScheduler(**COMMON, **options))
-    scheduler.set_timesteps(20)
-    x_T = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = diffusers_sample(scheduler, scheduler.timesteps, x_T)
-    torch.testing.assert_close(PLMSSampler(20).sample(curved_denoiser, x_T, EXACT), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(sampler.sample(curved_denoiser, x_T, EXACT), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_dpm_solver_equals_diffusers():

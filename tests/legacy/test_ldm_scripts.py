@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from golden_recipe import fill
-from stand_ins import TINY_DDCONFIG, TINY_UNET, vq_config
+from stand_ins import TINY_KL, TINY_UNET, vq_config
 from torch import nn
 
 from ldm.diffusion.samplers import DDIMSampler as DDIM
@@ -33,14 +33,6 @@ from ldm.util import (
 )
 
 UNET = "ldm.modules.diffusionmodules.openaimodel.UNetModel"
-KL = {
-    "target": "ldm.models.autoencoder.AutoencoderKL",
-    "params": {
-        "embed_dim": 4,
-        "ddconfig": {**TINY_DDCONFIG, "double_z": True},
-        "lossconfig": {"target": "torch.nn.Identity"},
-    },
-}
 
 
 class Words(TextStage):
@@ -85,7 +77,7 @@ def by_text():
         cond_stage_config=stage,
         cond_stage_key="caption",
         conditioning_key="crossattn",
-        first_stage_config=KL,
+        first_stage_config=TINY_KL,
     )
 
 

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint
-from stand_ins import TINY_DDCONFIG, TINY_UNET, vq_config
+from stand_ins import TINY_KL, TINY_UNET, vq_config
 from torch.utils.data import DataLoader
 
 from ldm.data.collate import collate
@@ -19,14 +19,6 @@ from ldm.util import ConfigError, UserError
 UNITS, WIDTH = 3, 4
 ENCODERS = "ldm.modules.encoders.modules"
 SHIFT = "ldm.modules.diffusionmodules.openaimodel_shift.UNetModel"
-KL_STAGE = {
-    "target": "ldm.models.autoencoder.AutoencoderKL",
-    "params": {
-        "embed_dim": 4,
-        "ddconfig": {**TINY_DDCONFIG, "double_z": True},
-        "lossconfig": {"target": "torch.nn.Identity"},
-    },
-}
 
 
 def build(encoder="Encoder4", unet=None, **params):
@@ -76,7 +68,7 @@ OPTIONS = [
     {"train_enc_flag": True},
     {"detach_flag": True},
     {"encoder": "Encoder4_vae", "kl_loss_flag": True},
-    {"first_stage_config": KL_STAGE},
+    {"first_stage_config": TINY_KL},
     {"dis_batch_size": 2},
     {"unet": {"orth_emb": False}},
     {"unet": {"wo_part_emb": True}},
