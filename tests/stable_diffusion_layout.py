@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from stand_ins import LDM_SCHEDULE
 from torch import Tensor
 
 Shapes = dict[str, tuple[int, ...]]
-
-SCHEDULE = """betas alphas_cumprod alphas_cumprod_prev sqrt_alphas_cumprod sqrt_one_minus_alphas_cumprod
-    log_one_minus_alphas_cumprod sqrt_recip_alphas_cumprod sqrt_recipm1_alphas_cumprod posterior_variance
-    posterior_log_variance_clipped posterior_mean_coef1 posterior_mean_coef2""".split()
 
 
 def under(prefix: str, shapes: Shapes) -> Shapes:
@@ -168,7 +165,7 @@ def checkpoint(
     network: Shapes, first_stage: Shapes, stage: Shapes, steps: int = 1000, has_average: bool = False
 ) -> Shapes:
     """A whole checkpoint, with the averaged network or without."""
-    shapes: Shapes = {name: (steps,) for name in SCHEDULE} | under("model.diffusion_model", network)
+    shapes: Shapes = {name: (steps,) for name in LDM_SCHEDULE} | under("model.diffusion_model", network)
     shapes |= under("first_stage_model", first_stage) | under("cond_stage_model", stage)
     if has_average:
         shapes |= {"model_ema.decay": (), "model_ema.num_updates": ()}

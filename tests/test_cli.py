@@ -141,11 +141,13 @@ MAIN_VAL = (
 )
 
 
-@pytest.mark.parametrize("words", ["--base a.yaml -t --gpus 0,", MAIN_VAL, "-r logs/run -t --token_num -1"])
-def test_command_lines_of_main_val_are_accepted(words: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "token_num", "scale_lr"),
+    [("--base a.yaml -t --gpus 0,", None, None), (MAIN_VAL, 10, False), ("-r logs/run -t --token_num -1", None, None)],
+)
+def test_command_lines_of_main_val_are_accepted(words: str, token_num: int | None, scale_lr: bool | None) -> None:
     got = options(words)
-    assert got.train is True and got.token_num in (None, 10)
-    assert got.scale_lr in (None, False)
+    assert (got.train, got.token_num, got.scale_lr) == (True, token_num, scale_lr)
 
 
 def test_a_config_without_data_is_valid_but_not_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -223,17 +223,11 @@ def test_ddpm_equals_diffusers():
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDPMScheduler(**COMMON, variance_type="fixed_small", clip_sample=False)
     scheduler.alphas_cumprod = EXACT.alphas_cumprod
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    for t in (999, 500, 1):
-        eps = curved_denoiser(x, torch.full((2,), t))
-        torch.manual_seed(1)
-        expected = scheduler.step(eps, t, x, generator=None).prev_sample
-        x0 = EXACT.predict_start_from_noise(x, torch.full((2,), t), eps)
-        mean = EXACT.posterior_mean_coef1[t] * x0 + EXACT.posterior_mean_coef2[t] * x
-        torch.manual_seed(1)
-        noise = torch.randn(x.shape, dtype=x.dtype)
-        found = mean + torch.exp(0.5 * EXACT.posterior_log_variance_clipped[t]) * noise
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    x_T = torch.randn(2, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    expected = diffusers_sample(scheduler, range(999, -1, -1), x_T)
+    torch.manual_seed(1)
+    torch.testing.assert_close(DDPMSampler().sample(curved_denoiser, x_T, EXACT), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_higher_order_samplers_need_fewer_steps():
@@ -303,6 +297,17 @@ def test_inpainting_shows_the_known_part_to_the_network(name):
         assert abs(noise.mean()) < 0.5 and abs(noise.std() - 1) < 0.4
 
 
+@pytest.mark.parametrize("name", ["ddim", "plms", "dpm_solver"])
+def test_inpainting_keeps_the_known_part(name):
+    torch.manual_seed(0)
+    known, mask = torch.ones(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
+    mask[..., :2] = 1
+    hooks = Hooks(inpainting=Inpainting(mask, known))
+    denoise = perfect_denoiser(known * mask - known * (1 - mask))
+    sample = named_sampler(name, num_steps=20).sample(denoise, torch.randn(1, 3, 4, 4), SCHEDULE, hooks=hooks)
+    assert (sample[..., :2] - 1).abs().mean() < 0.1 and (sample[..., 2:] + 1).abs().mean() < 0.1
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_quantized_estimates_are_used(name):
     seen, states = [], []
@@ -315,7 +320,7 @@ def test_quantized_estimates_are_used(name):
     hooks = Hooks(quantize_x0=torch.round)
     sampler = named_sampler(name, num_steps=None if name == "ddpm" else 20)
     sampler.sample(denoise, torch.randn(1, 1, 2, 2), SCHEDULE, callback=seen.append, hooks=hooks)
-    assert all((step.pred_x0 == step.pred_x0.round()).all() for step in seen)
+    assert seen and all((step.pred_x0 == step.pred_x0.round()).all() for step in seen)
     if name == "plms":  # the first step moves to the quantized estimate, too, before its second evaluation
         (x, t), (ahead, t_ahead) = states[:2]
         abar_ahead = SCHEDULE.alphas_cumprod[t_ahead]

@@ -123,7 +123,8 @@ def test_weights_are_found_or_asked_for(weights, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="Put weights-inception-2015-12-05-6726825d.pth .*INCEPTION_WEIGHTS"):
         Inception()
     monkeypatch.setenv("INCEPTION_WEIGHTS", str(weights.parent))
-    Inception(), Inception(weights)
+    found, given = (network._network.state_dict() for network in (Inception(), Inception(weights)))
+    assert found.keys() == given.keys() and all(torch.equal(found[name], given[name]) for name in given)
     with pytest.raises(UserError, match="there is no .*elsewhere.pth"):
         Inception(tmp_path / "elsewhere.pth")
 

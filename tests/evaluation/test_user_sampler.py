@@ -38,7 +38,6 @@ def euler(tmp_path, monkeypatch):
 
 def test_sampling_by_dotted_path(tmp_path, euler):
     write_run(tmp_path / "run", LDM)
-    assert len(EULER.strip().splitlines()) <= 12
     words = ["-r", str(tmp_path / "run"), "-n", "2", "-c", "2", "--sampler", "users_sampler.Euler"]
     assert load_script("sample_diffusion").main(words) == 0
     record = json.loads(next(tmp_path.glob("run/samples/last/*/sampling.json")).read_text())

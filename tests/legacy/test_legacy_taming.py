@@ -15,6 +15,7 @@ from PIL import Image
 from taming_configs import DDCONFIG, SCHEDULE, save
 
 import main as front_door
+from ldm.legacy import translate
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.training.cli import parse_arguments
 from ldm.training.plan import make_plan
@@ -69,6 +70,8 @@ def test_a_contrastive_loss_is_refused_unless_switched_off() -> None:
     model = {"target": "ldm.models.diffusion.ddpm_enc.LatentDiffusion", "params": {"use_mcl": True, "lambda_mcl": 0.1}}
     with pytest.raises(ConfigError, match=r"^params.use_mcl: the contrastive loss.*is not supported.*use_mcl: false"):
         instantiate_from_config(model)
+    off = {**model["params"], "use_mcl": False}
+    assert not {"use_mcl", "lambda_mcl"} & translate(model["target"], off)[1].keys()
 
 
 def pictures(folder: Path, *names: str) -> Path:

@@ -72,7 +72,7 @@ def save(
     """Write a checkpoint as published: constants of the schedule, and leftover counters of the average."""
     state = layout.random_weights(shapes)
     state |= {
-        key: value for key, value in instantiate_from_config(config).state_dict().items() if key in layout.SCHEDULE
+        key: value for key, value in instantiate_from_config(config).state_dict().items() if key in layout.LDM_SCHEDULE
     }
     counters = {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(470000)}
     state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}

@@ -107,7 +107,8 @@ def test_metrics_outside_the_package_by_dotted_path(own_metrics):
 
 
 @pytest.mark.parametrize(
-    "name,message", [("TAKEN", "another metric has the key 'MIG'"), ("Metric", "got type"), ("X", "X")]
+    "name,message",
+    [("TAKEN", "another metric has the key 'MIG'"), ("Metric", "got type"), ("X", "module 'own_metrics' has no 'X'")],
 )
 def test_paths_that_are_not_metrics(own_metrics, name, message):
     with pytest.raises(ConfigError, match=message):

@@ -40,7 +40,8 @@ def test_weights_are_found_or_asked_for(weights, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="Put alexnet-owt-7be5be79.pth .*ALEXNET_WEIGHTS"):
         AlexLPIPS()
     monkeypatch.setenv("ALEXNET_WEIGHTS", str(tmp_path))
-    AlexLPIPS()
+    found, given = AlexLPIPS().state_dict(), AlexLPIPS(weights).state_dict()
+    assert found.keys() == given.keys() and all(torch.equal(found[name], given[name]) for name in given)
 
 
 def test_other_weights_are_told(tmp_path):

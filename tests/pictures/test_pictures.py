@@ -96,4 +96,5 @@ def test_heat_map_names_must_match():
 def test_score_chart_with_a_gap_and_a_baseline(tmp_path):
     curves = {"MIG": [0.1, float("nan"), 0.3], "DCI": [float("nan")] * 3}
     path = score_chart([1, 2, 3], curves, {"MIG": 2}, {"MIG": 0.2, "DCI": 0.1}, "PCA", tmp_path / "scores.png")
-    assert Image.open(path).size > (500, 300)
+    width, height = Image.open(path).size
+    assert width > 500 and height > 300

@@ -141,7 +141,7 @@ def test_every_file_is_scored_exactly_once_whatever_is_killed(tmp_path):
 
 @pytest.mark.slow
 def test_interrupts_at_any_moment_end_cleanly(tmp_path):
-    moments, scratch = random.Random(1), tmp_path / "scratch"
+    moments, scratch, interrupted = random.Random(1), tmp_path / "scratch", 0
     scratch.mkdir()
     for number in range(8):
         logdir = tmp_path / str(number)
@@ -154,10 +154,14 @@ def test_interrupts_at_any_moment_end_cleanly(tmp_path):
             start_new_session=True,
             env=os.environ | {"TMPDIR": str(scratch)},
         )
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        expected = 0  # if it ends before it is interrupted
+        try:
             command.wait(timeout=moments.uniform(0.5, 3.5))
-        os.killpg(command.pid, signal.SIGINT) if number % 2 else command.terminate()
+        except subprocess.TimeoutExpired:
+            os.killpg(command.pid, signal.SIGINT) if number % 2 else command.terminate()
+            expected, interrupted = 130, interrupted + 1
         errors = command.communicate(timeout=30)[1]
-        assert command.returncode == 130 and "Traceback" not in errors, errors
+        assert command.returncode == expected and "Traceback" not in errors, errors
         wait_until_gone(command.pid)
         assert list(scratch.iterdir()) == []
+    assert interrupted

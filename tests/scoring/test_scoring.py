@@ -271,12 +271,12 @@ def test_what_a_report_draws_is_added_to_scores_from_elsewhere(tmp_path, in_proc
         ({"latents": np.ones((60, 3))}, "no unit varies"),
         ({"latents": None}, "expected latents and num_samples"),
         ({"num_samples": None}, "expected latents and num_samples"),
-        ({"latents": np.ones(60)}, r"\(60,\)"),
+        ({"latents": np.ones(60)}, r"expected shape \(N, U, D\) or \(N, K\), .*got \(60,\)"),
         ({"latents": np.array([["a"]])}, "expected numbers"),
         ({"factor_sizes": None}, "Name the data set with -d"),
         ({"factor_sizes": np.array([4, 0, 5])}, "every size must be at least 1"),
-        ({"latents": np.ones((60, 5000))}, "5,?000"),
-        ({"latents": np.ones((0, 3))}, "empty"),
+        ({"latents": np.ones((60, 5000))}, "at most 4096 units, got 5000 for 60 images.*latents.T"),
+        ({"latents": np.ones((0, 3))}, r"not empty; got \(0, 3\)"),
     ],
 )
 def test_files_that_cannot_be_scored_have_a_reason_and_others_are_scored(tmp_path, in_process, change, message):
