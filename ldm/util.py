@@ -113,7 +113,7 @@ def __getattr__(name: str) -> Any:
     """Return a function that LDM has in this module (``ismap``, ...); those need torch, which is imported here only."""
     functions = {} if name.startswith("_") else vars(importlib.import_module("ldm.legacy.functions"))
     if name not in functions:
-        raise AttributeError(f"there is no function {name!r}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return functions[name]
 
 
@@ -245,7 +245,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open(mode) as stream:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())

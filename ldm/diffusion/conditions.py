@@ -97,8 +97,8 @@ class TensorCondition(Condition):
 class PartsCondition(Condition):
     """Several tensors, such as two sequences of tokens, or a map and tokens.
 
-    Beside tokens, on which classifier-free guidance and dropout act, maps that are concatenated on the channels, such
-    as the masked image of inpainting, and vectors stay, as in Stable Diffusion.
+    Guidance and dropout replace the tokens, if there are any; maps (such as the masked image of inpainting) and vectors
+    are kept, as in Stable Diffusion.
 
     Attributes:
         parts: place in the network -> tensors; ``c_concat``, ``c_crossattn`` (tokens), ``c_adm`` (one vector per

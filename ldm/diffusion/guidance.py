@@ -38,7 +38,9 @@ def classifier_free(
     if scale == 1:
         return lambda x, t: predict(x, t, cond)
     if cond is None:
-        raise UserError(f"guidance scale {scale:g}: expected a model with a condition, got an unconditional one")
+        raise UserError(
+            f"guidance scale {scale:g}: expected a model with a condition, got an unconditional one. Set it to 1"
+        )
     both = (cond.null() if null is None else null).joined(cond)
 
     def guided(x: Tensor, t: Tensor) -> Tensor:

@@ -47,8 +47,11 @@ class QuantizedAutoencoder(Autoencoder):
 
     encode_to_prequant = Autoencoder.encode_features
 
-    def decode(self, z: Tensor, disentangled_repr: Tensor | None = None) -> Tensor:
-        """Map codes (B, C, h, w) and those of units (B, ``disentangled_dim``), by default 0, to images (B, 3, H, W)."""
+    def decode(self, z: Tensor, force_not_quantize: bool = False, disentangled_repr: Tensor | None = None) -> Tensor:
+        """Map codes (B, C, h, w) and those of units (B, ``disentangled_dim``), by default 0, to images (B, 3, H, W).
+
+        The codes are decoded as they are; ``force_not_quantize`` has an effect in ``VQModelInterface`` only.
+        """
         if self.disentangled_dim:
             units = z.new_zeros(len(z), self.disentangled_dim) if disentangled_repr is None else disentangled_repr
             z = torch.cat([z, units[:, :, None, None].expand(-1, -1, *z.shape[2:])], dim=1)
@@ -140,7 +143,7 @@ class VQModelInterface(VQModel):
     def decode(self, h: Tensor, force_not_quantize: bool = False, disentangled_repr: Tensor | None = None) -> Tensor:
         """Map a latent (B, C, h, w) to images (B, 3, H, W), through the codebook unless ``force_not_quantize``."""
         quant = h if force_not_quantize else self.quantize(h)[0]
-        return super().decode(quant, disentangled_repr)
+        return super().decode(quant, disentangled_repr=disentangled_repr)
 
 
 class GumbelVQ(QuantizedAutoencoder):

@@ -195,7 +195,7 @@ class UnitMethod(Protocol):
             t: (B,) time steps.
             out: ``ShiftOutput`` at x_t: base prediction and sub-gradients.
             cond: codes of the units.
-            unit: (B,) the unit to tell apart; drawn if ``None``.
+            unit: (B,) the unit whose sub-gradient the loss isolates; drawn if ``None``.
         """
         ...
 

@@ -99,7 +99,11 @@ class VectorQuantizer2(nn.Module):
             self._renew_codes(vectors.detach())
         indices = self.nearest(vectors)  # (N,)
         if self.training and self.renews_codes:
-            self.use_counts.index_add_(0, indices, torch.ones_like(indices))  # bincount synchronizes
+            # bincount would synchronize
+            used = torch.zeros_like(self.use_counts).index_add_(0, indices, torch.ones_like(indices))
+            if dist.is_available() and dist.is_initialized():  # DDP keeps the buffers of rank zero only
+                dist.all_reduce(used)
+            self.use_counts += used
         codes = self.embedding(indices).view(z.shape)
         commitment = F.mse_loss(z, codes.detach())
         codebook = F.mse_loss(codes, z.detach())
@@ -141,13 +145,10 @@ class VectorQuantizer2(nn.Module):
         is_due = torch.zeros_like(self.is_initialised)
         if self.revive_every:
             is_due = (self.num_training_steps > 0) & (self.num_training_steps % self.revive_every == 0)
-        counts = self.use_counts
         candidates = vectors[self._spread_indices(vectors)]  # (n_embed, C)
         if dist.is_available() and dist.is_initialized():  # keep the codebook equal in all processes
-            counts = counts.clone()
-            dist.all_reduce(counts)
             dist.broadcast(candidates, src=0)
-        is_replaced = ~self.is_initialised | (is_due & (counts == 0))  # (n_embed,)
+        is_replaced = ~self.is_initialised | (is_due & (self.use_counts == 0))  # (n_embed,)
         self.embedding.weight.copy_(torch.where(is_replaced[:, None], candidates, self.embedding.weight))
         self.use_counts.mul_(~is_due)
         self.num_training_steps += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 from ldm.runs.folder import RunFolder, last_checkpoint
 from ldm.runs.records import RUN_FILE, read_json
 from ldm.util import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def list_runs(roots: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -24,7 +27,10 @@ def list_runs(roots: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict[s
                 path = Path(folder)
                 if path.resolve() not in seen:
                     seen.add(path.resolve())
-                    found.append((path, read_json(path / RUN_FILE)))
+                    try:
+                        found.append((path, read_json(path / RUN_FILE)))
+                    except UserError as error:
+                        logger.warning("%s. The run is left out", error)
         yield from sorted(found, key=lambda run: (str(run[1].get("started", "")), run[0].name), reverse=True)
 
 
@@ -94,8 +100,8 @@ def resolve_resume(given: str | os.PathLike) -> Resume:
     path = Path(given)
     if not path.exists():
         runs = [str(run) for run, _ in list_runs([path.parent])]
-        listing = f" Runs found there: {', '.join(runs[:5])}" if runs else ""
-        raise UserError(f"-r {given} does not exist.{listing}")
+        listing = f" Runs found there: {', '.join(runs[:5])}." if runs else ""
+        raise UserError(f"-r {given} does not exist.{listing} Name a run folder or a checkpoint file")
     folder = RunFolder(path.absolute().parent.parent if path.is_file() else path)
     configs = tuple(sorted(folder.configs.glob("*.yaml")))
     if not configs:

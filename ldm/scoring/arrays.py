@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import zipfile
@@ -103,6 +104,8 @@ def incomplete_if_unreadable(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
+            raise UserError(f"{path}: cannot be read or copied ({error}). Free space or change permissions") from error
         raise IncompleteFile(
             f"{path}: the file is damaged or incomplete ({' '.join(str(error).split())}). Write it again; for the "
             "representation of a run, delete the file and encode that checkpoint again."

@@ -122,6 +122,6 @@ def _write_tables(options: Options, rows: list[Row]) -> None:
             console.print(table)
     files = ((options.csv, write_csv), (options.latex, write_latex), (options.markdown, write_markdown))
     for path, write in files:
-        if path is not None:
+        if path is not None and rows:  # else an earlier table stays
             write(path, rows)
             logger.info("%d scored checkpoints written to %s", len(rows), path)

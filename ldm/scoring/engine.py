@@ -82,7 +82,7 @@ class Engine:
     """Runs jobs in Dask workers; use as a context manager, which ends running jobs on exit.
 
     Each worker has one job at a time, the one with the highest priority. If its process is killed, the process is
-    restarted and the job is started again, at most ``MAX_ATTEMPTS`` times, and then fails alone. A running scheduler
+    restarted and the job is started again; after ``MAX_ATTEMPTS`` starts it fails alone. A running scheduler
     has its own limit (``distributed.scheduler.allowed-failures``).
 
     Args:

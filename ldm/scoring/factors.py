@@ -124,6 +124,8 @@ def _csv_columns(path: Path) -> dict[str, np.ndarray]:
         lines = lines[1:]
     if not lines:
         raise UserError(f"{path}: expected one row of factors per image, got none. Write the file again.")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: expected columns with different names, got {', '.join(names)}. Rename them.")
     columns = [np.array(column) for column in zip(*lines)]
     return {
         name: column.astype(np.float64) if all(map(is_number, np.unique(column))) else column

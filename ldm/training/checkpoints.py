@@ -71,10 +71,10 @@ def build_checkpoints(
 
 
 def _seconds(interval: Any) -> float:
-    """Parse a time interval: seconds, ``{minutes: 5}``, or ``"HH:MM:SS"``."""
+    """Parse a time interval: seconds, ``{minutes: 5}``, ``"HH:MM:SS"`` or ``"DD:HH:MM:SS"``."""
     if isinstance(interval, Mapping):
         return datetime.timedelta(**interval).total_seconds()
     if isinstance(interval, str) and ":" in interval:
         parts = [float(part) for part in interval.split(":")]
-        return sum(part * 60**power for power, part in enumerate(reversed(parts)))
+        return sum(part * unit for part, unit in zip(reversed(parts), (1, 60, 3600, 86400)))
     return float(interval)

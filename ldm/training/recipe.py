@@ -17,6 +17,7 @@ Every stage is a ``main.py`` command in its own process. The command is printed 
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import subprocess
 import sys
@@ -100,7 +101,7 @@ def run_recipe(options: Options) -> Path:
         Interrupted: stopped by Ctrl-C; the same command continues the recipe.
     """
     recipe = load_recipe(options)
-    again = " ".join(["python", *options.command])
+    again = shlex.join(["python", *options.command])
     for stage in recipe.stages:
         make_plan(replace(stage, train=False))
     runs = {stage.name: _run_stage(stage, again) for stage in recipe.stages}
@@ -138,7 +139,7 @@ def _run_stage(stage: Options, again: str) -> Path:
 
 def _call(command: list[str], task: str, again: str) -> None:
     """Run a command and wait for it; on Ctrl-C, until it has saved. Raise if it failed or was stopped."""
-    logger.info("$ %s", " ".join(command))
+    logger.info("$ %s", shlex.join(command))
     process = subprocess.Popen(command)
     stopped = 0
     while process.returncode is None:

@@ -32,8 +32,9 @@ def _steps_of(content: Any, prefix: str) -> Iterator[tuple[str, int]]:
     for name, value in content.items() if isinstance(content, Mapping) else ():
         key = f"{prefix}.{name}"
         if name == _WARM_UP:
-            first = value[0] if isinstance(value, list) else value  # of the first cycle
-            yield key, int(first)
+            first = value[0] if isinstance(value, list) and value else value  # of the first cycle
+            if isinstance(first, (int, float)):
+                yield key, int(first)
         elif str(name).endswith(_START) and type(value) is int:
             term = str(name).removesuffix(_START)
             if content.get(f"{term}_weight") != 0 and content.get(f"{term}_factor") != 0:

@@ -138,6 +138,8 @@ def test_stages_that_do_not_take_texts_are_named(stage):
 def test_a_negative_text_needs_guidance_and_a_model_of_texts():
     with pytest.raises(ConfigError, match="--negative_text: expected a --guidance_scale other than 1"):
         Request(negative_text="a cube")
+    with pytest.raises(ConfigError, match="--class: expected either --text or --class, got both"):
+        Request(texts=(("a cube",),), classes=(1,))
     plain = instantiate_from_config(diffusion())
     with pytest.raises(UserError, match="--guidance_scale"):
         job(plain, negative_text="a cube", guidance=2.0)

@@ -13,6 +13,8 @@ from stand_ins import LDM_SCHEDULE
 
 from ldm.diffusion.samplers import DDIMSampler
 from ldm.diffusion.schedule import make_beta_schedule
+from ldm.evaluation.sampling.request import Request
+from ldm.evaluation.sampling.sources import source_of
 from ldm.models.diffusion.ddpm import LatentDiffusion, LatentInpaintDiffusion
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
@@ -179,6 +181,11 @@ def test_the_upscaler_noises_the_small_image_and_passes_the_level():
     assert torch.equal(model.low_scale_model(small, torch.tensor([5, 7]))[1], torch.tensor([5, 7]))
     latent = model.sample(torch.randn(2, 4, 8, 8), model.get_condition(given), DDIMSampler(2), guidance_scale=4.0)
     assert latent.shape == (2, 4, 8, 8)
+    request = Request(texts=(("a hill",),), negative_text="blurred", guidance=2.0)
+    conditions = [each.parts for each in source_of(model, request).condition(given, slice(0, 2))]
+    for place in ("c_concat", "c_adm"):  # the same noise beside both texts
+        assert torch.equal(*(parts[place][0].value for parts in conditions))
+    assert not torch.equal(*(parts["c_crossattn"][0].value for parts in conditions))
     with pytest.raises(UserError, match=r"size \(8, 8\), got \(16, 16\)"):
         model.shared_step(batch(low=2))
     with pytest.raises(ConfigError, match="expected hybrid or concat for LatentUpscaleDiffusion"):

@@ -47,6 +47,7 @@ def test_quantized_autoencoders_are_first_stages(target: str) -> None:
     distance = (z.movedim(1, 3)[..., None, :] - codes).abs().sum(-1).amin(-1)
     assert z.shape == (2, 4, 8, 8) and distance.max() < 1e-6
     assert model.decode_first_stage(z).shape == (2, 3, 16, 16)
+    assert torch.equal(model.decode_first_stage(z), model.decode_first_stage(z, force_not_quantize=True))
 
 
 def test_codes_of_units_beside_the_latent(tmp_path: Path) -> None:

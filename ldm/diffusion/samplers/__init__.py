@@ -64,7 +64,9 @@ def build_sampler(given: Sampler | Mapping[str, Any] | str) -> Sampler:
     built = named_sampler(given) if isinstance(given, str) else given
     built = instantiate_from_config(built) if isinstance(built, Mapping) else built
     if not isinstance(built, Sampler):
-        raise ConfigError(f"sampler: expected a subclass of ldm.diffusion.samplers.Sampler, got {built!r}")
+        raise ConfigError(
+            f"sampler: expected a subclass of ldm.diffusion.samplers.Sampler, got {built!r}. Correct the target"
+        )
     return built
 
 

@@ -233,7 +233,7 @@ def spaced_timesteps(num_steps: int, num_timesteps: int, spacing: str = "uniform
     elif spacing == "quad":
         steps = (np.linspace(0, np.sqrt(num_timesteps * 0.8), num_steps) ** 2).astype(np.int64) + 1
     else:
-        raise ConfigError(f"sampler: expected spacing 'uniform' or 'quad', got {spacing!r}")
+        raise ConfigError(f"sampler: expected spacing 'uniform' or 'quad', got {spacing!r}. Use one of them")
     return np.unique(steps[steps < num_timesteps])
 
 

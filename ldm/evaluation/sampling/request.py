@@ -26,7 +26,7 @@ class Request:
     swap: bool = False  # draw one row per unit, in which every sample takes that unit of the first one
     texts: tuple[tuple[str, ...], ...] = ()  # one per sample, or one per unit, used in turn; empty takes the data's
     classes: tuple[int, ...] = ()  # one per sample, used in turn; empty takes the data's
-    negative_text: str | None = None  # what guidance leads away from; None leads away from no condition
+    negative_text: str | None = None  # negative prompt of guidance; None uses the null condition
     size: tuple[int, int] | None = None  # height and width in pixels; None takes the data's or the model's
     guidance: float = 1.0  # scale of classifier-free guidance, or of the sub-gradients of text units; 1 for none
 
@@ -35,6 +35,8 @@ class Request:
         for name, number in (("-n", self.count), ("--batch_size", self.batch_size), sizes):
             if number < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {number}")
+        if self.texts and self.classes:
+            raise ConfigError("--class: expected either --text or --class, got both. Remove one")
         if self.negative_text is not None and self.guidance == 1:
             raise ConfigError("--negative_text: expected a --guidance_scale other than 1, got 1. Set it, e.g. to 7.5")
 

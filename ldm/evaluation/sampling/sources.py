@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.diffusion.conditions import PartsCondition
 from ldm.evaluation.sampling.request import Request
 from ldm.models.contracts import ClassStage, ConditionStage, Editable, HasUnits
 from ldm.models.inputs import batch_value, images_from_batch
@@ -99,7 +100,12 @@ class FromCondition(Source):
             cond = self.model.condition_from_classes(torch.tensor(values, device=self.model.device), batch)
         if (negative := self.request.negative_text) is None:
             return cond, None
-        return cond, self.model.condition_from_texts([negative] * (rows.stop - rows.start), batch)
+        null = self.model.condition_from_texts([negative] * (rows.stop - rows.start), batch)
+        if (
+            isinstance(null, PartsCondition) and "c_crossattn" in null.parts
+        ):  # maps and noise levels are those of the condition
+            null = PartsCondition({**cond.parts, "c_crossattn": null.parts["c_crossattn"]})
+        return cond, null
 
     def decode(self, cond: Any, x_T: Tensor, only: Tensor | None) -> Tensor:
         """See the base class."""

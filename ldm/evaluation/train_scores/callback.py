@@ -97,7 +97,8 @@ class ScoreWhileTraining(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of a checkpoint."""
-        self.best, self.baseline = dict(state_dict["best"]), dict(state_dict["baseline"])
+        names = "best", "baseline"
+        self.best, self.baseline = ({k: v for k, v in state_dict[n].items() if k in self.metrics} for n in names)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check before the first step that scores can be computed.

@@ -139,6 +139,9 @@ class ImageConcatWithNoiseAugmentation(nn.Module):
         super().__init__()
         self.max_noise_level = max_noise_level
         constants = NoiseSchedule.from_betas(ScheduleOptions(**noise_schedule_config).betas()).constants()
+        if max_noise_level > len(constants["betas"]):
+            limit = f"expected at most {len(constants['betas'])} (timesteps)"
+            raise ConfigError(f"low_scale_config.params.max_noise_level: {limit}, got {max_noise_level}. Lower it")
         for name, value in constants.items():
             if not name.startswith(("posterior_", "shift_", "ddim_")):
                 self.register_buffer(name, value)

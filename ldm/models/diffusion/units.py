@@ -71,6 +71,10 @@ class UnitDiffusion(LatentDiffusion):
         require(self, UnitMethod, "model.target", ConfigError)
         require(network, ShiftNetwork, "model.params.unet_config.target", ConfigError)
         self.latent_unit = network.latent_unit
+        self._take_base_scale(network)
+
+    def _take_base_scale(self, network: ShiftNetwork) -> None:
+        """Use the scale of the latents that the base model was trained on, if its checkpoint has one."""
         if network.base_scale is not None:
             self.scale_factor.copy_(network.base_scale)
             self._has_scale = True
@@ -79,6 +83,8 @@ class UnitDiffusion(LatentDiffusion):
         """Start shift layers that the file lacks from the loaded base, where the network's config asks for it."""
         network = self.model.diffusion_model
         require(network, ShiftNetwork, "model.params.unet_config.target", ConfigError)
+        if not self.scale_by_std:  # else the scale is one of the loaded weights
+            self._take_base_scale(network)
         if network.init_shift_from_base and not any("diffusion_model.shift_" in name for name in loaded):
             network.copy_base_to_shift()
 

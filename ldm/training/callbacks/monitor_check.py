@@ -68,8 +68,9 @@ class MonitorCheck(Checkpoint):
             hint = did_you_mean(monitor, known)
             message = f"monitor: expected a logged metric, got {monitor!r}.{hint} Logged: {names}"
             if is_certain:
-                raise ConfigError(message)
-            logger.warning("%s. It has to be logged by the end of the first validation", message)
+                raise ConfigError(f"{message}. Set `monitor` to a logged metric")
+            deadline = "validation" if prefix == "val" else "epoch"
+            logger.warning("%s. It has to be logged by the end of the first %s", message, deadline)
 
 
 def _is_known(pl_module: LightningModule, trainer: Trainer) -> bool:

@@ -79,8 +79,10 @@ class SpeedBar(ProgressBar):
             self._show(trainer, pl_module, trainer.fit_loop.batch_idx + 1, time.monotonic())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Exclude validation from the time spent waiting for data."""
-        self._batch_ended_at = time.monotonic()
+        """Exclude the validation from the measured time."""
+        now = time.monotonic()
+        self._shown_at += now - self._batch_ended_at
+        self._batch_ended_at = now
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the live bar."""
