@@ -22,7 +22,7 @@ from ldm.config.signatures import (
 from ldm.config.trainer_args import KNOWN_ARGS
 from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
-from ldm.modules.diffusionmodules.shapes import AutoencoderShape, UNetConfig
+from ldm.modules.diffusionmodules.shapes import AutoencoderShape, CLIPGuidedShape, UNetConfig
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -175,6 +175,8 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
         elif today.startswith(_UNETS) and today.endswith(".UNetModel"):
             known = [field.name for field in fields(UNetConfig)]
             UNetConfig.from_params({name: params[name] for name in known if name in params})
+        elif today == "ldm.modules.diffusionmodules.clip_guided.UNet":
+            CLIPGuidedShape.from_params(params)
     except ConfigError as error:
         message = f".{error}".replace(".unet_config.params", "", 1)
         raise ConfigError(f"{config.origin(key)}: {key}{message}") from error

@@ -80,7 +80,9 @@ class TensorCondition(Condition):
         return replace(self, value=torch.zeros_like(self.value))
 
     def drop(self, mask: Tensor) -> TensorCondition:
-        mask = mask.reshape(-1, *[1] * (self.value.ndim - 1))
+        """See ``Condition``; a mask of the shape of ``value`` removes single elements."""
+        if mask.shape != self.value.shape:
+            mask = mask.reshape(-1, *[1] * (self.value.ndim - 1))
         return replace(self, value=torch.where(mask, self.null().value, self.value))
 
     def first(self, count: int | None) -> TensorCondition:

@@ -20,7 +20,7 @@ Predictor = Callable[[Tensor, Tensor, Any], Tensor]
 
 
 def classifier_free(
-    predict: Predictor, cond: Condition | None, scale: float, null: Condition | None = None
+    predict: Predictor, cond: Condition | None, scale: float | Tensor, null: Condition | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Return the guided prediction e_null + scale (e_cond - e_null) as a function of x and t.
 
@@ -29,23 +29,23 @@ def classifier_free(
     Args:
         predict: the network.
         cond: the condition, B samples.
-        scale: 1 is the condition itself, and costs one prediction per step.
+        scale: one number, or one per sample, (B,). The number 1 is the condition itself, and costs one prediction per
+            step. The convention (1 + w) e_cond - w e_null is that of ``scale = 1 + w``.
         null: the negative condition, such as a negative prompt; by default ``cond.null()``.
 
     Raises:
         UserError: a scale other than 1 without a condition, or with one that has no null condition.
     """
-    if scale == 1:
+    if not isinstance(scale, Tensor) and scale == 1:
         return lambda x, t: predict(x, t, cond)
     if cond is None:
-        raise UserError(
-            f"guidance scale {scale:g}: expected a model with a condition, got an unconditional one. Set it to 1"
-        )
+        raise UserError(f"guidance scale {scale}: expected a model with a condition, got an unconditional one. Set it to 1")
     both = (cond.null() if null is None else null).joined(cond)
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         without, under = predict(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
-        return without + scale * (under - without)
+        factor = scale.to(x).reshape(-1, *[1] * (x.ndim - 1)) if isinstance(scale, Tensor) else scale
+        return without + factor * (under - without)
 
     return guided
 

@@ -61,6 +61,8 @@ class LossOptions:
             noisy steps, at which a condition matters most, are drawn more often.
         cond_drop_prob: probability to train a sample without its condition, which classifier-free guidance needs. A
             condition stage of classes then uses its last class for none: set ``n_classes`` to one more than the data.
+        drop_per_element: drop each element of a condition vector by itself, with that probability, instead of whole
+            samples (the CLIP-guided DDPM's reference code).
     """
 
     loss_type: str = "l2"
@@ -70,6 +72,7 @@ class LossOptions:
     logvar_init: float = 0.0
     noise_bias: float = 1.0
     cond_drop_prob: float = 0.0
+    drop_per_element: bool = False
 
     def __post_init__(self) -> None:
         if self.loss_type not in ("l1", "l2"):

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.conditions import Condition, as_condition
+from ldm.diffusion.conditions import Condition, TensorCondition, as_condition
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.parameterization import parameterization
 from ldm.diffusion.process import DiffusionProcess
@@ -33,7 +33,7 @@ from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
 from ldm.modules.weights import EMA_PREFIX, read_state_dict
 from ldm.pictures.grid import CaptionedGrid
-from ldm.util import UserError
+from ldm.util import ConfigError, UserError
 
 
 class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
@@ -194,7 +194,15 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
         probability = self.loss_options.cond_drop_prob
         if cond is None or probability == 0 or not self.training:
             return cond
-        return cond.drop(torch.rand(len(t), device=t.device) < probability)
+        return cond.drop(torch.rand(self._drop_shape(cond, len(t)), device=t.device) < probability)
+
+    def _drop_shape(self, cond: Condition, count: int) -> Sequence[int]:
+        """Return the shape of a mask of dropped conditions: (B,), or that of the vectors with drop_per_element."""
+        if not self.loss_options.drop_per_element:
+            return (count,)
+        if not isinstance(cond, TensorCondition) or cond.value.ndim != 2:
+            raise ConfigError("model.params.drop_per_element: expected one vector per sample as condition. Remove it")
+        return cond.value.shape
 
     def draw_timesteps(self, count: int) -> Tensor:
         """Return (count,) int64 time steps: uniform, or in training according to ``noise_bias``."""
@@ -303,7 +311,7 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
             return build_sampler(given)
         return self._sampler or DDIMSampler(min(num_steps, self.num_timesteps), eta)
 
-    def denoiser(self, cond: Any, guidance_scale: float = 1.0, null: Any = None) -> Denoiser:
+    def denoiser(self, cond: Any, guidance_scale: float | Tensor = 1.0, null: Any = None) -> Denoiser:
         """Return the function samplers call: the noise in x_t under a condition, guided as in :meth:`sample`."""
         predict = classifier_free(self.apply_model, as_condition(cond), guidance_scale, as_condition(null))
 
@@ -318,7 +326,7 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
         x_T: Tensor,
         cond: Any = None,
         sampler: Sampler | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Tensor = 1.0,
         null: Any = None,
         callback: StepCallback | None = None,
         hooks: Hooks | None = None,
@@ -329,7 +337,8 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
             x_T: (B, C, H, W) standard normal noise.
             cond: the condition of B samples.
             sampler: by default :attr:`default_sampler`.
-            guidance_scale: s of classifier-free guidance, e_null + s (e_cond - e_null); 1 for none.
+            guidance_scale: s of classifier-free guidance, e_null + s (e_cond - e_null); 1 for none. One number,
+                or one per sample, (B,).
             null: negative condition of the guidance, such as a negative prompt; by default no condition.
             callback: called after each step.
             hooks: quantization and inpainting.

@@ -14,6 +14,7 @@ from ldm.util import ConfigError, mismatch
 
 NUM_GROUPS = 32  # of the group normalizations
 FLOAT_CONDITION = "sequential"  # value of ``num_classes`` for conditions that are float vectors
+SMALL_GROUPS, BIG_GROUPS = 8, 32  # of the group normalizations of the CLIP-guided U-Net
 Config = TypeVar("Config")
 
 
@@ -208,3 +209,36 @@ class UNetConfig:
         if is_decoder and self.legacy and not self.use_spatial_transformer and self.num_heads_upsample != -1:
             return self.num_heads_upsample
         return self.num_heads
+
+
+@dataclass(frozen=True)
+class CLIPGuidedShape:
+    """Architecture of the U-Net of the CLIP-guided DDPM, see ``clip_guided.UNet``."""
+
+    T: int
+    img_ch: int = 3
+    img_size: int = 32
+    down_chs: Sequence[int] = (256, 256, 512)
+    t_embed_dim: int = 8
+    c_embed_dim: int = 512
+    arch: str = "package"
+
+    def __post_init__(self) -> None:
+        where = "unet_config.params"
+        if self.arch not in ("package", "dli"):
+            raise ConfigError(f"{where}.arch: expected 'package' or 'dli', got {self.arch!r}.")
+        if self.img_size < 4 or self.img_size % 4:
+            raise ConfigError(f"{where}.img_size: expected a multiple of 4, got {self.img_size}.")
+        if len(self.down_chs) != 3 or any(c % BIG_GROUPS for c in self.down_chs):
+            expected = f"three numbers of channels, multiples of {BIG_GROUPS}"
+            raise ConfigError(f"{where}.down_chs: expected {expected}, got {list(self.down_chs)}.")
+        if self.t_embed_dim < 4 or self.t_embed_dim % 2:
+            raise ConfigError(f"{where}.t_embed_dim: expected an even number of at least 4, got {self.t_embed_dim}.")
+        for name in ("T", "img_ch", "c_embed_dim"):
+            if vars(self)[name] < 1:
+                raise ConfigError(f"{where}.{name}: expected at least 1, got {vars(self)[name]}.")
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> CLIPGuidedShape:
+        """Build the architecture; see :func:`build_dataclass`."""
+        return build_dataclass(cls, params, "unet_config.params")
