@@ -21,6 +21,7 @@ from ldm.config.signatures import (
 )
 from ldm.config.trainer_args import KNOWN_ARGS
 from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
+from ldm.models.diffusion.methods.clip_guided.options import GapOptions
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
 from ldm.modules.diffusionmodules.shapes import AutoencoderShape, CLIPGuidedShape, UNetConfig
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean
@@ -31,6 +32,7 @@ TOP_LEVEL = ("base", "model", "data", "lightning")
 LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params")}
+_CLIP_GUIDED = "ldm.models.diffusion.methods.clip_guided"
 _AUTOENCODERS, _UNETS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.openaimodel"
 CHECKPOINT_KEY = "ckpt_path"
 # Condition stages: the option that sets or selects the width of their tokens, and the width of its defaults.
@@ -177,6 +179,8 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
             UNetConfig.from_params({name: params[name] for name in known if name in params})
         elif today == "ldm.modules.diffusionmodules.clip_guided.UNet":
             CLIPGuidedShape.from_params(params)
+        elif today == f"{_CLIP_GUIDED}.model.CLIPGuidedDDPM":
+            GapOptions.from_config(params.get("gap"))
     except ConfigError as error:
         message = f".{error}".replace(".unet_config.params", "", 1)
         raise ConfigError(f"{config.origin(key)}: {key}{message}") from error

@@ -187,13 +187,16 @@ def without_wrappers(state: Mapping[str, Tensor], names: Iterable[str], path: st
         runs = {match[0] for key in inner.values() if (match := _OUTER.match(key))}
         outers = {run[: end.end()] for run in runs for end in re.finditer(r"\.", run)}
         for outer in ("", *sorted(outers, key=len)):
-            candidate = {key: name.removeprefix(outer) for key, name in inner.items()}
-            if (found := len(names.intersection(candidate.values()))) > most:
-                renamed, prefix, most = candidate, outer, found
+            for added in ("", NETWORK_PREFIX):  # a file of the denoising network alone has no prefix
+                candidate = {key: added + name.removeprefix(outer) for key, name in inner.items()}
+                if (found := len(names.intersection(candidate.values()))) > most:
+                    renamed, prefix, most = candidate, outer, found
     changed = [key for key, name in renamed.items() if key != name]
     if changed:
         removed = {prefix, *(match[0] for key in changed for match in _INNER.finditer(key))} - {""}
-        _report_once(f"{path}: removed {', '.join(sorted(removed))} from {len(changed)} of {len(state)} keys")
+        is_network = all(name.endswith(key) for key, name in renamed.items())
+        action = f"added {NETWORK_PREFIX} to" if is_network else f"removed {', '.join(sorted(removed))} from"
+        _report_once(f"{path}: {action} {len(changed)} of {len(state)} keys")
     return {name: state[key] for key, name in renamed.items()}
 
 

@@ -23,9 +23,7 @@ class DDPMSampler(Sampler):
         ConfigError: ``variance`` is unknown.
     """
 
-    def __init__(
-        self, temperature: float = 1.0, clip_denoised: bool = False, variance: str = "posterior"
-    ) -> None:
+    def __init__(self, temperature: float = 1.0, clip_denoised: bool = False, variance: str = "posterior") -> None:
         super().__init__(num_steps=None, temperature=temperature)
         require_choice("sampler.params.variance", variance, ("posterior", "previous"))
         self.clip_denoised, self.variance = clip_denoised, variance

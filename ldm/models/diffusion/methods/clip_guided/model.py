@@ -1,0 +1,190 @@
+"""CLIP-guided DDPM: trained on images and their CLIP embeddings, without a text, and sampled from texts.
+
+CLIP maps an image and its description to similar vectors. The network is conditioned on the vector of the image in
+training, and on that of a text in sampling.
+
+Dimensions: B batch, D width of CLIP's joint space, C H W what is denoised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ldm.data.collate import collate
+from ldm.data.module import DataModuleFromConfig
+from ldm.data.traits import vocabulary_of
+from ldm.diffusion.conditions import TensorCondition
+from ldm.diffusion.noise import kept_random_state
+from ldm.diffusion.samplers import Sampler, SamplerStep
+from ldm.models.diffusion.latent import LatentDiffusion
+from ldm.models.diffusion.methods.clip_guided.options import GapOptions
+from ldm.models.diffusion.methods.clip_guided.stage import CLIPStage
+from ldm.models.inputs import batch_value, images_from_batch
+from ldm.util import ConfigError, UserError
+
+PIXELS = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
+STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)  # guidance strengths w of sample_w
+_BATCH = 64  # images embedded at once
+_NUM_TEXTS = 1024  # composed captions
+
+
+class CLIPGuidedDDPM(LatentDiffusion):
+    """A diffusion model of pixels, or of latents, conditioned on one CLIP embedding per image."""
+
+    def __init__(
+        self,
+        cond_stage_config: Mapping[str, Any] | None = None,
+        first_stage_config: Mapping[str, Any] = PIXELS,
+        cond_stage_key: str = "clip_embedding",
+        conditioning_key: str = "adm",
+        normalize_clip: bool = False,
+        gap: str | Mapping[str, Any] | None = None,
+        weight_decay: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        """Build the model.
+
+        Args:
+            cond_stage_config: ``{text_encoder: {target, params}, image_encoder: {target, params}}``, each optional.
+            first_stage_config: ``{target, params}`` of the autoencoder; by default there is none.
+            cond_stage_key: entry of the batch with embeddings (B, D); without it, images are embedded.
+            conditioning_key: see ``DiffusionWrapper``; ``adm`` passes the embedding as vector y.
+            normalize_clip: scale embeddings to length 1.
+            gap: treatment of the gap between embeddings of images and texts, see ``GapOptions``.
+            weight_decay: of AdamW; 0 is Adam, as in the reference code.
+            **kwargs: see ``LatentDiffusion`` and ``DDPM``.
+
+        Raises:
+            ConfigError: an option has an unknown value.
+        """
+        towers = cond_stage_config or {}
+        if not isinstance(towers, Mapping) or (unknown := set(towers) - {"text_encoder", "image_encoder"}):
+            found = ", ".join(sorted(unknown)) if isinstance(towers, Mapping) else repr(towers)
+            raise ConfigError(
+                f"model.params.cond_stage_config: expected text_encoder and image_encoder, got {found}. Name the towers"
+            )
+        super().__init__(
+            first_stage_config=first_stage_config,
+            cond_stage_config={**towers, "normalize": normalize_clip, "gap": GapOptions.from_config(gap)},
+            cond_stage_key=cond_stage_key,
+            conditioning_key=conditioning_key,
+            **kwargs,
+        )
+        if self.cond_stage_trainable:
+            raise ConfigError("model.params.cond_stage_trainable: expected false (CLIP is frozen), got true")
+        self.weight_decay = weight_decay
+
+    def build_cond_stage(self, config: Mapping[str, Any]) -> nn.Module:
+        """Return the towers of CLIP with the treatment of the gap."""
+        return CLIPStage(**config)
+
+    def embeddings(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the untreated image embeddings of a batch, (B, D) float32: its own, or computed from its images.
+
+        Raises:
+            UserError: the batch has no embeddings, or not vectors, and there is no image encoder.
+        """
+        key = self.cond_stage_key
+        if key not in batch and self.cond_stage_model.image_encoder is not None:
+            return self.cond_stage_model.embed_images(images_from_batch(batch, self.first_stage_key))
+        value = batch_value(batch, key)
+        if not isinstance(value, Tensor) or value.ndim != 2 or not value.is_floating_point():
+            found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"batch[{key!r}]: expected float vectors (B, D), got {found}. Correct the data set")
+        return value.float()
+
+    def get_condition(self, batch: Mapping[str, Any]) -> TensorCondition:
+        """Return the treated image embeddings of a batch; zeros are no condition."""
+        return TensorCondition(self.cond_stage_model.condition(self.embeddings(batch), self.training))
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW with ``weight_decay``, and the learning-rate multiplier if configured."""
+        configured = super().configure_optimizers()
+        optimizers = configured[0] if isinstance(configured, tuple) else [configured]
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["weight_decay"] = self.weight_decay
+        return configured
+
+    # The gap between embeddings of images and texts ---------------------------------------------------------------
+
+    def fit_gap(self, images: Tensor, texts: Sequence[str]) -> None:
+        """Estimate the statistics of the treatment from untreated image embeddings (N, D) and texts without images."""
+        stage = self.cond_stage_model
+        stage.fit(images.to(self.device), stage.embed_texts(texts))
+
+    @torch.no_grad()
+    def on_fit_start(self) -> None:
+        """Estimate the statistics of the gap from the training data, unless a checkpoint contains them."""
+        stage = self.cond_stage_model
+        if stage.is_fitted:
+            return
+        data = self.trainer.datamodule
+        train = data.datasets.get("train") if isinstance(data, DataModuleFromConfig) else None
+        if train is None:
+            raise UserError("model.params.gap: expected a data module with training images. Call fit_gap before")
+        texts = stage.gap.read_texts() or composed_captions(vocabulary_of(train))
+        rows = np.linspace(0, len(train) - 1, min(len(train), stage.gap.num_images)).round().astype(int)
+        found = []
+        with kept_random_state(self.device):  # data sets may draw their augmentation
+            for part in np.array_split(rows, -(-len(rows) // _BATCH)):
+                batch = collate([train[int(row)] for row in part])
+                found.append(self.embeddings(self.transfer_batch_to_device(batch, self.device, 0)))
+        self.fit_gap(torch.cat(found), texts)
+
+    # Sampling -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample_w(
+        self,
+        conditions: Tensor | Sequence[str],
+        strengths: Sequence[float] = STRENGTHS,
+        x_T: Tensor | None = None,
+        sampler: Sampler | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Sample every condition under every strength w of the guidance (1 + w) e_cond - w e_null, in one batch.
+
+        Args:
+            conditions: N texts, or conditions (N, D).
+            strengths: W values of w; 0 is the condition itself, -1 no condition, and below the opposite of it.
+            x_T: (W N, C, H, W) standard normal noise; drawn if None.
+            sampler: by default that of the config.
+
+        Returns:
+            images (W N, 3, H, W) of which row w N + n has strength w and condition n, and the states after the time
+            steps t with t % 10 == 0 or t < 10, latest t first, each (W N, C, H, W).
+        """
+        is_tensor = isinstance(conditions, Tensor)
+        value = conditions.to(self.device) if is_tensor else self.cond_stage_model.encode_texts(conditions)
+        repeated = TensorCondition(value.repeat(len(strengths), 1))
+        scale = 1 + torch.tensor(list(strengths), dtype=value.dtype).repeat_interleave(len(value)).to(value.device)
+        shape = (len(scale), *self.latent_shape)
+        noise = torch.randn(shape, device=self.device) if x_T is None else x_T
+        frames: list[Tensor] = []
+
+        def keep(step: SamplerStep) -> None:
+            if step.timestep % 10 == 0 or step.timestep < 10:
+                frames.append(step.x)
+
+        z = self.sample(noise, repeated, sampler, guidance_scale=scale, callback=keep)
+        return self.decode_first_stage(z), frames
+
+
+def composed_captions(vocabulary: Any) -> list[str]:
+    """Return captions of random attribute words of a data set's vocabulary.
+
+    Raises:
+        UserError: the data set has none.
+    """
+    if vocabulary is None:
+        raise UserError(
+            "model.params.gap.texts: expected texts, because the training data have no vocabulary, got none. Set a "
+            "list or a file with one text per line; they need no images"
+        )
+    draws = np.random.default_rng(0)
+    factors = [[draws.integers(len(values)) for values in vocabulary.value_to_word] for _ in range(_NUM_TEXTS)]
+    return [vocabulary.caption(texts) for texts in vocabulary.texts(np.array(factors), draws)]

@@ -1,0 +1,77 @@
+"""Options of the CLIP-guided DDPM that the check of a config reads without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.data.options import require_choice, require_count
+from ldm.util import ConfigError, did_you_mean
+
+KINDS = ("none", "noise", "mean", "noise_mean", "covariance", "bank")
+
+
+@dataclass(frozen=True)
+class GapOptions:
+    """Treatment of the gap between image embeddings (training) and text embeddings (sampling).
+
+    Attributes:
+        kind: ``none``; ``noise``: noise on the image embeddings in training (LAFITE_G); ``mean``: both kinds of
+            embeddings without the mean of their modality; ``noise_mean``: both (C3); ``covariance``: noise with mean
+            and covariance of the gap in training; ``bank``: texts are replaced by their nearest images (kNN-Diffusion).
+            All but ``none`` and ``bank`` scale embeddings to length 1.
+        std: size of the noise relative to an embedding (``noise``, ``noise_mean``), or to the gap (``covariance``).
+            None takes 0.25, and 1 for ``covariance``.
+        num_images: number of images the statistics are estimated from, and rows of the bank.
+        num_neighbors: number of images that replace a text (``bank``).
+        texts: texts the statistics are estimated from, or a file with one text per line; None takes captions composed
+            from the vocabulary of the training data.
+    """
+
+    kind: str = "none"
+    std: float | None = None
+    num_images: int = 2048
+    num_neighbors: int = 4
+    texts: Sequence[str] | str | None = None
+
+    def __post_init__(self) -> None:
+        where = "model.params.gap"
+        require_choice(f"{where}.kind", self.kind, KINDS)
+        require_count(f"{where}.num_images", self.num_images)
+        require_count(f"{where}.num_neighbors", self.num_neighbors)
+        if self.num_neighbors > self.num_images:
+            raise ConfigError(
+                f"{where}.num_neighbors: expected at most num_images ({self.num_images}), got {self.num_neighbors}"
+            )
+        if not self.noise >= 0:
+            raise ConfigError(f"{where}.std: expected a number of at least 0, got {self.std}")
+
+    @classmethod
+    def from_config(cls, given: str | Mapping[str, Any] | None) -> GapOptions:
+        """Return the options of ``gap: KIND`` or ``gap: {kind: KIND, ...}``; None is ``none``."""
+        params = {"kind": given or "none"} if given is None or isinstance(given, str) else given
+        known = list(cls.__dataclass_fields__)
+        for name in params:
+            if name not in known:
+                expected = f"{did_you_mean(name, known)} Accepted: {', '.join(known)}"
+                raise ConfigError(f"model.params.gap: unexpected key {name!r}.{expected}")
+        return cls(**params)
+
+    @property
+    def noise(self) -> float:
+        """Size of the noise."""
+        return (1.0 if self.kind == "covariance" else 0.25) if self.std is None else self.std
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether the treatment depends on embeddings of data."""
+        return self.kind in ("mean", "noise_mean", "covariance", "bank")
+
+    def read_texts(self) -> list[str] | None:
+        """Return the texts of the option; None without any."""
+        if isinstance(self.texts, str):
+            lines = Path(self.texts).expanduser().read_text(encoding="utf-8").splitlines()
+            return [line.strip() for line in lines if line.strip()]
+        return None if self.texts is None else list(self.texts)

@@ -1,0 +1,159 @@
+"""Condition stage of the CLIP-guided DDPM: embeddings of images in training, of texts in sampling.
+
+Dimensions: B batch, D width of the joint space, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.losses.modality_gap import add_gap_noise, add_noise, gap_statistics, nearest_images, remove_mean
+from ldm.models.diffusion.methods.clip_guided.options import GapOptions
+from ldm.modules.encoders.base import TextStage
+from ldm.modules.encoders.clip_embedders import FrozenCLIPTextEmbedder
+from ldm.util import ConfigError, UserError, instantiate_from_config
+
+
+class CLIPStage(TextStage):
+    """Frozen towers of a CLIP, and the treatment of the gap between their outputs.
+
+    Args:
+        text_encoder: ``{target, params}`` of the text tower; needed to sample from texts.
+        image_encoder: ``{target, params}`` of the image tower; needed for data without embeddings.
+        normalize: scale embeddings to length 1.
+        gap: treatment of the gap.
+
+    Attributes:
+        is_fitted: the treatment has its statistics, or needs none.
+
+    Raises:
+        ConfigError: the treatment needs a text encoder, and there is none.
+    """
+
+    def __init__(
+        self,
+        text_encoder: Mapping[str, Any] | None = None,
+        image_encoder: Mapping[str, Any] | None = None,
+        normalize: bool = False,
+        gap: GapOptions | None = None,
+    ) -> None:
+        super().__init__()
+        self.text_encoder = None if text_encoder is None else instantiate_from_config(text_encoder)
+        self.image_encoder = None if image_encoder is None else instantiate_from_config(image_encoder)
+        if isinstance(self.text_encoder, FrozenCLIPTextEmbedder):
+            self.text_encoder.normalize = False  # lengths are treated here, in the same way for both towers
+        self.gap = gap or GapOptions()
+        self.normalize = normalize or self.gap.kind not in ("none", "bank")
+        self.takes_texts = self.text_encoder is not None
+        self.width = self.text_encoder.width if self.takes_texts else None
+        self.is_fitted = not self.gap.needs_statistics
+        if self.gap.needs_statistics:
+            self._add_statistics()
+            self.register_load_state_dict_pre_hook(_note_statistics)
+
+    def _add_statistics(self) -> None:
+        width, kind = self.width, self.gap.kind
+        if width is None:
+            raise ConfigError(
+                f"model.params.gap: expected cond_stage_config.text_encoder for {kind!r}, got none. Name the text tower"
+            )
+        shapes: dict[str, tuple[int, ...]] = {"image_mean": (width,), "text_mean": (width,)}
+        if kind == "covariance":
+            shapes = {"gap_mean": (width,), "gap_root": (width, width)}
+        elif kind == "bank":
+            shapes = {"bank": (self.gap.num_images, width)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("num_fitted", torch.tensor(0))
+
+    @torch.no_grad()
+    def fit(self, images: Tensor, texts: Tensor) -> None:
+        """Estimate the statistics of the treatment from untreated embeddings (N, D) and (M, D).
+
+        Raises:
+            UserError: there are fewer images than ``num_neighbors``.
+        """
+        images, texts = self._scaled(images), self._scaled(texts)
+        if self.gap.kind == "bank":
+            if len(images) < self.gap.num_neighbors:
+                raise UserError(
+                    f"model.params.gap.num_neighbors: expected at most {len(images)}, the number of images, got "
+                    f"{self.gap.num_neighbors}. Use more images, or fewer neighbors"
+                )
+            rows = images[: len(self.bank)]
+            self.bank.zero_()[: len(rows)] = rows
+        elif self.gap.kind == "covariance":
+            mean, root = gap_statistics(images, texts)
+            self.gap_mean.copy_(mean)
+            self.gap_root.copy_(root)
+        else:
+            self.image_mean.copy_(images.mean(0))
+            self.text_mean.copy_(texts.mean(0))
+        self.num_fitted.fill_(len(images))
+        self.is_fitted = True
+
+    def _scaled(self, embeddings: Tensor) -> Tensor:
+        return F.normalize(embeddings.float(), dim=-1) if self.normalize else embeddings.float()
+
+    def _require_statistics(self) -> None:
+        if not self.is_fitted:
+            raise UserError(
+                f"model.params.gap: expected the statistics of {self.gap.kind!r}, which training estimates from the "
+                "data, got none. Load a checkpoint that was trained with it, or call fit_gap"
+            )
+
+    def condition(self, embeddings: Tensor, is_training: bool = False) -> Tensor:
+        """Return the condition (B, D) of image embeddings (B, D), with noise in training if the treatment adds some."""
+        self._require_statistics()
+        kind, treated = self.gap.kind, self._scaled(embeddings)
+        if kind in ("mean", "noise_mean"):
+            treated = remove_mean(treated, self.image_mean)
+        if is_training and kind in ("noise", "noise_mean"):
+            treated = add_noise(treated, self.gap.noise)
+        if is_training and kind == "covariance":
+            treated = add_gap_noise(treated, self.gap_mean, self.gap_root, self.gap.noise)
+        return treated
+
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Return the untreated embeddings (B, D) of images (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            UserError: there is no image encoder.
+        """
+        if self.image_encoder is None:
+            raise UserError("CLIP of images: expected model.params.cond_stage_config.image_encoder, got none. Set it")
+        with torch.no_grad():
+            return self.image_encoder(images)
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return the untreated embeddings (B, D) of B texts.
+
+        Raises:
+            UserError: there is no text encoder.
+        """
+        if self.text_encoder is None:
+            raise UserError("CLIP of texts: expected model.params.cond_stage_config.text_encoder, got none. Set it")
+        return self.text_encoder.encode(list(texts))
+
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Return the condition (B, D) of B texts; zeros, which is no condition, for empty ones."""
+        self._require_statistics()
+        texts = [text.strip() for text in texts]
+        treated = self._scaled(self.embed_texts(texts))
+        if self.gap.kind in ("mean", "noise_mean"):
+            treated = remove_mean(treated, self.text_mean)
+        elif self.gap.kind == "bank":
+            treated = nearest_images(treated, self.bank, self.gap.num_neighbors)
+        is_given = torch.tensor([bool(text) for text in texts]).to(treated.device, non_blocking=True)
+        return treated * is_given[:, None]
+
+
+def _note_statistics(module: CLIPStage, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Record whether a state dict contains statistics."""
+    count = state.get(f"{prefix}num_fitted")
+    module.is_fitted = module.is_fitted or (count is not None and int(count) > 0)
