@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ldm.legacy.epoch_files import epoch_checkpoint
 from ldm.modules.weights import DAMAGE, load_pickled
 from ldm.util import UserError, atomic_write
 
@@ -55,7 +56,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     if not Path(path).is_file():
         raise UserError(f"the checkpoint {path} does not exist.{_others(Path(path))}")
     try:
-        checkpoint = load_pickled(path, map_location)
+        checkpoint = epoch_checkpoint(load_pickled(path, map_location))
     except UserError:
         raise
     except DAMAGE as error:

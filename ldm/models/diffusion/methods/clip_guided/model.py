@@ -25,6 +25,7 @@ from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.diffusion.methods.clip_guided.options import GapOptions
 from ldm.models.diffusion.methods.clip_guided.stage import CLIPStage
 from ldm.models.inputs import batch_value, images_from_batch
+from ldm.modules.weights import NETWORK_PREFIX, network_keys
 from ldm.util import ConfigError, UserError
 
 PIXELS = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
@@ -109,6 +110,15 @@ class CLIPGuidedDDPM(LatentDiffusion):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["weight_decay"] = self.weight_decay
         return configured
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Complete a checkpoint of the network alone, as published; the average starts from its weights."""
+        state = checkpoint["state_dict"]
+        if all(key.startswith(NETWORK_PREFIX) for key in state):
+            own = {key: value.clone() for key, value in self.state_dict().items()}
+            average = network_keys([key.removeprefix(NETWORK_PREFIX) for key in state], use_ema=True)
+            started = {key: state[NETWORK_PREFIX + name] for name, key in average.items() if key in own}
+            checkpoint["state_dict"] = {**own, **started, **state}
 
     # The gap between embeddings of images and texts ---------------------------------------------------------------
 
