@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 import pytorch_lightning as pl
 import test_clip_disdiff
+import test_clip_guided
 import test_ddpm
 import test_disdiff
 import test_encdiff
@@ -22,6 +23,13 @@ from ldm.diffusion.samplers import DDIMSampler, named_sampler
 from ldm.models.clip import WorldCLIP
 
 CUDA = torch.device("cuda", 0)
+CLIP_GUIDED = {
+    "use_ema": True,
+    "cond_drop_prob": 0.1,
+    "gap": "noise",
+    "unet_config": test_clip_guided.unet(c_embed_dim=16),
+}
+GUIDED_BATCH = {"image": test_clip_guided.batch_of(2)["image"]}  # embedded by the image tower
 STEPS = {"ddim": 2, "plms": 2, "dpm_solver": 2, "ddpm": None}
 
 
@@ -84,6 +92,7 @@ def models(clip_stage):
         "disdiff": lambda: (test_disdiff.build(), test_disdiff.batch(2)),
         "encdiff": lambda: (test_encdiff.build(), test_encdiff.batch(2)),
         "clip_disdiff": lambda: (clip_disdiff(clip_stage), test_clip_disdiff.batch_of([world, ["blue floor", ""]])),
+        "clip_guided": lambda: (test_clip_guided.build(**CLIP_GUIDED, cond_stage_config=clip_stage), GUIDED_BATCH),
     }
 
 
@@ -94,7 +103,7 @@ def clip_disdiff(clip_stage):
     return model
 
 
-METHODS = ["ldm", "disdiff", "encdiff", "clip_disdiff"]
+METHODS = ["ldm", "disdiff", "encdiff", "clip_disdiff", "clip_guided"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -162,6 +171,24 @@ def test_units_and_texts(clip_stage):
     with mode:
         x_T = torch.randn(1, *model.latent_shape, device=CUDA)
         assert model.sample_edit([["red floor", ""]], x_T, sampler, 1.5).device == CUDA
+
+
+@pytest.mark.parametrize("gap", ["none", "noise", "mean", "noise_mean", "covariance", "bank"])
+def test_clip_guided_training_and_texts(gap, clip_stage):
+    options = {**CLIP_GUIDED, "gap": gap, "drop_per_element": True}
+    model = test_clip_guided.build(**options, cond_stage_config=clip_stage)
+    model.cond_stage_model.embed_texts(["red floor", "green wall", ""])  # tokens are read on the host
+    if gap not in ("none", "noise"):
+        model.fit_gap(torch.randn(8, 16), ["red floor", "green wall"])
+    mode = fake_mode()
+    on_fake_cuda(model, mode).train()
+    with mode:
+        batch = {"image": GUIDED_BATCH["image"], "clip_embedding": torch.randn(2, 16)}
+        loss, _, _ = model.shared_step(fake_batch(batch, mode))
+        cond = model.condition_from_texts(["red floor", ""])
+        images, _ = model.eval().sample_w(cond.value, [-1.0, 2.0], sampler=DDIMSampler(2))
+        assert loss.device == cond.value.device == images.device == CUDA
+        assert model.sample(torch.randn(2, 3, 8, 8, device=CUDA), cond).device == CUDA
 
 
 @pytest.mark.parametrize("kind", ["class", "super-resolution", "segmentation"])

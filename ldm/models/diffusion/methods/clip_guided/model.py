@@ -114,11 +114,14 @@ class CLIPGuidedDDPM(LatentDiffusion):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Complete a checkpoint of the network alone, as published; the average starts from its weights."""
         state = checkpoint["state_dict"]
-        if all(key.startswith(NETWORK_PREFIX) for key in state):
-            own = {key: value.clone() for key, value in self.state_dict().items()}
-            average = network_keys([key.removeprefix(NETWORK_PREFIX) for key in state], use_ema=True)
-            started = {key: state[NETWORK_PREFIX + name] for name, key in average.items() if key in own}
-            checkpoint["state_dict"] = {**own, **started, **state}
+        if not all(key.startswith(NETWORK_PREFIX) for key in state):
+            return
+        own = {key: value.clone() for key, value in self.state_dict().items()}
+        average = network_keys([key.removeprefix(NETWORK_PREFIX) for key in state], use_ema=True)
+        started = {key: state[NETWORK_PREFIX + name] for name, key in average.items() if key in own}
+        checkpoint["state_dict"] = {**own, **started, **state}
+        for count in checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress", {}).values():
+            count.update(dict.fromkeys(count, checkpoint["epoch"]))  # Lightning completes one of the counters alone
 
     # The gap between embeddings of images and texts ---------------------------------------------------------------
 

@@ -46,7 +46,8 @@ class CLIPStage(TextStage):
         self.text_encoder = None if text_encoder is None else instantiate_from_config(text_encoder)
         self.image_encoder = None if image_encoder is None else instantiate_from_config(image_encoder)
         if isinstance(self.text_encoder, FrozenCLIPTextEmbedder):
-            self.text_encoder.normalize = False  # lengths are treated here, in the same way for both towers
+            # Lengths are treated here, in the same way for both towers; the condition is a vector, not a sequence.
+            self.text_encoder.normalize, self.text_encoder.n_repeat = False, None
         self.gap = gap or GapOptions()
         self.normalize = normalize or self.gap.kind not in ("none", "bank")
         self.takes_texts = self.text_encoder is not None

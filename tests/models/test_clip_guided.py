@@ -1,0 +1,357 @@
+"""The CLIP-guided DDPM: schedule, sampler, guidance, dropout, treatments of the gap, checkpoints, and a run."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from legacy_configs import save_clip
+from omegaconf import OmegaConf
+from stand_ins import PLAIN_UNET, vq_config
+from torch.utils.data import DataLoader
+
+import main as front_door
+from ldm.config.loading import load_config
+from ldm.config.validation import validate
+from ldm.diffusion.conditions import TensorCondition
+from ldm.diffusion.guidance import classifier_free
+from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, named_sampler
+from ldm.models.diffusion.methods.clip_guided.model import CLIPGuidedDDPM
+from ldm.modules.diffusionmodules.clip_guided import UNet
+from ldm.runs.checkpoint_io import AtomicCheckpointIO
+from ldm.runs.load import load_run
+from ldm.util import ConfigError, UserError
+
+T, SIZE, WIDTH = 20, 8, 64
+NETWORK = {"T": T, "img_ch": 3, "img_size": SIZE, "down_chs": [32, 32, 64], "c_embed_dim": WIDTH}
+TARGET = "ldm.models.diffusion.methods.clip_guided.model.CLIPGuidedDDPM"
+SEED_OPTIONS = {
+    "timesteps": T,
+    "beta_schedule": "sqrt_linear",
+    "linear_start": 1e-4,
+    "linear_end": 0.02,
+    "image_size": SIZE,
+    "channels": 3,
+    "use_ema": False,
+    "monitor": None,
+    "sampler": {"target": "ldm.diffusion.samplers.DDPMSampler", "params": {"variance": "previous"}},
+}
+
+
+def unet(arch="package", **params):
+    return {"target": "ldm.modules.diffusionmodules.clip_guided.UNet", "params": {**NETWORK, "arch": arch, **params}}
+
+
+def build(arch="package", **params):
+    torch.manual_seed(0)
+    return CLIPGuidedDDPM(**{**SEED_OPTIONS, "unet_config": unet(arch), **params})
+
+
+def batch_of(count=4, size=SIZE):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8, generator=generator)
+    return {"image": images, "clip_embedding": torch.randn(count, WIDTH, generator=generator)}
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    return towers_of(save_clip(tmp_path_factory.mktemp("clip") / "clip"))
+
+
+def towers_of(folder):
+    modules = "ldm.modules.encoders.modules"
+    return {
+        "text_encoder": {"target": f"{modules}.FrozenCLIPTextEmbedder", "params": {"version": str(folder)}},
+        "image_encoder": {"target": f"{modules}.FrozenClipImageEmbedder", "params": {"model": str(folder)}},
+    }
+
+
+# Schedule, sampler, guidance -----------------------------------------------------------------------------------------
+
+
+def test_schedule_is_linear_in_beta():
+    model = build(timesteps=400)
+    expected = torch.linspace(1e-4, 0.02, 400, dtype=torch.float64)
+    torch.testing.assert_close(model.betas.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(model.alphas_cumprod.double(), torch.cumprod(1 - expected, 0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("arch", ["package", "dli"])
+@pytest.mark.parametrize("w", [-2.0, 0.0, 1.5])
+def test_sampler_is_the_written_out_loop(arch, w):
+    model = build(arch).eval()
+    cond, x_T = torch.randn(3, WIDTH), torch.randn(3, 3, SIZE, SIZE)
+    torch.manual_seed(5)
+    found = model.sample(x_T, TensorCondition(cond), guidance_scale=1 + w)
+    network = model.model.diffusion_model.double()
+    beta = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
+    alpha, abar = 1 - beta, torch.cumprod(1 - beta, 0)
+    torch.manual_seed(5)
+    x = x_T.double()
+    with torch.no_grad():
+        for t in reversed(range(T)):
+            steps = torch.full((3,), t)
+            eps = (1 + w) * network(x, steps, cond.double()) - w * network(x, steps, torch.zeros(3, WIDTH).double())
+            x = (x - (1 - alpha[t]) / (1 - abar[t]).sqrt() * eps) / alpha[t].sqrt()
+            if t > 0:
+                x = x + beta[t - 1].sqrt() * torch.randn(3, 3, SIZE, SIZE).double()
+    torch.testing.assert_close(found.double(), x, rtol=1e-3, atol=1e-4)
+
+
+def test_variance_is_checked():
+    with pytest.raises(ConfigError, match=r"sampler.params.variance: expected one of posterior, previous.*'previos'"):
+        DDPMSampler(variance="previos")
+
+
+def test_guidance_per_sample_is_that_of_each_strength():
+    def predict(x, t, cond):
+        return x * cond.value.mean(1).reshape(-1, 1, 1, 1)
+
+    x, cond = torch.randn(3, 1, 2, 2), TensorCondition(torch.randn(3, 5))
+    scales = torch.tensor([-1.0, 1.0, 3.0])
+    found = classifier_free(predict, cond, scales)(x, torch.zeros(3))
+    for row, scale in enumerate(scales.tolist()):
+        one = TensorCondition(cond.value[row : row + 1])
+        torch.testing.assert_close(
+            found[row : row + 1], classifier_free(predict, one, scale)(x[row : row + 1], torch.zeros(1))
+        )
+
+
+def test_sample_w_has_all_strengths_of_all_conditions_strength_first():
+    model = build().eval()
+    conditions, strengths = torch.randn(2, WIDTH), [-1.0, 0.0, 2.0]
+    x_T = torch.randn(6, 3, SIZE, SIZE)
+    images, frames = model.sample_w(conditions, strengths, x_T, DDIMSampler(4))
+    for row, (w, c) in enumerate((w, c) for w in strengths for c in conditions):
+        one = model.sample(x_T[row : row + 1], TensorCondition(c[None]), DDIMSampler(4), guidance_scale=1 + w)
+        torch.testing.assert_close(images[row : row + 1], one, rtol=1e-4, atol=1e-5)
+    alone = model.sample(x_T[:2], TensorCondition(torch.zeros(2, WIDTH)), DDIMSampler(4))
+    torch.testing.assert_close(images[:2], alone, rtol=1e-4, atol=1e-5)  # w = -1 is no condition
+    _, frames = model.sample_w(conditions)
+    assert len(frames) == len([t for t in range(T) if t % 10 == 0 or t < 10]) and len(frames[0]) == 14
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "plms", "dpm_solver", "ddpm"])
+def test_every_sampler_samples(sampler):
+    model = build().eval()
+    chosen = named_sampler(sampler, num_steps=None if sampler == "ddpm" else 4)
+    assert model.sample(torch.randn(2, 3, SIZE, SIZE), torch.randn(2, WIDTH), chosen, 2.0).shape == (2, 3, SIZE, SIZE)
+
+
+# Condition -----------------------------------------------------------------------------------------------------------
+
+
+def test_dropout_is_per_sample_or_per_element():
+    batch, t = {**batch_of(64), "clip_embedding": torch.ones(64, WIDTH)}, torch.zeros(64, dtype=torch.long)
+    whole = build(cond_drop_prob=0.5).train().condition_at(batch, t).value
+    assert 10 < (whole.sum(1) == 0).sum() < 54 and ((whole.sum(1) == 0) | (whole.sum(1) == WIDTH)).all()
+    single = build(cond_drop_prob=0.1, drop_per_element=True).train().condition_at(batch, t).value
+    assert 0.07 < (single == 0).float().mean() < 0.13 and (single.sum(1) > 0).all()
+    assert build(cond_drop_prob=1.0).eval().condition_at(batch, t).value.all()
+
+
+def test_embeddings_of_the_batch_and_of_the_image_tower(towers):
+    model = build(cond_stage_config=towers).eval()
+    batch = batch_of()
+    assert torch.equal(model.get_condition(batch).value, batch["clip_embedding"])
+    del batch["clip_embedding"]
+    images = batch["image"].permute(0, 3, 1, 2).float() / 127.5 - 1
+    expected = model.cond_stage_model.image_encoder(images)
+    assert torch.equal(model.get_condition(batch).value, expected)
+    normal = build(cond_stage_config=towers, normalize_clip=True).eval()
+    torch.testing.assert_close(normal.get_condition(batch).value, F.normalize(expected, dim=-1))
+    assert (normal.condition_from_texts(["red floor"]).value.norm(dim=1) - 1).abs() < 1e-5
+    assert model.condition_from_texts(["red floor"]).value.norm(dim=1) != 1  # as CLIP returns it
+
+
+def test_missing_embeddings_and_towers_are_named(towers):
+    model = build()
+    with pytest.raises(UserError, match="expected an entry 'clip_embedding'"):
+        model.get_condition({"image": batch_of()["image"]})
+    with pytest.raises(UserError, match=r"expected float vectors \(B, D\), got torch.int64"):
+        model.get_condition({**batch_of(), "clip_embedding": torch.zeros(4, WIDTH, dtype=torch.long)})
+    with pytest.raises(UserError, match="text_encoder, got none"):
+        model.cond_stage_model.encode_texts(["red floor"])
+    with pytest.raises(ConfigError, match="expected text_encoder and image_encoder, got text_tower"):
+        build(cond_stage_config={"text_tower": towers["text_encoder"]})
+
+
+def test_an_empty_text_is_no_condition(towers):
+    model = build(cond_stage_config=towers, gap="noise").eval()
+    value = model.condition_from_texts(["red floor", "", " "]).value
+    assert value[0].any() and not value[1:].any()
+    assert not model.condition_from_texts(["red floor"]).null().value.any()
+
+
+@pytest.mark.parametrize("kind", ["none", "noise", "mean", "noise_mean", "covariance", "bank"])
+def test_gap_treatments(kind, towers):
+    gap = {"kind": kind, "num_images": 32, "num_neighbors": 2}
+    model = build(cond_stage_config=towers, gap=gap)
+    batch, texts = batch_of(12), ["red floor", "green wall", "blue floor", "a small sphere"]
+    if model.cond_stage_model.gap.needs_statistics:
+        with pytest.raises(UserError, match=f"statistics of '{kind}'"):
+            model.get_condition(batch)
+        model.fit_gap(batch["clip_embedding"], texts)
+    seen, trained = model.eval().get_condition(batch).value, model.train().get_condition(batch).value
+    spoken = model.condition_from_texts(texts).value
+    assert torch.equal(seen, trained) == (kind in ("none", "mean", "bank"))
+    if kind == "bank":
+        means = torch.stack([(a + b) / 2 for a in batch["clip_embedding"] for b in batch["clip_embedding"]])
+        assert (torch.cdist(spoken, means, compute_mode="donot_use_mm_for_euclid_dist").min(1).values < 1e-4).all()
+    elif kind != "none":
+        torch.testing.assert_close(trained.norm(dim=1), torch.ones(12))
+    again = build(cond_stage_config=towers, gap=gap)
+    again.load_state_dict(model.state_dict())
+    assert again.cond_stage_model.is_fitted and torch.equal(again.condition_from_texts(texts).value, spoken)
+    assert not any("encoder" in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("gap", "message"),
+    [
+        ("noize", "gap.kind: expected one of none, noise.*Did you mean 'noise'"),
+        ({"kind": "noise", "stdd": 1.0}, "gap: unexpected key 'stdd'.*Did you mean 'std'"),
+        ({"kind": "noise", "std": -1.0}, "gap.std: expected a number of at least 0"),
+        ({"kind": "bank", "num_images": 2}, "gap.num_neighbors: expected at most num_images"),
+    ],
+)
+def test_gap_options_are_refused_by_the_check_and_the_model(gap, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        build(gap=gap)
+    config = {"model": {"target": TARGET, "params": {**SEED_OPTIONS, "unet_config": unet(), "gap": gap}}}
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match=message):
+        validate(load_config([tmp_path / "c.yaml"], []), sections=("model",))
+
+
+def test_sizes_are_refused_by_the_check(tmp_path):
+    params = {**SEED_OPTIONS, "unet_config": unet(img_size=30)}
+    OmegaConf.save(OmegaConf.create({"model": {"target": TARGET, "params": params}}), tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="img_size: expected a multiple of 4, got 30"):
+        validate(load_config([tmp_path / "c.yaml"], []), sections=("model",))
+
+
+# Other networks and spaces -------------------------------------------------------------------------------------------
+
+OURS = {**PLAIN_UNET, "num_classes": "sequential", "adm_in_channels": WIDTH}
+
+
+@pytest.mark.parametrize("is_latent", [False, True])
+@pytest.mark.parametrize("is_ours", [False, True])
+def test_networks_on_pixels_and_on_latents(is_latent, is_ours):
+    channels = 4 if is_latent else 3
+    ours = {**OURS, "in_channels": channels, "out_channels": channels}
+    network = {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": ours}
+    first = {"first_stage_config": vq_config()} if is_latent else {}
+    model = build(unet_config=network if is_ours else unet(img_ch=channels), channels=channels, **first)
+    batch = batch_of(2, 32 if is_latent else SIZE)
+    loss, _, _ = model.train().shared_step(batch)
+    loss.backward()
+    assert all(p.grad is not None for p in model.network_parameters())
+    pictures = model.eval().log_images(batch, N=2, sampler={"target": "ldm.diffusion.samplers.DDIMSampler"} | FEW)
+    assert pictures["samples"].shape == (2, 3, 32, 32) if is_latent else (2, 3, SIZE, SIZE)
+
+
+FEW: dict[str, Any] = {"params": {"num_steps": 2}}
+
+
+# Checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+def published(path, arch, steps=2):
+    """Train the network alone with Adam, and write the reference's file."""
+    torch.manual_seed(1)
+    network = UNet(**NETWORK, arch=arch)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        x = torch.randn(2, 3, SIZE, SIZE)
+        (network(x, torch.tensor([1, 5]), torch.randn(2, WIDTH)) - x).square().mean().backward()
+        optimizer.step()
+    content = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 9, "loss_history": [0.1]}
+    torch.save(content, path)
+    return network, optimizer
+
+
+@pytest.mark.parametrize("arch", ["package", "dli"])
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_published_checkpoints_load_and_sample(arch, use_ema, tmp_path):
+    network, _ = published(tmp_path / "9.pth", arch)
+    model = build(arch, ckpt_path=str(tmp_path / "9.pth"), use_ema=use_ema).eval()
+    x, cond, t = torch.randn(2, 3, SIZE, SIZE), torch.randn(2, WIDTH), torch.tensor([3, 4])
+    with torch.no_grad(), model.ema_scope():
+        assert torch.equal(model.apply_model(x, t, cond), network(x, t, cond))
+    params = {**SEED_OPTIONS, "unet_config": unet(arch), "use_ema": use_ema}
+    OmegaConf.save(OmegaConf.create({"model": {"target": TARGET, "params": params}}), tmp_path / "c.yaml")
+    loaded = load_run(str(tmp_path / "9.pth"), [str(tmp_path / "c.yaml")])
+    assert loaded.num_steps == 2
+    with torch.no_grad():
+        assert torch.equal(loaded.model.apply_model(x, t, cond), network(x, t, cond))
+
+
+@pytest.mark.parametrize("use_ema", [False, True])
+def test_published_checkpoints_continue(use_ema, tmp_path):
+    network, optimizer = published(tmp_path / "9.pth", "package")
+    model = build(use_ema=use_ema)
+    rows = [{key: value[row] for key, value in batch_of().items()} for row in range(4)]
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    seen: dict[str, Any] = {}
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen["state"] = [copy.deepcopy(state) for state in trainer.optimizers[0].state.values()]
+            seen["epoch"], seen["step"] = trainer.current_epoch, trainer.global_step
+            seen["weights"] = {k: v.clone() for k, v in pl_module.model.diffusion_model.state_dict().items()}
+            if use_ema:
+                seen["average"] = [v.clone() for v in pl_module.model_ema.state_dict().values() if v.ndim]
+
+    trainer = pl.Trainer(max_epochs=11, callbacks=[Look()], plugins=[AtomicCheckpointIO()], **options)
+    trainer.fit(model, DataLoader(rows, batch_size=2), ckpt_path=str(tmp_path / "9.pth"))
+    assert (seen["epoch"], seen["step"]) == (10, 2) and trainer.global_step == 4
+    assert all(torch.equal(value, seen["weights"][key]) for key, value in network.state_dict().items())
+    for found, expected in zip(seen["state"], optimizer.state.values(), strict=True):
+        assert torch.equal(found["exp_avg"], expected["exp_avg"])
+    if use_ema:
+        assert all(torch.equal(a, b) for a, b in zip(seen["average"], network.state_dict().values(), strict=True))
+
+
+def test_optimizer_is_adam():
+    optimizer = build().configure_optimizers()
+    assert optimizer.param_groups[0]["weight_decay"] == 0
+    assert build(weight_decay=0.01).configure_optimizers().param_groups[0]["weight_decay"] == 0.01
+
+
+# A run ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_estimates_the_gap_draws_pictures_and_is_sampled_from_texts(tmp_path):
+    towers = towers_of(save_clip(tmp_path / "clip"))
+    params = {**SEED_OPTIONS, "unet_config": unet(img_size=64), "image_size": 64, "cond_stage_config": towers}
+    params |= {"use_ema": True, "cond_drop_prob": 0.1, "gap": {"kind": "mean", "num_images": 6}}
+    images = {"target": "stand_ins.World64"}
+    sampler = {"target": "ldm.diffusion.samplers.DDIMSampler", "params": {"num_steps": 2}}
+    drawn = {"N": 2, "inpaint": False, "sampler": sampler, "unconditional_guidance_scale": 2.0}
+    logger = {"batch_frequency": 1, "max_images": 2, "increase_log_steps": False, "log_images_kwargs": drawn}
+    config = {
+        "model": {"base_learning_rate": 1e-4, "target": TARGET, "params": params},
+        "data": {"target": "main.DataModuleFromConfig", "params": {"batch_size": 2, "num_workers": 0, "train": images}},
+        "lightning": {
+            "callbacks": {"image_logger": {"target": "main.ImageLogger", "params": logger}},
+            "trainer": {"accelerator": "cpu", "max_steps": 2, "log_every_n_steps": 1},
+        },
+    }
+    OmegaConf.save(OmegaConf.create(config), tmp_path / "c.yaml")
+    assert front_door.main(["-b", str(tmp_path / "c.yaml"), "-l", str(tmp_path / "logs")]) == 0
+    assert front_door.main(["-b", str(tmp_path / "c.yaml"), "-t", "-l", str(tmp_path / "logs")]) == 0
+    run = next((tmp_path / "logs").iterdir())
+    names = {path.name.split("_gs")[0] for path in (run / "images").rglob("*.png")}
+    assert {"inputs", "samples", "samples_cfg_scale_2.00"} <= names
+    loaded = load_run(str(run)).model
+    assert loaded.cond_stage_model.is_fitted and loaded.cond_stage_model.num_fitted == 6
+    cond = loaded.condition_from_texts(["red floor", "green wall"])
+    assert np.isfinite(loaded.sample(torch.randn(2, 3, 64, 64), cond, DDIMSampler(2), 2.0).numpy()).all()
