@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 import main as front_door
 from ldm.config.loading import load_config
 from ldm.config.validation import validate
+from ldm.data.world import world_vocabulary
 from ldm.diffusion.conditions import TensorCondition
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, named_sampler
-from ldm.models.diffusion.methods.clip_guided.model import CLIPGuidedDDPM
+from ldm.models.diffusion.methods.clip_guided.model import CLIPGuidedDDPM, gap_texts
 from ldm.modules.diffusionmodules.clip_guided import UNet
 from ldm.runs.checkpoint_io import AtomicCheckpointIO
 from ldm.runs.load import load_run
@@ -215,7 +216,7 @@ def test_gap_treatments(kind, towers):
     ("gap", "message"),
     [
         ("noize", "gap.kind: expected one of none, noise.*Did you mean 'noise'"),
-        ({"kind": "noise", "stdd": 1.0}, "gap: unexpected key 'stdd'.*Did you mean 'std'"),
+        ({"kind": "noise", "stdd": 1.0}, r"gap: unknown keys \['stdd'\]. Use only kind, std"),
         ({"kind": "noise", "std": -1.0}, "gap.std: expected a number of at least 0"),
         ({"kind": "bank", "num_images": 2}, "gap.num_neighbors: expected at most num_images"),
     ],
@@ -234,6 +235,20 @@ def test_sizes_are_refused_by_the_check(tmp_path):
     OmegaConf.save(OmegaConf.create({"model": {"target": TARGET, "params": params}}), tmp_path / "c.yaml")
     with pytest.raises(ConfigError, match="img_size: expected a multiple of 4, got 30"):
         validate(load_config([tmp_path / "c.yaml"], []), sections=("model",))
+
+
+def test_texts_of_the_statistics(tmp_path):
+    (tmp_path / "texts.txt").write_text("a cat\n\na dog\n", encoding="utf-8")
+    assert gap_texts(str(tmp_path / "texts.txt"), None) == ["a cat", "a dog"]
+    assert gap_texts(["a cat"], world_vocabulary()) == ["a cat"]
+    texts = gap_texts(None, world_vocabulary())
+    assert len(set(texts)) > 500 and texts == gap_texts(None, world_vocabulary())
+    with pytest.raises(UserError, match=r"nowhere.txt does not exist"):
+        gap_texts(str(tmp_path / "nowhere.txt"), None)
+    with pytest.raises(UserError, match=r"gap.texts: expected texts"):
+        gap_texts(None, None)
+    with pytest.raises(ConfigError, match="text_encoder: expected the text tower, which gap 'mean' needs"):
+        build(gap="mean")
 
 
 # Other networks and spaces -------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ Dimensions: B batch, D width of the condition, H W pixels.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,8 +60,8 @@ class UNet(nn.Module):
         self.dense_emb = _bottleneck(arch, coarse * side**2, middle)
         # The order of the parameters is that of the published optimizers' states.
         time_names = ("temb_1", "temb_2") if is_course else ("t_emb1", "t_emb2")
-        for name, width in zip(time_names, (coarse, middle)):
-            self.add_module(name, _embed_block(t_embed_dim, width))
+        self.add_module(time_names[0], _embed_block(t_embed_dim, coarse))
+        self.add_module(time_names[1], _embed_block(t_embed_dim, middle))
         self.c_embed1, self.c_embed2 = _embed_block(c_embed_dim, coarse), _embed_block(c_embed_dim, middle)
         unflatten, up0 = nn.Unflatten(1, (coarse, side, side)), _conv_block(arch, coarse, coarse)
         self.up0 = nn.Sequential(unflatten, up0) if is_course else up0
@@ -144,10 +145,7 @@ class FirstBlock(nn.Module):
 
 def _named(**parts: nn.Module) -> nn.Sequential:
     """Return the modules in a row under their names."""
-    row = nn.Sequential()
-    for name, part in parts.items():
-        row.add_module(name, part)
-    return row
+    return nn.Sequential(OrderedDict(parts))
 
 
 def _conv_block(arch: str, in_channels: int, out_channels: int, groups: int = BIG_GROUPS) -> nn.Sequential:

@@ -9,6 +9,7 @@ Dimensions: B batch, D width of CLIP's joint space, C H W what is denoised.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,11 +65,9 @@ class CLIPGuidedDDPM(LatentDiffusion):
             ConfigError: an option has an unknown value.
         """
         towers = cond_stage_config or {}
-        if not isinstance(towers, Mapping) or (unknown := set(towers) - {"text_encoder", "image_encoder"}):
-            found = ", ".join(sorted(unknown)) if isinstance(towers, Mapping) else repr(towers)
-            raise ConfigError(
-                f"model.params.cond_stage_config: expected text_encoder and image_encoder, got {found}. Name the towers"
-            )
+        if unknown := sorted(set(towers) - {"text_encoder", "image_encoder"}):
+            where = "model.params.cond_stage_config"
+            raise ConfigError(f"{where}: expected text_encoder and image_encoder, got {', '.join(unknown)}. Rename it")
         super().__init__(
             first_stage_config=first_stage_config,
             cond_stage_config={**towers, "normalize": normalize_clip, "gap": GapOptions.from_config(gap)},
@@ -140,7 +139,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
         train = data.datasets.get("train") if isinstance(data, DataModuleFromConfig) else None
         if train is None:
             raise UserError("model.params.gap: expected a data module with training images. Call fit_gap before")
-        texts = stage.gap.read_texts() or composed_captions(vocabulary_of(train))
+        texts = gap_texts(stage.gap.texts, vocabulary_of(train))
         rows = np.linspace(0, len(train) - 1, min(len(train), stage.gap.num_images)).round().astype(int)
         found = []
         with kept_random_state(self.device):  # data sets may draw their augmentation
@@ -187,16 +186,22 @@ class CLIPGuidedDDPM(LatentDiffusion):
         return self.decode_first_stage(z), frames
 
 
-def composed_captions(vocabulary: Any) -> list[str]:
-    """Return captions of random attribute words of a data set's vocabulary.
+def gap_texts(given: Sequence[str] | str | None, vocabulary: Any) -> list[str]:
+    """Return texts: a list, the lines of a file, or captions of random attribute words of a data set's vocabulary.
 
     Raises:
-        UserError: the data set has none.
+        UserError: neither is given, or the file does not exist.
     """
+    if isinstance(given, str):
+        if not Path(given).expanduser().is_file():
+            raise UserError(f"model.params.gap.texts: the file {given} does not exist. Correct the path")
+        return [line for line in Path(given).expanduser().read_text(encoding="utf-8").splitlines() if line.strip()]
+    if given is not None:
+        return list(given)
     if vocabulary is None:
         raise UserError(
-            "model.params.gap.texts: expected texts, because the training data have no vocabulary, got none. Set a "
-            "list or a file with one text per line; they need no images"
+            "model.params.gap.texts: expected texts, because the data have no vocabulary, got none. Set a list or a "
+            "file with one text per line; they need no images"
         )
     draws = np.random.default_rng(0)
     factors = [[draws.integers(len(values)) for values in vocabulary.value_to_word] for _ in range(_NUM_TEXTS)]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ldm.data.options import require_choice, require_count
-from ldm.util import ConfigError, did_you_mean
+from ldm.modules.diffusionmodules.shapes import build_dataclass
+from ldm.util import ConfigError
 
 KINDS = ("none", "noise", "mean", "noise_mean", "covariance", "bank")
 
@@ -41,10 +41,8 @@ class GapOptions:
         require_choice(f"{where}.kind", self.kind, KINDS)
         require_count(f"{where}.num_images", self.num_images)
         require_count(f"{where}.num_neighbors", self.num_neighbors)
-        if self.num_neighbors > self.num_images:
-            raise ConfigError(
-                f"{where}.num_neighbors: expected at most num_images ({self.num_images}), got {self.num_neighbors}"
-            )
+        if self.num_neighbors > (most := self.num_images):
+            raise ConfigError(f"{where}.num_neighbors: expected at most num_images ({most}), got {self.num_neighbors}")
         if not self.noise >= 0:
             raise ConfigError(f"{where}.std: expected a number of at least 0, got {self.std}")
 
@@ -52,12 +50,7 @@ class GapOptions:
     def from_config(cls, given: str | Mapping[str, Any] | None) -> GapOptions:
         """Return the options of ``gap: KIND`` or ``gap: {kind: KIND, ...}``; None is ``none``."""
         params = {"kind": given or "none"} if given is None or isinstance(given, str) else given
-        known = list(cls.__dataclass_fields__)
-        for name in params:
-            if name not in known:
-                expected = f"{did_you_mean(name, known)} Accepted: {', '.join(known)}"
-                raise ConfigError(f"model.params.gap: unexpected key {name!r}.{expected}")
-        return cls(**params)
+        return build_dataclass(cls, params, "model.params.gap")
 
     @property
     def noise(self) -> float:
@@ -68,10 +61,3 @@ class GapOptions:
     def needs_statistics(self) -> bool:
         """Whether the treatment depends on embeddings of data."""
         return self.kind in ("mean", "noise_mean", "covariance", "bank")
-
-    def read_texts(self) -> list[str] | None:
-        """Return the texts of the option; None without any."""
-        if isinstance(self.texts, str):
-            lines = Path(self.texts).expanduser().read_text(encoding="utf-8").splitlines()
-            return [line.strip() for line in lines if line.strip()]
-        return None if self.texts is None else list(self.texts)

@@ -61,14 +61,11 @@ class CLIPStage(TextStage):
         width, kind = self.width, self.gap.kind
         if width is None:
             raise ConfigError(
-                f"model.params.gap: expected cond_stage_config.text_encoder for {kind!r}, got none. Name the text tower"
+                f"model.params.gap: expected cond_stage_config.text_encoder for {kind!r}, got none. Set it"
             )
-        shapes: dict[str, tuple[int, ...]] = {"image_mean": (width,), "text_mean": (width,)}
-        if kind == "covariance":
-            shapes = {"gap_mean": (width,), "gap_root": (width, width)}
-        elif kind == "bank":
-            shapes = {"bank": (self.gap.num_images, width)}
-        for name, shape in shapes.items():
+        shapes = {"covariance": {"gap_mean": (width,), "gap_root": (width, width)}}
+        shapes["bank"] = {"bank": (self.gap.num_images, width)}
+        for name, shape in shapes.get(kind, {"image_mean": (width,), "text_mean": (width,)}).items():
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("num_fitted", torch.tensor(0))
 
@@ -81,17 +78,13 @@ class CLIPStage(TextStage):
         """
         images, texts = self._scaled(images), self._scaled(texts)
         if self.gap.kind == "bank":
-            if len(images) < self.gap.num_neighbors:
-                raise UserError(
-                    f"model.params.gap.num_neighbors: expected at most {len(images)}, the number of images, got "
-                    f"{self.gap.num_neighbors}. Use more images, or fewer neighbors"
-                )
-            rows = images[: len(self.bank)]
-            self.bank.zero_()[: len(rows)] = rows
+            if len(images) < (least := self.gap.num_neighbors):
+                raise UserError(f"model.params.gap.num_neighbors: expected at most {len(images)} (images), got {least}")
+            images = images[: len(self.bank)]
+            self.bank.zero_()[: len(images)] = images
         elif self.gap.kind == "covariance":
-            mean, root = gap_statistics(images, texts)
-            self.gap_mean.copy_(mean)
-            self.gap_root.copy_(root)
+            for buffer, value in zip((self.gap_mean, self.gap_root), gap_statistics(images, texts)):
+                buffer.copy_(value)
         else:
             self.image_mean.copy_(images.mean(0))
             self.text_mean.copy_(texts.mean(0))
@@ -121,25 +114,19 @@ class CLIPStage(TextStage):
         return treated
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Return the untreated embeddings (B, D) of images (B, 3, H, W) in [-1, 1].
-
-        Raises:
-            UserError: there is no image encoder.
-        """
-        if self.image_encoder is None:
-            raise UserError("CLIP of images: expected model.params.cond_stage_config.image_encoder, got none. Set it")
+        """Return the untreated embeddings (B, D) of images (B, 3, H, W) in [-1, 1]."""
         with torch.no_grad():
-            return self.image_encoder(images)
+            return self._tower("image_encoder")(images)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the untreated embeddings (B, D) of B texts.
+        """Return the untreated embeddings (B, D) of B texts."""
+        return self._tower("text_encoder").encode(list(texts))
 
-        Raises:
-            UserError: there is no text encoder.
-        """
-        if self.text_encoder is None:
-            raise UserError("CLIP of texts: expected model.params.cond_stage_config.text_encoder, got none. Set it")
-        return self.text_encoder.encode(list(texts))
+    def _tower(self, name: str) -> Any:
+        tower = dict(self.named_children()).get(name)
+        if tower is None:
+            raise UserError(f"CLIP: expected model.params.cond_stage_config.{name}, got none. Set it")
+        return tower
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Return the condition (B, D) of B texts; zeros, which is no condition, for empty ones."""
