@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from legacy_configs import save_clip
 from omegaconf import OmegaConf
+from script_modules import load_script
 from stand_ins import PLAIN_UNET, vq_config
 from torch.utils.data import DataLoader
 
@@ -366,6 +367,9 @@ def test_a_run_estimates_the_gap_draws_pictures_and_is_sampled_from_texts(tmp_pa
     run = next((tmp_path / "logs").iterdir())
     names = {path.name.split("_gs")[0] for path in (run / "images").rglob("*.png")}
     assert {"inputs", "samples", "samples_cfg_scale_2.00"} <= names
+    words = ["--text", "red floor", "--text", "", "--guidance", "2.5"]
+    assert load_script("sample_diffusion").main(["-r", str(run), "-n", "2", "-c", "2", *words]) == 0
+    assert list(run.glob("samples/last/*/*.png"))
     loaded = load_run(str(run)).model
     assert loaded.cond_stage_model.is_fitted and loaded.cond_stage_model.num_fitted == 6
     cond = loaded.condition_from_texts(["red floor", "green wall"])

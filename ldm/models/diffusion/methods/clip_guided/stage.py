@@ -60,9 +60,8 @@ class CLIPStage(TextStage):
     def _add_statistics(self) -> None:
         width, kind = self.width, self.gap.kind
         if width is None:
-            raise ConfigError(
-                f"model.params.gap: expected cond_stage_config.text_encoder for {kind!r}, got none. Set it"
-            )
+            where = "model.params.cond_stage_config.text_encoder"
+            raise ConfigError(f"{where}: expected the text tower, which gap {kind!r} needs, got none. Set it")
         shapes = {"covariance": {"gap_mean": (width,), "gap_root": (width, width)}}
         shapes["bank"] = {"bank": (self.gap.num_images, width)}
         for name, shape in shapes.get(kind, {"image_mean": (width,), "text_mean": (width,)}).items():
