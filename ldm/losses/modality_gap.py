@@ -25,7 +25,8 @@ def remove_mean(embeddings: Tensor, mean: Tensor) -> Tensor:
 
 def add_gap_noise(embeddings: Tensor, mean: Tensor, root: Tensor, std: float) -> Tensor:
     """Return normalize(h + mean + std root eps) with the gap's mean (D,) and root of the covariance (D, D)."""
-    return F.normalize(embeddings + mean + std * torch.randn_like(embeddings) @ root.T, dim=-1)
+    noise = std * torch.randn_like(embeddings) @ root.T if std else 0.0
+    return F.normalize(embeddings + mean + noise, dim=-1)
 
 
 def gap_statistics(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,9 +59,9 @@ class UNet(nn.Module):
         self.to_vec = nn.Sequential(nn.Flatten(), nn.GELU()) if is_course else nn.Flatten()
         self.dense_emb = _bottleneck(arch, coarse * side**2, middle)
         # The order of the parameters is that of the published optimizers' states.
-        time_names = ("temb_1", "temb_2") if is_course else ("t_emb1", "t_emb2")
-        self.add_module(time_names[0], _embed_block(t_embed_dim, coarse))
-        self.add_module(time_names[1], _embed_block(t_embed_dim, middle))
+        self._time_names = ("temb_1", "temb_2") if is_course else ("t_emb1", "t_emb2")
+        for name, width in zip(self._time_names, (coarse, middle)):
+            self.add_module(name, _embed_block(t_embed_dim, width))
         self.c_embed1, self.c_embed2 = _embed_block(c_embed_dim, coarse), _embed_block(c_embed_dim, middle)
         unflatten, up0 = nn.Unflatten(1, (coarse, side, side)), _conv_block(arch, coarse, coarse)
         self.up0 = nn.Sequential(unflatten, up0) if is_course else up0
@@ -73,7 +73,6 @@ class UNet(nn.Module):
             nn.ReLU() if is_course else nn.GELU(),
             nn.Conv2d(fine, img_ch, 3, padding=1),
         )
-        self._time_names = time_names
         if is_course:
             self.register_load_state_dict_pre_hook(_rename_time)
 

@@ -108,8 +108,8 @@ class CLIPStage(TextStage):
             treated = remove_mean(treated, self.image_mean)
         if is_training and kind in ("noise", "noise_mean"):
             treated = add_noise(treated, self.gap.noise)
-        if is_training and kind == "covariance":
-            treated = add_gap_noise(treated, self.gap_mean, self.gap_root, self.gap.noise)
+        if kind == "covariance":
+            treated = add_gap_noise(treated, self.gap_mean, self.gap_root, self.gap.noise if is_training else 0.0)
         return treated
 
     def embed_images(self, images: Tensor) -> Tensor:
