@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -61,6 +61,14 @@ def split_rows(size: int, split: str | None, limit: int | None = None) -> np.nda
     return (shuffled[held_out:] if split == "train" else shuffled[: min(VALIDATION, held_out)])[:limit]
 
 
+class RowLabels(Protocol):
+    """Further entries of a batch, by row; such as ``ldm.data.formats.clip_embeddings.RowEmbeddings``."""
+
+    def labels(self, rows: np.ndarray) -> dict[str, Any]:
+        """Return the entries of a batch: (n,) int -> {key: n values}."""
+        ...
+
+
 class ImageDataset(Dataset):
     """Images that are read by row. Items and batches are dicts:
 
@@ -81,6 +89,7 @@ class ImageDataset(Dataset):
         vocabulary: words of the factors, or None.
         in_memory: whether reading images costs so little that loader processes would only slow it down.
         path: file or folder of the images, or None.
+        embeddings: further entries of the batches, added by ``with_embeddings``; or None.
 
     Raises:
         ConfigError: an option is outside its choices.
@@ -90,6 +99,7 @@ class ImageDataset(Dataset):
     vocabulary: AttributeVocabulary | None = None
     in_memory = False
     path: Path | None = None
+    embeddings: RowLabels | None = None
 
     def __init__(self, rows: np.ndarray, repeat: int = 1, do_augment: bool = False, seed: int = 0) -> None:
         require_count("repeat", repeat)
@@ -103,6 +113,14 @@ class ImageDataset(Dataset):
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return the other entries of a batch: (n,) int -> {key: n values}."""
         return {}
+
+    def original(self, row: int) -> bytes | np.ndarray:
+        """Return an image as it is stored: an encoded file, or (H, W, 3) uint8 before it is resized."""
+        return self.images(np.array([row]))[0]
+
+    def row_names(self, rows: np.ndarray) -> list[str]:
+        """Return the names by which files of embeddings refer to rows: paths, or numbers of rows."""
+        return [f"image_{row:06d}" for row in rows.tolist()]
 
     @property
     def position_space(self) -> FactorSpace | None:
@@ -132,7 +150,8 @@ class ImageDataset(Dataset):
         if self.do_augment:
             mirrored = self._rng(rows, _MIRROR_SEED).random(len(rows)) < 0.5
             pixels[mirrored] = pixels[mirrored][:, :, ::-1]
-        return {"image": torch.from_numpy(pixels), "index": torch.from_numpy(rows), **self.labels(rows)}
+        batch = {"image": torch.from_numpy(pixels), "index": torch.from_numpy(rows), **self.labels(rows)}
+        return batch if self.embeddings is None else batch | self.embeddings.labels(rows)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if not -len(self) <= position < len(self):

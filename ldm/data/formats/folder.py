@@ -20,7 +20,8 @@ from ldm.util import ConfigError, UserError
 logger = logging.getLogger(__name__)
 
 BY_FOLDER = "folder"
-_FITS = {"crop": square, "stretch": stretch}
+_FITS = {"crop": square, "random_crop": square, "stretch": stretch}
+_CROP_SEED = 11  # random crops have a random stream of their own
 # split -> names of its sub-folder, in order of preference
 _SPLIT_FOLDERS = {
     "train": ("train",),
@@ -42,7 +43,8 @@ class ImageFolder(ImageDataset):
         path: the folder; None takes ``DATA_ROOT``.
         attributes: .csv or .json of the attributes (``read_table``), beside the folder or in it; None for no table.
         image_size: side of the images in pixels.
-        fit: "crop" resizes the shorter side (bilinear) and cuts out the centre; "stretch" resizes both (bicubic).
+        fit: "crop" resizes the shorter side (bilinear) and cuts out the centre; "random_crop" cuts out a random part of
+            it, for training; "stretch" resizes both sides (bicubic).
         split: null (all), train, validation or test: the sub-folders train, val (valid, validation) and test if the
             folder has them, else see ``split_rows``.
         limit: see ``split_rows``.
@@ -147,9 +149,20 @@ class ImageFolder(ImageDataset):
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, image_size, image_size, 3) uint8."""
-        fit = _FITS[self.fit]
-        files = [self.path / self.pictures[row] for row in rows.tolist()]
-        return np.stack([to_array(fit(decode_picture(file, str(file)), self.image_size)) for file in files])
+        fit, files = _FITS[self.fit], [self.path / self.pictures[row] for row in rows.tolist()]
+        options: list[dict[str, Any]] = [{}] * len(files)
+        if self.fit == "random_crop":
+            options = [{"place": place} for place in self._rng(rows, _CROP_SEED).random((len(files), 2)).tolist()]
+        pictures = (decode_picture(file, str(file)) for file in files)
+        return np.stack([to_array(fit(picture, self.image_size, **how)) for picture, how in zip(pictures, options)])
+
+    def original(self, row: int) -> bytes:
+        """See ``ImageDataset``."""
+        return (self.path / self.pictures[row]).read_bytes()
+
+    def row_names(self, rows: np.ndarray) -> list[str]:
+        """See ``ImageDataset``."""
+        return [(self.path / self.pictures[row]).as_posix() for row in rows.tolist()]
 
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return texts and factors of rows, if the data set has them."""

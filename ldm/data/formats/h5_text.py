@@ -58,6 +58,10 @@ class ArrayImages(ImageDataset):
         self.image_size = image_size
         super().__init__(split_rows(self._source.count, split, limit), do_augment=do_augment, seed=seed)
 
+    def original(self, row: int) -> np.ndarray:
+        """See ``ImageDataset``."""
+        return self._source.read(np.array([row]))[0]
+
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, image_size, image_size, 3) uint8."""
         pixels = self._source.read(rows)

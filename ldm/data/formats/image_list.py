@@ -67,6 +67,14 @@ class ImageList(ImageDataset):
             raise UserError(f"{self.path or 'paths'}: expected images of one size, got several. Set size: in pixels.")
         return np.stack([to_array(picture) for picture in pictures])
 
+    def original(self, row: int) -> bytes:
+        """See ``ImageDataset``."""
+        return self.files[row].read_bytes()
+
+    def row_names(self, rows: np.ndarray) -> list[str]:
+        """See ``ImageDataset``."""
+        return [self.names[row] for row in rows.tolist()]
+
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return the paths of rows."""
         return {"file_path_": [self.names[row] for row in rows.tolist()]}

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.encoders.base import ConditionStageBase, TextStage, sent_to
-from ldm.modules.encoders.clip_loading import ClipSource, find_clip, load_clip, load_tokenizer
+from ldm.modules.encoders.clip_loading import ClipSource, clip_fingerprint, find_clip, load_clip, load_tokenizer
 from ldm.modules.weights import grouped
 from ldm.util import UserError
 
@@ -104,6 +104,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
 
     Attributes:
         width: D.
+        fingerprint: identifies the CLIP, as in files of image embeddings.
 
     Raises:
         UserError: the CLIP is missing on this machine.
@@ -123,6 +124,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         source = find_clip(str(version), weights, allow_download)
         self.tokenizer = load_tokenizer(source)
         self.clip = load_clip(source)
+        self.fingerprint = clip_fingerprint(self.clip)
         del self.clip.visual  # unused by encode_text
         self.normalize = normalize
         self.n_repeat = n_repeat

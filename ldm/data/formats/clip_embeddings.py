@@ -1,0 +1,285 @@
+"""CLIP image embeddings in a file, and data sets whose items contain them.
+
+The format follows from the suffix:
+
+* .safetensors and .h5: ``embeddings`` (n, D) float32, ``paths``, ``hashes`` (n,) uint64 of the images, and a record;
+* .csv: no header, one row per image (path, f1, ..., fD); hashes and record are in ``<name>.csv.json``.
+
+The record contains ``clip`` (its name), ``fingerprint`` (``clip_fingerprint``) and ``skipped`` (unreadable images).
+Files of other programs have no record and no hashes; then only paths and widths are checked.
+
+Legend: n rows, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ldm.data.dataset import ImageDataset
+from ldm.data.formats.image_sources import H5_SUFFIXES
+from ldm.data.paths import AnyPath
+from ldm.data.rows import readable
+from ldm.data.traits import unwrap
+from ldm.util import ConfigError, UserError, atomic_write, instantiate_from_config
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (".csv", ".safetensors", *H5_SUFFIXES)
+COMMAND = "python scripts/preprocess_clip.py"
+_CHECKED = 32  # images of a data set that are compared with their hashes
+
+
+@dataclass
+class EmbeddingTable:
+    """Content of a file of embeddings.
+
+    Attributes:
+        path: the file.
+        names: n names of images, see ``ImageDataset.row_names``.
+        values: (n, D) float32.
+        hashes: (n,) uint64, ``content_hash`` of each image; 0 if it is not known.
+        record: see the module docstring; empty for files of other programs.
+    """
+
+    path: Path
+    names: list[str]
+    values: np.ndarray
+    hashes: np.ndarray
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.values.shape[1]
+
+    def rows_of(self, names: Sequence[str], folder: Path | None = None) -> np.ndarray:
+        """Return the row of each name, (n,) int64; -1 if there is none.
+
+        Paths are equal if they end in the same path below ``folder``, so that a file remains valid when the folder is
+        moved. Where several do, the one with most folders in common is taken.
+
+        Raises:
+            UserError: an image has two rows.
+        """
+        above = "" if folder is None else f"{folder.as_posix()}/"
+        wanted = {name.removeprefix(above): position for position, name in enumerate(names)}
+        parents = Path(folder or "").absolute().parts
+        found = np.full(len(names), -1)
+        common = np.full(len(names), -1)
+        for row, name in enumerate(self.names):
+            parts = PurePosixPath(name.replace("\\", "/")).parts
+            start = next((k for k in range(len(parts)) if "/".join(parts[k:]) in wanted), None)
+            if start is None:
+                continue
+            position = wanted["/".join(parts[start:])]
+            shared = len(os.path.commonprefix([parts[:start][::-1], parents[::-1]]))
+            if shared == common[position]:
+                raise UserError(
+                    f"{self.path}: expected one row per image, got two of {name} (rows {found[position] + 1} and "
+                    f"{row + 1}). Remove one of them."
+                )
+            if shared > common[position]:
+                found[position], common[position] = row, shared
+        return found
+
+    def require_clip(self, name: str, fingerprint: str, width: int) -> None:
+        """Raise a ``UserError`` unless the embeddings are those of a CLIP; without a record, compare the width."""
+        known = self.record.get("fingerprint")
+        if known not in (None, fingerprint) or width != self.width:
+            raise UserError(
+                f"{self.path}: expected embeddings of the CLIP {name} ({width} wide, fingerprint {fingerprint}), got "
+                f"those of {self.record.get('clip', 'an unknown CLIP')} ({self.width} wide, fingerprint {known}). "
+                f"Choose the same CLIP in the model and in {COMMAND} --clip, with another --output."
+            )
+
+
+class RowEmbeddings:
+    """Embeddings of a data set by its rows: the entry ``clip_embedding`` of its batches.
+
+    Args:
+        table: the file.
+        rows: row in the file of each row of the whole set, (N,) int; -1 if there is none.
+    """
+
+    def __init__(self, table: EmbeddingTable, rows: np.ndarray) -> None:
+        self.table, self._rows = table, rows
+
+    def labels(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return ``clip_embedding`` (n, D) float32 of rows (n,); raise a ``UserError`` if one has none."""
+        known = rows < len(self._rows)
+        found = np.where(known, self._rows[np.where(known, rows, 0)], -1)
+        if (found < 0).any():
+            raise UserError(f"{self.table.path}: expected an embedding of image {rows[found < 0][0]}, got none.")
+        return {"clip_embedding": torch.from_numpy(self.table.values[found])}
+
+
+def content_hash(image: bytes | np.ndarray) -> int:
+    """Return a hash of an image as it is stored, in [1, 2^64)."""
+    shape = b"" if isinstance(image, bytes) else repr(image.shape).encode()
+    return int.from_bytes(hashlib.sha256(shape + bytes(image)).digest()[:8], "little") or 1
+
+
+def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDataset:
+    """Return a data set whose items also contain ``clip_embedding``, (D,) float32 (batches: (B, D)).
+
+    Images that could not be read when the embeddings were computed are left out.
+
+    Args:
+        data: ``{target, params}`` of any data set of ``ldm.data``.
+        embeddings: file of the embeddings, written by ``scripts/preprocess_clip.py``. Rows are found by path (or
+            number of the image), in any order; rows of other images are ignored.
+
+    Raises:
+        ConfigError: the data set is of another kind.
+        UserError: the file is missing or damaged, or lacks images of the data set, or belongs to other images.
+    """
+    dataset = unwrap(instantiate_from_config(data))
+    if not isinstance(dataset, ImageDataset):
+        raise ConfigError(
+            f"data: expected a data set of ldm.data (ImageFolder, World3D, ...), got {type(dataset).__name__}. Use "
+            "ldm.data.formats.folder.ImageFolder for a folder of images, or derive the class from ImageDataset."
+        )
+    table = read_table(Path(embeddings).expanduser())
+    shown = np.unique(dataset.rows)
+    names = dataset.row_names(shown)
+    found = table.rows_of(names, dataset.path)
+    skipped = set(table.record.get("skipped", ()))
+    is_skipped = np.array([name in skipped for name in names], dtype=bool) & (found < 0)
+    missing = [name for name, row, left_out in zip(names, found, is_skipped) if row < 0 and not left_out]
+    if missing:
+        raise UserError(
+            f"{table.path}: expected an embedding of each of {len(names)} images, got none of {len(missing)}, such as "
+            f"{missing[0]}. Add them with {COMMAND}, which keeps the finished ones, or set embeddings: to another file."
+        )
+    view = copy.copy(dataset)
+    if is_skipped.any():
+        logger.warning("%s: %d images were left out, because they could not be read", table.path, is_skipped.sum())
+        view.rows = dataset.rows[~np.isin(dataset.rows, shown[is_skipped])]
+        shown, found = shown[~is_skipped], found[~is_skipped]
+    rows = np.full(int(shown.max(initial=-1)) + 1, -1)
+    rows[shown] = found
+    _compare_images(dataset, shown, table, found)
+    view.embeddings = RowEmbeddings(table, rows)
+    return view
+
+
+def _compare_images(dataset: ImageDataset, rows: np.ndarray, table: EmbeddingTable, found: np.ndarray) -> None:
+    """Raise a ``UserError`` if some of the images are not those that the embeddings were computed of."""
+    sample = np.unique(np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int))
+    for row, place in zip(rows[sample].tolist(), found[sample]):
+        known = int(table.hashes[place])
+        if known and content_hash(dataset.original(row)) != known:
+            raise UserError(
+                f"{table.path}: expected embeddings of these images, but {dataset.row_names(np.array([row]))[0]} is "
+                f"not the image that was embedded. Remove the file, then compute it again with {COMMAND}."
+            )
+
+
+def read_table(path: Path, is_partial: bool = False) -> EmbeddingTable:
+    """Read a file of embeddings.
+
+    Args:
+        path: the file.
+        is_partial: drop an incomplete last line of a .csv, as left by a killed program.
+
+    Raises:
+        UserError: the file is missing, damaged, empty or malformed.
+    """
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected a file of embeddings ({', '.join(SUFFIXES)}). Choose another name.")
+    if not path.is_file():
+        raise UserError(f"{path}: expected a file of CLIP embeddings, got none. Compute it with {COMMAND}.")
+    with readable(path, path.suffix, SafetensorError, KeyError):
+        if path.suffix == ".csv":
+            table = _read_csv(path, is_partial)
+        elif path.suffix == ".safetensors":
+            with safe_open(path, "np") as file:
+                arrays = {key: file.get_tensor(key) for key in ("embeddings", "paths", "hashes")}
+                record = json.loads((file.metadata() or {}).get("record", "{}"))
+            names = arrays["paths"].tobytes().decode().split("\n")
+            table = EmbeddingTable(path, names, arrays["embeddings"], arrays["hashes"], record)
+        else:
+            with h5py.File(path, "r") as file:
+                names, record = list(file["paths"].asstr()[:]), json.loads(file.attrs.get("record", "{}"))
+                table = EmbeddingTable(path, names, file["embeddings"][:], file["hashes"][:], record)
+    values, count = table.values, len(table.names)
+    if values.ndim != 2 or values.dtype != np.float32 or not len(values) == len(table.hashes) == count:
+        raise UserError(
+            f"{path}: expected embeddings (n, D) float32 and n paths and hashes, got {values.shape} {values.dtype}, "
+            f"{count} paths and {len(table.hashes)} hashes. Compute the file again with {COMMAND}."
+        )
+    wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(wrong):
+        raise UserError(
+            f"{path}: expected finite numbers, got others in row {wrong[0] + 1} ({table.names[wrong[0]]}). Remove the "
+            f"row, then rerun {COMMAND}."
+        )
+    return table
+
+
+def _read_csv(path: Path, is_partial: bool) -> EmbeddingTable:
+    text = path.read_text(encoding="utf-8-sig")
+    if is_partial and not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+    names, values = [], []
+    for number, (name, *cells) in enumerate(filter(None, csv.reader(io.StringIO(text))), start=1):
+        try:
+            values.append(np.array(cells, dtype=np.float32))
+        except ValueError as error:
+            raise UserError(f"{path}: row {number}: expected a path and numbers ({error}). Correct the row.") from error
+        if not cells or len(cells) != len(values[0]):
+            raise UserError(
+                f"{path}: row {number} ({name}): expected a path and {len(values[0]) or 'several'} numbers, got "
+                f"{len(cells)}. If the program was interrupted, rerun it; else correct the row."
+            )
+        names.append(name)
+    if not names and not is_partial:
+        raise UserError(f"{path}: expected rows of a path and numbers, got none. Compute the file with {COMMAND}.")
+    beside = _beside(path)
+    stored = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    known = stored.get("hashes", {})
+    hashes = np.array([int(known.get(name, "0"), 16) for name in names], dtype=np.uint64)
+    return EmbeddingTable(path, names, np.array(values).reshape(len(names), -1), hashes, stored.get("record", {}))
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def write_table(table: EmbeddingTable) -> None:
+    """Write a file of embeddings atomically."""
+    path, record = table.path, json.dumps(table.record)
+    if path.suffix == ".csv":
+        hashes = {name: f"{number:x}" for name, number in zip(table.names, table.hashes.tolist())}
+        with atomic_write(_beside(path)) as stream:
+            json.dump({"record": table.record, "hashes": hashes}, stream)
+        with atomic_write(path) as stream:
+            rows = csv.writer(stream, lineterminator="\n")
+            rows.writerows([name, *map(str, value)] for name, value in zip(table.names, table.values))
+        return
+    with atomic_write(path, "w+b") as stream:
+        if path.suffix == ".safetensors":
+            paths = np.frombuffer("\n".join(table.names).encode(), np.uint8)
+            arrays = {"embeddings": table.values, "paths": paths, "hashes": table.hashes}
+            stream.write(save(arrays, metadata={"record": record}))
+        else:
+            with h5py.File(stream, "w") as file:
+                file["embeddings"], file["hashes"] = table.values, table.hashes
+                file.create_dataset("paths", data=np.array(table.names, dtype=object), dtype=h5py.string_dtype())
+                file.attrs["record"] = record
