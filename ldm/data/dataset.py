@@ -6,9 +6,9 @@ A subclass implements ``images`` (read by row). Batches are read whole, which is
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,14 +61,6 @@ def split_rows(size: int, split: str | None, limit: int | None = None) -> np.nda
     return (shuffled[held_out:] if split == "train" else shuffled[: min(VALIDATION, held_out)])[:limit]
 
 
-class RowLabels(Protocol):
-    """Further entries of a batch, by row; such as ``ldm.data.formats.clip_embeddings.RowEmbeddings``."""
-
-    def labels(self, rows: np.ndarray) -> dict[str, Any]:
-        """Return the entries of a batch: (n,) int -> {key: n values}."""
-        ...
-
-
 class ImageDataset(Dataset):
     """Images that are read by row. Items and batches are dicts:
 
@@ -89,7 +81,7 @@ class ImageDataset(Dataset):
         vocabulary: words of the factors, or None.
         in_memory: whether reading images costs so little that loader processes would only slow it down.
         path: file or folder of the images, or None.
-        embeddings: further entries of the batches, added by ``with_embeddings``; or None.
+        more_labels: function of rows like ``labels``, set by ``with_embeddings``; or None.
 
     Raises:
         ConfigError: an option is outside its choices.
@@ -99,7 +91,7 @@ class ImageDataset(Dataset):
     vocabulary: AttributeVocabulary | None = None
     in_memory = False
     path: Path | None = None
-    embeddings: RowLabels | None = None
+    more_labels: Callable[[np.ndarray], dict[str, Any]] | None = None
 
     def __init__(self, rows: np.ndarray, repeat: int = 1, do_augment: bool = False, seed: int = 0) -> None:
         require_count("repeat", repeat)
@@ -151,7 +143,7 @@ class ImageDataset(Dataset):
             mirrored = self._rng(rows, _MIRROR_SEED).random(len(rows)) < 0.5
             pixels[mirrored] = pixels[mirrored][:, :, ::-1]
         batch = {"image": torch.from_numpy(pixels), "index": torch.from_numpy(rows), **self.labels(rows)}
-        return batch if self.embeddings is None else batch | self.embeddings.labels(rows)
+        return batch if self.more_labels is None else batch | self.more_labels(rows)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if not -len(self) <= position < len(self):

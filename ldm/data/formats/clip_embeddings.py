@@ -68,36 +68,6 @@ class EmbeddingTable:
         """D."""
         return self.values.shape[1]
 
-    def rows_of(self, names: Sequence[str], folder: Path | None = None) -> np.ndarray:
-        """Return the row of each name, (n,) int64; -1 if there is none.
-
-        Paths are equal if they end in the same path below ``folder``, so that a file remains valid when the folder is
-        moved. Where several do, the one with most folders in common is taken.
-
-        Raises:
-            UserError: an image has two rows.
-        """
-        above = "" if folder is None else f"{folder.as_posix()}/"
-        wanted = {name.removeprefix(above): position for position, name in enumerate(names)}
-        parents = Path(folder or "").absolute().parts
-        found = np.full(len(names), -1)
-        common = np.full(len(names), -1)
-        for row, name in enumerate(self.names):
-            parts = PurePosixPath(name.replace("\\", "/")).parts
-            start = next((k for k in range(len(parts)) if "/".join(parts[k:]) in wanted), None)
-            if start is None:
-                continue
-            position = wanted["/".join(parts[start:])]
-            shared = len(os.path.commonprefix([parts[:start][::-1], parents[::-1]]))
-            if shared == common[position]:
-                raise UserError(
-                    f"{self.path}: expected one row per image, got two of {name} (rows {found[position] + 1} and "
-                    f"{row + 1}). Remove one of them."
-                )
-            if shared > common[position]:
-                found[position], common[position] = row, shared
-        return found
-
     def require_clip(self, name: str, fingerprint: str, width: int) -> None:
         """Raise a ``UserError`` unless the embeddings are those of a CLIP; without a record, compare the width."""
         known = self.record.get("fingerprint")
@@ -110,29 +80,58 @@ class EmbeddingTable:
 
 
 class RowEmbeddings:
-    """Embeddings of a data set by its rows: the entry ``clip_embedding`` of its batches.
+    """Function of rows of a data set that returns the entry ``clip_embedding`` of a batch.
 
     Args:
         table: the file.
-        rows: row in the file of each row of the whole set, (N,) int; -1 if there is none.
+        shown: (n,) rows of the whole set that have an embedding, ascending.
+        places: (n,) row of each in the file.
     """
 
-    def __init__(self, table: EmbeddingTable, rows: np.ndarray) -> None:
-        self.table, self._rows = table, rows
+    def __init__(self, table: EmbeddingTable, shown: np.ndarray, places: np.ndarray) -> None:
+        self.table, self._shown, self._places = table, shown, places
 
-    def labels(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Return ``clip_embedding`` (n, D) float32 of rows (n,); raise a ``UserError`` if one has none."""
-        known = rows < len(self._rows)
-        found = np.where(known, self._rows[np.where(known, rows, 0)], -1)
-        if (found < 0).any():
-            raise UserError(f"{self.table.path}: expected an embedding of image {rows[found < 0][0]}, got none.")
-        return {"clip_embedding": torch.from_numpy(self.table.values[found])}
+        if not (is_known := np.isin(rows, self._shown)).all():
+            raise UserError(f"{self.table.path}: expected an embedding of image {rows[~is_known][0]}, got none.")
+        return {"clip_embedding": torch.from_numpy(self.table.values[self._places[self._shown.searchsorted(rows)]])}
 
 
 def content_hash(image: bytes | np.ndarray) -> int:
     """Return a hash of an image as it is stored, in [1, 2^64)."""
     shape = b"" if isinstance(image, bytes) else repr(image.shape).encode()
     return int.from_bytes(hashlib.sha256(shape + bytes(image)).digest()[:8], "little") or 1
+
+
+def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | None, source: str) -> np.ndarray:
+    """Return the position of each name among the entries of a file, (n,) int64; -1 if there is none.
+
+    Paths are equal if they end in the same path below ``folder``, so that a file remains valid when the folder is
+    moved. Where several do, the one with most parent folders in common is taken.
+
+    Raises:
+        UserError: a name has two entries.
+    """
+    above = "" if folder is None else f"{folder.as_posix()}/"
+    wanted = {name.removeprefix(above): position for position, name in enumerate(names)}
+    parents = Path(folder or "").absolute().parts[::-1]
+    found, most = np.full(len(names), -1), np.full(len(names), -1)
+    for row, entry in enumerate(entries):
+        parts = PurePosixPath(entry.replace("\\", "/")).parts
+        start = next((k for k in range(len(parts)) if "/".join(parts[k:]) in wanted), None)
+        if start is None:
+            continue
+        position = wanted["/".join(parts[start:])]
+        common = len(os.path.commonprefix([parts[:start][::-1], parents]))
+        if common == most[position]:
+            raise UserError(
+                f"{source}: expected one row per image, got two of {entry} (rows {found[position] + 1} and {row + 1}). "
+                "Remove one of them."
+            )
+        if common > most[position]:
+            found[position], most[position] = row, common
+    return found
 
 
 def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDataset:
@@ -158,24 +157,23 @@ def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDatase
     table = read_table(Path(embeddings).expanduser())
     shown = np.unique(dataset.rows)
     names = dataset.row_names(shown)
-    found = table.rows_of(names, dataset.path)
-    skipped = set(table.record.get("skipped", ()))
-    is_skipped = np.array([name in skipped for name in names], dtype=bool) & (found < 0)
-    missing = [name for name, row, left_out in zip(names, found, is_skipped) if row < 0 and not left_out]
-    if missing:
+    found = match_paths(table.names, names, dataset.path, str(table.path))
+    is_missing = found < 0
+    skipped = match_paths(table.record.get("skipped", ()), names, dataset.path, str(table.path))
+    is_skipped = is_missing & (skipped >= 0)
+    missing = np.flatnonzero(is_missing & ~is_skipped)
+    if len(missing):
         raise UserError(
             f"{table.path}: expected an embedding of each of {len(names)} images, got none of {len(missing)}, such as "
-            f"{missing[0]}. Add them with {COMMAND}, which keeps the finished ones, or set embeddings: to another file."
+            f"{names[missing[0]]}. Add them with {COMMAND}, which keeps finished rows."
         )
     view = copy.copy(dataset)
     if is_skipped.any():
         logger.warning("%s: %d images were left out, because they could not be read", table.path, is_skipped.sum())
         view.rows = dataset.rows[~np.isin(dataset.rows, shown[is_skipped])]
         shown, found = shown[~is_skipped], found[~is_skipped]
-    rows = np.full(int(shown.max(initial=-1)) + 1, -1)
-    rows[shown] = found
     _compare_images(dataset, shown, table, found)
-    view.embeddings = RowEmbeddings(table, rows)
+    view.more_labels = RowEmbeddings(table, shown, found)
     return view
 
 
@@ -212,7 +210,7 @@ def read_table(path: Path, is_partial: bool = False) -> EmbeddingTable:
             with safe_open(path, "np") as file:
                 arrays = {key: file.get_tensor(key) for key in ("embeddings", "paths", "hashes")}
                 record = json.loads((file.metadata() or {}).get("record", "{}"))
-            names = arrays["paths"].tobytes().decode().split("\n")
+            names = arrays["paths"].tobytes().decode().split("\0")
             table = EmbeddingTable(path, names, arrays["embeddings"], arrays["hashes"], record)
         else:
             with h5py.File(path, "r") as file:
@@ -269,13 +267,15 @@ def write_table(table: EmbeddingTable) -> None:
         hashes = {name: f"{number:x}" for name, number in zip(table.names, table.hashes.tolist())}
         with atomic_write(_beside(path)) as stream:
             json.dump({"record": table.record, "hashes": hashes}, stream)
-        with atomic_write(path) as stream:
-            rows = csv.writer(stream, lineterminator="\n")
+        with atomic_write(path, "wb") as stream:
+            text = io.TextIOWrapper(stream, "utf-8", newline="")
+            rows = csv.writer(text, lineterminator="\n")
             rows.writerows([name, *map(str, value)] for name, value in zip(table.names, table.values))
+            text.detach()
         return
     with atomic_write(path, "w+b") as stream:
         if path.suffix == ".safetensors":
-            paths = np.frombuffer("\n".join(table.names).encode(), np.uint8)
+            paths = np.frombuffer("\0".join(table.names).encode(), np.uint8)
             arrays = {"embeddings": table.values, "paths": paths, "hashes": table.hashes}
             stream.write(save(arrays, metadata={"record": record}))
         else:
