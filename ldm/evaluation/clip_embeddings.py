@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.dataset import ImageDataset
-from ldm.data.formats.clip_embeddings import EmbeddingTable, content_hash, match_paths, read_table, write_table
+from ldm.data.formats.clip_embeddings import (
+    EmbeddingTable,
+    check_suffix,
+    content_hash,
+    match_paths,
+    read_table,
+    write_table,
+)
 from ldm.data.formats.picture_files import decode_picture
 from ldm.modules.encoders.clip_loading import clip_fingerprint, find_clip, import_open_clip, load_clip
 from ldm.util import UserError
@@ -144,6 +151,7 @@ def compute_embeddings(
     Raises:
         UserError: the file belongs to another CLIP or is used by another process, or no image can be read.
     """
+    check_suffix(output)
     images = {
         name: (dataset, row)
         for dataset in datasets

@@ -93,9 +93,10 @@ class RowEmbeddings:
 
     def __call__(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Return ``clip_embedding`` (n, D) float32 of rows (n,); raise a ``UserError`` if one has none."""
-        if not (is_known := np.isin(rows, self._shown)).all():
-            raise UserError(f"{self.table.path}: expected an embedding of image {rows[~is_known][0]}, got none.")
-        return {"clip_embedding": torch.from_numpy(self.table.values[self._places[self._shown.searchsorted(rows)]])}
+        positions = self._shown.searchsorted(rows).clip(max=len(self._shown) - 1)
+        if (is_missing := self._shown[positions] != rows).any():
+            raise UserError(f"{self.table.path}: expected an embedding of image {rows[is_missing][0]}, got none.")
+        return {"clip_embedding": torch.from_numpy(self.table.values[self._places[positions]])}
 
 
 def content_hash(image: bytes | np.ndarray) -> int:
@@ -189,6 +190,12 @@ def _compare_images(dataset: ImageDataset, rows: np.ndarray, table: EmbeddingTab
             )
 
 
+def check_suffix(path: Path) -> None:
+    """Raise a ``UserError`` unless the file has the suffix of a known format."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected a file of embeddings ({', '.join(SUFFIXES)}). Choose another name.")
+
+
 def read_table(path: Path, is_partial: bool = False) -> EmbeddingTable:
     """Read a file of embeddings.
 
@@ -199,8 +206,7 @@ def read_table(path: Path, is_partial: bool = False) -> EmbeddingTable:
     Raises:
         UserError: the file is missing, damaged, empty or malformed.
     """
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"{path}: expected a file of embeddings ({', '.join(SUFFIXES)}). Choose another name.")
+    check_suffix(path)
     if not path.is_file():
         raise UserError(f"{path}: expected a file of CLIP embeddings, got none. Compute it with {COMMAND}.")
     with readable(path, path.suffix, SafetensorError, KeyError):
