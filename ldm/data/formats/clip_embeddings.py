@@ -22,7 +22,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -116,10 +116,10 @@ def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | Non
     """
     above = "" if folder is None else f"{folder.as_posix()}/"
     wanted = {name.removeprefix(above): position for position, name in enumerate(names)}
-    parents = Path(folder or "").absolute().parts[::-1]
+    parents = Path(folder or "").absolute().as_posix().split("/")[::-1]
     found, most = np.full(len(names), -1), np.full(len(names), -1)
     for row, entry in enumerate(entries):
-        parts = PurePosixPath(entry.replace("\\", "/")).parts
+        parts = entry.replace("\\", "/").split("/")
         start = next((k for k in range(len(parts)) if "/".join(parts[k:]) in wanted), None)
         if start is None:
             continue
