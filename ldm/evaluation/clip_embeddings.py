@@ -8,9 +8,11 @@ Legend: B batch, D width of an embedding.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +41,13 @@ _SIMILAR = 0.99  # least cosine of two embeddings of an image by one CLIP, one o
 
 @dataclass
 class ImageEncoder:
-    """Image tower of a CLIP with its own preprocessing.
+    """Image tower of a CLIP with its own preprocessing."""
 
-    Attributes:
-        name: name or folder of the CLIP.
-        fingerprint: see ``clip_fingerprint``.
-        model: the CLIP in evaluation mode.
-        width: D.
-        preprocess: maps a PIL image to the input of the model, (3, H, W) float32.
-    """
-
-    name: str
-    fingerprint: str
-    model: nn.Module
-    width: int
-    preprocess: Callable[[Image.Image], Tensor]
+    name: str  # name or folder of the CLIP
+    fingerprint: str  # see ``clip_fingerprint``
+    model: nn.Module  # the CLIP in evaluation mode
+    width: int  # D
+    preprocess: Callable[[Image.Image], Tensor]  # PIL image -> input of the model, (3, H, W) float32
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -117,15 +111,13 @@ class _Originals(Dataset):
 
     def __getitem__(self, position: int) -> tuple[int, Tensor] | str:
         dataset, row = self._images[position]
+        name = dataset.row_names(np.array([row]))[0]
         try:
             original = dataset.original(row)
-            if isinstance(original, bytes):
-                picture = decode_picture(original, dataset.row_names(np.array([row]))[0])
-            else:
-                picture = Image.fromarray(original)
+            picture = decode_picture(original, name) if isinstance(original, bytes) else Image.fromarray(original)
             return content_hash(original), self._preprocess(picture)
-        except (UserError, OSError, Image.DecompressionBombError) as error:
-            return str(error)
+        except Exception as error:  # readers of images raise many kinds of errors for damaged files
+            return str(error) if isinstance(error, UserError) else f"{name}: {error!r}"
 
 
 def compute_embeddings(
@@ -158,34 +150,53 @@ def compute_embeddings(
         for rows in [np.unique(dataset.rows)]
         for name, row in zip(dataset.row_names(rows), rows.tolist())
     }
+    names, originals = list(images), _Originals(list(images.values()), encoder.preprocess)
     output.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(output):
+        finished = _Finished(output.with_name(f".{output.name}.partial"))
+        finished.rows, skipped = _earlier(output, names, originals, encoder)
+        finished.read({"clip": encoder.name, "fingerprint": encoder.fingerprint})
+        loader = partial(DataLoader, originals, num_workers=num_workers, collate_fn=list)
+        failed = _embed_missing(names, finished, encoder, loader, batch_size, on_progress)
+        known = [name for name in names if name in finished.rows]
+        known += [name for name in finished.rows if name not in images]  # of other folders, or removed since
+        if not known:
+            raise UserError(f"{output}: expected images that can be read, got none. {next(iter(failed.values()))}")
+        hashes = np.array([finished.rows[name][0] for name in known], dtype=np.uint64)
+        values = np.stack([finished.rows[name][1] for name in known])
+        skipped = [*failed, *(name for name in skipped if name not in images and name not in finished.rows)]
+        record = {"clip": encoder.name, "fingerprint": encoder.fingerprint, "skipped": skipped}
+        table = EmbeddingTable(output, known, values, hashes, record)
+        write_table(table)
+        finished.journal.unlink()
+    return table, failed
+
+
+@contextlib.contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Refuse a second process that writes the same file."""
     try:
         with FileLock(output.with_name(f".{output.name}.lock"), timeout=0):
-            return _compute(images, encoder, output, batch_size, num_workers, on_progress)
+            yield
     except Timeout as error:
         raise UserError(f"{output}: another process computes this file. Wait until it ends, then rerun.") from error
 
 
-def _compute(
-    images: dict[str, tuple[ImageDataset, int]],
+def _embed_missing(
+    names: Sequence[str],
+    finished: _Finished,
     encoder: ImageEncoder,
-    output: Path,
+    loader: Callable[..., DataLoader],
     batch_size: int,
-    num_workers: int,
     on_progress: Callable[[int, int], None],
-) -> tuple[EmbeddingTable, dict[str, str]]:
-    record = {"clip": encoder.name, "fingerprint": encoder.fingerprint}
-    finished = _Finished(output.with_name(f".{output.name}.partial"))
-    names, failed = list(images), {}
-    originals = _Originals(list(images.values()), encoder.preprocess)
-    finished.rows.update(_earlier(output, names, originals, encoder))
-    finished.read(record)
+) -> dict[str, str]:
+    """Add the embeddings of the images that are not finished; return an error message for each that failed."""
+    failed: dict[str, str] = {}
     batches = [range(start, min(start + batch_size, len(names))) for start in range(0, len(names), batch_size)]
     batches = [batch for batch in batches if any(names[position] not in finished.rows for position in batch)]
     done = len(names) - sum(map(len, batches))
     on_progress(done, len(names))
-    loader = DataLoader(originals, batch_sampler=batches, num_workers=num_workers, collate_fn=list)
-    for batch, items in zip(batches, loader):
+    for batch, items in zip(batches, loader(batch_sampler=batches)):
         found = {names[position]: item for position, item in zip(batch, items)}
         failed |= {name: item for name, item in found.items() if isinstance(item, str)}
         found = {name: item for name, item in found.items() if name not in failed}
@@ -196,27 +207,18 @@ def _compute(
             finished.add([list(found)[k] for k in new], [hashes[k] for k in new], values[new])
         done += len(batch)
         on_progress(done, len(names))
-    known = [name for name in names if name in finished.rows]
-    known += [name for name in finished.rows if name not in images]  # of other folders, or removed since
-    if not known:
-        raise UserError(f"{output}: expected images that can be read, got none. {next(iter(failed.values()))}")
-    hashes = np.array([finished.rows[name][0] for name in known], dtype=np.uint64)
-    values = np.stack([finished.rows[name][1] for name in known])
-    table = EmbeddingTable(output, known, values, hashes, {**record, "skipped": list(failed)})
-    write_table(table)
-    finished.journal.unlink()
-    return table, failed
+    return failed
 
 
 def _earlier(
     output: Path, names: Sequence[str], originals: _Originals, encoder: ImageEncoder
-) -> dict[str, tuple[int, np.ndarray]]:
-    """Return hash and embedding of the images in an earlier output, which may be incomplete, by name."""
+) -> tuple[dict[str, tuple[int, np.ndarray]], list[str]]:
+    """Return an earlier output, which may be incomplete: hash and embedding by name, and the skipped images."""
     if not output.exists() or not output.stat().st_size:
-        return {}
+        return {}, []
     table = read_table(output, is_partial=True)
     if not table.names:
-        return {}
+        return {}, []
     table.require_clip(encoder.name, encoder.fingerprint, encoder.width)
     rows = match_paths(table.names, names, None, str(output))
     known = np.flatnonzero(rows >= 0)
@@ -229,4 +231,5 @@ def _earlier(
                 "differs. Choose the CLIP of the file, or another --output."
             )
     entries = zip(table.hashes.tolist(), table.values)
-    return {today.get(row, name): entry for row, (name, entry) in enumerate(zip(table.names, entries))}
+    by_name = {today.get(row, name): entry for row, (name, entry) in enumerate(zip(table.names, entries))}
+    return by_name, table.record.get("skipped", [])

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ldm.data.check import check_dataset
 from ldm.data.collate import collate
-from ldm.data.formats.clip_embeddings import EmbeddingTable, read_table, with_embeddings, write_table
+from ldm.data.dataset import WrappedDataset
+from ldm.data.formats.clip_embeddings import EmbeddingTable, read_table, table_of, with_embeddings, write_table
 from ldm.data.formats.folder import ImageFolder
 from ldm.data.formats.h5_text import ArrayImages
 from ldm.data.formats.image_list import ImageList
@@ -95,7 +96,8 @@ def test_the_seeds_csv_has_no_header_and_no_record(table, images):
     table.path.with_name("clip.csv.json").unlink()
     data = with_embeddings(folder_of(images / "train"), table.path)
     assert np.array_equal(data.__getitems__(range(9))["clip_embedding"].numpy(), table.values)
-    assert data.more_labels.table.record == {}
+    assert table_of(data).record == {} and table_of(WrappedDataset(data)) is table_of(data)
+    assert table_of(ImageFolder(images)) is None and table_of([]) is None
 
 
 def test_paths_of_another_machine(table, images, tmp_path):

@@ -151,6 +151,7 @@ def test_clip_guided_added_removed_and_other_folders(run, images, tmp_path, monk
     other = tmp_path / "other"
     other.mkdir()
     Image.new("RGB", (64, 64), (9, 9, 9)).save(other / "o.png")
+    (other / "broken.png").write_bytes(b"broken")
     assert run("--data_dir", images, "--output", "c.h5")[0] == 0
     assert run("--data_dir", other, "--output", "c.h5")[0] == 0
     second = read_table(tmp_path / "c.h5")
@@ -159,7 +160,8 @@ def test_clip_guided_added_removed_and_other_folders(run, images, tmp_path, monk
     place = [second.names.index(name) for name in first.names]
     assert np.array_equal(second.values[place], first.values)
     assert run("--data_dir", images, "--output", "c.h5")[0] == 0
-    assert len(read_table(tmp_path / "c.h5").names) == 32
+    table = read_table(tmp_path / "c.h5")
+    assert len(table.names) == 32 and table.record["skipped"] == [f"{other}/broken.png"]
     folder = {"target": "ldm.data.formats.folder.ImageFolder", "params": {"path": str(images)}}
     assert len(with_embeddings(folder, tmp_path / "c.h5")) == 30
 

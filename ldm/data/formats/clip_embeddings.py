@@ -178,6 +178,13 @@ def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDatase
     return view
 
 
+def table_of(dataset: Any) -> EmbeddingTable | None:
+    """Return the file that the embeddings of a data set come from; None without embeddings."""
+    images = unwrap(dataset)
+    labels = images.more_labels if isinstance(images, ImageDataset) else None
+    return labels.table if isinstance(labels, RowEmbeddings) else None
+
+
 def _compare_images(dataset: ImageDataset, rows: np.ndarray, table: EmbeddingTable, found: np.ndarray) -> None:
     """Raise a ``UserError`` if some of the images are not those that the embeddings were computed of."""
     sample = np.unique(np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int))
