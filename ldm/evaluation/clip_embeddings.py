@@ -9,12 +9,10 @@ Legend: B batch, D width of an embedding.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.data.dataset import ImageDataset
 from ldm.data.formats.clip_embeddings import (
     EmbeddingTable,
+    Journal,
     check_suffix,
     content_hash,
     match_paths,
@@ -64,43 +63,6 @@ def load_image_encoder(name: str, weights: str | None = None, device: torch.devi
     preprocess = transforms.image_transform_v2(settings, is_train=False)
     width = source.model_cfg["embed_dim"]
     return ImageEncoder(name, clip_fingerprint(model), model.to(device), width, preprocess)
-
-
-@dataclass
-class _Finished:
-    """Embeddings by name of the image, and the file that new ones are appended to."""
-
-    journal: Path
-    rows: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)  # name -> hash, embedding
-
-    def read(self, record: Mapping[str, Any]) -> None:
-        """Read the finished batches, and cut off an incomplete one; start a new file if there is none."""
-        with self.journal.open("a+b") as stream:
-            stream.seek(0)
-            end = 0
-            try:
-                known = json.loads(str(np.load(stream)))
-                if known != record:
-                    raise UserError(
-                        f"{self.journal}: expected unfinished embeddings of the CLIP {record['clip']} (fingerprint "
-                        f"{record['fingerprint']}), got those of {known['clip']} ({known['fingerprint']}). Remove the "
-                        "file, or choose another --output."
-                    )
-                while True:
-                    end = stream.tell()
-                    names, hashes, values = (np.load(stream) for _ in range(3))
-                    self.rows.update(zip(names.tolist(), zip(hashes.tolist(), values)))
-            except (EOFError, ValueError):  # the end, or an array that was not written completely
-                stream.truncate(end)
-            if not end:
-                np.save(stream, np.array(json.dumps(record)))
-
-    def add(self, names: Sequence[str], hashes: Sequence[int], values: np.ndarray) -> None:
-        """Append a batch."""
-        self.rows.update(zip(names, zip(hashes, values)))
-        with self.journal.open("ab") as stream:
-            for array in (np.array(names), np.array(hashes, np.uint64), values):
-                np.save(stream, array)
 
 
 class _Originals(Dataset):
@@ -153,7 +115,7 @@ def compute_embeddings(
     names, originals = list(images), _Originals(list(images.values()), encoder.preprocess)
     output.parent.mkdir(parents=True, exist_ok=True)
     with _locked(output):
-        finished = _Finished(output.with_name(f".{output.name}.partial"))
+        finished = Journal(output.with_name(f".{output.name}.partial"))
         finished.rows, skipped = _earlier(output, names, originals, encoder)
         finished.read({"clip": encoder.name, "fingerprint": encoder.fingerprint})
         loader = partial(DataLoader, originals, num_workers=num_workers, collate_fn=list)
@@ -168,7 +130,7 @@ def compute_embeddings(
         record = {"clip": encoder.name, "fingerprint": encoder.fingerprint, "skipped": skipped}
         table = EmbeddingTable(output, known, values, hashes, record)
         write_table(table)
-        finished.journal.unlink()
+        finished.path.unlink()
     return table, failed
 
 
@@ -184,7 +146,7 @@ def _locked(output: Path) -> Iterator[None]:
 
 def _embed_missing(
     names: Sequence[str],
-    finished: _Finished,
+    finished: Journal,
     encoder: ImageEncoder,
     loader: Callable[..., DataLoader],
     batch_size: int,

@@ -17,7 +17,7 @@ from PIL import Image
 from script_modules import load_script
 
 import ldm.evaluation.clip_embeddings as computation
-from ldm.data.formats.clip_embeddings import EmbeddingTable, read_table, with_embeddings, write_table
+from ldm.data.formats.clip_embeddings import EmbeddingTable, Journal, read_table, with_embeddings, write_table
 from ldm.data.world import World3D
 from ldm.modules.encoders.clip_loading import build_clip
 
@@ -106,21 +106,21 @@ def test_clip_guided_kill_and_resume_equal_an_uninterrupted_run(run, images, tmp
 
 def test_clip_guided_kill_at_every_byte_of_a_batch(run, images, tmp_path):
     assert run("--data_dir", images, "--output", "whole.csv")[0] == 0
-    finished = computation._Finished(tmp_path / "journal")
+    finished = Journal(tmp_path / "journal")
     record = {"clip": "x", "fingerprint": "y"}
     finished.read(record)
     finished.add(["a", "b"], [1, 2], np.ones((2, 3), np.float32))
-    start = finished.journal.stat().st_size
+    start = finished.path.stat().st_size
     finished.add(["c"], [3], np.zeros((1, 3), np.float32))
-    content = finished.journal.read_bytes()
+    content = finished.path.read_bytes()
     for end in range(len(content)):
-        finished.journal.write_bytes(content[:end])
-        again = computation._Finished(finished.journal)
+        finished.path.write_bytes(content[:end])
+        again = Journal(finished.path)
         again.read(record)
         if end >= start:
-            assert list(again.rows) == ["a", "b"] and finished.journal.stat().st_size == start
+            assert list(again.rows) == ["a", "b"] and finished.path.stat().st_size == start
         again.add(["d"], [4], np.full((1, 3), 4, np.float32))
-        last = computation._Finished(finished.journal)
+        last = Journal(finished.path)
         last.read(record)
         assert list(last.rows) == [*again.rows] and last.rows["d"][0] == 4
 
@@ -228,10 +228,10 @@ def test_clip_guided_another_clip(run, images, tmp_path, clip_guided_clip):
     before = table.path.read_bytes()
     status, said = run("--data_dir", images, "--output", "c.h5")
     assert status == 1 and "got those of a (64 wide, fingerprint b)" in said and table.path.read_bytes() == before
-    journal = computation._Finished(tmp_path / ".d.h5.partial")
+    journal = Journal(tmp_path / ".d.h5.partial")
     journal.read({"clip": "a", "fingerprint": "b"})
     status, said = run("--data_dir", images, "--output", "d.h5")
-    assert status == 1 and "expected unfinished embeddings of the CLIP" in said and journal.journal.exists()
+    assert status == 1 and "expected unfinished embeddings of the CLIP" in said and journal.path.exists()
 
 
 def test_clip_guided_two_processes_on_one_file(run, images, tmp_path):

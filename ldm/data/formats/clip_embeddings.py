@@ -6,7 +6,7 @@ The format follows from the suffix:
 * .csv: no header, one row per image (path, f1, ..., fD); hashes and record are in ``<name>.csv.json``.
 
 The record contains ``clip`` (its name), ``fingerprint`` (``clip_fingerprint``) and ``skipped`` (unreadable images).
-Files of other programs have no record and no hashes; then only paths and widths are checked.
+A .csv of another program has neither; then only paths and widths are checked.
 
 Legend: n rows, D width of an embedding.
 """
@@ -54,7 +54,7 @@ class EmbeddingTable:
         names: n names of images, see ``ImageDataset.row_names``.
         values: (n, D) float32.
         hashes: (n,) uint64, ``content_hash`` of each image; 0 if it is not known.
-        record: see the module docstring; empty for files of other programs.
+        record: see the module docstring; empty for a .csv of another program.
     """
 
     path: Path
@@ -296,3 +296,45 @@ def write_table(table: EmbeddingTable) -> None:
                 file["embeddings"], file["hashes"] = table.values, table.hashes
                 file.create_dataset("paths", data=np.array(table.names, dtype=object), dtype=h5py.string_dtype())
                 file.attrs["record"] = record
+
+
+@dataclass
+class Journal:
+    """Finished embeddings, and the file that each new batch is appended to, readable after a kill at any time.
+
+    Args:
+        path: the file.
+        rows: hash and embedding by name of the image.
+    """
+
+    path: Path
+    rows: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
+
+    def read(self, record: Mapping[str, Any]) -> None:
+        """Read the finished batches, and cut off an incomplete one; start a new file if there is none."""
+        with self.path.open("a+b") as stream:
+            stream.seek(0)
+            end = 0
+            try:
+                known = json.loads(str(np.load(stream)))
+                if known != record:
+                    raise UserError(
+                        f"{self.path}: expected unfinished embeddings of the CLIP {record['clip']} (fingerprint "
+                        f"{record['fingerprint']}), got those of {known['clip']} ({known['fingerprint']}). Remove the "
+                        "file, or choose another --output."
+                    )
+                while True:
+                    end = stream.tell()
+                    names, hashes, values = (np.load(stream) for _ in range(3))
+                    self.rows.update(zip(names.tolist(), zip(hashes.tolist(), values)))
+            except (EOFError, ValueError):  # the end, or an array that was not written completely
+                stream.truncate(end)
+            if not end:
+                np.save(stream, np.array(json.dumps(record)))
+
+    def add(self, names: Sequence[str], hashes: Sequence[int], values: np.ndarray) -> None:
+        """Append a batch."""
+        self.rows.update(zip(names, zip(hashes, values)))
+        with self.path.open("ab") as stream:
+            for array in (np.array(names), np.array(hashes, np.uint64), values):
+                np.save(stream, array)
