@@ -134,6 +134,10 @@ def test_clip_guided_partial_csv_of_another_program(run, images, tmp_path):
     assert status == 0
     one, other = read_table(tmp_path / "whole.csv"), read_table(tmp_path / "c.csv")
     assert one.names == other.names and np.array_equal(one.values, other.values)
+    for number, start in enumerate(("", lines[0][:90])):
+        (tmp_path / f"start{number}.csv").write_text(start)
+        assert run("--data_dir", images, "--output", f"start{number}.csv")[0] == 0
+        assert (tmp_path / f"start{number}.csv").read_text() == text
     (tmp_path / "d.csv").write_text("".join(f"{line.split(',')[0]}{',1' * 64}\n" for line in lines[:7]))
     before = (tmp_path / "d.csv").read_text()
     status, said = run("--data_dir", images, "--output", "d.csv")
@@ -274,3 +278,13 @@ def test_clip_guided_preprocessing_is_that_of_openai(tmp_path, clip_guided_clip,
     published = Compose([Resize(48, InterpolationMode.BICUBIC), CenterCrop(48), ToTensor(), Normalize(mean, std)])
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 100, 3), dtype=np.uint8))
     assert computation.load_image_encoder("ViT-B/32").preprocess(picture).equal(published(picture))
+
+
+def test_clip_guided_workers_and_batch_sizes_do_not_change_the_rows(run, images, tmp_path):
+    script = load_script("preprocess_clip")
+    assert run("--data_dir", images, "--output", "a.csv")[0] == 0
+    words = ["--clip", read_table(tmp_path / "a.csv").record["clip"], "--batch_size", "7", "--num_workers", "2"]
+    assert script.main(["--data_dir", str(images), "--output", "b.h5", *words]) == 0
+    one, other = read_table(tmp_path / "a.csv"), read_table(tmp_path / "b.h5")
+    assert one.names == other.names and np.array_equal(one.hashes, other.hashes) and one.record == other.record
+    assert np.allclose(one.values, other.values, atol=1e-5)

@@ -266,7 +266,8 @@ def _read_csv(path: Path, is_partial: bool) -> EmbeddingTable:
     stored = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     known = stored.get("hashes", {})
     hashes = np.array([int(known.get(name, "0"), 16) for name in names], dtype=np.uint64)
-    return EmbeddingTable(path, names, np.array(values).reshape(len(names), -1), hashes, stored.get("record", {}))
+    stacked = np.stack(values) if values else np.zeros((0, 1), np.float32)
+    return EmbeddingTable(path, names, stacked, hashes, stored.get("record", {}))
 
 
 def _beside(path: Path) -> Path:
