@@ -107,17 +107,21 @@ def score_chart(
     return _save(figure, path)
 
 
-def loss_chart(panels: Mapping[str, Mapping[str, np.ndarray]], path: str | os.PathLike) -> Path:
-    """Draw curves over training steps, one small panel for each quantity.
+def loss_chart(
+    losses: Mapping[str, Mapping[str, np.ndarray]], rates: Mapping[str, np.ndarray], path: str | os.PathLike
+) -> Path:
+    """Draw losses over training steps, one small panel for each loss, and the learning rates in a last one.
 
-    Long curves are averaged over a window, above their faint values. An axis is logarithmic where all values are
-    positive and differ by more than a factor of 10.
+    Long curves of losses are averaged over a window, above their faint values. An axis is logarithmic where all values
+    are positive and differ by more than a factor of 10.
 
     Args:
-        panels: title of each panel -> label of each curve (train, validation, ...) -> (2, n) steps and values, n > 0;
-            values that are not finite leave a gap.
+        losses: name of each loss -> label of each curve (train, val, ...) -> (2, n) steps and values, n > 0; values
+            that are not finite leave a gap.
+        rates: label -> (2, n) steps and learning rates; may be empty.
         path: PNG file to write, which is returned.
     """
+    panels = {**losses, **({"learning rate": rates} if rates else {})}
     num_columns = min(3, len(panels))
     num_rows = math.ceil(len(panels) / num_columns)
     figure = _figure(4.2 * num_columns, 2.8 * num_rows)
@@ -125,11 +129,11 @@ def loss_chart(panels: Mapping[str, Mapping[str, np.ndarray]], path: str | os.Pa
     for axes, (title, curves) in itertools.zip_longest(grid, panels.items(), fillvalue=("", {})):
         axes.set_visible(bool(curves))
         for number, (label, (steps, values)) in enumerate(curves.items()):
-            smooth = _moving_average(values, 2 * (len(values) // 50) + 1)
-            is_long = len(values) >= 50
-            if is_long:
-                axes.plot(steps, values, color=f"C{number}", alpha=0.25, linewidth=0.8)
-            axes.plot(steps, smooth, color=f"C{number}", marker="" if is_long else ".", label=label)
+            style = {"color": f"C{number}", "marker": "" if len(values) >= 50 else "."}
+            if title in losses and len(values) >= 50:
+                axes.plot(steps, values, **style, alpha=0.25, linewidth=0.8)
+                values = _moving_average(values, 2 * (len(values) // 50) + 1)
+            axes.plot(steps, values, **style, label=label)
         finite = np.concatenate([values[np.isfinite(values)] for _, values in curves.values()] or [[]])
         if finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():
             axes.set_yscale("log")

@@ -133,9 +133,10 @@ def test_loss_chart(tmp_path):
         "negative": {"train": np.stack([steps, -noisy])},
         "diverged": {"train": np.full((2, 3), np.nan)},
     }
-    width, height = Image.open(loss_chart(panels, tmp_path / "losses.png")).size
-    one = Image.open(loss_chart({"loss": panels["loss"]}, tmp_path / "one.png")).size
-    assert (width, height) == (3 * one[0], 2 * one[1])
+    rates = {"Adam": np.stack([steps, np.linspace(1e-3, 1e-5, 200)])}
+    width, height = Image.open(loss_chart({"loss": panels["loss"]}, {}, tmp_path / "one.png")).size
+    assert Image.open(loss_chart(panels, rates, tmp_path / "losses.png")).size == (3 * width, 2 * height)
+    assert Image.open(loss_chart({"loss": panels["loss"]}, rates, tmp_path / "two.png")).size == (2 * width, height)
 
 
 def test_moving_averages_skip_values_that_are_not_finite():
