@@ -27,18 +27,13 @@ def save_gif(grids: Sequence[CaptionedGrid], path: str | os.PathLike, millisecon
         hold: duration of the last frame in milliseconds.
 
     Raises:
-        ValueError: there are no frames, a duration is less than 10 ms, or the frames differ in size.
+        ValueError: there are no frames, or they differ in size.
     """
-    if not grids or min(milliseconds, hold) < 10:
-        raise ValueError(
-            f"{path}: expected at least one frame, each shown for 10 ms or more, got {len(grids)} frames, "
-            f"{milliseconds} ms, and {hold} ms for the last one"
-        )
     frames = [draw_grid(grid) for grid in grids]
-    if len(sizes := sorted({frame.size for frame in frames})) > 1:
+    if len(sizes := sorted({frame.size for frame in frames})) != 1:
         raise ValueError(
-            f"{path}: expected frames of one size, got {', '.join(f'{w}x{h}' for w, h in sizes)} pixels. Use images of "
-            "one size, and captions of similar length, in all frames"
+            f"{path}: expected frames of one size, got {', '.join(f'{w}x{h}' for w, h in sizes) or 'no frames'}. Use "
+            "images of one size, and captions of similar length"
         )
     weighted = frames + frames[-1:] * len(frames)  # the last frame is seen longest, and noise has all colors
     samples = Image.new("RGB", (_SAMPLE, _SAMPLE * len(weighted)))

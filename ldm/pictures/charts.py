@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -46,17 +45,15 @@ def heat_maps(
         ValueError: there is no matrix, or one does not have one row and one column per name.
     """
     panels = {name: np.asarray(matrix, dtype=float) for name, matrix in matrices.items()}
-    if not panels:
-        raise ValueError(f"heat maps {title!r}: expected at least one matrix, got none")
-    for name, matrix in panels.items():
-        if matrix.shape != (len(rows), len(columns)) or matrix.size == 0:
-            raise ValueError(
-                f"heat map {name!r}: expected a matrix of shape ({len(rows)}, {len(columns)}), one row and one column "
-                f"per name, got {matrix.shape}"
-            )
+    shapes = {name: matrix.shape for name, matrix in panels.items()}
+    if set(shapes.values()) != {(len(rows), len(columns))} or 0 in (len(rows), len(columns)):
+        raise ValueError(
+            f"heat map: expected a matrix of shape ({len(rows)}, {len(columns)}), one row and one column per name, "
+            f"got {', '.join(f'{shape} for {name!r}' for name, shape in shapes.items()) or 'none'}"
+        )
     texts = [wrap_text(row, load_font(10), max(120, _ROW_WIDTH // len(panels)))[0] for row in rows]
-    size = 2.6 + 0.85 * len(columns) * len(panels), 1.9 + max(0.55, 0.2 * max(map(len, texts))) * len(rows)
-    figure = _figure(*size)
+    height = max(0.55, 0.2 * max(map(len, texts)))  # of a row, in inches
+    figure = _figure(2.6 + 0.85 * len(columns) * len(panels), 1.9 + height * len(rows))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, matrix) in zip(grid, panels.items()):
         image = _draw_cells(axes, matrix)
@@ -122,19 +119,17 @@ def loss_chart(
         path: PNG file to write, which is returned.
     """
     panels = {**losses, **({"learning rate": rates} if rates else {})}
-    num_columns = min(3, len(panels))
-    num_rows = math.ceil(len(panels) / num_columns)
+    num_columns, num_rows = min(3, len(panels)), math.ceil(len(panels) / 3)
     figure = _figure(4.2 * num_columns, 2.8 * num_rows)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False).flat
-    for axes, (title, curves) in itertools.zip_longest(grid, panels.items(), fillvalue=("", {})):
-        axes.set_visible(bool(curves))
+    for position, (title, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(num_rows, num_columns, position)
         for number, (label, (steps, values)) in enumerate(curves.items()):
             style = {"color": f"C{number}", "marker": "" if len(values) >= 50 else "."}
             if title in losses and len(values) >= 50:
                 axes.plot(steps, values, **style, alpha=0.25, linewidth=0.8)
                 values = _moving_average(values, 2 * (len(values) // 50) + 1)
             axes.plot(steps, values, **style, label=label)
-        finite = np.concatenate([values[np.isfinite(values)] for _, values in curves.values()] or [[]])
+        finite = np.concatenate([values[np.isfinite(values)] for _, values in curves.values()])
         if finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():
             axes.set_yscale("log")
         axes.set_title(title, loc="left", fontsize=10)

@@ -105,10 +105,7 @@ class MetricsCSVLogger(Logger):
 
     @rank_zero_only
     def draw_losses(self) -> None:
-        """Draw the losses and learning rates of the file in ``<save_dir>/losses.png``, earlier parts of a run included.
-
-        Nothing is drawn without a loss of two rows; an error is logged as a warning.
-        """
+        """Draw all losses of the file in ``<save_dir>/losses.png``, if there are two rows; errors become a warning."""
         path = Path(self.save_dir, "losses.png")
         try:
             losses, rates = _curves_of(self._read())

@@ -64,16 +64,14 @@ def test_equal_frames_keep_their_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("grids", "options", "message"),
+    ("grids", "message"),
     [
-        ([], {}, "at least one frame.*0 frames"),
-        (denoising(2), {"milliseconds": 0}, "10 ms or more.*0 ms"),
-        (denoising(2), {"hold": -5}, "10 ms or more.*-5 ms"),
-        ([*denoising(2), *denoising(1, size=200)], {}, "frames of one size, got .*x.*, .*x"),
-        ([*denoising(2), *denoising(1, rows=("w = 0", "a longer caption"))], {}, "captions of similar length"),
+        ([], "got no frames"),
+        ([*denoising(2), *denoising(1, size=200)], "frames of one size, got .*x.*, .*x"),
+        ([*denoising(2), *denoising(1, rows=("w = 0", "a longer caption"))], "captions of similar length"),
     ],
 )
-def test_bad_frames_are_refused_and_nothing_is_written(tmp_path, grids, options, message):
+def test_bad_frames_are_refused_and_nothing_is_written(tmp_path, grids, message):
     with pytest.raises(ValueError, match=message):
-        save_gif(grids, tmp_path / "bad.gif", **options)
+        save_gif(grids, tmp_path / "bad.gif")
     assert not list(tmp_path.iterdir())

@@ -113,8 +113,8 @@ def test_clip_guided_heat_maps_side_by_side(tmp_path):
 @pytest.mark.parametrize(
     ("matrices", "message"),
     [
-        ({}, "at least one matrix"),
-        ({"CLIP": np.zeros((1, 2)), "judge": np.zeros((2, 1))}, r"'judge'.*\(1, 2\).*got \(2, 1\)"),
+        ({}, "got none"),
+        ({"CLIP": np.zeros((1, 2)), "judge": np.zeros((2, 1))}, r"\(1, 2\), one row.*\(2, 1\) for 'judge'"),
     ],
 )
 def test_clip_guided_heat_maps_must_match(tmp_path, matrices, message):
