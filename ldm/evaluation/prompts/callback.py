@@ -4,31 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 
 from ldm.data.collate import collate
 from ldm.data.dataset import FactorDataset
 from ldm.data.traits import unwrap
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
 from ldm.evaluation.editing.measure import plain_number
-from ldm.evaluation.prompts.measure import PromptPlan, PromptResult, TextSampler, plan_prompts, prompt_score
+from ldm.evaluation.prompts.measure import PromptResult, joint_figures, plan_prompts, prompt_score
+from ldm.evaluation.prompts.pictures import PromptPictures, accuracy_map
+from ldm.evaluation.prompts.samplers import PromptSamplers
 from ldm.evaluation.sampling.request import describe_sampler
 from ldm.evaluation.test_pass import TestPassCallback
-from ldm.losses.modality_gap import modality_gap
 from ldm.models.contexts import averaged
-from ldm.models.contracts import HasJointSpace, SampledFromTexts, require
-from ldm.models.inputs import images_from_batch
-from ldm.models.judge import FactorJudge, load_judge
-from ldm.pictures.animation import save_gif
-from ldm.pictures.charts import heat_map, heat_maps
-from ldm.pictures.draw import draw_grid, save_png
-from ldm.pictures.grid import CaptionedGrid
+from ldm.models.contracts import SampledFromTexts, require
+from ldm.models.judge import load_judge
 from ldm.runs.records import update_results, write_json
 from ldm.util import ConfigError, UserError
 
@@ -41,13 +34,14 @@ class PromptScore(TestPassCallback):
     """Measures how often the attributes of a text prompt come true in the samples.
 
     See ``ldm.evaluation.prompts.measure`` for the protocol and ``ldm.models.contracts.SampledFromTexts`` for the models
-    it is computed for. Prompts are those of images of the test data set, on which no stage should be trained. The files
-    are ``<run>/prompt_score/<step>.json`` and ``<step>.png`` (accuracy by attribute and strength), and in
-    ``<run>/images/test`` samples by strength (``prompts``) and the similarity of texts and samples (``similarity``).
+    it is computed for. Prompts are those of images of the test data set. The files are
+    ``<run>/prompt_score/<step>.json`` and ``<step>.png`` (accuracy by attribute and strength), and in
+    ``<run>/images/test`` samples by strength (``prompts``), their denoising (``denoising``, a GIF) and the similarity
+    of texts and samples (``similarity``).
 
     ``results.json`` receives ``prompt_accuracy``, its parts ``prompt_accuracy_<factor>`` and ``prompt_distance``, all
-    at the strength ``guidance``, and for models of a joint space of texts and images the distance of the two means
-    without and with the treatment of the model, ``modality_gap_before`` and ``modality_gap``.
+    at the strength ``guidance``. For models of a joint space of texts and images also ``prompt_accuracy_from_images``,
+    sampled under the images of the prompts, and the figures of ``joint_figures``.
 
     Args:
         judge: checkpoint or run folder of a ``FactorJudge`` trained on images of the same size.
@@ -103,48 +97,27 @@ class PromptScore(TestPassCallback):
         """Sample, judge and write, in the first process only."""
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        device, plan = pl_module.device, self._plan
-        judge = self._judge.to(device)
-
-        def sample(texts: list[str], x_T: Tensor, w: float) -> Tensor:
-            cond = pl_module.condition_from_texts(texts)
-            return pl_module.decode_first_stage(pl_module.sample(x_T, cond, self.sampler, guidance_scale=1 + w))
-
-        with averaged(pl_module):
-            result = prompt_score(sample, judge, plan, self.strengths, self.batch_size, device)
-            shown = [sample(plan.texts[: self.rows], plan.noise[: self.rows].to(device), w) for w in self.strengths]
+        judge, plan = self._judge.to(pl_module.device), self._plan
+        samplers = PromptSamplers(pl_module, plan, self.sampler)
         progress, run_dir = self.progress(trainer), self.run_dir(trainer)
-        save_gif(self._denoising(pl_module), run_dir / "images" / "test" / f"denoising_gs-{progress.step:06d}.gif")
-        gap = _modality_gap(pl_module, plan) if _embeds_images(pl_module) else {}
+        settings = {"plan": plan, "batch_size": self.batch_size, "device": pl_module.device}
+        with averaged(pl_module):
+            result = prompt_score(samplers.from_texts, judge, strengths=self.strengths, **settings)
+            figures = self._figures(result)
+            if samplers.embeds_images:
+                own = prompt_score(samplers.from_images, judge, strengths=[self.guidance], **settings)
+                figures["prompt_accuracy_from_images"] = plain_number(own.accuracy.mean())
+                figures |= joint_figures(pl_module, plan)
+            stamp = f"gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000"
+            draw = PromptPictures(pl_module, samplers, run_dir / "images" / "test", stamp, self.rows)
+            draw.all(judge, self.strengths, self.guidance)
         path = run_dir / "prompt_score" / f"{progress.step}.json"
-        settings = {**describe_sampler(self.sampler), "guidance": self.guidance, "seed": self.seed}
-        record = {**result.to_dict(), **gap, "sampler": settings, "judge": self.judge_path, **progress._asdict()}
-        write_json(path, record)
-        update_results(run_dir, **self._figures(result), **gap)
-        _accuracy_map(result, progress.step, path.with_suffix(".png"))
-        stamp = f"gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000.png"
-        images = torch.stack(shown, dim=1)  # (rows, W, 3, H, W)
-        columns = ["no prompt" if w == -1 else f"w = {w:g}" for w in self.strengths]
-        grid = CaptionedGrid(images.flatten(0, 1).cpu(), plan.texts[: self.rows], columns, "samples from texts")
-        save_png(draw_grid(grid), run_dir / "images" / "test" / f"prompts_{stamp}")
-        chosen = images[:, self.strengths.index(self.guidance)]
-        _similarity_map(pl_module, judge, plan, chosen, run_dir / "images" / "test" / f"similarity_{stamp}")
-        logger.info("prompt accuracy %.3f at w = %g: %s", self._figures(result)["prompt_accuracy"], self.guidance, path)
-
-    def _denoising(self, model: SampledFromTexts) -> list[CaptionedGrid]:
-        """Return the prompts' samples after each step of the sampler: the state, and the estimate of the image."""
-        texts, device = self._plan.texts[: self.rows], model.device
-        states: list[Tensor] = []
-        with averaged(model):
-            model.sample(
-                self._plan.noise[: self.rows].to(device),
-                model.condition_from_texts(texts),
-                self.sampler,
-                guidance_scale=1 + self.guidance,
-                callback=lambda step: states.append(torch.stack([step.x, step.pred_x0], dim=1).flatten(0, 1)),
-            )
-            frames = [model.decode_first_stage(state).cpu() for state in states]
-        return [CaptionedGrid(frame, texts, ["state", "estimate"], f"w = {self.guidance:g}") for frame in frames]
+        sampler = {**describe_sampler(self.sampler), "guidance": self.guidance, "seed": self.seed}
+        record = {**result.to_dict(), "figures": figures, "sampler": sampler, "judge": self.judge_path}
+        write_json(path, {**record, **progress._asdict()})
+        update_results(run_dir, **figures)
+        accuracy_map(result, progress.step, path.with_suffix(".png"))
+        logger.info("prompt accuracy %.3f at w = %g: %s", figures["prompt_accuracy"], self.guidance, path)
 
     def _figures(self, result: PromptResult) -> dict[str, float | None]:
         row = self.strengths.index(self.guidance)
@@ -154,42 +127,3 @@ class PromptScore(TestPassCallback):
             **{f"prompt_accuracy_{name}": value for name, value in accuracy.items()},
             "prompt_distance": plain_number(result.distance[row]),
         }
-
-
-def _accuracy_map(result: PromptResult, step: int, path: Path) -> None:
-    names = [name.replace("_", " ") for name in result.factor_names]
-    chance, real = result.chance.mean(), result.real_accuracy.mean()
-    columns = [f"w = {w:g}\ndistance {distance:.1f}" for w, distance in zip(result.strengths, result.distance)]
-    title = (
-        f"Share of {result.num_prompts} prompts whose attribute came true, step {step:,}\n"
-        f"chance {chance:.2f}; the judge on real images {real:.3f}, their distance {result.real_distance:.1f}"
-    )
-    matrix = np.concatenate([result.accuracy.T, result.accuracy.mean(axis=1)[None]])
-    heat_map(matrix, [*names, "mean"], columns, title, path)
-
-
-def _embeds_images(model: Any) -> bool:
-    return isinstance(model, HasJointSpace) and model.embeds_images
-
-
-def _modality_gap(model: Any, plan: PromptPlan) -> dict[str, float]:
-    """Return distance of the means and mean cosine of pairs, of embeddings as they are and as the model treats them."""
-    figures, shown = {}, images_from_batch({"image": plan.images.to(model.device)})
-    for suffix, is_treated in (("_before", False), ("", True)):
-        images, texts = model.joint_embeddings(shown, plan.texts, is_treated)
-        figures[f"modality_gap{suffix}"] = modality_gap(images, texts)
-        figures[f"pair_cosine{suffix}"] = torch.cosine_similarity(images, texts).mean().item()
-    return figures
-
-
-def _similarity_map(model: Any, judge: FactorJudge, plan: PromptPlan, images: Tensor, path: Path) -> None:
-    """Draw the similarity of every prompt and every sample (rows, 3, H, W): of CLIP, and by the judge."""
-    texts = plan.texts[: len(images)]
-    judged = plan.vocabulary.word_labels(judge.predict_values(images).cpu().numpy())
-    panels = {"judge: share of attributes": (plan.words[: len(images), None] == judged).mean(axis=2)}
-    if _embeds_images(model):
-        seen, said = model.joint_embeddings(images, texts)
-        cosine = torch.cosine_similarity(said[:, None], seen[None], dim=-1).cpu().numpy()
-        panels = {"CLIP: cosine": cosine.clip(min=0)} | panels
-    columns = [f"sample {number + 1}" for number in range(len(images))]
-    heat_maps(panels, texts, columns, "Similarity of texts and samples; the diagonal belongs together", path)
