@@ -53,7 +53,8 @@ def heat_maps(
         )
     texts = [wrap_text(row, load_font(10), max(120, _ROW_WIDTH // len(panels)))[0] for row in rows]
     height = max(0.55, 0.2 * max(map(len, texts)))  # of a row, in inches
-    figure = _figure(2.6 + 0.85 * len(columns) * len(panels), 1.9 + height * len(rows))
+    widest = max(load_font(10).getlength(line) for lines in texts for line in lines) / 72  # inches
+    figure = _figure(2.6 + max(0.0, widest - 1.5) + 0.85 * len(columns) * len(panels), 1.9 + height * len(rows))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, matrix) in zip(grid, panels.items()):
         image = _draw_cells(axes, matrix)

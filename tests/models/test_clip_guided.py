@@ -374,3 +374,26 @@ def test_a_run_estimates_the_gap_draws_pictures_and_is_sampled_from_texts(tmp_pa
     assert loaded.cond_stage_model.is_fitted and loaded.cond_stage_model.num_fitted == 6
     cond = loaded.condition_from_texts(["red floor", "green wall"])
     assert np.isfinite(loaded.sample(torch.randn(2, 3, 64, 64), cond, DDIMSampler(2), 2.0).numpy()).all()
+
+
+# Texts of several phrases ---------------------------------------------------------------------------------------------
+
+
+def test_phrases_of_a_text_are_embedded_one_by_one(towers):
+    model = build(cond_stage_config=towers, phrase_separator=",")
+    stage, plain = model.cond_stage_model, build(cond_stage_config=towers).cond_stage_model
+    found = stage.embed_texts(["red floor, small object,, cube", "cube", " , "])
+    single = F.normalize(plain.embed_texts(["red floor", "small object", "cube"]), dim=-1)
+    torch.testing.assert_close(found[0], single.mean(dim=0))
+    torch.testing.assert_close(found[1], single[2])
+    assert not torch.allclose(found[0], plain.embed_texts(["red floor, small object, cube"])[0])
+    assert (stage.encode_texts(["", "cube"])[0] == 0).all()
+
+
+def test_condition_from_images_is_that_of_the_batch(towers):
+    model = build(cond_stage_config=towers, image_size=32, unet_config=unet(img_size=32)).eval()
+    images = torch.rand(3, 3, 32, 32) * 2 - 1
+    embedded, texts = model.joint_embeddings(images, ["red floor"])
+    assert model.embeds_images and texts.shape == (1, WIDTH)
+    torch.testing.assert_close(model.condition_from_images(images).value, embedded)
+    assert not build().embeds_images

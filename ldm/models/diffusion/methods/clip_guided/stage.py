@@ -145,8 +145,8 @@ class CLIPStage(TextStage):
             treated = remove_mean(treated, self.text_mean)
         elif self.gap.kind == "bank":
             treated = nearest_images(treated, self.bank, self.gap.num_neighbors)
-        is_given = torch.tensor([bool(text) for text in texts]).to(treated.device, non_blocking=True)
-        return treated * is_given[:, None]
+        is_given = torch.tensor([bool(text.strip(f" {self.phrase_separator or ''}")) for text in texts])
+        return treated * is_given.to(treated.device, non_blocking=True)[:, None]
 
 
 def _note_statistics(module: CLIPStage, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
