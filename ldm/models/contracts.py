@@ -143,6 +143,21 @@ class Editable(Protocol):
 
 
 @runtime_checkable
+class SampledFromTexts(Protocol):
+    """A model that samples texts under several strengths of the guidance (CLIP-guided DDPM)."""
+
+    def sample_w(
+        self,
+        conditions: Sequence[str],
+        strengths: Sequence[float],
+        x_T: Tensor | None = None,
+        sampler: Sampler | None = None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return images (W N, 3, H, W) of N texts under W strengths, strength first, and states of time steps."""
+        ...
+
+
+@runtime_checkable
 class ConditionStage(Protocol):
     """A condition stage that takes texts: models with it are sampled from texts and guided."""
 

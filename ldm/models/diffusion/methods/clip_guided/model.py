@@ -8,6 +8,7 @@ Dimensions: B batch, D width of CLIP's joint space, C H W what is denoised.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,21 @@ import torch
 from torch import Tensor, nn
 
 from ldm.data.collate import collate
+from ldm.data.formats.clip_embeddings import table_of
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.traits import vocabulary_of
 from ldm.diffusion.conditions import TensorCondition
 from ldm.diffusion.noise import kept_random_state
-from ldm.diffusion.samplers import Sampler, SamplerStep
+from ldm.diffusion.samplers import Sampler
 from ldm.models.diffusion.latent import LatentDiffusion
-from ldm.models.diffusion.methods.clip_guided.options import GapOptions
+from ldm.models.diffusion.methods.clip_guided.options import GapOptions, require_width
 from ldm.models.diffusion.methods.clip_guided.stage import CLIPStage
+from ldm.models.diffusion.methods.clip_guided.strengths import STRENGTHS, sample_strengths
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.modules.weights import NETWORK_PREFIX, network_keys
 from ldm.util import ConfigError, UserError
 
 PIXELS = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
-STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)  # guidance strengths w of sample_w
 _BATCH = 64  # images embedded at once
 _NUM_TEXTS = 1024  # composed captions
 
@@ -62,7 +64,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
             **kwargs: see ``LatentDiffusion`` and ``DDPM``.
 
         Raises:
-            ConfigError: an option has an unknown value.
+            ConfigError: an option has an unknown value, or the text encoder is that of a CLIP of another width.
         """
         towers = cond_stage_config or {}
         if unknown := sorted(set(towers) - {"text_encoder", "image_encoder"}):
@@ -78,6 +80,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
         if self.cond_stage_trainable:
             raise ConfigError("model.params.cond_stage_trainable: expected false (CLIP is frozen), got true")
         self.weight_decay = weight_decay
+        require_width(self.model.cond_width, self.cond_stage_model.width, "model.params.")
 
     def build_cond_stage(self, config: Mapping[str, Any]) -> nn.Module:
         """Return the towers of CLIP with the treatment of the gap."""
@@ -131,12 +134,14 @@ class CLIPGuidedDDPM(LatentDiffusion):
 
     @torch.no_grad()
     def on_fit_start(self) -> None:
-        """Estimate the statistics of the gap from the training data, unless a checkpoint contains them."""
-        stage = self.cond_stage_model
+        """Check the embeddings of the data, and estimate the statistics of the gap unless a checkpoint has them."""
+        stage, data = self.cond_stage_model, self.trainer.datamodule
+        datasets = data.datasets if isinstance(data, DataModuleFromConfig) else {}
+        for table in filter(None, map(table_of, datasets.values())):
+            stage.require_clip(table, self.model.cond_width)
         if stage.is_fitted:
             return
-        data = self.trainer.datamodule
-        train = data.datasets.get("train") if isinstance(data, DataModuleFromConfig) else None
+        train = datasets.get("train")
         if train is None:
             raise UserError("model.params.gap: expected a data module with training images. Call fit_gap before")
         texts = gap_texts(stage.gap.texts, vocabulary_of(train))
@@ -167,22 +172,13 @@ class CLIPGuidedDDPM(LatentDiffusion):
             sampler: by default that of the config.
 
         Returns:
-            images (W N, 3, H, W) of which row w N + n has strength w and condition n, and the states after the time
-            steps t with t % 10 == 0 or t < 10, latest t first, each (W N, C, H, W).
+            images (W N, 3, H, W), and states (W N, C, H, W) of some time steps, as ``sample_strengths`` returns them.
         """
         is_tensor = isinstance(conditions, Tensor)
         value = conditions.to(self.device) if is_tensor else self.cond_stage_model.encode_texts(conditions)
-        repeated = TensorCondition(value.repeat(len(strengths), 1))
-        scale = 1 + torch.tensor(list(strengths), dtype=value.dtype).repeat_interleave(len(value)).to(value.device)
-        shape = (len(scale), *self.latent_shape)
+        shape = (len(strengths) * len(value), *self.latent_shape)
         noise = torch.randn(shape, device=self.device) if x_T is None else x_T
-        frames: list[Tensor] = []
-
-        def keep(step: SamplerStep) -> None:
-            if step.timestep % 10 == 0 or step.timestep < 10:
-                frames.append(step.x)
-
-        z = self.sample(noise, repeated, sampler, guidance_scale=scale, callback=keep)
+        z, frames = sample_strengths(functools.partial(self.sample, sampler=sampler), value, strengths, noise)
         return self.decode_first_stage(z), frames
 
 
