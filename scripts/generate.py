@@ -75,6 +75,8 @@ def load(options: argparse.Namespace) -> Any:
 
 def run(options: argparse.Namespace) -> list[Path]:
     import torch
+    from rich.console import Console
+    from rich.progress import Progress
 
     from ldm.evaluation.sampling.request import choose_sampler
     from ldm.models.contexts import averaged
@@ -94,7 +96,10 @@ def run(options: argparse.Namespace) -> list[Path]:
     torch.manual_seed(options.seed)
     noise = torch.randn(len(texts) * options.num_samples, *model.latent_shape).repeat(len(strengths), 1, 1, 1)
     repeated = [text for text in texts for _ in range(options.num_samples)]
-    with averaged(model):
+    total = (sampler or model.default_sampler).num_evaluations(model.num_timesteps)
+    with averaged(model), Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("steps", total=total)
+        model.model.register_forward_pre_hook(lambda *_: progress.advance(task))
         images, states = model.sample_w(repeated, strengths, noise.to(model.device), sampler)
     written = [save_png(draw_grid(grid(images)), options.output)]
     if options.gif:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,10 +35,9 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "save_frequency": ("lightning.modelcheckpoint.params.every_n_epochs",),
 }
 _ALIASES = {"lrate": "learning_rate", "save_interval": "save_frequency", "save_every": "save_frequency"}
-_ALIASES |= {"n_epochs": "epochs", "num_epochs": "epochs"}
-_PATHS = ("data_dir", "data_paths", "dataset_root", "h5_path")
+_PATHS = ("h5_path", "data_paths", "data_dir", "dataset_root")
 _TABLES = ("clip_csv_path", "clip_csv", "csv_path")
-_DATA_KEYS = (*_PATHS, *_TABLES, "max_samples", "random_seed")
+_OTHERS = (*_PATHS, *_TABLES, "max_samples", "random_seed", "model_name")
 _SECTIONS = ("model", "diffusion", "training", "data", "clip", "generation", "paths")
 # Keys without effect -> what replaces them.
 _IGNORED = {
@@ -49,7 +47,8 @@ _IGNORED = {
     "delete_old_checkpoints": "set lightning.modelcheckpoint.params.save_top_k",
     "preprocessed_clip": "embeddings are computed before training, of the original images",
     "features": "c_embed_dim is the width of the embeddings",
-    "model_name": "name the run with -n",
+    "seed": "set it with -s",
+    "device": "set it with --gpus or --accelerator",
 }
 
 
@@ -67,7 +66,7 @@ def reference_values(config: Any, source: str) -> dict[str, Any]:
         if key in _IGNORED:
             logger.warning("%s: %s is ignored: %s", source, key, _IGNORED[key])
             continue
-        known = (*_KEYS, *_DATA_KEYS, *_ALIASES, *_IGNORED)
+        known = (*_KEYS, *_OTHERS, *_ALIASES, *_IGNORED)
         if key not in known:
             raise ConfigError(f"{source}: unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}")
         values[key] = value
@@ -89,15 +88,15 @@ def model_overrides(values: Mapping[str, Any]) -> list[str]:
 
 def data_section(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``{target, params}`` of the training images with their embeddings; by default Tiny ImageNet's."""
-    given = {key: values[key] for key in _PATHS if values.get(key)}
-    name, path = next(iter(given.items()), ("dataset_root", "data/tiny-imagenet-200"))
-    size = values.get("img_size", 32)
+    name = next((key for key in _PATHS if values.get(key)), "dataset_root")
+    path, size = values.get(name) or "data/tiny-imagenet-200", values.get("img_size", 32)
     if name == "h5_path":
         target, params = "ldm.data.formats.h5_text.ArrayImages", {"path": path, "image_size": size}
     else:
         patterns = [path] if isinstance(path, str) else list(path)
-        folder = os.path.commonpath([pattern.partition("*")[0] for pattern in patterns]) or "."
-        folder = os.path.dirname(folder) if Path(folder).is_file() else folder
+        if len(patterns) != 1:
+            raise ConfigError(f"{name}: expected one folder, or one pattern of paths in it, got {path}. Use one folder")
+        folder = patterns[0].partition("*")[0].rstrip("/") or "."
         split = "train" if Path(folder, "train").is_dir() else None
         target = "ldm.data.formats.folder.ImageFolder"
         params = {"path": folder, "image_size": size, "fit": "random_crop", "split": split}
@@ -115,9 +114,8 @@ def network_overrides(state: Mapping[str, Any], source: str) -> list[str]:
     Raises:
         UserError: they are the weights of another network.
     """
-    arch, inner, time = ("package", "conv", "t_emb1")
-    if "down0.conv1.model.0.weight" in state:
-        arch, inner, time = "dli", "model.0", "temb_1" if "temb_1.model.0.weight" in state else "t_emb1"
+    arch, inner = ("dli", "model.0") if "down0.conv1.model.0.weight" in state else ("package", "conv")
+    time = "temb_1" if "temb_1.model.0.weight" in state else "t_emb1"
     names = [f"down0.conv1.{inner}", f"down1.model.0.{inner}", f"down2.model.0.{inner}", "dense_emb.0"]
     names += [f"{time}.model.0", "c_embed1.model.0"]
     if missing := [name for name in names if f"{name}.weight" not in state]:

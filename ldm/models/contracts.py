@@ -146,13 +146,7 @@ class Editable(Protocol):
 class SampledFromTexts(Protocol):
     """A model that samples texts under several strengths of the guidance (CLIP-guided DDPM)."""
 
-    def sample_w(
-        self,
-        conditions: Sequence[str],
-        strengths: Sequence[float],
-        x_T: Tensor | None = None,
-        sampler: Sampler | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
+    def sample_w(self, conditions: Sequence[str], strengths: Sequence[float], *options: Any) -> Any:
         """Return images (W N, 3, H, W) of N texts under W strengths, strength first, and states of time steps."""
         ...
 

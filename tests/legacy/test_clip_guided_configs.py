@@ -68,11 +68,20 @@ def test_places_of_images(tmp_path):
         ({"dataset_root": root}, root, "train"),
         ({"data_dir": train}, train, None),
         ({"data_paths": f"{root}/train/*/images/*.JPEG"}, train, None),
-        ({"data_paths": [f"{root}/train/n01/images/*.JPEG", f"{root}/train/n02/*"]}, train, None),
+        ({"data_paths": [f"{root}/train/*/images/*.JPEG"], "data_dir": None}, train, None),
+        ({"data_paths": "*.png"}, ".", None),
     ):
         params = data_section(given)["params"]["data"]["params"]
         assert (params["path"], params["split"]) == (path, split)
         assert params["fit"] == "random_crop" and params["do_augment"] and params["image_size"] == 32
+
+
+def test_other_images():
+    found = data_section({"h5_path": "a.h5", "dataset_root": "x", "csv_path": "b.csv", "max_samples": 9})["params"]
+    assert found["embeddings"] == "b.csv" and found["data"]["target"].endswith("ArrayImages")
+    assert (found["data"]["params"]["path"], found["data"]["params"]["limit"]) == ("a.h5", 9)
+    with pytest.raises(ConfigError, match=r"data_paths: expected one folder, or one pattern of paths in it, got \["):
+        data_section({"data_paths": ["a/*.png", "b/*.png"]})
 
 
 @pytest.mark.parametrize("arch", ["package", "dli"])

@@ -1,52 +1,29 @@
-"""The network and the sampler of the CLIP-guided DDPM under the names of its reference package, for scripts.
-
-Example::
-
-    from ldm.models.diffusion.methods.clip_guided.api import DDPM, UNet
-    from ldm.modules.encoders.modules import FrozenCLIPTextEmbedder
-
-    ddpm = DDPM(torch.linspace(0.0001, 0.02, 400), device)
-    model = UNet(400, img_ch=3, img_size=32, down_chs=(256, 256, 512), t_embed_dim=8, c_embed_dim=512)
-    model.load_state_dict(torch.load("9.pth", weights_only=True)["model"])
-    clip = FrozenCLIPTextEmbedder("ViT-B/32", normalize=False)
-    images = ddpm.sample(model.to(device).eval(), clip(["A fish swimming", "A beautiful tree"]).to(device))
-"""
+"""Network and sampler of the CLIP-guided DDPM under the names of its reference package; example in docs/methods.md."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldm.diffusion.conditions import Condition
-from ldm.diffusion.guidance import classifier_free
-from ldm.diffusion.parameterization import parameterization
-from ldm.diffusion.process import DiffusionProcess
-from ldm.diffusion.samplers import DDPMSampler, Sampler, StepCallback
-from ldm.models.diffusion.methods.clip_guided.strengths import STRENGTHS, sample_strengths
+from ldm.diffusion.samplers import DDPMSampler, Sampler
+from ldm.models.diffusion.methods.clip_guided.model import STRENGTHS, CLIPGuidedDDPM
 from ldm.modules.diffusionmodules.clip_guided import UNet
 
 __all__ = ["DDPM", "UNet"]
 
 
-class DDPM(DiffusionProcess):
-    """The diffusion process of given betas, and its sampler.
-
-    Args:
-        B: (T,) betas, in which linear steps are those of the reference code.
-        device: of the samples.
-    """
+class DDPM:
+    """The diffusion process of betas ``B``, (T,), which samples on ``device``."""
 
     def __init__(self, B: Tensor, device: torch.device | str = "cpu") -> None:
-        super().__init__()
-        self.register_schedule(B.detach().double().cpu().numpy(), 0.0, parameterization("eps"))
-        self.to(device)
+        self.betas, self.device = B.double().tolist(), torch.device(device)
 
     def sample(
         self, model: UNet, c: Tensor, w: float = 0.0, x_T: Tensor | None = None, sampler: Sampler | None = None
     ) -> Tensor:
-        """Return images (N, C, H, W) in about [-1, 1] of N conditions with the strength w; see :meth:`sample_w`."""
+        """Return images (N, C, H, W) in about [-1, 1] of N conditions; see :meth:`sample_w`."""
         return self.sample_w(model, c, (w,), x_T, sampler)[0]
 
     def sample_w(
@@ -57,26 +34,18 @@ class DDPM(DiffusionProcess):
         x_T: Tensor | None = None,
         sampler: Sampler | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Sample every condition under every strength w of the guidance.
+        """Sample conditions ``c`` (N, D), CLIP embeddings that are not normalized, with a network in evaluation mode.
 
-        Args:
-            model: the network, in evaluation mode.
-            c: (N, D) CLIP embeddings, not normalized; zeros are no condition.
-            w_tests: W strengths; None takes those of the reference code.
-            x_T: (W N, C, H, W) standard normal noise; drawn if None.
-            sampler: by default that of the reference code, over all time steps.
-
-        Returns:
-            Images and states as ``sample_strengths`` returns them.
+        Without a sampler, that of the reference code is used. For other arguments and the results see
+        ``CLIPGuidedDDPM.sample_w``.
         """
-        device, strengths = self.betas.device, STRENGTHS if w_tests is None else w_tests
+        network = {"target": f"{__name__}.given", "params": {"network": model}}
+        sizes = {"channels": model.shape.img_ch, "image_size": model.shape.img_size, "given_betas": self.betas}
+        process = CLIPGuidedDDPM(unet_config=network, use_ema=False, monitor=None, **sizes).to(self.device)
         chosen = sampler or DDPMSampler(variance="previous")
-        shape = (len(strengths) * len(c), model.shape.img_ch, model.shape.img_size, model.shape.img_size)
+        return process.sample_w(c, STRENGTHS if w_tests is None else w_tests, x_T, chosen)
 
-        def run(x: Tensor, cond: Condition, guidance_scale: float | Tensor, callback: StepCallback) -> Tensor:
-            denoise = classifier_free(lambda x, t, given: model(x, t, given.value), cond, guidance_scale)
-            return chosen.sample(denoise, x, self.schedule, callback)
 
-        with torch.no_grad():
-            noise = torch.randn(shape, device=device) if x_T is None else x_T
-            return sample_strengths(run, c.to(device), strengths, noise)
+def given(network: nn.Module) -> nn.Module:
+    """Return a network that is already built, as the target of a ``unet_config``."""
+    return network

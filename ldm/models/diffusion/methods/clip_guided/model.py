@@ -8,7 +8,6 @@ Dimensions: B batch, D width of CLIP's joint space, C H W what is denoised.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,16 @@ from ldm.data.module import DataModuleFromConfig
 from ldm.data.traits import vocabulary_of
 from ldm.diffusion.conditions import TensorCondition
 from ldm.diffusion.noise import kept_random_state
-from ldm.diffusion.samplers import Sampler
+from ldm.diffusion.samplers import Sampler, SamplerStep
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.diffusion.methods.clip_guided.options import GapOptions, require_width
 from ldm.models.diffusion.methods.clip_guided.stage import CLIPStage
-from ldm.models.diffusion.methods.clip_guided.strengths import STRENGTHS, sample_strengths
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.modules.weights import NETWORK_PREFIX, network_keys
 from ldm.util import ConfigError, UserError
 
 PIXELS = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
+STRENGTHS = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)  # guidance strengths w of sample_w
 _BATCH = 64  # images embedded at once
 _NUM_TEXTS = 1024  # composed captions
 
@@ -172,13 +171,25 @@ class CLIPGuidedDDPM(LatentDiffusion):
             sampler: by default that of the config.
 
         Returns:
-            images (W N, 3, H, W), and states (W N, C, H, W) of some time steps, as ``sample_strengths`` returns them.
+            images (W N, 3, H, W) of which row w N + n has strength w and condition n, and the states after the time
+            steps t with t % 10 == 0 or t < 10, latest t first, each (W N, C, H, W).
         """
         is_tensor = isinstance(conditions, Tensor)
         value = conditions.to(self.device) if is_tensor else self.cond_stage_model.encode_texts(conditions)
-        shape = (len(strengths) * len(value), *self.latent_shape)
+        scales = [1.0 + w for w in strengths]
+        scale: float | Tensor = scales[0]
+        if len(set(scales)) > 1:
+            scale = torch.tensor(scales).repeat_interleave(len(value)).to(value)
+        shape = (len(scales) * len(value), *self.latent_shape)
         noise = torch.randn(shape, device=self.device) if x_T is None else x_T
-        z, frames = sample_strengths(functools.partial(self.sample, sampler=sampler), value, strengths, noise)
+        frames: list[Tensor] = []
+
+        def keep(step: SamplerStep) -> None:
+            if step.timestep % 10 == 0 or step.timestep < 10:
+                frames.append(step.x)
+
+        repeated = TensorCondition(value.repeat(len(scales), 1))
+        z = self.sample(noise, repeated, sampler, guidance_scale=scale, callback=keep)
         return self.decode_first_stage(z), frames
 
 
