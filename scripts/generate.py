@@ -52,7 +52,7 @@ def load(options: argparse.Namespace) -> Any:
     """Return the model."""
     from ldm.config.loading import load_config
     from ldm.legacy.clip_guided import model_overrides, network_overrides, reference_values
-    from ldm.models.contracts import SampledFromTexts
+    from ldm.models.contracts import GuidedByTexts
     from ldm.modules.weights import load_pickled, read_state_dict
     from ldm.runs.load import load_run
 
@@ -70,7 +70,7 @@ def load(options: argparse.Namespace) -> Any:
     if options.clip:
         target = "ldm.modules.encoders.modules.FrozenCLIPTextEmbedder"
         words += [f"{ENCODER}.target={target}", f"{ENCODER}.params.version={options.clip}"]
-    return load_run(options.checkpoint, base, words, needs=SampledFromTexts).model
+    return load_run(options.checkpoint, base, words, needs=GuidedByTexts).model
 
 
 def run(options: argparse.Namespace) -> list[Path]:

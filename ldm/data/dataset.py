@@ -174,6 +174,8 @@ class FactorDataset(ImageDataset):
             factors and texts remain those of the whole set; splits divide the part.
         repeat: see ``ImageDataset``.
         name: name of the data set in tables of scores; None takes the name of the space, else of the class.
+        unseen_share: share of the combinations of words that the training split does not contain, and of which the
+            validation split consists, in [0, 1). They are the same for every seed.
 
     Attributes:
         available: factor name -> values in the files, where these do not contain all; set before ``__init__``.
@@ -205,6 +207,7 @@ class FactorDataset(ImageDataset):
         keep: Mapping[str, int | Sequence[int]] | None = None,
         repeat: int = 1,
         name: str | None = None,
+        unseen_share: float = 0.0,
     ) -> None:
         require_choice("text", text, ("attributes", "caption", None))
         if text is not None and vocabulary is None:
@@ -225,6 +228,10 @@ class FactorDataset(ImageDataset):
         self.space = space.named(name or space.name or type(self).__name__)
         self.vocabulary = vocabulary
         self.kept = self.space.restrict(keep or {}, self.available)
+        require_share("unseen_share", unseen_share)
+        if unseen_share and vocabulary is None:
+            raise ConfigError(f"unseen_share: expected a data set with a vocabulary, got {type(self).__name__}.")
+        self.unseen_share = unseen_share
         super().__init__(self.rows_of(split, limit), repeat, seed=seed)
         self.single_caption_share = single_caption_share
         self.caption_weights = np.ones(space.num_factors) if caption_weights is None else np.array(caption_weights)
@@ -237,7 +244,14 @@ class FactorDataset(ImageDataset):
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
         """Return the rows (n,) of any split of the part, independently of the split of this data set."""
-        return self.kept.rows[split_rows(len(self.kept.rows), split, limit)]
+        if not self.unseen_share or split not in ("train", "validation"):
+            return self.kept.rows[split_rows(len(self.kept.rows), split, limit)]
+        require_count("limit", limit, or_null=True)
+        words = self.vocabulary.word_labels(self.space.factors_of(self.kept.rows))
+        sizes = [len(of_factor) for of_factor in self.vocabulary.words]
+        draws = np.random.RandomState(_SPLIT_SEED)
+        is_unseen = draws.random(sizes)[tuple(words.T)] < self.unseen_share
+        return draws.permutation(self.kept.rows[is_unseen == (split == "validation")])[:limit]
 
     def _whole_rows(self) -> np.ndarray:
         return self.kept.rows

@@ -39,7 +39,9 @@ def classifier_free(
     if not isinstance(scale, Tensor) and scale == 1:
         return lambda x, t: predict(x, t, cond)
     if cond is None:
-        raise UserError(f"guidance scale {scale}: expected a model with a condition, got an unconditional one. Set it to 1")
+        raise UserError(
+            f"guidance scale {scale}: expected a model with a condition, got an unconditional one. Set it to 1"
+        )
     both = (cond.null() if null is None else null).joined(cond)
 
     def guided(x: Tensor, t: Tensor) -> Tensor:

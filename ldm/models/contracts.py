@@ -144,6 +144,36 @@ class Editable(Protocol):
 
 @runtime_checkable
 class SampledFromTexts(Protocol):
+    """A diffusion model that is sampled from one text per image."""
+
+    latent_shape: tuple[int, int, int]
+
+    def condition_from_texts(self, texts: Sequence[str]) -> Any:
+        """Return the condition of B texts."""
+        ...
+
+    def sample(self, x_T: Tensor, cond: Any = None, sampler: Sampler | None = None, **options: Any) -> Tensor:
+        """See ``Samplable``."""
+        ...
+
+    def decode_first_stage(self, z: Tensor) -> Tensor:
+        """See ``Samplable``."""
+        ...
+
+
+@runtime_checkable
+class HasJointSpace(Protocol):
+    """A model conditioned on vectors of a joint space of images and texts (CLIP-guided DDPM)."""
+
+    embeds_images: bool  # whether it has the network that maps images there
+
+    def joint_embeddings(self, images: Tensor, texts: Sequence[str], is_treated: bool = False) -> tuple[Tensor, Tensor]:
+        """Return vectors (N, D) of images (N, 3, H, W) and (M, D) of texts; as conditions if ``is_treated``."""
+        ...
+
+
+@runtime_checkable
+class GuidedByTexts(Protocol):
     """A model that samples texts under several strengths of the guidance (CLIP-guided DDPM)."""
 
     def sample_w(self, conditions: Sequence[str], strengths: Sequence[float], *options: Any) -> Any:

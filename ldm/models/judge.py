@@ -139,6 +139,11 @@ class FactorJudge(pl.LightningModule):
             )
         return torch.stack([logits.argmax(dim=1) for logits in self.network(images)], dim=1)
 
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Return the last hidden layer, (B, ``hidden``), of images (B, 3, H, W) in [-1, 1]."""
+        return self.network.features(images)
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the sum of the cross-entropies of all factors on softened images."""
         logits = self.network(soften(self.get_input(batch)))

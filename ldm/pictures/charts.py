@@ -1,4 +1,4 @@
-"""Charts drawn with matplotlib: annotated heat maps, and scores over training steps."""
+"""Charts drawn with matplotlib: annotated heat maps, and scores and losses over training steps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ldm.pictures.captions import load_font, wrap_text
 from ldm.util import atomic_write
 
 if TYPE_CHECKING:  # matplotlib is slow to import
@@ -17,34 +18,50 @@ if TYPE_CHECKING:  # matplotlib is slow to import
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
+_ROW_WIDTH = 360  # pixels of a line of row names in a font of 10 pixels, divided by the number of panels
+
 
 def heat_map(
     matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, path: str | os.PathLike
 ) -> Path:
-    """Draw a matrix as colored cells that contain the numbers.
+    """Draw a matrix as colored cells that contain the numbers: :func:`heat_maps` of one matrix with that title."""
+    return heat_maps({title: matrix}, rows, columns, "", path)
+
+
+def heat_maps(
+    matrices: Mapping[str, np.ndarray], rows: Sequence[str], columns: Sequence[str], title: str, path: str | os.PathLike
+) -> Path:
+    """Draw matrices of the same rows and columns side by side, as colored cells that contain the numbers.
 
     Args:
-        matrix: (len(rows), len(columns)) float in [0, 1]; NaN cells are grey with a dash.
-        rows: name of each row, top to bottom.
+        matrices: title of each panel -> (len(rows), len(columns)) float; the colors cover [0, 1], and NaN cells are
+            grey with a dash.
+        rows: name of each row, top to bottom; long ones are wrapped.
         columns: name of each column, left to right.
-        title: text above; may contain newlines.
+        title: text above all panels; empty for none. All titles may contain newlines.
         path: PNG file to write, which is returned.
 
     Raises:
-        ValueError: the matrix does not have one row and one column per name.
+        ValueError: there is no matrix, or one does not have one row and one column per name.
     """
-    matrix = np.asarray(matrix, dtype=float)
-    if matrix.shape != (len(rows), len(columns)) or matrix.size == 0:
+    panels = {name: np.asarray(matrix, dtype=float) for name, matrix in matrices.items()}
+    shapes = {name: matrix.shape for name, matrix in panels.items()}
+    if set(shapes.values()) != {(len(rows), len(columns))} or 0 in (len(rows), len(columns)):
         raise ValueError(
-            f"heat map {title!r}: expected a matrix of shape ({len(rows)}, {len(columns)}), one row and one column "
-            f"per name, got {matrix.shape}"
+            f"heat map: expected a matrix of shape ({len(rows)}, {len(columns)}), one row and one column per name, "
+            f"got {', '.join(f'{shape} for {name!r}' for name, shape in shapes.items()) or 'none'}"
         )
-    figure, axes = _figure(2.6 + 0.85 * len(columns), 1.9 + 0.55 * len(rows))
-    image = _draw_cells(axes, matrix)
-    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_title(title, loc="left", fontsize=11)
-    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02).outline.set_visible(False)
+    texts = [wrap_text(row, load_font(10), max(120, _ROW_WIDTH // len(panels)))[0] for row in rows]
+    height = max(0.55, 0.2 * max(map(len, texts)))  # of a row, in inches
+    figure = _figure(2.6 + 0.85 * len(columns) * len(panels), 1.9 + height * len(rows))
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (name, matrix) in zip(grid, panels.items()):
+        image = _draw_cells(axes, matrix)
+        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
+        axes.set_title(name, loc="left", fontsize=11)
+    grid[0].set_yticks(range(len(rows)), ["\n".join(lines) for lines in texts])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    figure.colorbar(image, ax=grid, fraction=0.04, pad=0.02).outline.set_visible(False)
     return _save(figure, path)
 
 
@@ -66,7 +83,8 @@ def score_chart(
         baseline_label: name of the compared method.
         path: PNG file to write, which is returned.
     """
-    figure, axes = _figure(8, 4.6)
+    figure = _figure(8, 4.6)
+    axes = figure.add_subplot()
     for number, (label, values) in enumerate(curves.items()):
         color = f"C{number}"
         if label in best:
@@ -86,12 +104,57 @@ def score_chart(
     return _save(figure, path)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    """Return a figure of that size in inches with one set of axes."""
+def loss_chart(
+    losses: Mapping[str, Mapping[str, np.ndarray]], rates: Mapping[str, np.ndarray], path: str | os.PathLike
+) -> Path:
+    """Draw losses over training steps, one small panel for each loss, and the learning rates in a last one.
+
+    Long curves of losses are averaged over a window, above their faint values. An axis is logarithmic where all values
+    are positive and differ by more than a factor of 10.
+
+    Args:
+        losses: name of each loss -> label of each curve (train, val, ...) -> (2, n) steps and values, n > 0; values
+            that are not finite leave a gap.
+        rates: label -> (2, n) steps and learning rates; may be empty.
+        path: PNG file to write, which is returned.
+    """
+    panels = {**losses, **({"learning rate": rates} if rates else {})}
+    num_columns, num_rows = min(3, len(panels)), math.ceil(len(panels) / 3)
+    figure = _figure(4.2 * num_columns, 2.8 * num_rows)
+    for position, (title, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(num_rows, num_columns, position)
+        for number, (label, (steps, values)) in enumerate(curves.items()):
+            style = {"color": f"C{number}", "marker": "" if len(values) >= 50 else "."}
+            if title in losses and len(values) >= 50:
+                axes.plot(steps, values, **style, alpha=0.25, linewidth=0.8)
+                values = _moving_average(values, 2 * (len(values) // 50) + 1)
+            axes.plot(steps, values, **style, label=label)
+        finite = np.concatenate([values[np.isfinite(values)] for _, values in curves.values()])
+        if finite.size and finite.min() > 0 and finite.max() > 10 * finite.min():
+            axes.set_yscale("log")
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        if len(curves) > 1:
+            axes.legend(fontsize=8, frameon=False)
+    figure.supxlabel("training step", fontsize=9)
+    return _save(figure, path)
+
+
+def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
+    """Return the mean of the finite values (n,) in a window around each position; NaN where there is none."""
+    is_finite = np.isfinite(values)
+    ones = np.ones(window)
+    counts = np.convolve(is_finite, ones, "same")
+    return np.convolve(np.where(is_finite, values, 0.0), ones, "same") / np.where(counts > 0.5, counts, np.nan)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return a figure of that size in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    return figure, figure.add_subplot()
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> Path:

@@ -7,6 +7,7 @@ Layout of one run::
         checkpoints/epoch=000012.ckpt, last.ckpt
         configs/<now>-project.yaml, <now>-lightning.yaml
         testtube/version_0/metrics.csv
+        losses.png
         images/<split>/...
 """
 

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from ldm.pictures.charts import loss_chart
 from ldm.runs.folder import RunFolder
 from ldm.util import UserError, atomic_write, instantiate_from_config
 
 logger = logging.getLogger(__name__)
+
+_LOSS = re.compile("(?:(?P<split>train|val)[/_])?(?!test|figure)(?P<name>.*loss.*?)(?:_(?P<kind>ema|epoch|step))?")
 
 
 class MetricsCSVLogger(Logger):
@@ -98,6 +103,17 @@ class MetricsCSVLogger(Logger):
         """Write the remaining rows."""
         self.save()
 
+    @rank_zero_only
+    def draw_losses(self) -> None:
+        """Draw all losses of the file in ``<save_dir>/losses.png``, if there are two rows; errors become a warning."""
+        path = Path(self.save_dir, "losses.png")
+        try:
+            losses, rates = _curves_of(self._read())
+            if losses:
+                loss_chart(losses, rates, path)
+        except Exception as error:  # matplotlib and its fonts raise many kinds of errors
+            logger.warning("%s could not be drawn: %s. Training is not affected", path, error or type(error).__name__)
+
     def _read(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
             return []
@@ -113,6 +129,22 @@ class MetricsCSVLogger(Logger):
             writer = csv.DictWriter(stream, self._columns, lineterminator="\r\n")
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _curves_of(rows: Sequence[Mapping[str, str]]) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Return the arguments of ``loss_chart``: losses that are not constantly 0, and learning rates."""
+    losses: dict[str, dict[str, np.ndarray]] = {}
+    rates: dict[str, np.ndarray] = {}
+    for column in sorted(rows[0] if rows else ()):
+        points = [(float(row["step"]), float(row[column])) for row in rows if row[column]]
+        if len(points) < 2 or not any(value for _, value in points):
+            continue
+        if column.startswith("lr-"):
+            rates[column.removeprefix("lr-")] = np.array(points).T
+        elif match := _LOSS.fullmatch(column):
+            label = " ".join(filter(None, match.group("split", "kind")))
+            losses.setdefault(match["name"], {})[label] = np.array(points).T
+    return losses, rates
 
 
 def build_loggers(choice: Any, folder: RunFolder, flush_every: int | None = None, **wandb: Any) -> list[Logger]:

@@ -20,6 +20,7 @@ from ldm.runs.folder import RunFolder, new_run_folder, now_text
 from ldm.runs.records import collect_versions, git_state, utc_now
 from ldm.training.callbacks.results import figures_of
 from ldm.training.callbacks.setup import SetupCallback
+from ldm.training.loggers import MetricsCSVLogger
 from ldm.training.plan import Plan, scale_learning_rate
 from ldm.training.trainer import build_trainer, choose_devices
 from ldm.util import ConfigError, Interrupted, UserError
@@ -163,6 +164,9 @@ def _fit_and_test(
     finally:
         if trainer.is_global_zero and plan.options.train:
             setup.close(status)
+            for run_logger in trainer.loggers:
+                if isinstance(run_logger, MetricsCSVLogger):
+                    run_logger.draw_losses()
 
 
 def _memory_advice(plan: Plan, error: Exception) -> str:

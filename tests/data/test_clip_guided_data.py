@@ -268,3 +268,32 @@ def test_random_crops_of_resized_images(tmp_path):
 def test_originals_are_files(images):
     data = ImageFolder(images / "train", image_size=32)
     assert Image.open(io.BytesIO(data.original(0))).size == (48, 40)
+
+
+# Combinations of words that training does not contain ----------------------------------------------------------------
+
+
+def combinations(world):
+    return set(map(tuple, world.vocabulary.word_labels(world.space.factors_of(world.rows)).tolist()))
+
+
+def test_unseen_combinations_are_those_of_the_validation_split_only():
+    train, held_out = (World3D(split=split, unseen_share=0.1) for split in ("train", "validation"))
+    assert not combinations(train) & combinations(held_out)
+    assert len(combinations(train) | combinations(held_out)) == 80_000
+    assert len(combinations(held_out)) / 80_000 == pytest.approx(0.1, abs=0.01)
+    assert len(train) + len(held_out) == len(World3D()) == 480_000
+    words = train.vocabulary.word_labels(train.space.factors_of(train.rows))
+    assert all(len(np.unique(column)) == len(of_factor) for column, of_factor in zip(words.T, train.vocabulary.words))
+
+
+def test_limit_takes_a_random_sample_of_the_unseen_combinations():
+    few, more = (World3D(split="validation", unseen_share=0.1, limit=limit) for limit in (200, 400))
+    assert len(few) == 200 and few.rows.tolist() == more.rows[:200].tolist()
+    assert len(np.unique(few.space.factors_of(few.rows)[:, 0])) == 10
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_unseen_share_is_checked(share):
+    with pytest.raises(ConfigError, match="unseen_share"):
+        World3D(unseen_share=share)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from ldm.pictures import draw as pictures
 from ldm.pictures.captions import fit_captions
-from ldm.pictures.charts import heat_map, score_chart
+from ldm.pictures.charts import _moving_average, heat_map, heat_maps, loss_chart, score_chart
 from ldm.pictures.draw import draw_grid, draw_images, save_png
 from ldm.pictures.grid import CaptionedGrid
 
@@ -91,6 +91,58 @@ def test_heat_map_and_png(tmp_path):
 def test_heat_map_names_must_match():
     with pytest.raises(ValueError, match="shape"):
         heat_map(np.zeros((2, 2)), ["a"], ["b", "c"], "scores", "unused.png")
+
+
+def test_heat_map_is_the_heat_maps_of_one_matrix(tmp_path):
+    matrix, rows, columns = np.array([[0.2, np.nan], [1.0, 0.0]]), ["a", "two\nlines"], ["c", "d"]
+    one = heat_map(matrix, rows, columns, "scores", tmp_path / "one.png")
+    same = heat_maps({"scores": matrix}, rows, columns, "", tmp_path / "same.png")
+    assert one.read_bytes() == same.read_bytes()
+
+
+def test_clip_guided_heat_maps_side_by_side(tmp_path):
+    matrix, rows, columns = np.array([[1.4, -0.3], [0.5, np.nan]]), ["a red ball", "a blue ball"], ["1", "2"]
+    one = heat_maps({"CLIP": matrix}, rows, columns, "similarity", tmp_path / "one.png")
+    two = heat_maps({"CLIP": matrix, "judge": matrix}, rows, columns, "similarity", tmp_path / "two.png")
+    long = heat_maps({"CLIP": matrix, "judge": matrix}, ["word " * 60] * 2, columns, "", tmp_path / "long.png")
+    (width, height), wide, tall = (Image.open(path).size for path in (one, two, long))
+    assert wide[0] > 1.3 * width and wide[1] == height
+    assert tall[0] == wide[0] and tall[1] > 1.5 * height  # rows are wrapped, not cut off
+
+
+@pytest.mark.parametrize(
+    ("matrices", "message"),
+    [
+        ({}, "got none"),
+        ({"CLIP": np.zeros((1, 2)), "judge": np.zeros((2, 1))}, r"\(1, 2\), one row.*\(2, 1\) for 'judge'"),
+    ],
+)
+def test_clip_guided_heat_maps_must_match(tmp_path, matrices, message):
+    with pytest.raises(ValueError, match=message):
+        heat_maps(matrices, ["a"], ["b", "c"], "similarity", tmp_path / "unused.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_loss_chart(tmp_path):
+    steps = np.arange(200.0)
+    noisy = np.exp(-steps / 30) + 0.01
+    noisy[50:60] = np.nan
+    panels = {
+        "loss": {"train": np.stack([steps, noisy]), "validation": np.array([[0.0, 100, 199], [1.0, 0.3, 0.1]])},
+        "constant": {"train": np.array([[0.0, 1.0], [2.0, 2.0]])},
+        "negative": {"train": np.stack([steps, -noisy])},
+        "diverged": {"train": np.full((2, 3), np.nan)},
+    }
+    rates = {"Adam": np.stack([steps, np.linspace(1e-3, 1e-5, 200)])}
+    width, height = Image.open(loss_chart({"loss": panels["loss"]}, {}, tmp_path / "one.png")).size
+    assert Image.open(loss_chart(panels, rates, tmp_path / "losses.png")).size == (3 * width, 2 * height)
+    assert Image.open(loss_chart({"loss": panels["loss"]}, rates, tmp_path / "two.png")).size == (2 * width, height)
+
+
+def test_moving_averages_skip_values_that_are_not_finite():
+    values = np.array([1.0, 3.0, np.nan, np.inf, np.nan, 5.0])
+    np.testing.assert_allclose(_moving_average(values, 3), [2, 2, 3, np.nan, 5, 5])
+    np.testing.assert_array_equal(_moving_average(values[:2], 1), [1, 3])
 
 
 def test_score_chart_with_a_gap_and_a_baseline(tmp_path):

@@ -249,6 +249,19 @@ def test_rows_are_texts_and_columns_are_strengths(pictures, clip_folder, tmp_pat
             torch.testing.assert_close(grid.images[2 * row + column], one[0], rtol=1e-4, atol=1e-4)
 
 
+def test_gif_of_the_denoising(clip_folder, tmp_path, capsys):
+    published(tmp_path / "9.pth", config={"timesteps": 22})
+    words = ["--clip", clip_folder, "--checkpoint", str(tmp_path / "9.pth"), "--output", str(tmp_path / "x.png")]
+    words += ["--prompts", "red floor", "blue wall", "--w", "0", "2", "--gif", str(tmp_path / "gifs" / "x.gif")]
+    assert generate(*words) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "x.png"), str(tmp_path / "gifs" / "x.gif")]
+    gif, picture = Image.open(tmp_path / "gifs" / "x.gif"), Image.open(tmp_path / "x.png")
+    assert gif.n_frames == 12 and gif.size == picture.size  # t = 20, 10, 9, ..., 0
+    gif.seek(11)
+    last = np.asarray(gif.convert("RGB"), float)
+    assert np.abs(last - np.asarray(picture, float)).mean() < 12  # 256 colors
+
+
 def test_too_long_prompts_say_what_is_cut_off(clip_folder, tmp_path, caplog):
     published(tmp_path / "9.pth", config={"timesteps": T})
     words = ["--clip", clip_folder, "--checkpoint", str(tmp_path / "9.pth"), "--output", str(tmp_path / "x.png")]

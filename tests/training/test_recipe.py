@@ -133,8 +133,13 @@ def test_an_override_for_no_stage(recipe: Path) -> None:
 
 
 def test_only_the_newest_of_each_picture(tmp_path: Path) -> None:
-    for name in ("images/val/x_gs-000001_e-0_b-0.png", "images/val/x_gs-000009_e-0_b-0.png", "report.png"):
+    for name in (
+        "images/val/x_gs-000001_e-0_b-0.png",
+        "images/val/x_gs-000009_e-0_b-0.png",
+        "report.png",
+        "losses.png",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     names = [path.name for path in newest_pictures(tmp_path)]
-    assert names == ["report.png", "x_gs-000009_e-0_b-0.png"]
+    assert names == ["losses.png", "report.png", "x_gs-000009_e-0_b-0.png"]

@@ -95,8 +95,10 @@ def plan_edits(vocabulary: AttributeVocabulary, latent_shape: tuple[int, ...], n
     return EditPlan(vocabulary, factors, words, asked, noise, seed)
 
 
-def sample_from(edit: Editor, texts: list[list[str]], x_T: Tensor, seed: int) -> Tensor:
-    """Sample with torch's generators seeded, and restore their states.
+def sample_from(
+    edit: Callable[[Any, Tensor], Tensor], texts: Any, x_T: Tensor, seed: int, purpose: str = "edit score"
+) -> Tensor:
+    """Sample with torch's generators seeded, and restore their states; ``purpose`` begins the error message.
 
     Raises:
         UserError: an image contains NaN or infinity.
@@ -108,7 +110,7 @@ def sample_from(edit: Editor, texts: list[list[str]], x_T: Tensor, seed: int) ->
     num_broken = int((~images.isfinite()).flatten(1).any(dim=1).sum())
     if num_broken:
         raise UserError(
-            f"edit score: expected finite images, got NaN or infinity in {num_broken} of {len(images)} sampled images. "
+            f"{purpose}: expected finite images, got NaN or infinity in {num_broken} of {len(images)} sampled images. "
             "Training has diverged: see train/loss, test an earlier checkpoint, or train with a smaller learning rate"
         )
     return images

@@ -23,6 +23,7 @@ from ldm.data.traits import vocabulary_of
 from ldm.diffusion.conditions import TensorCondition
 from ldm.diffusion.noise import kept_random_state
 from ldm.diffusion.samplers import Sampler, SamplerStep
+from ldm.models.contexts import averaged
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.diffusion.methods.clip_guided.options import GapOptions, require_width
 from ldm.models.diffusion.methods.clip_guided.stage import CLIPStage
@@ -104,6 +105,12 @@ class CLIPGuidedDDPM(LatentDiffusion):
         """Return the treated image embeddings of a batch; zeros are no condition."""
         return TensorCondition(self.cond_stage_model.condition(self.embeddings(batch), self.training))
 
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log ``figure/test_loss``, the loss of the averaged weights."""
+        with averaged(self):
+            _, terms, size = self.shared_step(batch)
+        self.log("figure/test_loss", terms["loss"], batch_size=size, sync_dist=True)
+
     def configure_optimizers(self) -> Any:
         """Return AdamW with ``weight_decay``, and the learning-rate multiplier if configured."""
         configured = super().configure_optimizers()
@@ -125,6 +132,20 @@ class CLIPGuidedDDPM(LatentDiffusion):
             count.update(dict.fromkeys(count, checkpoint["epoch"]))  # Lightning completes one of the counters alone
 
     # The gap between embeddings of images and texts ---------------------------------------------------------------
+
+    @property
+    def embeds_images(self) -> bool:
+        """See ``HasJointSpace``."""
+        return self.cond_stage_model.image_encoder is not None
+
+    @torch.no_grad()
+    def joint_embeddings(self, images: Tensor, texts: Sequence[str], is_treated: bool = False) -> tuple[Tensor, Tensor]:
+        """See ``HasJointSpace``; treated embeddings of images have the noise of training."""
+        stage = self.cond_stage_model
+        embedded = stage.embed_images(images)
+        if is_treated:
+            return stage.condition(embedded, is_training=True), stage.encode_texts(texts)
+        return embedded, stage.embed_texts(texts)
 
     def fit_gap(self, images: Tensor, texts: Sequence[str]) -> None:
         """Estimate the statistics of the treatment from untreated image embeddings (N, D) and texts without images."""

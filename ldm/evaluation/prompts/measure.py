@@ -1,0 +1,158 @@
+"""The prompt score: sample from texts of known attributes, and judge how often each attribute came true.
+
+Protocol, for F factors with words:
+
+1. Draw N images of the test data set; the prompt of each is the caption of all its attributes in canonical phrases.
+2. For every guidance strength w, sample one image per prompt from the same noise, with (1 + w) e_cond - w e_null.
+3. A factor judge, trained on real images, predicts the factor values of every sample. The accuracy of a factor is the
+   share of prompts whose word is the one of the judged value. w = -1 leaves the prompt out, which measures chance.
+4. The distance is that of FID (Heusel et al. 2017, Eq. 6) between the samples and the N images, in the features of the
+   judge instead of those of Inception. It is biased for small N, and is compared with that of N other real images.
+
+Legend: N prompts, F factors, W strengths, D features, C h w the latent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.data.dataset import FactorDataset
+from ldm.data.vocabulary import AttributeVocabulary
+from ldm.evaluation.editing.measure import available_words, plain_number, sample_from
+from ldm.evaluation.images.distances import Moments, frechet_distance
+from ldm.models.inputs import images_from_batch
+from ldm.models.judge import FactorJudge
+from ldm.util import ConfigError
+
+logger = logging.getLogger(__name__)
+
+# (texts: B strings, x_T: (B, C, h, w), guidance strength w) -> images (B, 3, H, W) in [-1, 1].
+TextSampler = Callable[[list[str], Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class PromptPlan:
+    """Prompts and noises of all samples."""
+
+    vocabulary: AttributeVocabulary
+    texts: list[str]  # N prompts
+    words: np.ndarray  # (N, F) int64, the words in the prompts
+    images: Tensor  # (N, H, W, 3) uint8, images of the prompts
+    others: Tensor  # (N, H, W, 3) uint8, N other images
+    noise: Tensor  # (N, C, h, w) float32 on the CPU
+    seed: int
+
+
+def plan_prompts(dataset: FactorDataset, latent_shape: tuple[int, ...], num_prompts: int, seed: int) -> PromptPlan:
+    """Draw images with their prompts, other images, and noises.
+
+    Raises:
+        ConfigError: the data set has fewer than 2 ``num_prompts`` images.
+    """
+    rows = np.unique(dataset.rows)
+    if not 2 <= 2 * num_prompts <= len(rows):
+        raise ConfigError(f"prompt score: expected num_prompts of 1 to {len(rows) // 2}, got {num_prompts}")
+    rows = np.random.default_rng(seed).choice(rows, 2 * num_prompts, replace=False)
+    factors, vocabulary = dataset.space.factors_of(rows[:num_prompts]), dataset.vocabulary
+    return PromptPlan(
+        vocabulary=vocabulary,
+        texts=[vocabulary.caption(texts) for texts in vocabulary.texts(factors)],
+        words=vocabulary.word_labels(factors),
+        images=torch.from_numpy(dataset.images(rows[:num_prompts])),
+        others=torch.from_numpy(dataset.images(rows[num_prompts:])),
+        noise=torch.randn((num_prompts, *latent_shape), generator=torch.Generator().manual_seed(seed)),
+        seed=seed,
+    )
+
+
+@dataclass(frozen=True)
+class PromptResult:
+    """The score; see the module's documentation."""
+
+    factor_names: tuple[str, ...]
+    strengths: tuple[float, ...]  # W
+    accuracy: np.ndarray  # (W, F) in [0, 1]
+    distance: np.ndarray  # (W,)
+    real_accuracy: np.ndarray  # (F,) the judge's, on the images of the prompts
+    real_distance: float  # between the images of the prompts and others
+    chance: np.ndarray  # (F,)
+    num_prompts: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+
+        def by_factor(values: np.ndarray) -> dict[str, object]:
+            return {name: _plain(value) for name, value in zip(self.factor_names, values.T)}
+
+        return {
+            "strengths": list(self.strengths),
+            "mean_accuracy": _plain(self.accuracy.mean(axis=1)),
+            "accuracy": by_factor(self.accuracy),
+            "distance": _plain(self.distance),
+            "chance": by_factor(self.chance),
+            "judge_accuracy_on_real_images": by_factor(self.real_accuracy),
+            "distance_of_real_images": plain_number(self.real_distance),
+            "num_prompts": self.num_prompts,
+        }
+
+
+def _plain(values: np.ndarray) -> object:
+    return [plain_number(value) for value in values] if values.ndim else plain_number(float(values))
+
+
+def prompt_score(
+    sample: TextSampler,
+    judge: FactorJudge,
+    plan: PromptPlan,
+    strengths: Sequence[float],
+    batch_size: int,
+    device: torch.device | str = "cpu",
+) -> PromptResult:
+    """Sample and judge W N images, ``batch_size`` at once."""
+    words = plan.vocabulary.word_labels
+    real_values, real_features = _judged(judge, plan.images, batch_size, device)
+    moments = Moments.of(real_features)
+    accuracy, distance = [], []
+    for strength in strengths:
+        judged = []
+        for start in range(0, len(plan.texts), batch_size):
+            part = slice(start, start + batch_size)
+            images = sample_from(
+                lambda texts, x_T, w=strength: sample(texts, x_T, w),
+                plan.texts[part],
+                plan.noise[part].to(device),
+                plan.seed + start,
+                "prompt score",
+            )
+            judged.append((judge.predict_values(images).cpu().numpy(), judge.features(images).cpu().numpy()))
+        values, features = (np.concatenate(arrays) for arrays in zip(*judged))
+        accuracy.append((words(values) == plan.words).mean(axis=0))
+        distance.append(frechet_distance(moments, Moments.of(features)))
+        logger.info("prompt score: w = %g, accuracy %.3f", strength, accuracy[-1].mean())
+    _, other_features = _judged(judge, plan.others, batch_size, device)
+    return PromptResult(
+        factor_names=tuple(plan.vocabulary.factor_names),
+        strengths=tuple(strengths),
+        accuracy=np.stack(accuracy),
+        distance=np.array(distance),
+        real_accuracy=(words(real_values) == plan.words).mean(axis=0),
+        real_distance=frechet_distance(moments, Moments.of(other_features)),
+        chance=np.array([1 / len(available_words(plan.vocabulary, k)) for k in range(plan.vocabulary.num_units)]),
+        num_prompts=len(plan.texts),
+    )
+
+
+@torch.no_grad()
+def _judged(
+    judge: FactorJudge, pixels: Tensor, batch_size: int, device: torch.device | str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return values (n, F) and features (n, D) of images (n, H, W, 3) uint8."""
+    batches = [images_from_batch({"image": part.to(device)}) for part in pixels.split(batch_size)]
+    values = [judge.predict_values(images).cpu().numpy() for images in batches]
+    return np.concatenate(values), np.concatenate([judge.features(images).cpu().numpy() for images in batches])
