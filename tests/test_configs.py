@@ -64,6 +64,12 @@ CONFIGS = {
     "quickstart/vq": ["lightning.trainer.val_check_interval=1"],
     "quickstart/ldm": [NO_FIRST_STAGE, "lightning.trainer.val_check_interval=1"],
     "quickstart/clip_disdiff": [NO_FIRST_STAGE, NO_BASE, "CLIP", "lightning.callbacks.edit_score=null"],
+    "quickstart/text_to_image": [
+        NO_FIRST_STAGE,
+        "CLIP",
+        "lightning.callbacks.prompt_score=null",
+        "model.params.gap=none",
+    ],
     "autoencoder/example_vq_4_16": SMALL_AUTOENCODER,
     "latent-diffusion/example_vq_4_16": SMALL_LATENTS,
     "latent-diffusion/example_vq_4_16_clip-dis": [NO_BASE, *SMALL_LATENTS, "model.params.dis_batch_size=1", "CLIP"],
@@ -79,6 +85,7 @@ CONFIGS = {
 RECIPES = {
     "recipe": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
     "recipe_gpu": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
+    "recipe_text_to_image": ["clip", "judge", "vq", "text_to_image"],
     "recipe_disdiff": ["vq", "ldm", "disdiff"],
     "recipe_disdiff_gpu": ["vq", "ldm_eps", "disdiff"],
     "recipe_encdiff": ["vq", "encdiff"],
@@ -123,7 +130,7 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
     """A ``main.py`` command on a shipped config, shortened."""
     overrides = [*SHORT, *overrides_of(name, clip_folder), *extra]
     base = [str(ROOT / "configs" / f"{name}.yaml")]
-    if name in ("quickstart/ldm", "quickstart/disdiff", "quickstart/clip_disdiff", "quickstart/encdiff"):
+    if name.removeprefix("quickstart/") in ("ldm", "disdiff", "clip_disdiff", "encdiff", "text_to_image"):
         base.insert(0, str(QUICKSTART / "latents.yaml"))
     if name.startswith("quickstart"):
         base.insert(0, str(QUICKSTART / "world.yaml"))
