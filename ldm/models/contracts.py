@@ -167,8 +167,12 @@ class HasJointSpace(Protocol):
 
     embeds_images: bool  # whether it has the network that maps images there
 
-    def joint_embeddings(self, images: Tensor, texts: Sequence[str], is_treated: bool = False) -> tuple[Tensor, Tensor]:
-        """Return vectors (N, D) of images (N, 3, H, W) and (M, D) of texts; as conditions if ``is_treated``."""
+    def joint_embeddings(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return vectors (N, D) of images (N, 3, H, W) in [-1, 1] and (M, D) of texts."""
+        ...
+
+    def condition_from_images(self, images: Tensor) -> Any:
+        """Return the condition of images (N, 3, H, W) in [-1, 1]."""
         ...
 
 

@@ -6,8 +6,8 @@ Protocol, for F factors with words:
 2. For every guidance strength w, sample one image per prompt from the same noise, with (1 + w) e_cond - w e_null.
 3. A factor judge, trained on real images, predicts the factor values of every sample. The accuracy of a factor is the
    share of prompts whose word is the one of the judged value. w = -1 leaves the prompt out, which measures chance.
-4. The distance is that of FID (Heusel et al. 2017, Eq. 6) between the samples and the N images, in the features of the
-   judge instead of those of Inception. It is biased for small N, and is compared with that of N other real images.
+4. The distance is that of FID (Heusel et al. 2017, Eq. 6) between the samples and N other real images, in the features
+   of the judge instead of those of Inception. It depends on N; the images of the prompts have the least to expect.
 
 Legend: N prompts, F factors, W strengths, D features, C h w the latent.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,14 +27,16 @@ from ldm.data.dataset import FactorDataset
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.evaluation.editing.measure import available_words, plain_number, sample_from
 from ldm.evaluation.images.distances import Moments, frechet_distance
+from ldm.losses.modality_gap import modality_gap
+from ldm.models.contracts import HasJointSpace
 from ldm.models.inputs import images_from_batch
 from ldm.models.judge import FactorJudge
 from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# (texts: B strings, x_T: (B, C, h, w), guidance strength w) -> images (B, 3, H, W) in [-1, 1].
-TextSampler = Callable[[list[str], Tensor, float], Tensor]
+# (which prompts, x_T: (B, C, h, w), guidance strength w) -> images (B, 3, H, W) in [-1, 1].
+PromptSampler = Callable[[slice, Tensor, float], Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def _plain(values: np.ndarray) -> object:
 
 
 def prompt_score(
-    sample: TextSampler,
+    sample: PromptSampler,
     judge: FactorJudge,
     plan: PromptPlan,
     strengths: Sequence[float],
@@ -117,35 +120,33 @@ def prompt_score(
     """Sample and judge W N images, ``batch_size`` at once."""
     words = plan.vocabulary.word_labels
     real_values, real_features = _judged(judge, plan.images, batch_size, device)
-    moments = Moments.of(real_features)
+    moments = Moments.of(_judged(judge, plan.others, batch_size, device)[1])
     accuracy, distance = [], []
     for strength in strengths:
         judged = []
         for start in range(0, len(plan.texts), batch_size):
             part = slice(start, start + batch_size)
-            images = sample_from(
-                lambda texts, x_T, w=strength: sample(texts, x_T, w),
-                plan.texts[part],
-                plan.noise[part].to(device),
-                plan.seed + start,
-                "prompt score",
-            )
+            x_T = plan.noise[part].to(device)
+            images = sample_from(partial(_at, sample, strength), part, x_T, plan.seed + start, "prompt score")
             judged.append((judge.predict_values(images).cpu().numpy(), judge.features(images).cpu().numpy()))
         values, features = (np.concatenate(arrays) for arrays in zip(*judged))
         accuracy.append((words(values) == plan.words).mean(axis=0))
         distance.append(frechet_distance(moments, Moments.of(features)))
         logger.info("prompt score: w = %g, accuracy %.3f", strength, accuracy[-1].mean())
-    _, other_features = _judged(judge, plan.others, batch_size, device)
     return PromptResult(
         factor_names=tuple(plan.vocabulary.factor_names),
         strengths=tuple(strengths),
         accuracy=np.stack(accuracy),
         distance=np.array(distance),
         real_accuracy=(words(real_values) == plan.words).mean(axis=0),
-        real_distance=frechet_distance(moments, Moments.of(other_features)),
+        real_distance=frechet_distance(moments, Moments.of(real_features)),
         chance=np.array([1 / len(available_words(plan.vocabulary, k)) for k in range(plan.vocabulary.num_units)]),
         num_prompts=len(plan.texts),
     )
+
+
+def _at(sample: PromptSampler, strength: float, part: slice, x_T: Tensor) -> Tensor:
+    return sample(part, x_T, strength)
 
 
 @torch.no_grad()
@@ -156,3 +157,19 @@ def _judged(
     batches = [images_from_batch({"image": part.to(device)}) for part in pixels.split(batch_size)]
     values = [judge.predict_values(images).cpu().numpy() for images in batches]
     return np.concatenate(values), np.concatenate([judge.features(images).cpu().numpy() for images in batches])
+
+
+def joint_figures(model: HasJointSpace, plan: PromptPlan) -> dict[str, float]:
+    """Return how far images and their prompts are apart in the joint space, as embedded and as conditions.
+
+    Returns:
+        ``modality_gap`` (Liang et al. 2022, Eq. 1) and ``pair_cosine``, the mean cosine of an image and its prompt, of
+        the conditions; with suffix ``_before``, of the embeddings.
+    """
+    images = images_from_batch({"image": plan.images.to(model.device)})
+    conditions = model.condition_from_images(images).value, model.condition_from_texts(plan.texts).value
+    figures = {}
+    for suffix, (seen, said) in (("_before", model.joint_embeddings(images, plan.texts)), ("", conditions)):
+        figures[f"modality_gap{suffix}"] = modality_gap(seen, said)
+        figures[f"pair_cosine{suffix}"] = torch.cosine_similarity(seen, said).mean().item()
+    return figures

@@ -48,6 +48,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
         conditioning_key: str = "adm",
         normalize_clip: bool = False,
         gap: str | Mapping[str, Any] | None = None,
+        phrase_separator: str | None = None,
         weight_decay: float = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -60,6 +61,8 @@ class CLIPGuidedDDPM(LatentDiffusion):
             conditioning_key: see ``DiffusionWrapper``; ``adm`` passes the embedding as vector y.
             normalize_clip: scale embeddings to length 1.
             gap: treatment of the gap between embeddings of images and texts, see ``GapOptions``.
+            phrase_separator: embed the phrases of a text one by one, see ``CLIPStage``. A small CLIP binds the words of
+                a long text badly.
             weight_decay: of AdamW; 0 is Adam, as in the reference code.
             **kwargs: see ``LatentDiffusion`` and ``DDPM``.
 
@@ -72,7 +75,12 @@ class CLIPGuidedDDPM(LatentDiffusion):
             raise ConfigError(f"{where}: expected text_encoder and image_encoder, got {', '.join(unknown)}. Rename it")
         super().__init__(
             first_stage_config=first_stage_config,
-            cond_stage_config={**towers, "normalize": normalize_clip, "gap": GapOptions.from_config(gap)},
+            cond_stage_config={
+                **towers,
+                "normalize": normalize_clip,
+                "gap": GapOptions.from_config(gap),
+                "phrase_separator": phrase_separator,
+            },
             cond_stage_key=cond_stage_key,
             conditioning_key=conditioning_key,
             **kwargs,
@@ -139,13 +147,14 @@ class CLIPGuidedDDPM(LatentDiffusion):
         return self.cond_stage_model.image_encoder is not None
 
     @torch.no_grad()
-    def joint_embeddings(self, images: Tensor, texts: Sequence[str], is_treated: bool = False) -> tuple[Tensor, Tensor]:
-        """See ``HasJointSpace``; treated embeddings of images have the noise of training."""
+    def joint_embeddings(self, images: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """See ``HasJointSpace``; the embeddings are untreated."""
+        return self.cond_stage_model.embed_images(images), self.cond_stage_model.embed_texts(texts)
+
+    def condition_from_images(self, images: Tensor) -> TensorCondition:
+        """Return the condition of images (B, 3, H, W) in [-1, 1]: variations of them are sampled."""
         stage = self.cond_stage_model
-        embedded = stage.embed_images(images)
-        if is_treated:
-            return stage.condition(embedded, is_training=True), stage.encode_texts(texts)
-        return embedded, stage.embed_texts(texts)
+        return TensorCondition(stage.condition(stage.embed_images(images), self.training))
 
     def fit_gap(self, images: Tensor, texts: Sequence[str]) -> None:
         """Estimate the statistics of the treatment from untreated image embeddings (N, D) and texts without images."""

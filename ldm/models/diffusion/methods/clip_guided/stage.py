@@ -28,6 +28,8 @@ class CLIPStage(TextStage):
         image_encoder: ``{target, params}`` of the image tower; needed for data without embeddings.
         normalize: scale embeddings to length 1.
         gap: treatment of the gap.
+        phrase_separator: separator of the phrases of a text (","), of which each is embedded alone, and the mean is
+            taken; None embeds whole texts.
 
     Attributes:
         is_fitted: the treatment has its statistics, or needs none.
@@ -42,8 +44,10 @@ class CLIPStage(TextStage):
         image_encoder: Mapping[str, Any] | None = None,
         normalize: bool = False,
         gap: GapOptions | None = None,
+        phrase_separator: str | None = None,
     ) -> None:
         super().__init__()
+        self.phrase_separator = phrase_separator
         self.text_encoder = None if text_encoder is None else instantiate_from_config(text_encoder)
         self.image_encoder = None if image_encoder is None else instantiate_from_config(image_encoder)
         if isinstance(self.text_encoder, FrozenCLIPTextEmbedder):
@@ -134,8 +138,13 @@ class CLIPStage(TextStage):
             return self._tower("image_encoder")(images)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the untreated embeddings (B, D) of B texts."""
-        return self._tower("text_encoder").encode(list(texts))
+        """Return the untreated embeddings (B, D) of B texts, or the means of those of their phrases."""
+        encode, separator = self._tower("text_encoder").encode, self.phrase_separator
+        if separator is None:
+            return encode(list(texts))
+        phrases = [[part.strip() for part in text.split(separator) if part.strip()] or [""] for text in texts]
+        embedded = encode([phrase for parts in phrases for phrase in parts]).split([len(parts) for parts in phrases])
+        return torch.stack([F.normalize(parts, dim=-1).mean(dim=0) for parts in embedded])
 
     def _tower(self, name: str) -> Any:
         tower = dict(self.named_children()).get(name)
