@@ -85,6 +85,8 @@ def test_seed_commands_train_and_generate(write, tiny, clip_folder, tmp_path, ca
     assert loaded.num_steps == 6 and content["model"]["base_learning_rate"] == 0.0001
     assert loaded.model.num_timesteps == T and loaded.model.betas[-1] == 0.02
     assert loaded.model.loss_options.cond_drop_prob == 0.1
+    assert train("--config", write(), "-r", str(run), "lightning.trainer.max_epochs=3") == 0
+    assert load_run(str(run)).num_steps == 9 and len(list((tmp_path / "logs").iterdir())) == 1
     capsys.readouterr()
     words = ["--checkpoint", str(run), "--prompts", "red floor", "blue wall", "", "--output", "images/generated.png"]
     assert load_script("generate").main(words) == 0
