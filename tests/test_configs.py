@@ -4,10 +4,15 @@ import csv
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ldm.config.loading import load_config
+from ldm.data.formats.folder import ImageFolder
+from ldm.data.world import World3D
+from ldm.evaluation.clip_embeddings import compute_embeddings, load_image_encoder
 from ldm.models.clip import WorldCLIP
 from ldm.training.cli import Options
 from ldm.training.plan import make_plan
@@ -59,6 +64,12 @@ CONFIGS = {
     "quickstart/vq": ["lightning.trainer.val_check_interval=1"],
     "quickstart/ldm": [NO_FIRST_STAGE, "lightning.trainer.val_check_interval=1"],
     "quickstart/clip_disdiff": [NO_FIRST_STAGE, NO_BASE, "CLIP", "lightning.callbacks.edit_score=null"],
+    "quickstart/text_to_image": [
+        NO_FIRST_STAGE,
+        "CLIP",
+        "lightning.callbacks.prompt_score=null",
+        "model.params.gap=none",
+    ],
     "autoencoder/example_vq_4_16": SMALL_AUTOENCODER,
     "latent-diffusion/example_vq_4_16": SMALL_LATENTS,
     "latent-diffusion/example_vq_4_16_clip-dis": [NO_BASE, *SMALL_LATENTS, "model.params.dis_batch_size=1", "CLIP"],
@@ -67,11 +78,14 @@ CONFIGS = {
     **{f"latent-diffusion/{data}-{stage}-4-16-dis": [*WORLD, *SMALL_DISDIFF] for data, stage in FAMILY},
     "quickstart/disdiff": [NO_FIRST_STAGE, NO_BASE],
     "quickstart/encdiff": [NO_FIRST_STAGE, *SMALL_ENCDIFF, "lightning.trainer.val_check_interval=1"],
+    "text-to-image/tiny_imagenet": ["EMBEDDED", "model.params.unet_config.params.c_embed_dim=64"],
+    "text-to-image/example_vq_4_16": [*SMALL_LATENTS, "EMBEDDED", "model.params.unet_config.params.adm_in_channels=64"],
     **{f"encdiff/{d}_encdiff": [*WORLD, *SMALL_LATENTS, *SMALL_ENCDIFF] for d in ("shapes3d", "mpi3d", "cars3d")},
 }
 RECIPES = {
     "recipe": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
     "recipe_gpu": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
+    "recipe_text_to_image": ["clip", "judge", "vq", "text_to_image"],
     "recipe_disdiff": ["vq", "ldm", "disdiff"],
     "recipe_disdiff_gpu": ["vq", "ldm_eps", "disdiff"],
     "recipe_encdiff": ["vq", "encdiff"],
@@ -93,14 +107,30 @@ def overrides_of(name, clip_folder):
     """What a config needs where no earlier stage was trained."""
     stage = "model.params.cond_stage_config"
     clip = [f"{stage}.text_encoder.params.version={clip_folder}", f"{stage}.image_encoder.params.model={clip_folder}"]
-    return [word for entry in CONFIGS[name] for word in (clip if entry == "CLIP" else [entry])]
+    parts = {"CLIP": clip}
+    if "EMBEDDED" in CONFIGS[name]:
+        train, (images, table) = "data.params.train.params", embedded(clip_folder)
+        parts["EMBEDDED"] = [clip[0], f"{train}.data.params.path={images}", f"{train}.embeddings={table}"]
+    return [word for entry in CONFIGS[name] for word in parts.get(entry, [entry])]
+
+
+def embedded(clip_folder):
+    """The layout of Tiny ImageNet, and the embeddings of its training images in the seed's format."""
+    root, table = clip_folder.parent / "tiny-imagenet-200", clip_folder.parent / "clip.csv"
+    if not table.exists():
+        for k, pixels in enumerate(World3D(size=64).images(np.arange(0, 480_000, 60_000))):
+            folder = root / "train" / f"n{k % 2:02d}" / "images"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(folder / f"{k}.JPEG")
+        compute_embeddings([ImageFolder(root / "train")], load_image_encoder(str(clip_folder)), table)
+    return root, table
 
 
 def options_of(name, clip_folder, logdir, extra=(), **changes):
     """A ``main.py`` command on a shipped config, shortened."""
     overrides = [*SHORT, *overrides_of(name, clip_folder), *extra]
     base = [str(ROOT / "configs" / f"{name}.yaml")]
-    if name in ("quickstart/ldm", "quickstart/disdiff", "quickstart/clip_disdiff", "quickstart/encdiff"):
+    if name.removeprefix("quickstart/") in ("ldm", "disdiff", "clip_disdiff", "encdiff", "text_to_image"):
         base.insert(0, str(QUICKSTART / "latents.yaml"))
     if name.startswith("quickstart"):
         base.insert(0, str(QUICKSTART / "world.yaml"))
@@ -238,6 +268,27 @@ ENCDIFF = {
     "lightning.callbacks.image_logger.params.batch_frequency": 10000,
     "lightning.callbacks.image_logger.params.max_images": 8,
 }
+CLIP_GUIDED = {
+    "model.target": "ldm.models.diffusion.methods.clip_guided.model.CLIPGuidedDDPM",
+    "model.base_learning_rate": 1e-4,
+    "lightning.scale_lr": False,
+    "model.params.timesteps": 400,
+    "model.params.beta_schedule": "sqrt_linear",
+    "model.params.linear_start": 1e-4,
+    "model.params.linear_end": 0.02,
+    "model.params.loss_type": "l2",
+    "model.params.cond_drop_prob": 0.1,
+    "model.params.use_ema": False,
+    "model.params.sampler.params": {"variance": "previous"},
+    "model.params.unet_config.params": {"T": 400, "img_ch": 3, "img_size": 32, "down_chs": [256, 256, 512]}
+    | {"t_embed_dim": 8, "c_embed_dim": 512},
+    "model.params.cond_stage_config.text_encoder.params.version": "ViT-B/32",
+    "data.params.batch_size": 16,
+    "data.params.train.params.data.params.do_augment": True,
+    "data.params.train.params.data.params.fit": "random_crop",
+    "lightning.trainer.max_epochs": 10,
+    "lightning.modelcheckpoint.params": {"every_n_epochs": 5, "save_top_k": -1},
+}
 CHANNELS = {"vq": 3, "kl": 4}
 WITH_PREDICTED_STARTS = {("cars3d", "vq"), ("mpi3d", "vq"), ("celeba", "vq"), ("shapes3d", "kl")}
 
@@ -284,6 +335,10 @@ def test_hyperparameters_of_encdiff_are_the_references(data, epochs):
         "lightning.trainer.max_epochs": epochs,
     }
     check_keys(f"encdiff/{data}_encdiff", DIFFUSION | ENCDIFF | own)
+
+
+def test_hyperparameters_of_clip_guided_are_the_references():
+    check_keys("text-to-image/tiny_imagenet", CLIP_GUIDED)
 
 
 @pytest.mark.parametrize(("data", "stage"), FAMILY)

@@ -45,6 +45,15 @@ def test_sampling_commands_parse():
         script.read_options(split_overrides(words)[0])
 
 
+def test_clip_guided_commands_parse():
+    for words in commands("python scripts/generate.py"):
+        load_script("generate").read_options(words)
+    for words in commands("python scripts/train.py"):
+        load_script("train").read_options(words)
+    for words in commands("python scripts/preprocess_clip.py"):
+        load_script("preprocess_clip").read_options(words)
+
+
 def test_scripts_exist():
     scripts = set(re.findall(r"(?:bash|python) ((?:scripts/)?[\w/]+\.(?:sh|py))", TEXT))
     assert {"scripts/quickstart.sh", "scripts/test.sh", "run_para_metrics.py"} <= scripts

@@ -20,8 +20,8 @@ from ldm.config.signatures import (
     read_signature,
 )
 from ldm.config.trainer_args import KNOWN_ARGS
-from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
-from ldm.models.diffusion.methods.clip_guided.options import GapOptions
+from ldm.legacy import ALIASES, CLIP_WIDTHS, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
+from ldm.models.diffusion.methods.clip_guided.options import GapOptions, require_width
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
 from ldm.modules.diffusionmodules.shapes import AutoencoderShape, CLIPGuidedShape, UNetConfig
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean
@@ -181,9 +181,19 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
             CLIPGuidedShape.from_params(params)
         elif today == f"{_CLIP_GUIDED}.model.CLIPGuidedDDPM":
             GapOptions.from_config(params.get("gap"))
+            _check_clip_width(params)
     except ConfigError as error:
         message = f".{error}".replace(".unet_config.params", "", 1)
         raise ConfigError(f"{config.origin(key)}: {key}{message}") from error
+
+
+def _check_clip_width(params: Mapping[str, Any]) -> None:
+    """Compare the width of a published CLIP with that of the condition of a CLIP-guided network."""
+    text, network = (params.get("cond_stage_config") or {}).get("text_encoder"), params.get("unet_config")
+    if isinstance(text, Mapping) and isinstance(network, Mapping):
+        given, options = network.get("params") or {}, text.get("params") or {}
+        width = given.get("c_embed_dim", given.get("adm_in_channels"))
+        require_width(width, CLIP_WIDTHS.get(options.get("version", "ViT-L/14")))
 
 
 def _check_width(config: Config) -> None:

@@ -1,11 +1,12 @@
 """Names, options and defaults of the reference repositories and of earlier versions, translated to today's."""
 
-from ldm.legacy.names import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES
+from ldm.legacy.names import ALIASES, CLIP_WIDTHS, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES
 from ldm.legacy.sampling import sampling_options
 from ldm.legacy.translation import mend_indentation, resolve_target, translate, translate_ddconfig
 
 __all__ = [
     "ALIASES",
+    "CLIP_WIDTHS",
     "LIST_KEYS",
     "NOT_SHIPPED_CLASS",
     "OLD_MODULES",

@@ -177,6 +177,15 @@ class HasJointSpace(Protocol):
 
 
 @runtime_checkable
+class GuidedByTexts(Protocol):
+    """A model that samples texts under several strengths of the guidance (CLIP-guided DDPM)."""
+
+    def sample_w(self, conditions: Sequence[str], strengths: Sequence[float], *options: Any) -> Any:
+        """Return images (W N, 3, H, W) of N texts under W strengths, strength first, and states of time steps."""
+        ...
+
+
+@runtime_checkable
 class ConditionStage(Protocol):
     """A condition stage that takes texts: models with it are sampled from texts and guided."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,9 @@ def make_plan(options: Options) -> Plan:
         ConfigError: the config or the flags are invalid.
         UserError: a file is missing.
     """
+    if options.train and options.base and Path(options.resume).suffix == ".pth":
+        start = {"resume_from_checkpoint": options.resume}  # a file without a run folder: continued in a new one
+        options = replace(options, resume="", trainer={**options.trainer, **start})
     resume = resolve_resume(options.resume) if options.resume else None
     files = [*(resume.configs if resume else ()), *options.base]
     will_train = options.train or resume is not None

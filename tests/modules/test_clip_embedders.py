@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ldm.data.world import world_vocabulary
-from ldm.modules.encoders.clip_loading import build_clip
+from ldm.modules.encoders.clip_embedders import ClipTextStage
+from ldm.modules.encoders.clip_loading import build_clip, import_open_clip
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.modules.encoders.tokenizer import WordTokenizer
 from ldm.util import UserError
@@ -123,6 +124,26 @@ def test_long_texts_warn_once(text, caplog):
         for shape in ("cube", "sphere"):
             text(["the view is from the far left, the shape is a " + shape])
     assert len([r for r in caplog.records if "truncated" in r.message]) == 1
+
+
+def test_clip_guided_prompts_name_the_end_that_is_cut_off(caplog):
+    stage = ClipTextStage()
+    stage.tokenizer, stage.max_length = import_open_clip().get_tokenizer("ViT-B-32"), 10
+    assert stage.tokenize(["one two three four five six seven eight", ""]).shape == (2, 10) and not caplog.records
+    for text, end in {
+        "one two three four five six seven  eight nine, ten": "nine, ten",
+        "one two three four five six seven incomprehensibilities": "incomprehensibilities",
+        "x" * 200: "x" * 10,
+        "これは赤い球と青い壁と緑の床の絵です": "です",
+    }.items():
+        caplog.clear()
+        stage._has_warned = False
+        stage.tokenize(["short", text])
+        assert len(caplog.records) == 1 and f"{end}' (shown once)" in caplog.text
+    caplog.clear()
+    stage._has_warned = False
+    stage.tokenize(["one " * 20 + str(k) for k in range(9)])
+    assert "7', ... (shown once)" in caplog.text
 
 
 def test_vocabulary_embeddings(text):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.data.options import require_choice
-from ldm.modules.diffusionmodules.shapes import UNetConfig
+from ldm.modules.diffusionmodules.shapes import CLIPGuidedShape, UNetConfig
 from ldm.util import UserError, instantiate_from_config
 
 CONDITIONING_KEYS = (None, "concat", "crossattn", "hybrid", "adm", "hybrid-adm", "crossattn-adm")
@@ -38,6 +38,8 @@ class DiffusionWrapper(nn.Module):
         known = vars(config) if isinstance(config, UNetConfig) else {}  # of networks of this package
         self.in_channels = known.get("in_channels")  # those of conditions included
         self.num_classes = known["num_classes"] if isinstance(known.get("num_classes"), int) else None  # of labels y
+        shape = vars(self.diffusion_model).get("shape")
+        self.cond_width = shape.c_embed_dim if isinstance(shape, CLIPGuidedShape) else known.get("adm_in_channels")
         self.factor = 2 ** (len(known.get("channel_mult", "1")) - 1)  # divides height and width of the input
 
     @property

@@ -9,8 +9,10 @@ are loaded by name.
 
 from __future__ import annotations
 
+import bisect
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 8  # texts in a warning
 ENCODE_BATCH = 256  # texts encoded at once, which limits the memory of a large text tower
 
 
@@ -74,16 +77,27 @@ class ClipTextStage(TextStage):
     _has_warned = False
 
     def tokenize(self, texts: list[str]) -> Tensor:
-        """Map N texts to token ids, (N, max_length) int64 on the CPU; warn once if a text has more tokens."""
+        """Map N texts to token ids, (N, max_length) int64 on the CPU; warn once if texts have more tokens."""
         with torch.device("cpu"):
-            longer = self.tokenizer(["", *texts], context_length=self.max_length + 1)[:, -1]
-            tokens = self.tokenizer(texts, context_length=self.max_length)
-        too_long = (longer[1:] != longer[0]).tolist()  # a text is truncated if its next token would not be padding
-        if any(too_long) and not self._has_warned:
-            self._has_warned = True
-            text = texts[too_long.index(True)]
-            logger.warning("texts of more than %d tokens are truncated (shown once): %.80r", self.max_length, text)
+            tokens, long = self.tokenizer(texts, context_length=self.max_length), self._are_too_long(texts)
+            if any(long) and not self._has_warned:
+                self._has_warned = True
+                cut = [self._cut_off(text) for text, is_long in zip(texts, long) if is_long]
+                shown = ", ".join(map(repr, cut[:_SHOWN])) + (", ..." if cut[_SHOWN:] else "") + " (shown once)"
+                logger.warning("texts of more than %d tokens are truncated, without %s", self.max_length, shown)
         return tokens
+
+    def _are_too_long(self, texts: list[str]) -> list[bool]:
+        """Return for each text whether its next token would not be padding."""
+        last = self.tokenizer(["", *texts], context_length=self.max_length + 1)[:, -1]
+        return (last[1:] != last[0]).tolist()
+
+    def _cut_off(self, text: str) -> str:
+        """Return the end of a text that is too long, from the first word that is not complete."""
+        words = [word.start() for word in re.finditer(r"\S+", text)]
+        starts = words if len(words) > 1 else range(len(text))
+        first = bisect.bisect(starts, False, key=lambda start: self._are_too_long([text[:start]])[0])
+        return text[starts[first - 1] :]
 
 
 class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
@@ -104,6 +118,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
 
     Attributes:
         width: D.
+        name: the CLIP as given.
         fingerprint: identifies the CLIP, as in files of image embeddings.
 
     Raises:
@@ -124,7 +139,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         source = find_clip(str(version), weights, allow_download)
         self.tokenizer = load_tokenizer(source)
         self.clip = load_clip(source)
-        self.fingerprint = clip_fingerprint(self.clip)
+        self.name, self.fingerprint = source.name, clip_fingerprint(self.clip)
         del self.clip.visual  # unused by encode_text
         self.normalize = normalize
         self.n_repeat = n_repeat

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.data.collate import collate
+from ldm.data.formats.clip_embeddings import table_of
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.traits import vocabulary_of
 from ldm.diffusion.conditions import TensorCondition
@@ -24,7 +25,7 @@ from ldm.diffusion.noise import kept_random_state
 from ldm.diffusion.samplers import Sampler, SamplerStep
 from ldm.models.contexts import averaged
 from ldm.models.diffusion.latent import LatentDiffusion
-from ldm.models.diffusion.methods.clip_guided.options import GapOptions
+from ldm.models.diffusion.methods.clip_guided.options import GapOptions, require_width
 from ldm.models.diffusion.methods.clip_guided.stage import CLIPStage
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.modules.weights import NETWORK_PREFIX, network_keys
@@ -66,7 +67,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
             **kwargs: see ``LatentDiffusion`` and ``DDPM``.
 
         Raises:
-            ConfigError: an option has an unknown value.
+            ConfigError: an option has an unknown value, or the text encoder is that of a CLIP of another width.
         """
         towers = cond_stage_config or {}
         if unknown := sorted(set(towers) - {"text_encoder", "image_encoder"}):
@@ -87,6 +88,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
         if self.cond_stage_trainable:
             raise ConfigError("model.params.cond_stage_trainable: expected false (CLIP is frozen), got true")
         self.weight_decay = weight_decay
+        require_width(self.model.cond_width, self.cond_stage_model.width, "model.params.")
 
     def build_cond_stage(self, config: Mapping[str, Any]) -> nn.Module:
         """Return the towers of CLIP with the treatment of the gap."""
@@ -161,12 +163,14 @@ class CLIPGuidedDDPM(LatentDiffusion):
 
     @torch.no_grad()
     def on_fit_start(self) -> None:
-        """Estimate the statistics of the gap from the training data, unless a checkpoint contains them."""
-        stage = self.cond_stage_model
+        """Check the embeddings of the data, and estimate the statistics of the gap unless a checkpoint has them."""
+        stage, data = self.cond_stage_model, self.trainer.datamodule
+        datasets = data.datasets if isinstance(data, DataModuleFromConfig) else {}
+        for table in filter(None, map(table_of, datasets.values())):
+            stage.require_clip(table, self.model.cond_width)
         if stage.is_fitted:
             return
-        data = self.trainer.datamodule
-        train = data.datasets.get("train") if isinstance(data, DataModuleFromConfig) else None
+        train = datasets.get("train")
         if train is None:
             raise UserError("model.params.gap: expected a data module with training images. Call fit_gap before")
         texts = gap_texts(stage.gap.texts, vocabulary_of(train))
@@ -202,9 +206,11 @@ class CLIPGuidedDDPM(LatentDiffusion):
         """
         is_tensor = isinstance(conditions, Tensor)
         value = conditions.to(self.device) if is_tensor else self.cond_stage_model.encode_texts(conditions)
-        repeated = TensorCondition(value.repeat(len(strengths), 1))
-        scale = 1 + torch.tensor(list(strengths), dtype=value.dtype).repeat_interleave(len(value)).to(value.device)
-        shape = (len(scale), *self.latent_shape)
+        scales = [1.0 + w for w in strengths]
+        scale: float | Tensor = scales[0]
+        if len(set(scales)) > 1:
+            scale = torch.tensor(scales).repeat_interleave(len(value)).to(value)
+        shape = (len(scales) * len(value), *self.latent_shape)
         noise = torch.randn(shape, device=self.device) if x_T is None else x_T
         frames: list[Tensor] = []
 
@@ -212,6 +218,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
             if step.timestep % 10 == 0 or step.timestep < 10:
                 frames.append(step.x)
 
+        repeated = TensorCondition(value.repeat(len(scales), 1))
         z = self.sample(noise, repeated, sampler, guidance_scale=scale, callback=keep)
         return self.decode_first_stage(z), frames
 

@@ -61,3 +61,13 @@ class GapOptions:
     def needs_statistics(self) -> bool:
         """Whether the treatment depends on embeddings of data."""
         return self.kind in ("mean", "noise_mean", "covariance", "bank")
+
+
+def require_width(network: int | None, clip: int | None, prefix: str = "") -> None:
+    """Raise a ``ConfigError`` if the network's condition is not as wide as a CLIP; None is an unknown width."""
+    if None not in (network, clip) and network != clip:
+        raise ConfigError(
+            f"{prefix}cond_stage_config.text_encoder: expected a CLIP {network} wide, as the condition of the network "
+            f"(unet_config.params: c_embed_dim, or adm_in_channels of UNetModel), got one {clip} wide. Choose the CLIP "
+            "that the network is trained with, or change the network"
+        )

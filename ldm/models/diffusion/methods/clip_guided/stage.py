@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.data.formats.clip_embeddings import EmbeddingTable
 from ldm.losses.modality_gap import add_gap_noise, add_noise, gap_statistics, nearest_images, remove_mean
 from ldm.models.diffusion.methods.clip_guided.options import GapOptions
 from ldm.modules.encoders.base import TextStage
@@ -115,6 +116,21 @@ class CLIPStage(TextStage):
         if kind == "covariance":
             treated = add_gap_noise(treated, self.gap_mean, self.gap_root, self.gap.noise if is_training else 0.0)
         return treated
+
+    def require_clip(self, table: EmbeddingTable, cond_width: int | None) -> None:
+        """Raise a ``UserError`` unless a file has the embeddings of this CLIP; without one, compare the widths.
+
+        ``cond_width`` is the width of the network's condition; None if it is unknown.
+        """
+        text = self.text_encoder
+        if isinstance(text, FrozenCLIPTextEmbedder):
+            table.require_clip(text.name, text.fingerprint, text.width)
+        elif cond_width not in (None, table.width):
+            raise UserError(
+                f"{table.path}: expected embeddings {cond_width} wide, as the condition of the network "
+                f"(model.params.unet_config.params: c_embed_dim, or adm_in_channels of UNetModel), got {table.width}. "
+                "Make them match"
+            )
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Return the untreated embeddings (B, D) of images (B, 3, H, W) in [-1, 1]."""
