@@ -21,7 +21,7 @@ class GapOptions:
         kind: ``none``; ``noise``: noise on the image embeddings in training (LAFITE_G); ``mean``: both kinds of
             embeddings without the mean of their modality; ``noise_mean``: both (C3); ``covariance``: noise with mean
             and covariance of the gap in training; ``bank``: texts are replaced by their nearest images (kNN-Diffusion).
-            All but ``none`` and ``bank`` scale embeddings to length 1.
+            All but ``none`` and ``bank`` work on embeddings of length 1, and give conditions of length sqrt(D).
         std: size of the noise relative to an embedding (``noise``, ``noise_mean``), or to the gap (``covariance``).
             None takes 0.25, and 1 for ``covariance``.
         num_images: number of images the statistics are estimated from, and rows of the bank.
@@ -56,6 +56,11 @@ class GapOptions:
     def noise(self) -> float:
         """Size of the noise."""
         return (1.0 if self.kind == "covariance" else 0.25) if self.std is None else self.std
+
+    @property
+    def scales(self) -> bool:
+        """Whether the treatment works on embeddings of length 1."""
+        return self.kind not in ("none", "bank")
 
     @property
     def needs_statistics(self) -> bool:

@@ -54,7 +54,7 @@ class CLIPStage(TextStage):
             # Lengths are treated here, in the same way for both towers; the condition is a vector, not a sequence.
             self.text_encoder.normalize, self.text_encoder.n_repeat = False, None
         self.gap = gap or GapOptions()
-        self.normalize = normalize or self.gap.kind not in ("none", "bank")
+        self.normalize = normalize or self.gap.scales
         self.takes_texts = self.text_encoder is not None
         self.width = self.text_encoder.width if self.takes_texts else None
         self.is_fitted = not self.gap.needs_statistics
@@ -98,6 +98,10 @@ class CLIPStage(TextStage):
     def _scaled(self, embeddings: Tensor) -> Tensor:
         return F.normalize(embeddings.float(), dim=-1) if self.normalize else embeddings.float()
 
+    def _lengthened(self, treated: Tensor) -> Tensor:
+        """Scale vectors of length 1 to length sqrt(D): a network learns slowly from inputs far below 1."""
+        return treated * treated.shape[-1] ** 0.5 if self.gap.scales else treated
+
     def _require_statistics(self) -> None:
         if not self.is_fitted:
             raise UserError(
@@ -115,7 +119,7 @@ class CLIPStage(TextStage):
             treated = add_noise(treated, self.gap.noise)
         if kind == "covariance":
             treated = add_gap_noise(treated, self.gap_mean, self.gap_root, self.gap.noise if is_training else 0.0)
-        return treated
+        return self._lengthened(treated)
 
     def require_clip(self, table: EmbeddingTable, cond_width: int | None) -> None:
         """Raise a ``UserError`` unless a file has the embeddings of this CLIP; without one, compare the widths.
@@ -138,13 +142,15 @@ class CLIPStage(TextStage):
             return self._tower("image_encoder")(images)
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Return the untreated embeddings (B, D) of B texts, or the means of those of their phrases."""
+        """Return the untreated embeddings (B, D) of B texts; for phrases their mean direction and mean length."""
         encode, separator = self._tower("text_encoder").encode, self.phrase_separator
         if separator is None:
             return encode(list(texts))
         phrases = [[part.strip() for part in text.split(separator) if part.strip()] or [""] for text in texts]
         embedded = encode([phrase for parts in phrases for phrase in parts]).split([len(parts) for parts in phrases])
-        return torch.stack([F.normalize(parts, dim=-1).mean(dim=0) for parts in embedded])
+        directions = torch.stack([F.normalize(parts, dim=-1).mean(dim=0) for parts in embedded])
+        lengths = torch.stack([parts.norm(dim=-1).mean() for parts in embedded])
+        return lengths[:, None] * F.normalize(directions, dim=-1)
 
     def _tower(self, name: str) -> Any:
         tower = dict(self.named_children()).get(name)
@@ -162,7 +168,7 @@ class CLIPStage(TextStage):
         elif self.gap.kind == "bank":
             treated = nearest_images(treated, self.bank, self.gap.num_neighbors)
         is_given = torch.tensor([bool(text.strip(f" {self.phrase_separator or ''}")) for text in texts])
-        return treated * is_given.to(treated.device, non_blocking=True)[:, None]
+        return self._lengthened(treated) * is_given.to(treated.device, non_blocking=True)[:, None]
 
 
 def _note_statistics(module: CLIPStage, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
