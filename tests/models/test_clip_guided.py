@@ -398,3 +398,12 @@ def test_condition_from_images_is_that_of_the_batch(towers):
     assert model.embeds_images and texts.shape == (1, WIDTH)
     torch.testing.assert_close(model.condition_from_images(images).value, embedded)
     assert not build().embeds_images
+
+
+def test_sample_w_returns_every_state_of_a_sampler_that_skips_time_steps():
+    model = build(timesteps=100, unet_config=unet(T=100)).eval()
+    cond = torch.randn(2, WIDTH)
+    _, few = model.sample_w(cond, (0.0, 1.0), sampler=DDIMSampler(4))
+    _, all_steps = model.sample_w(cond, (0.0,), sampler=DDPMSampler())
+    assert len(few) == 4 and few[0].shape == (4, 3, SIZE, SIZE)
+    assert len(all_steps) == 10 + 9

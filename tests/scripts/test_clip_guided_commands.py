@@ -15,7 +15,7 @@ from script_modules import load_script
 
 import main as front_door
 from ldm.data.formats.clip_embeddings import read_table, write_table
-from ldm.diffusion.samplers import DDIMSampler
+from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler
 from ldm.modules.diffusionmodules.clip_guided import UNet
 from ldm.runs.load import load_run
 
@@ -251,10 +251,30 @@ def test_rows_are_texts_and_columns_are_strengths(pictures, clip_folder, tmp_pat
             torch.testing.assert_close(grid.images[2 * row + column], one[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("words", "expected"), [([], DPMSolverSampler), (["--all_steps"], type(None))])
+def test_all_time_steps_are_visited_on_request(words, expected, pictures, clip_folder, tmp_path):
+    published(tmp_path / "9.pth", config={"timesteps": 30})
+    words = [*words, "--clip", clip_folder, "--output", str(tmp_path / "x.png"), "--prompts", "red floor"]
+    assert generate("--checkpoint", str(tmp_path / "9.pth"), *words) == 0
+    (model, _, _, _, sampler), _ = pictures
+    assert isinstance(sampler, expected) and isinstance(model.default_sampler, DDPMSampler)
+    assert sampler is None or sampler.num_steps == 20
+
+
 def test_gif_of_the_denoising(clip_folder, tmp_path, capsys):
     published(tmp_path / "9.pth", config={"timesteps": 22})
     words = ["--clip", clip_folder, "--checkpoint", str(tmp_path / "9.pth"), "--output", str(tmp_path / "x.png")]
-    words += ["--prompts", "red floor", "blue wall", "--w", "0", "2", "--gif", str(tmp_path / "gifs" / "x.gif")]
+    words += [
+        "--prompts",
+        "red floor",
+        "blue wall",
+        "--w",
+        "0",
+        "2",
+        "--gif",
+        str(tmp_path / "gifs" / "x.gif"),
+        "--all_steps",
+    ]
     assert generate(*words) == 0
     assert capsys.readouterr().out.split() == [str(tmp_path / "x.png"), str(tmp_path / "gifs" / "x.gif")]
     gif, picture = Image.open(tmp_path / "gifs" / "x.gif"), Image.open(tmp_path / "x.png")

@@ -201,8 +201,9 @@ class CLIPGuidedDDPM(LatentDiffusion):
             sampler: by default that of the config.
 
         Returns:
-            images (W N, 3, H, W) of which row w N + n has strength w and condition n, and the states after the time
-            steps t with t % 10 == 0 or t < 10, latest t first, each (W N, C, H, W).
+            images (W N, 3, H, W) of which row w N + n has strength w and condition n, and the states after the steps
+            of the sampler, latest t first, each (W N, C, H, W); of those of all T time steps, only t % 10 == 0 or
+            t < 10.
         """
         is_tensor = isinstance(conditions, Tensor)
         value = conditions.to(self.device) if is_tensor else self.cond_stage_model.encode_texts(conditions)
@@ -213,9 +214,11 @@ class CLIPGuidedDDPM(LatentDiffusion):
         shape = (len(scales) * len(value), *self.latent_shape)
         noise = torch.randn(shape, device=self.device) if x_T is None else x_T
         frames: list[Tensor] = []
+        sampler = sampler or self.default_sampler
+        skips_steps = sampler.num_evaluations(self.num_timesteps) < self.num_timesteps
 
         def keep(step: SamplerStep) -> None:
-            if step.timestep % 10 == 0 or step.timestep < 10:
+            if skips_steps or step.timestep % 10 == 0 or step.timestep < 10:
                 frames.append(step.x)
 
         repeated = TensorCondition(value.repeat(len(scales), 1))
