@@ -14,6 +14,7 @@ from ldm.data.formats.folder import ImageFolder
 from ldm.data.world import World3D
 from ldm.evaluation.clip_embeddings import compute_embeddings, load_image_encoder
 from ldm.models.clip import WorldCLIP
+from ldm.models.diffusion.methods.clip_guided.options import KINDS
 from ldm.training.cli import Options
 from ldm.training.plan import make_plan
 from ldm.training.recipe import load_recipe
@@ -82,10 +83,12 @@ CONFIGS = {
     "text-to-image/example_vq_4_16": [*SMALL_LATENTS, "EMBEDDED", "model.params.unet_config.params.adm_in_channels=64"],
     **{f"encdiff/{d}_encdiff": [*WORLD, *SMALL_LATENTS, *SMALL_ENCDIFF] for d in ("shapes3d", "mpi3d", "cars3d")},
 }
+GAP_STAGES = [f"text_to_image_{kind}_{texts}" for texts in ("whole", "phrases") for kind in KINDS]
 RECIPES = {
     "recipe": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
     "recipe_gpu": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
     "recipe_text_to_image": ["clip", "judge", "vq", "text_to_image"],
+    "recipe_gap": ["clip", "judge", "vq", *GAP_STAGES],
     "recipe_disdiff": ["vq", "ldm", "disdiff"],
     "recipe_disdiff_gpu": ["vq", "ldm_eps", "disdiff"],
     "recipe_encdiff": ["vq", "encdiff"],
@@ -151,7 +154,8 @@ def test_recipes_are_valid_and_their_models_can_be_built(recipe, clip_folder):
     assert [stage.name for stage in stages] == RECIPES[recipe]
     for stage in stages:
         base = tuple(str(ROOT / path) for path in stage.base)
-        missing = overrides_of(f"quickstart/{stage.name.removesuffix('_eps')}", clip_folder)
+        name = "text_to_image" if stage.name in GAP_STAGES else stage.name.removesuffix("_eps")
+        missing = overrides_of(f"quickstart/{name}", clip_folder)
         plan = make_plan(Options(base=base, overrides=(*stage.overrides, *missing), name="x", train=True))
         assert sum(p.numel() for p in plan.config.build("model").parameters()) > 1000
 

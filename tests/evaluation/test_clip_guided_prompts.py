@@ -99,6 +99,18 @@ def test_prompts_are_those_of_distinct_images_of_the_data_set():
         plan_prompts(world, LATENT, 151, seed=3)
 
 
+def test_prompts_from_a_template():
+    template = "a {scale} {object_hue} {shape}, {wall_hue} wall"
+    plan = plan_prompts(FakeWorld(limit=400), LATENT, 20, 0, template)
+    plain = plan_prompts(FakeWorld(limit=400), LATENT, 20, 0)
+    assert np.array_equal(plan.words, plain.words) and plan.texts != plain.texts
+    words = [VOCABULARY.words[k][word] for k, word in enumerate(plan.words[0])]
+    assert plan.texts[0] == f"a {words[3]} {words[2]} {words[4]}, {words[1]} wall"
+    for wrong in ("a {size} object", "a {} object", "a {scale"):
+        with pytest.raises(ConfigError, match=r"template: expected fields \{floor_hue\}, .*got 'a \{"):
+            plan_prompts(FakeWorld(limit=400), LATENT, 20, 0, wrong)
+
+
 def test_diverged_samples_are_not_scored():
     with pytest.raises(UserError, match=r"prompt score: expected finite images.*in 100 of 100"):
         score(lambda texts, x_T, w: paint(of_prompts(texts)) * float("nan"))

@@ -52,6 +52,8 @@ class PromptScore(TestPassCallback):
         sampler: see ``build_sampler``; by default DDIM with 50 steps and eta 0.
         seed: seed of prompts and noise.
         rows: prompts in the pictures.
+        template: text of the prompts with names of factors, such as "a {scale} {object_hue} {shape}"; by default the
+            canonical phrases of all attributes.
 
     Raises:
         ConfigError: ``guidance`` is not one of the strengths.
@@ -67,11 +69,13 @@ class PromptScore(TestPassCallback):
         sampler: Sampler | Mapping[str, Any] | str | None = None,
         seed: int = 0,
         rows: int = 6,
+        template: str | None = None,
     ) -> None:
         if guidance not in strengths:
             raise ConfigError(f"PromptScore.guidance: expected one of strengths {list(strengths)}, got {guidance}")
         self.judge_path, self.guidance, self.strengths = str(judge), guidance, tuple(strengths)
         self.num_prompts, self.batch_size, self.seed, self.rows = num_prompts, batch_size, seed, rows
+        self.template = template
         self.sampler = DDIMSampler() if sampler is None else build_sampler(sampler)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -90,7 +94,7 @@ class PromptScore(TestPassCallback):
         require(pl_module, SampledFromTexts, "prompt score")
         self._judge = load_judge(self.judge_path)
         self._judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
-        self._plan = plan_prompts(dataset, pl_module.latent_shape, self.num_prompts, self.seed)
+        self._plan = plan_prompts(dataset, pl_module.latent_shape, self.num_prompts, self.seed, self.template)
 
     @torch.no_grad()
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -113,7 +117,13 @@ class PromptScore(TestPassCallback):
             draw.all(judge, self.strengths, self.guidance)
         path = run_dir / "prompt_score" / f"{progress.step}.json"
         sampler = {**describe_sampler(self.sampler), "guidance": self.guidance, "seed": self.seed}
-        record = {**result.to_dict(), "figures": figures, "sampler": sampler, "judge": self.judge_path}
+        record = {
+            **result.to_dict(),
+            "figures": figures,
+            "sampler": sampler,
+            "judge": self.judge_path,
+            "template": self.template,
+        }
         write_json(path, {**record, **progress._asdict()})
         update_results(run_dir, **figures)
         accuracy_map(result, progress.step, path.with_suffix(".png"))

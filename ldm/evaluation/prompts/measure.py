@@ -2,7 +2,8 @@
 
 Protocol, for F factors with words:
 
-1. Draw N images of the test data set; the prompt of each is the caption of all its attributes in canonical phrases.
+1. Draw N images of the test data set; the prompt of each is the caption of all its attributes in canonical phrases, or
+   a template with their words.
 2. For every guidance strength w, sample one image per prompt from the same noise, with (1 + w) e_cond - w e_null.
 3. A factor judge, trained on real images, predicts the factor values of every sample. The accuracy of a factor is the
    share of prompts whose word is the one of the judged value. w = -1 leaves the prompt out, which measures chance.
@@ -52,26 +53,42 @@ class PromptPlan:
     seed: int
 
 
-def plan_prompts(dataset: FactorDataset, latent_shape: tuple[int, ...], num_prompts: int, seed: int) -> PromptPlan:
+def plan_prompts(
+    dataset: FactorDataset, latent_shape: tuple[int, ...], num_prompts: int, seed: int, template: str | None = None
+) -> PromptPlan:
     """Draw images with their prompts, other images, and noises.
 
     Raises:
-        ConfigError: the data set has fewer than 2 ``num_prompts`` images.
+        ConfigError: the data set has fewer than 2 ``num_prompts`` images, or the template names an unknown factor.
     """
     rows = np.unique(dataset.rows)
     if not 2 <= 2 * num_prompts <= len(rows):
         raise ConfigError(f"prompt score: expected num_prompts of 1 to {len(rows) // 2}, got {num_prompts}")
     rows = np.random.default_rng(seed).choice(rows, 2 * num_prompts, replace=False)
     factors, vocabulary = dataset.space.factors_of(rows[:num_prompts]), dataset.vocabulary
+    words = vocabulary.word_labels(factors)
+    if template is None:
+        texts = [vocabulary.caption(phrases) for phrases in vocabulary.texts(factors)]
+    else:
+        texts = [_filled(template, vocabulary, row) for row in words]
     return PromptPlan(
         vocabulary=vocabulary,
-        texts=[vocabulary.caption(texts) for texts in vocabulary.texts(factors)],
-        words=vocabulary.word_labels(factors),
+        texts=texts,
+        words=words,
         images=torch.from_numpy(dataset.images(rows[:num_prompts])),
         others=torch.from_numpy(dataset.images(rows[num_prompts:])),
         noise=torch.randn((num_prompts, *latent_shape), generator=torch.Generator().manual_seed(seed)),
         seed=seed,
     )
+
+
+def _filled(template: str, vocabulary: AttributeVocabulary, row: np.ndarray) -> str:
+    names = vocabulary.factor_names
+    try:
+        return template.format(**{name: vocabulary.words[k][row[k]] for k, name in enumerate(names)})
+    except (LookupError, ValueError) as error:
+        expected = ", ".join(f"{{{name}}}" for name in names)
+        raise ConfigError(f"PromptScore.template: expected fields {expected}, got {template!r}") from error
 
 
 @dataclass(frozen=True)
