@@ -6,7 +6,7 @@ Dimensions: B batch, D width of the joint space, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,18 @@ from ldm.data.formats.clip_embeddings import EmbeddingTable
 from ldm.losses.modality_gap import add_gap_noise, add_noise, gap_statistics, nearest_images, remove_mean
 from ldm.models.diffusion.methods.clip_guided.options import GapOptions
 from ldm.modules.encoders.base import TextStage
-from ldm.modules.encoders.clip_embedders import FrozenCLIPTextEmbedder
 from ldm.util import ConfigError, UserError, instantiate_from_config
+
+
+@runtime_checkable
+class CLIPTower(Protocol):
+    """Text tower of a CLIP with a fingerprint (``FrozenCLIPTextEmbedder``)."""
+
+    name: str
+    fingerprint: str
+    width: int
+    normalize: bool  # whether embeddings have length 1
+    n_repeat: int | None  # length of a sequence of equal embeddings; None for one vector
 
 
 class CLIPStage(TextStage):
@@ -50,7 +60,7 @@ class CLIPStage(TextStage):
         self.phrase_separator = phrase_separator
         self.text_encoder = None if text_encoder is None else instantiate_from_config(text_encoder)
         self.image_encoder = None if image_encoder is None else instantiate_from_config(image_encoder)
-        if isinstance(self.text_encoder, FrozenCLIPTextEmbedder):
+        if isinstance(self.text_encoder, CLIPTower):
             # Lengths are treated here, in the same way for both towers; the condition is a vector, not a sequence.
             self.text_encoder.normalize, self.text_encoder.n_repeat = False, None
         self.gap = gap or GapOptions()
@@ -127,7 +137,7 @@ class CLIPStage(TextStage):
         ``cond_width`` is the width of the network's condition; None if it is unknown.
         """
         text = self.text_encoder
-        if isinstance(text, FrozenCLIPTextEmbedder):
+        if isinstance(text, CLIPTower):
             table.require_clip(text.name, text.fingerprint, text.width)
         elif cond_width not in (None, table.width):
             raise UserError(
