@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ldm.data.dataset import ImageDataset
-from ldm.data.formats.clip_embeddings import EmbeddingTable, check_suffix, content_hash, read_table, write_table
-from ldm.data.formats.picture_files import decode_picture
+from ldm.data.formats.clip_embeddings import EmbeddingTable, check_suffix, read_original, read_table, write_table
 from ldm.data.rows import explained_writing
 from ldm.modules.encoders.clip_loading import clip_fingerprint, find_clip, import_open_clip, load_clip
 from ldm.util import UserError
@@ -41,11 +40,6 @@ class ImageEncoder:
     model: nn.Module  # the CLIP in evaluation mode
     width: int  # D
     preprocess: Callable[[Image.Image], Tensor]  # PIL image -> input of the model, (3, H, W) float32
-
-    @property
-    def record(self) -> dict[str, str]:
-        """Entries of the record of a file of its embeddings."""
-        return {"clip": self.name, "fingerprint": self.fingerprint}
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -72,9 +66,8 @@ def _read(
     for dataset, row in images:
         name = dataset.row_name(row)
         try:
-            original = dataset.original(row)
-            picture = decode_picture(original, name) if isinstance(original, bytes) else Image.fromarray(original)
-            items.append((name, content_hash(original), preprocess(picture)))
+            known, picture = read_original(dataset, row)
+            items.append((name, known, preprocess(picture)))
         except Exception as error:  # readers of images raise many kinds of errors for damaged files
             items.append((name, str(error) if isinstance(error, UserError) else f"{name}: {error!r}", None))
     return items
@@ -118,6 +111,7 @@ def compute_embeddings(
             _require_same_clip(table, images, encoder)
         finished = {name for table in tables for name in table.names}
         missing = [image for name, image in images.items() if name not in finished]
+        record = {"clip": encoder.name, "fingerprint": encoder.fingerprint}
         read = partial(_read, preprocess=encoder.preprocess)
         done, failed = len(images) - len(missing), {}
         on_progress(done, len(images))
@@ -125,31 +119,17 @@ def compute_embeddings(
             failed |= {name: message for name, message, image in items if image is None}
             if readable := [item for item in items if item[2] is not None]:
                 names, hashes, inputs = zip(*readable)
-                record = {**encoder.record, "hashes": dict(zip(names, hashes))}
-                part = parts / f"{time.time_ns()}.safetensors"
-                tables.append(EmbeddingTable(part, list(names), encoder(torch.stack(inputs)), record))
+                part, known = parts / f"{time.time_ns()}.safetensors", {**record, "hashes": dict(zip(names, hashes))}
+                tables.append(EmbeddingTable(part, list(names), encoder(torch.stack(inputs)), known))
                 write_table(tables[-1])
             done += len(items)
             on_progress(done, len(images))
         if not tables:
             raise UserError(f"{output}: expected images that can be read, got none. {next(iter(failed.values()))}")
-        table = _merge(tables, images, failed, encoder, output)
+        table = _merge(tables, images, record, output)
         write_table(table)
         shutil.rmtree(parts, ignore_errors=True)
     return table, failed
-
-
-def _merge(
-    tables: Sequence[EmbeddingTable], names: Iterable[str], failed: Iterable[str], encoder: ImageEncoder, output: Path
-) -> EmbeddingTable:
-    """Return the rows of all tables: first ``names``, then images of other folders, or removed since."""
-    values = {name: value for table in tables for name, value in zip(table.names, table.values)}
-    hashes = {name: known for table in tables for name, known in table.record.get("hashes", {}).items()}
-    skipped = [*failed, *(name for table in tables for name in table.record.get("skipped", ()))]
-    skipped = [name for name in dict.fromkeys(skipped) if name not in values]
-    order = list(dict.fromkeys([*(name for name in names if name in values), *values]))
-    record = {**encoder.record, "hashes": hashes, "skipped": skipped}
-    return EmbeddingTable(output, order, np.stack([values[name] for name in order]), record)
 
 
 def _require_same_clip(
@@ -159,14 +139,20 @@ def _require_same_clip(
     table.require_clip(encoder.name, encoder.fingerprint, encoder.width)
     if "fingerprint" in table.record:
         return
-    for name, old in zip(table.names, table.values):
-        image = _read([images[name]], encoder.preprocess)[0][2] if name in images else None
-        if image is not None:
-            new = encoder(image[None])[0]
-            if new @ old >= _SIMILAR * np.linalg.norm(new) * np.linalg.norm(old):
-                return
-            break
-    raise UserError(
-        f"{table.path}: expected embeddings of these images by the CLIP {encoder.name}, got others. Choose the CLIP of "
-        "the file, or another --output."
-    )
+    row = next((row for row, name in enumerate(table.names) if name in images), None)
+    if row is not None:
+        old, (_, picture) = table.values[row], read_original(*images[table.names[row]])
+        new = encoder(encoder.preprocess(picture)[None])[0]
+    if row is None or new @ old < _SIMILAR * np.linalg.norm(new) * np.linalg.norm(old):
+        raise UserError(
+            f"{table.path}: expected embeddings of these images by the CLIP {encoder.name}, got others. Choose the "
+            "CLIP of the file, or another --output."
+        )
+
+
+def _merge(tables: Sequence[EmbeddingTable], names: Iterable[str], record: dict, output: Path) -> EmbeddingTable:
+    """Return the rows of all tables: first ``names``, then images of other folders, or removed since."""
+    values = {name: value for table in tables for name, value in zip(table.names, table.values)}
+    hashes = {name: known for table in tables for name, known in table.record.get("hashes", {}).items()}
+    order = list(dict.fromkeys([*(name for name in names if name in values), *values]))
+    return EmbeddingTable(output, order, np.stack([values[name] for name in order]), {**record, "hashes": hashes})

@@ -5,9 +5,8 @@ The format follows from the suffix:
 * .safetensors and .h5: ``embeddings`` (n, D) float32, and ``record``, the bytes of a JSON text;
 * .csv: no header, one row per image (path, f1, ..., fD); the record is in ``<name>.csv.json``.
 
-The record contains ``hashes`` (name of each image -> ``content_hash``, in the order of the rows), ``clip`` (its name),
-``fingerprint`` (``clip_fingerprint``) and ``skipped`` (unreadable images). A .csv of another program has none; then
-only paths and widths are checked.
+The record contains ``clip`` (its name), ``fingerprint`` (``clip_fingerprint``) and ``hashes`` (name of each image ->
+hash of the image). A .csv of another program has none; then only paths and widths are checked.
 
 Legend: n rows, D width of an embedding.
 """
@@ -28,11 +27,13 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ldm.data.dataset import ImageDataset
 from ldm.data.formats.image_sources import H5_SUFFIXES
+from ldm.data.formats.picture_files import decode_picture
 from ldm.data.paths import AnyPath
 from ldm.data.rows import explained_writing, readable
 from ldm.data.traits import unwrap
@@ -95,9 +96,12 @@ class RowEmbeddings:
         return {"clip_embedding": torch.from_numpy(self.table.values[places])}
 
 
-def content_hash(image: bytes | np.ndarray) -> str:
-    """Return a hash of an image as it is stored."""
-    return hashlib.sha256(bytes(image)).hexdigest()[:16]
+def read_original(dataset: ImageDataset, row: int) -> tuple[str, Image.Image]:
+    """Return an image as it is stored, and a hash of it; damaged images raise the errors of their reader."""
+    stored = dataset.original(row)
+    is_file = isinstance(stored, bytes)
+    picture = decode_picture(stored, dataset.row_name(row)) if is_file else Image.fromarray(stored)
+    return hashlib.sha256(bytes(stored)).hexdigest()[:16], picture
 
 
 def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | None, source: AnyPath) -> np.ndarray:
@@ -133,7 +137,7 @@ def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | Non
 def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDataset:
     """Return a data set whose items also contain ``clip_embedding``, (D,) float32 (batches: (B, D)).
 
-    Images that could not be read when the embeddings were computed are left out.
+    Images without an embedding are left out if they cannot be read.
 
     Args:
         data: ``{target, params}`` of any data set of ``ldm.data``.
@@ -152,18 +156,19 @@ def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDatase
         )
     table, rows = read_table(Path(embeddings).expanduser()), np.unique(dataset.rows)
     names = [dataset.row_name(row) for row in rows.tolist()]
-    found = match_paths([*table.names, *table.record.get("skipped", ())], names, dataset.path, table.path)
-    if len(missing := np.flatnonzero(found < 0)):
-        raise UserError(
-            f"{table.path}: expected an embedding of each of {len(names)} images, got none of {len(missing)}, such as "
-            f"{names[missing[0]]}. Add them with {COMMAND}, which keeps finished rows."
-        )
-    is_skipped = found >= len(table.names)
-    if is_skipped.any():
-        logger.warning("%s: %d images were left out, because they could not be read", table.path, is_skipped.sum())
+    found = match_paths(table.names, names, dataset.path, table.path)
+    is_known = found >= 0
+    for row in rows[~is_known].tolist():
+        if _is_readable(dataset, row):
+            raise UserError(
+                f"{table.path}: expected an embedding of each of {len(names)} images, got none of {sum(~is_known)}, "
+                f"such as {dataset.row_name(row)}. Add them with {COMMAND}, which keeps finished rows."
+            )
+    if not is_known.all():
+        logger.warning("%s: %d images were left out, because they cannot be read", table.path, sum(~is_known))
     view = copy.copy(dataset)
-    view.rows = dataset.rows[~np.isin(dataset.rows, rows[is_skipped])]
-    view.more_labels = RowEmbeddings(table, dict(zip(rows[~is_skipped].tolist(), found[~is_skipped].tolist())))
+    view.rows = dataset.rows[np.isin(dataset.rows, rows[is_known])]
+    view.more_labels = RowEmbeddings(table, dict(zip(rows[is_known].tolist(), found[is_known].tolist())))
     _compare_images(dataset, view.more_labels)
     return view
 
@@ -175,13 +180,21 @@ def table_of(dataset: Any) -> EmbeddingTable | None:
     return labels.table if isinstance(labels, RowEmbeddings) else None
 
 
+def _is_readable(dataset: ImageDataset, row: int) -> bool:
+    try:
+        read_original(dataset, row)
+    except Exception:  # readers of images raise many kinds of errors for damaged files
+        return False
+    return True
+
+
 def _compare_images(dataset: ImageDataset, labels: RowEmbeddings) -> None:
     """Raise a ``UserError`` if some of the images are not those that the embeddings were computed of."""
     table, rows = labels.table, list(labels.places)
     hashes = table.record.get("hashes", {})
     for row in rows[:: len(rows) // _CHECKED + 1]:
         known = hashes.get(table.names[labels.places[row]])
-        if known and content_hash(dataset.original(row)) != known:
+        if known and read_original(dataset, row)[0] != known:
             raise UserError(
                 f"{table.path}: expected embeddings of these images, but {dataset.row_name(row)} is not the image that "
                 f"was embedded. Remove the file, then compute it again with {COMMAND}."
