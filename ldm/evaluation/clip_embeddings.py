@@ -62,15 +62,8 @@ def _read(
     images: Sequence[tuple[ImageDataset, int]], preprocess: Callable[[Image.Image], Tensor]
 ) -> list[tuple[str, str, Tensor | None]]:
     """Return name, hash and preprocessed image of (data set, row) pairs; name, error message and None if unreadable."""
-    items: list[tuple[str, str, Tensor | None]] = []
-    for dataset, row in images:
-        name = dataset.row_name(row)
-        try:
-            known, picture = read_original(dataset, row)
-            items.append((name, known, preprocess(picture)))
-        except Exception as error:  # readers of images raise many kinds of errors for damaged files
-            items.append((name, str(error) if isinstance(error, UserError) else f"{name}: {error!r}", None))
-    return items
+    items = [(dataset.row_name(row), *read_original(dataset, row)) for dataset, row in images]
+    return [(name, known, None if image is None else preprocess(image)) for name, known, image in items]
 
 
 def compute_embeddings(
@@ -119,9 +112,10 @@ def compute_embeddings(
             failed |= {name: message for name, message, image in items if image is None}
             if readable := [item for item in items if item[2] is not None]:
                 names, hashes, inputs = zip(*readable)
-                part, known = parts / f"{time.time_ns()}.safetensors", {**record, "hashes": dict(zip(names, hashes))}
-                tables.append(EmbeddingTable(part, list(names), encoder(torch.stack(inputs)), known))
-                write_table(tables[-1])
+                part = EmbeddingTable(parts / f"{time.time_ns()}.safetensors", [*names], encoder(torch.stack(inputs)))
+                part.record = {**record, "hashes": dict(zip(names, hashes))}
+                write_table(part)
+                tables.append(part)
             done += len(items)
             on_progress(done, len(images))
         if not tables:
@@ -139,11 +133,10 @@ def _require_same_clip(
     table.require_clip(encoder.name, encoder.fingerprint, encoder.width)
     if "fingerprint" in table.record:
         return
-    row = next((row for row, name in enumerate(table.names) if name in images), None)
-    if row is not None:
-        old, (_, picture) = table.values[row], read_original(*images[table.names[row]])
-        new = encoder(encoder.preprocess(picture)[None])[0]
-    if row is None or new @ old < _SIMILAR * np.linalg.norm(new) * np.linalg.norm(old):
+    pairs = ((read_original(*images[name])[1], old) for name, old in zip(table.names, table.values) if name in images)
+    picture, old = next((pair for pair in pairs if pair[0] is not None), (None, None))
+    new = None if picture is None else encoder(encoder.preprocess(picture)[None])[0]
+    if new is None or new @ old < _SIMILAR * np.linalg.norm(new) * np.linalg.norm(old):
         raise UserError(
             f"{table.path}: expected embeddings of these images by the CLIP {encoder.name}, got others. Choose the "
             "CLIP of the file, or another --output."

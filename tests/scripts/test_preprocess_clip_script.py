@@ -222,6 +222,9 @@ def test_clip_guided_bad_input(run, images, tmp_path, clip_guided_clip):
     assert status == 1 and "expected a folder of images" in said
     status, said = run("--data_dir", images, "--output", "c.npy")
     assert status == 1 and "expected a file of embeddings (.csv, .safetensors, .h5, .hdf5)" in said
+    Path("file").write_text("")
+    status, said = run("--data_dir", images, "--output", "file/c.csv")
+    assert status == 1 and "file/c.csv: 0.0 GB could not be written" in said
     status, said = run("--data_dir", images, "--output", "c.csv", batch_size="0")
     assert status == 1 and "--batch_size: expected an integer of at least 1" in said
     status, said = run("--data_dir", images, "--output", "c.csv", clip="./no_clip")

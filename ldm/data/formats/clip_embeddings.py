@@ -89,18 +89,21 @@ class RowEmbeddings:
         """Return ``clip_embedding`` (n, D) float32 of rows (n,); raise a ``UserError`` if one has none."""
         if missing := set(rows.tolist()) - self.places.keys():
             raise UserError(
-                f"{self.table.path}: expected an embedding of image {min(missing)}, got none. Embed the whole data set "
-                f"with {COMMAND}, and give it to with_embeddings without split and limit."
+                f"{self.table.path}: expected an embedding of image {min(missing)}, got none. Give the data set to "
+                f"{COMMAND} and with_embeddings without split and limit."
             )
         places = [self.places[row] for row in rows.tolist()]
         return {"clip_embedding": torch.from_numpy(self.table.values[places])}
 
 
-def read_original(dataset: ImageDataset, row: int) -> tuple[str, Image.Image]:
-    """Return an image as it is stored, and a hash of it; damaged images raise the errors of their reader."""
-    stored = dataset.original(row)
-    is_file = isinstance(stored, bytes)
-    picture = decode_picture(stored, dataset.row_name(row)) if is_file else Image.fromarray(stored)
+def read_original(dataset: ImageDataset, row: int) -> tuple[str, Image.Image | None]:
+    """Return a hash of an image as it is stored, and the image; an error message and None if it cannot be read."""
+    name = dataset.row_name(row)
+    try:
+        stored = dataset.original(row)
+        picture = decode_picture(stored, name) if isinstance(stored, bytes) else Image.fromarray(stored)
+    except Exception as error:  # readers of images raise many kinds of errors for damaged files
+        return str(error) if isinstance(error, UserError) else f"{name}: {error!r}", None
     return hashlib.sha256(bytes(stored)).hexdigest()[:16], picture
 
 
@@ -159,7 +162,7 @@ def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDatase
     found = match_paths(table.names, names, dataset.path, table.path)
     is_known = found >= 0
     for row in rows[~is_known].tolist():
-        if _is_readable(dataset, row):
+        if read_original(dataset, row)[1] is not None:
             raise UserError(
                 f"{table.path}: expected an embedding of each of {len(names)} images, got none of {sum(~is_known)}, "
                 f"such as {dataset.row_name(row)}. Add them with {COMMAND}, which keeps finished rows."
@@ -180,20 +183,12 @@ def table_of(dataset: Any) -> EmbeddingTable | None:
     return labels.table if isinstance(labels, RowEmbeddings) else None
 
 
-def _is_readable(dataset: ImageDataset, row: int) -> bool:
-    try:
-        read_original(dataset, row)
-    except Exception:  # readers of images raise many kinds of errors for damaged files
-        return False
-    return True
-
-
 def _compare_images(dataset: ImageDataset, labels: RowEmbeddings) -> None:
     """Raise a ``UserError`` if some of the images are not those that the embeddings were computed of."""
-    table, rows = labels.table, list(labels.places)
+    table, places = labels.table, list(labels.places.items())
     hashes = table.record.get("hashes", {})
-    for row in rows[:: len(rows) // _CHECKED + 1]:
-        known = hashes.get(table.names[labels.places[row]])
+    for row, place in places[:: len(places) // _CHECKED + 1]:
+        known = hashes.get(table.names[place])
         if known and read_original(dataset, row)[0] != known:
             raise UserError(
                 f"{table.path}: expected embeddings of these images, but {dataset.row_name(row)} is not the image that "
