@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,7 +84,8 @@ def compute_embeddings(
         on_progress: called with the number of images done and of all images.
 
     Returns:
-        The content of the file, in the order of the data sets, and an error message for each image without embedding.
+        The content of the file, new images after those of an earlier call, and an error message for each image without
+        embedding.
 
     Raises:
         UserError: the file belongs to another CLIP or is used by another process, or no image can be read.
@@ -120,7 +121,9 @@ def compute_embeddings(
             on_progress(done, len(images))
         if not tables:
             raise UserError(f"{output}: expected images that can be read, got none. {next(iter(failed.values()))}")
-        table = _merge(tables, images, record, output)
+        values = {name: value for table in tables for name, value in zip(table.names, table.values)}
+        hashes = {name: known for table in tables for name, known in table.record.get("hashes", {}).items()}
+        table = EmbeddingTable(output, [*values], np.stack([*values.values()]), {**record, "hashes": hashes})
         write_table(table)
         shutil.rmtree(parts, ignore_errors=True)
     return table, failed
@@ -141,11 +144,3 @@ def _require_same_clip(
             f"{table.path}: expected embeddings of these images by the CLIP {encoder.name}, got others. Choose the "
             "CLIP of the file, or another --output."
         )
-
-
-def _merge(tables: Sequence[EmbeddingTable], names: Iterable[str], record: dict, output: Path) -> EmbeddingTable:
-    """Return the rows of all tables: first ``names``, then images of other folders, or removed since."""
-    values = {name: value for table in tables for name, value in zip(table.names, table.values)}
-    hashes = {name: known for table in tables for name, known in table.record.get("hashes", {}).items()}
-    order = list(dict.fromkeys([*(name for name in names if name in values), *values]))
-    return EmbeddingTable(output, order, np.stack([values[name] for name in order]), {**record, "hashes": hashes})
