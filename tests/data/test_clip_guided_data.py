@@ -115,6 +115,18 @@ def test_folders_with_the_same_names(tmp_path, encoder):
         assert np.allclose(data[0]["clip_embedding"], expected(encoder, tmp_path / part / "cat/1.png"), atol=1e-5)
 
 
+def test_rows_of_two_other_folders_are_ambiguous(tmp_path, encoder):
+    names = [str(tmp_path / folder / "photos/1.png") for folder in ("a", "b")]
+    (tmp_path / "c/photos").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "c/photos/1.png")
+    write_table(EmbeddingTable(tmp_path / "t.h5", names, np.eye(2, 64, dtype=np.float32)))
+    with broken(r"got none \(or two of other folders\) of 1, such as .*/c/photos/1.png. Add them with"):
+        with_embeddings(folder_of(tmp_path / "c/photos"), tmp_path / "t.h5")
+    write_table(EmbeddingTable(tmp_path / "t.h5", [*names, "x/c/photos/1.png"], np.eye(3, 64, dtype=np.float32)))
+    data = with_embeddings(folder_of(tmp_path / "c/photos"), tmp_path / "t.h5")
+    assert data[0]["clip_embedding"][2] == 1
+
+
 @pytest.mark.parametrize("kind", ["world", "array", "lmdb", "list"])
 def test_every_kind_of_data_set(kind, images, encoder, tmp_path):
     pixels = World3D(size=64).images(np.arange(0, 480_000, 50_000))
@@ -161,7 +173,7 @@ def broken(message):
 def test_missing_rows_and_duplicates(table, images):
     values = table.values
     table.names[3:4], table.values = [], np.delete(values, 3, 0)
-    with broken(r"expected an embedding of each of 9 images, got none of 1, such as .*/train/.*JPEG"):
+    with broken(r"expected an embedding of each of 9 images, got none .* of 1, such as .*/train/.*JPEG"):
         opened(table, images / "train")
     table.names, table.values = [*table.names, table.names[0]], values
     with broken(r"expected one row per image, got two of .*0.JPEG \(rows 1 and 9\)"):
@@ -185,7 +197,7 @@ def test_images_that_could_not_be_read_are_left_out(images, encoder, tmp_path, c
     assert len(data) == 8 and "1 images were left out" in caplog.text
     assert len(data.__getitems__(range(8))["clip_embedding"]) == 8
     Image.new("RGB", (40, 40)).save(f"{moved}/train/n00/images/0.JPEG")
-    with broken("expected an embedding of each of 9 images, got none of 1, such as .*/0.JPEG. Add them"):
+    with broken(r"expected an embedding of each of 9 images, got none .* of 1, such as .*/0.JPEG. Add them"):
         with_embeddings(folder_of(f"{moved}/train"), tmp_path / "clip.h5")
 
 

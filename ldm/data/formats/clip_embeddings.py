@@ -107,14 +107,11 @@ def read_original(dataset: ImageDataset, row: int) -> tuple[str, Image.Image | N
     return hashlib.sha256(bytes(stored)).hexdigest()[:16], picture
 
 
-def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | None, source: AnyPath) -> np.ndarray:
+def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | None) -> np.ndarray:
     """Return the position of each name among the entries of a file, (n,) int64; -1 if there is none.
 
     Paths are equal if they end in the same path below ``folder``, so that a file remains valid when the folder is
-    moved. Where several do, the one with most parent folders in common is taken.
-
-    Raises:
-        UserError: a name has two entries.
+    moved. Where several do, the one with most parent folders in common is taken, and none if two have the same.
     """
     above = "" if folder is None else f"{folder.as_posix()}/"
     wanted = {name.removeprefix(above): position for position, name in enumerate(names)}
@@ -127,13 +124,8 @@ def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | Non
             continue
         position = wanted["/".join(parts[start:])]
         common = len(os.path.commonprefix([parts[:start][::-1], parents]))
-        if common == most[position]:
-            raise UserError(
-                f"{source}: expected one row per image, got two that match {names[position]} ({entry} and "
-                f"{entries[found[position]]}). Remove one of them, or run {COMMAND} for today's folder."
-            )
-        if common > most[position]:
-            found[position], most[position] = row, common
+        if common >= most[position]:
+            found[position], most[position] = -1 if common == most[position] else row, common
     return found
 
 
@@ -159,13 +151,14 @@ def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDatase
         )
     table, rows = read_table(Path(embeddings).expanduser()), np.unique(dataset.rows)
     names = [dataset.row_name(row) for row in rows.tolist()]
-    found = match_paths(table.names, names, dataset.path, table.path)
+    found = match_paths(table.names, names, dataset.path)
     is_known = found >= 0
     for row in rows[~is_known].tolist():
         if read_original(dataset, row)[1] is not None:
             raise UserError(
-                f"{table.path}: expected an embedding of each of {len(names)} images, got none of {sum(~is_known)}, "
-                f"such as {dataset.row_name(row)}. Add them with {COMMAND}, which keeps finished rows."
+                f"{table.path}: expected an embedding of each of {len(names)} images, got none (or two of other "
+                f"folders) of {sum(~is_known)}, such as {dataset.row_name(row)}. Add them with {COMMAND}, which keeps "
+                "finished rows."
             )
     if not is_known.all():
         logger.warning("%s: %d images were left out, because they cannot be read", table.path, sum(~is_known))
