@@ -94,19 +94,15 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), SpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("images", total=None)
-        table, failed = compute_embeddings(
-            datasets,
-            encoder,
-            options.output,
-            options.batch_size,
-            workers,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        table, failed = compute_embeddings(datasets, encoder, options.output, options.batch_size, workers, show)
     print(f"{len(table.names):,} embeddings ({table.width} wide, {options.clip}) written to {options.output}")
     report("skipped, because they cannot be read", list(failed.values()))
     if options.data_dir is not None:
-        known = set(datasets[0].pictures)
-        added = sorted(set(find_pictures(options.data_dir)) - known)
+        added = sorted(set(find_pictures(options.data_dir)) - set(datasets[0].pictures))
         report("added meanwhile, and not in the file (rerun the command to add them)", added)
 
 

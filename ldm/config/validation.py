@@ -23,7 +23,7 @@ from ldm.config.trainer_args import KNOWN_ARGS
 from ldm.legacy import ALIASES, CLIP_WIDTHS, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
 from ldm.models.diffusion.methods.clip_guided.options import GapOptions, require_width
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
-from ldm.modules.diffusionmodules.shapes import AutoencoderShape, CLIPGuidedShape, UNetConfig
+from ldm.modules.diffusionmodules.shapes import AutoencoderShape, CLIPGuidedShape, UNetConfig, build_dataclass
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
             known = [field.name for field in fields(UNetConfig)]
             UNetConfig.from_params({name: params[name] for name in known if name in params})
         elif today == "ldm.modules.diffusionmodules.clip_guided.UNet":
-            CLIPGuidedShape.from_params(params)
+            build_dataclass(CLIPGuidedShape, params, "unet_config.params")
         elif today == f"{_CLIP_GUIDED}.model.CLIPGuidedDDPM":
             GapOptions.from_config(params.get("gap"))
             _check_clip_width(params)

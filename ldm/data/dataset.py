@@ -110,9 +110,9 @@ class ImageDataset(Dataset):
         """Return an image as it is stored: an encoded file, or (H, W, 3) uint8 before it is resized."""
         return self.images(np.array([row]))[0]
 
-    def row_names(self, rows: np.ndarray) -> list[str]:
-        """Return the names by which files of embeddings refer to rows: paths, or numbers of rows."""
-        return [f"image_{row:06d}" for row in rows.tolist()]
+    def row_name(self, row: int) -> str:
+        """Return the name by which files of embeddings refer to a row: the path of its image, or its number."""
+        return f"image_{row:06d}"
 
     @property
     def position_space(self) -> FactorSpace | None:

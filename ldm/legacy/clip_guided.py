@@ -1,4 +1,4 @@
-"""Configs and network layouts of the CLIP-guided DDPM's reference code, as overrides of a config of this package."""
+"""Configs, network layouts and checkpoints ``<epoch>.pth`` of the CLIP-guided DDPM's reference code, translated."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ldm.util import ConfigError, UserError, did_you_mean
 logger = logging.getLogger(__name__)
 
 _MODEL, _NETWORK = "model.params", "model.params.unet_config.params"
+_EVERY = "lightning.modelcheckpoint.params.every_n_epochs"
+_LIGHTNING = "1.4.2"  # a version whose checkpoints have an epoch and no progress; Lightning completes them
 # Keys of flat configs, or of the sections of later versions -> keys of this package.
 _KEYS: dict[str, tuple[str, ...]] = {
     "img_size": (f"{_MODEL}.image_size", f"{_NETWORK}.img_size"),
@@ -28,13 +30,12 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "clip_model": (f"{_MODEL}.cond_stage_config.text_encoder.params.version",),
     "ema.enabled": (f"{_MODEL}.use_ema",),
     "ema.decay": (f"{_MODEL}.ema_decay",),
-    "learning_rate": ("model.base_learning_rate",),
+    **dict.fromkeys(("learning_rate", "lrate"), ("model.base_learning_rate",)),
     "batch_size": ("data.params.batch_size",),
     "num_workers": ("data.params.num_workers",),
     "epochs": ("lightning.trainer.max_epochs",),
-    "save_frequency": ("lightning.modelcheckpoint.params.every_n_epochs",),
+    **dict.fromkeys(("save_frequency", "save_interval", "save_every"), (_EVERY,)),
 }
-_ALIASES = {"lrate": "learning_rate", "save_interval": "save_frequency", "save_every": "save_frequency"}
 _PATHS = ("h5_path", "data_paths", "data_dir", "dataset_root")
 _TABLES = ("clip_csv_path", "clip_csv", "csv_path")
 _OTHERS = (*_PATHS, *_TABLES, "max_samples", "random_seed", "model_name")
@@ -53,23 +54,21 @@ _IGNORED = {
 
 
 def reference_values(config: Any, source: str) -> dict[str, Any]:
-    """Return the values of a config of the reference code by key, without its sections and without aliases.
+    """Return the values of a config of the reference code by key, without its sections.
 
     Raises:
         ConfigError: it is not a mapping, or a key is unknown.
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{source}: expected a mapping of keys (img_size, timesteps, ...), got {config!r}")
-    values = {}
+    values, known = {}, (*_KEYS, *_OTHERS, *_IGNORED)
     for key, value in _leaves(config):
-        key = _ALIASES.get(key, key)
-        if key in _IGNORED:
-            logger.warning("%s: %s is ignored: %s", source, key, _IGNORED[key])
-            continue
-        known = (*_KEYS, *_OTHERS, *_ALIASES, *_IGNORED)
         if key not in known:
             raise ConfigError(f"{source}: unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}")
-        values[key] = value
+        if key in _IGNORED:
+            logger.warning("%s: %s is ignored: %s", source, key, _IGNORED[key])
+        else:
+            values[key] = value
     return values
 
 
@@ -128,3 +127,22 @@ def network_overrides(state: Mapping[str, Any], source: str) -> list[str]:
     found = {"img_size": size, "img_channels": channels, "down_channels": [fine[0], middle[0], coarse[0]]}
     found |= {"t_embed_dim": angles[1], "c_embed_dim": embedding[1]}
     return [f"{_NETWORK}.arch={arch}", *model_overrides(found)]
+
+
+def epoch_checkpoint(content: Any) -> Any:
+    """Return ``{model, optimizer, epoch, ...}`` as a Lightning checkpoint; other contents unchanged.
+
+    The number of steps is that of the optimizer's state, and the epoch of the file counts from 0 and is complete.
+    """
+    if not isinstance(content, Mapping) or not {"model", "optimizer", "epoch"} <= set(content):
+        return content
+    optimizer = content["optimizer"]
+    steps = max((int(state["step"]) for state in optimizer["state"].values()), default=0)
+    return {
+        "pytorch-lightning_version": _LIGHTNING,
+        "state_dict": {f"model.diffusion_model.{key}": value for key, value in content["model"].items()},
+        "optimizer_states": [optimizer],
+        "lr_schedulers": [],
+        "epoch": int(content["epoch"]) + 1,
+        "global_step": steps,
+    }

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from ldm.legacy.epoch_files import epoch_checkpoint
+from ldm.legacy.clip_guided import epoch_checkpoint
 from ldm.modules.weights import DAMAGE, load_pickled
 from ldm.util import UserError, atomic_write
 

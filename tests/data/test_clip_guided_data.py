@@ -75,9 +75,7 @@ def expected(encoder, path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_items_and_batches_contain_the_embedding_of_the_original_image(table, images, encoder, suffix):
     order = np.random.default_rng(1).permutation(len(table.names))
-    mixed = EmbeddingTable(
-        table.path, [table.names[k] for k in order], table.values[order], table.hashes[order], table.record
-    )
+    mixed = EmbeddingTable(table.path, [table.names[k] for k in order], table.values[order], table.record)
     data = opened(mixed, images, suffix, split="train", fit="random_crop", do_augment=True)
     assert len(data) == 9 and data.space is None
     batch = collate(data.__getitems__([0, 5, 2]))
@@ -115,6 +113,18 @@ def test_folders_with_the_same_names(tmp_path, encoder):
     for part in ("train", "val"):
         data = with_embeddings(folder_of(tmp_path / part), tmp_path / "both.h5")
         assert np.allclose(data[0]["clip_embedding"], expected(encoder, tmp_path / part / "cat/1.png"), atol=1e-5)
+
+
+def test_rows_of_two_other_folders_are_ambiguous(tmp_path, encoder):
+    names = [str(tmp_path / folder / "photos/1.png") for folder in ("a", "b")]
+    (tmp_path / "c/photos").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "c/photos/1.png")
+    write_table(EmbeddingTable(tmp_path / "t.h5", names, np.eye(2, 64, dtype=np.float32)))
+    with broken(r"got none \(or two of other folders\) of 1, such as .*/c/photos/1.png. Add them with"):
+        with_embeddings(folder_of(tmp_path / "c/photos"), tmp_path / "t.h5")
+    write_table(EmbeddingTable(tmp_path / "t.h5", [*names, "x/c/photos/1.png"], np.eye(3, 64, dtype=np.float32)))
+    data = with_embeddings(folder_of(tmp_path / "c/photos"), tmp_path / "t.h5")
+    assert data[0]["clip_embedding"][2] == 1
 
 
 @pytest.mark.parametrize("kind", ["world", "array", "lmdb", "list"])
@@ -161,11 +171,11 @@ def broken(message):
 
 
 def test_missing_rows_and_duplicates(table, images):
-    values, hashes = table.values, table.hashes
-    table.names[3:4], table.values, table.hashes = [], np.delete(values, 3, 0), np.delete(hashes, 3)
-    with broken(r"expected an embedding of each of 9 images, got none of 1, such as .*/train/.*JPEG"):
+    values = table.values
+    table.names[3:4], table.values = [], np.delete(values, 3, 0)
+    with broken(r"expected an embedding of each of 9 images, got none .* of 1, such as .*/train/.*JPEG"):
         opened(table, images / "train")
-    table.names, table.values, table.hashes = [*table.names, table.names[0]], values, hashes
+    table.names, table.values = [*table.names, table.names[0]], values
     with broken(r"expected one row per image, got two of .*0.JPEG \(rows 1 and 9\)"):
         opened(table, images / "train")
 
@@ -186,6 +196,17 @@ def test_images_that_could_not_be_read_are_left_out(images, encoder, tmp_path, c
     data = with_embeddings(folder_of(f"{moved}/train"), tmp_path / "clip.h5")
     assert len(data) == 8 and "1 images were left out" in caplog.text
     assert len(data.__getitems__(range(8))["clip_embedding"]) == 8
+    Image.new("RGB", (40, 40)).save(f"{moved}/train/n00/images/0.JPEG")
+    with broken(r"expected an embedding of each of 9 images, got none .* of 1, such as .*/0.JPEG. Add them"):
+        with_embeddings(folder_of(f"{moved}/train"), tmp_path / "clip.h5")
+
+
+def test_split_of_a_data_set_with_embeddings_of_this_split_only(encoder, tmp_path):
+    config = {"target": "ldm.data.world.World3D", "params": {"size": 64, "split": "train", "limit": 3}}
+    compute_embeddings([World3D(**config["params"])], encoder, tmp_path / "clip.csv")
+    data = with_embeddings(config, tmp_path / "clip.csv")
+    with broken(r"clip.csv: expected an embedding of image \d+, got none. Give the data set to"):
+        data.whole().__getitems__(range(9))
 
 
 def test_another_clip(table, encoder):
@@ -216,12 +237,12 @@ def test_the_fingerprint_follows_the_weights(encoder):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected rows of a path and numbers, got none"),
         ("a.png,1,2\nb.png,1\n", r"row 2 \(b.png\): expected a path and 2 numbers, got 1"),
-        ("a.png,1,2\nb.png,1,x\n", "row 2: expected a path and numbers"),
-        ("path,f1,f2\na.png,1,2\n", "row 1: expected a path and numbers"),
+        ("a.png,1,2\nb.png,1,x\n", r"row 2 \(b.png\): expected a path and 2 numbers, got 2 .*'x'"),
+        ("path,f1,f2\na.png,1,2\n", r"row 1 \(path\): expected a path and 2 numbers, got 2 .*'f1'"),
+        ("a.png,1\nb.png,1\n\na.png,2\n", r"got two of a.png \(rows 1 and 3\)"),
         ("a.png,1,nan\n", r"expected finite numbers, got others in row 1 \(a.png\)"),
-        ("a.png\n", "expected a path and several numbers, got 0"),
+        ("a.png\n", "expected a path and 1 numbers, got 0"),
     ],
 )
 def test_bad_csv(tmp_path, text, message):

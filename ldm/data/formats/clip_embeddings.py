@@ -2,11 +2,11 @@
 
 The format follows from the suffix:
 
-* .safetensors and .h5: ``embeddings`` (n, D) float32, ``paths``, ``hashes`` (n,) uint64 of the images, and a record;
-* .csv: no header, one row per image (path, f1, ..., fD); hashes and record are in ``<name>.csv.json``.
+* .safetensors and .h5: ``embeddings`` (n, D) float32, and ``record``, the bytes of a JSON text;
+* .csv: no header, one row per image (path, f1, ..., fD); the record is in ``<name>.csv.json``.
 
-The record contains ``clip`` (its name), ``fingerprint`` (``clip_fingerprint``) and ``skipped`` (unreadable images).
-A .csv of another program has neither; then only paths and widths are checked.
+The record contains ``clip`` (its name), ``fingerprint`` (``clip_fingerprint``) and ``hashes`` (name of each image ->
+hash of the image). A .csv of another program has none; then only paths and widths are checked.
 
 Legend: n rows, D width of an embedding.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
-import io
 import json
 import logging
 import os
@@ -28,13 +27,15 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from ldm.data.dataset import ImageDataset
 from ldm.data.formats.image_sources import H5_SUFFIXES
+from ldm.data.formats.picture_files import decode_picture
 from ldm.data.paths import AnyPath
-from ldm.data.rows import readable
+from ldm.data.rows import explained_writing, readable
 from ldm.data.traits import unwrap
 from ldm.util import ConfigError, UserError, atomic_write, instantiate_from_config
 
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES = (".csv", ".safetensors", *H5_SUFFIXES)
 COMMAND = "python scripts/preprocess_clip.py"
-_CHECKED = 32  # images of a data set that are compared with their hashes
+_CHECKED = 32  # at most so many images of a data set are compared with their hashes
 
 
 @dataclass
@@ -51,16 +52,14 @@ class EmbeddingTable:
 
     Attributes:
         path: the file.
-        names: n names of images, see ``ImageDataset.row_names``.
+        names: n names of images, see ``ImageDataset.row_name``.
         values: (n, D) float32.
-        hashes: (n,) uint64, ``content_hash`` of each image; 0 if it is not known.
         record: see the module docstring; empty for a .csv of another program.
     """
 
     path: Path
     names: list[str]
     values: np.ndarray
-    hashes: np.ndarray
     record: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,40 +78,40 @@ class EmbeddingTable:
             )
 
 
+@dataclass
 class RowEmbeddings:
-    """Function of rows of a data set that returns the entry ``clip_embedding`` of a batch.
+    """Function of rows of a data set that returns the entry ``clip_embedding`` of a batch."""
 
-    Args:
-        table: the file.
-        shown: (n,) rows of the whole set that have an embedding, ascending.
-        places: (n,) row of each in the file.
-    """
-
-    def __init__(self, table: EmbeddingTable, shown: np.ndarray, places: np.ndarray) -> None:
-        self.table, self._shown, self._places = table, shown, places
+    table: EmbeddingTable
+    places: dict[int, int]  # row of the data set -> row of the table
 
     def __call__(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Return ``clip_embedding`` (n, D) float32 of rows (n,); raise a ``UserError`` if one has none."""
-        positions = self._shown.searchsorted(rows).clip(max=len(self._shown) - 1)
-        if (is_missing := self._shown[positions] != rows).any():
-            raise UserError(f"{self.table.path}: expected an embedding of image {rows[is_missing][0]}, got none.")
-        return {"clip_embedding": torch.from_numpy(self.table.values[self._places[positions]])}
+        if missing := set(rows.tolist()) - self.places.keys():
+            raise UserError(
+                f"{self.table.path}: expected an embedding of image {min(missing)}, got none. Give the data set to "
+                f"{COMMAND} and with_embeddings without split and limit."
+            )
+        places = [self.places[row] for row in rows.tolist()]
+        return {"clip_embedding": torch.from_numpy(self.table.values[places])}
 
 
-def content_hash(image: bytes | np.ndarray) -> int:
-    """Return a hash of an image as it is stored, in [1, 2^64)."""
-    shape = b"" if isinstance(image, bytes) else repr(image.shape).encode()
-    return int.from_bytes(hashlib.sha256(shape + bytes(image)).digest()[:8], "little") or 1
+def read_original(dataset: ImageDataset, row: int) -> tuple[str, Image.Image | None]:
+    """Return a hash of an image as it is stored, and the image; an error message and None if it cannot be read."""
+    name = dataset.row_name(row)
+    try:
+        stored = dataset.original(row)
+        picture = decode_picture(stored, name) if isinstance(stored, bytes) else Image.fromarray(stored)
+    except Exception as error:  # readers of images raise many kinds of errors for damaged files
+        return str(error) if isinstance(error, UserError) else f"{name}: {error!r}", None
+    return hashlib.sha256(bytes(stored)).hexdigest()[:16], picture
 
 
-def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | None, source: str) -> np.ndarray:
+def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | None) -> np.ndarray:
     """Return the position of each name among the entries of a file, (n,) int64; -1 if there is none.
 
     Paths are equal if they end in the same path below ``folder``, so that a file remains valid when the folder is
-    moved. Where several do, the one with most parent folders in common is taken.
-
-    Raises:
-        UserError: a name has two entries.
+    moved. Where several do, the one with most parent folders in common is taken, and none if two have the same.
     """
     above = "" if folder is None else f"{folder.as_posix()}/"
     wanted = {name.removeprefix(above): position for position, name in enumerate(names)}
@@ -125,20 +124,15 @@ def match_paths(entries: Sequence[str], names: Sequence[str], folder: Path | Non
             continue
         position = wanted["/".join(parts[start:])]
         common = len(os.path.commonprefix([parts[:start][::-1], parents]))
-        if common == most[position]:
-            raise UserError(
-                f"{source}: expected one row per image, got two of {entry} (rows {found[position] + 1} and {row + 1}). "
-                "Remove one of them."
-            )
-        if common > most[position]:
-            found[position], most[position] = row, common
+        if common >= most[position]:
+            found[position], most[position] = -1 if common == most[position] else row, common
     return found
 
 
 def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDataset:
     """Return a data set whose items also contain ``clip_embedding``, (D,) float32 (batches: (B, D)).
 
-    Images that could not be read when the embeddings were computed are left out.
+    Images without an embedding are left out if they cannot be read.
 
     Args:
         data: ``{target, params}`` of any data set of ``ldm.data``.
@@ -155,26 +149,23 @@ def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDatase
             f"data: expected a data set of ldm.data (ImageFolder, World3D, ...), got {type(dataset).__name__}. Use "
             "ldm.data.formats.folder.ImageFolder for a folder of images, or derive the class from ImageDataset."
         )
-    table = read_table(Path(embeddings).expanduser())
-    shown = np.unique(dataset.rows)
-    names = dataset.row_names(shown)
-    found = match_paths(table.names, names, dataset.path, str(table.path))
-    is_missing = found < 0
-    skipped = match_paths(table.record.get("skipped", ()), names, dataset.path, str(table.path))
-    is_skipped = is_missing & (skipped >= 0)
-    missing = np.flatnonzero(is_missing & ~is_skipped)
-    if len(missing):
-        raise UserError(
-            f"{table.path}: expected an embedding of each of {len(names)} images, got none of {len(missing)}, such as "
-            f"{names[missing[0]]}. Add them with {COMMAND}, which keeps finished rows."
-        )
+    table, rows = read_table(Path(embeddings).expanduser()), np.unique(dataset.rows)
+    names = [dataset.row_name(row) for row in rows.tolist()]
+    found = match_paths(table.names, names, dataset.path)
+    is_known = found >= 0
+    for row in rows[~is_known].tolist():
+        if read_original(dataset, row)[1] is not None:
+            raise UserError(
+                f"{table.path}: expected an embedding of each of {len(names)} images, got none (or two of other "
+                f"folders) of {sum(~is_known)}, such as {dataset.row_name(row)}. Add them with {COMMAND}, which keeps "
+                "finished rows."
+            )
+    if not is_known.all():
+        logger.warning("%s: %d images were left out, because they cannot be read", table.path, sum(~is_known))
     view = copy.copy(dataset)
-    if is_skipped.any():
-        logger.warning("%s: %d images were left out, because they could not be read", table.path, is_skipped.sum())
-        view.rows = dataset.rows[~np.isin(dataset.rows, shown[is_skipped])]
-        shown, found = shown[~is_skipped], found[~is_skipped]
-    _compare_images(dataset, shown, table, found)
-    view.more_labels = RowEmbeddings(table, shown, found)
+    view.rows = dataset.rows[np.isin(dataset.rows, rows[is_known])]
+    view.more_labels = RowEmbeddings(table, dict(zip(rows[is_known].tolist(), found[is_known].tolist())))
+    _compare_images(dataset, view.more_labels)
     return view
 
 
@@ -185,15 +176,16 @@ def table_of(dataset: Any) -> EmbeddingTable | None:
     return labels.table if isinstance(labels, RowEmbeddings) else None
 
 
-def _compare_images(dataset: ImageDataset, rows: np.ndarray, table: EmbeddingTable, found: np.ndarray) -> None:
+def _compare_images(dataset: ImageDataset, labels: RowEmbeddings) -> None:
     """Raise a ``UserError`` if some of the images are not those that the embeddings were computed of."""
-    sample = np.unique(np.linspace(0, len(rows) - 1, min(_CHECKED, len(rows))).astype(int))
-    for row, place in zip(rows[sample].tolist(), found[sample]):
-        known = int(table.hashes[place])
-        if known and content_hash(dataset.original(row)) != known:
+    table, places = labels.table, list(labels.places.items())
+    hashes = table.record.get("hashes", {})
+    for row, place in places[:: len(places) // _CHECKED + 1]:
+        known = hashes.get(table.names[place])
+        if known and read_original(dataset, row)[0] != known:
             raise UserError(
-                f"{table.path}: expected embeddings of these images, but {dataset.row_names(np.array([row]))[0]} is "
-                f"not the image that was embedded. Remove the file, then compute it again with {COMMAND}."
+                f"{table.path}: expected embeddings of these images, but {dataset.row_name(row)} is not the image that "
+                f"was embedded. Remove the file, then compute it again with {COMMAND}."
             )
 
 
@@ -203,139 +195,81 @@ def check_suffix(path: Path) -> None:
         raise UserError(f"{path}: expected a file of embeddings ({', '.join(SUFFIXES)}). Choose another name.")
 
 
-def read_table(path: Path, is_partial: bool = False) -> EmbeddingTable:
-    """Read a file of embeddings.
-
-    Args:
-        path: the file.
-        is_partial: drop an incomplete last line of a .csv, as left by a killed program.
+def read_table(path: Path) -> EmbeddingTable:
+    """Read a file of embeddings; the last line of a .csv is ignored if a killed program left it incomplete.
 
     Raises:
-        UserError: the file is missing, damaged, empty or malformed.
+        UserError: the file is missing, damaged or malformed.
     """
     check_suffix(path)
     if not path.is_file():
         raise UserError(f"{path}: expected a file of CLIP embeddings, got none. Compute it with {COMMAND}.")
     with readable(path, path.suffix, SafetensorError, KeyError):
-        if path.suffix == ".csv":
-            table = _read_csv(path, is_partial)
-        elif path.suffix == ".safetensors":
-            with safe_open(path, "np") as file:
-                arrays = {key: file.get_tensor(key) for key in ("embeddings", "paths", "hashes")}
-                record = json.loads((file.metadata() or {}).get("record", "{}"))
-            names = arrays["paths"].tobytes().decode().split("\0")
-            table = EmbeddingTable(path, names, arrays["embeddings"], arrays["hashes"], record)
-        else:
-            with h5py.File(path, "r") as file:
-                names, record = list(file["paths"].asstr()[:]), json.loads(file.attrs.get("record", "{}"))
-                table = EmbeddingTable(path, names, file["embeddings"][:], file["hashes"][:], record)
-    values, count = table.values, len(table.names)
-    if values.ndim != 2 or values.dtype != np.float32 or not len(values) == len(table.hashes) == count:
+        table = _read_csv(path) if path.suffix == ".csv" else _read_arrays(path)
+    values, names = table.values, table.names
+    if values.ndim != 2 or values.dtype != np.float32 or len(values) != len(names):
         raise UserError(
-            f"{path}: expected embeddings (n, D) float32 and n paths and hashes, got {values.shape} {values.dtype}, "
-            f"{count} paths and {len(table.hashes)} hashes. Compute the file again with {COMMAND}."
+            f"{path}: expected embeddings (n, D) float32 and n paths, got {values.shape} {values.dtype} and "
+            f"{len(names)} paths. Compute the file again with {COMMAND}."
         )
-    wrong = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(wrong):
+    if len(wrong := np.flatnonzero(~np.isfinite(values).all(axis=1))):
         raise UserError(
-            f"{path}: expected finite numbers, got others in row {wrong[0] + 1} ({table.names[wrong[0]]}). Remove the "
-            f"row, then rerun {COMMAND}."
+            f"{path}: expected finite numbers, got others in row {wrong[0] + 1} ({names[wrong[0]]}). Remove the row, "
+            f"then rerun {COMMAND}."
         )
     return table
 
 
-def _read_csv(path: Path, is_partial: bool) -> EmbeddingTable:
-    text = path.read_text(encoding="utf-8-sig")
-    if is_partial and not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-    names, values = [], []
-    for number, (name, *cells) in enumerate(filter(None, csv.reader(io.StringIO(text))), start=1):
-        try:
-            values.append(np.array(cells, dtype=np.float32))
-        except ValueError as error:
-            raise UserError(f"{path}: row {number}: expected a path and numbers ({error}). Correct the row.") from error
-        if not cells or len(cells) != len(values[0]):
-            raise UserError(
-                f"{path}: row {number} ({name}): expected a path and {len(values[0]) or 'several'} numbers, got "
-                f"{len(cells)}. If the program was interrupted, rerun it; else correct the row."
-            )
-        names.append(name)
-    if not names and not is_partial:
-        raise UserError(f"{path}: expected rows of a path and numbers, got none. Compute the file with {COMMAND}.")
-    beside = _beside(path)
-    stored = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
-    known = stored.get("hashes", {})
-    hashes = np.array([int(known.get(name, "0"), 16) for name in names], dtype=np.uint64)
-    stacked = np.stack(values) if values else np.zeros((0, 1), np.float32)
-    return EmbeddingTable(path, names, stacked, hashes, stored.get("record", {}))
+def _read_arrays(path: Path) -> EmbeddingTable:
+    if path.suffix == ".safetensors":
+        arrays = load_file(path)
+    else:
+        with h5py.File(path, "r") as file:
+            arrays = {key: file[key][:] for key in ("embeddings", "record")}
+    record = json.loads(arrays["record"].tobytes())
+    return EmbeddingTable(path, list(record["hashes"]), arrays["embeddings"], record)
 
 
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
+def _read_csv(path: Path) -> EmbeddingTable:
+    values: dict[str, np.ndarray] = {}
+    width = 0
+    with path.open(encoding="utf-8-sig") as file:
+        complete = (line for line in file if line.endswith("\n"))
+        for number, (name, *cells) in enumerate(filter(None, csv.reader(complete)), start=1):
+            if name in values:
+                first = list(values).index(name) + 1
+                raise UserError(
+                    f"{path}: expected one row per image, got two of {name} (rows {first} and {number}). Remove one."
+                )
+            width = width or max(1, len(cells))
+            try:
+                values[name] = np.array(cells, np.float32).reshape(width)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: row {number} ({name}): expected a path and {width} numbers, got {len(cells)} ({error}). "
+                    "Correct or remove the row."
+                ) from error
+    beside = Path(f"{path}.json")
+    with readable(beside, "JSON"):
+        record = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    return EmbeddingTable(path, list(values), np.array([*values.values()], np.float32).reshape(-1, width or 1), record)
 
 
 def write_table(table: EmbeddingTable) -> None:
     """Write a file of embeddings atomically."""
-    path, record = table.path, json.dumps(table.record)
-    if path.suffix == ".csv":
-        hashes = {name: f"{number:x}" for name, number in zip(table.names, table.hashes.tolist())}
-        with atomic_write(_beside(path)) as stream:
-            json.dump({"record": table.record, "hashes": hashes}, stream)
-        with atomic_write(path, "wb") as stream:
-            text = io.TextIOWrapper(stream, "utf-8", newline="")
-            rows = csv.writer(text, lineterminator="\n")
-            rows.writerows([name, *map(str, value)] for name, value in zip(table.names, table.values))
-            text.detach()
-        return
-    with atomic_write(path, "w+b") as stream:
-        if path.suffix == ".safetensors":
-            paths = np.frombuffer("\0".join(table.names).encode(), np.uint8)
-            arrays = {"embeddings": table.values, "paths": paths, "hashes": table.hashes}
-            stream.write(save(arrays, metadata={"record": record}))
+    path, hashes = table.path, table.record.get("hashes", {})
+    record = json.dumps({**table.record, "hashes": {name: hashes.get(name) for name in table.names}})
+    arrays = {"embeddings": table.values, "record": np.frombuffer(record.encode(), np.uint8)}
+    with explained_writing(path, table.values.nbytes):
+        if path.suffix == ".csv":
+            with atomic_write(f"{path}.json") as stream:
+                stream.write(record)
+            with atomic_write(path) as stream:
+                rows = ([name, *map(str, value)] for name, value in zip(table.names, table.values))
+                csv.writer(stream, lineterminator="\n").writerows(rows)
+        elif path.suffix == ".safetensors":
+            with atomic_write(path, "wb") as stream:
+                stream.write(save(arrays))
         else:
-            with h5py.File(stream, "w") as file:
-                file["embeddings"], file["hashes"] = table.values, table.hashes
-                file.create_dataset("paths", data=np.array(table.names, dtype=object), dtype=h5py.string_dtype())
-                file.attrs["record"] = record
-
-
-@dataclass
-class Journal:
-    """Finished embeddings, and the file that each new batch is appended to, readable after a kill at any time.
-
-    Args:
-        path: the file.
-        rows: hash and embedding by name of the image.
-    """
-
-    path: Path
-    rows: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
-
-    def read(self, record: Mapping[str, Any]) -> None:
-        """Read the finished batches, and cut off an incomplete one; start a new file if there is none."""
-        with self.path.open("a+b") as stream:
-            stream.seek(0)
-            end = 0
-            try:
-                known = json.loads(str(np.load(stream)))
-                if known != record:
-                    raise UserError(
-                        f"{self.path}: expected unfinished embeddings of the CLIP {record['clip']} (fingerprint "
-                        f"{record['fingerprint']}), got those of {known['clip']} ({known['fingerprint']}). Remove the "
-                        "file, or choose another --output."
-                    )
-                while True:
-                    end = stream.tell()
-                    names, hashes, values = (np.load(stream) for _ in range(3))
-                    self.rows.update(zip(names.tolist(), zip(hashes.tolist(), values)))
-            except (EOFError, ValueError):  # the end, or an array that was not written completely
-                stream.truncate(end)
-            if not end:
-                np.save(stream, np.array(json.dumps(record)))
-
-    def add(self, names: Sequence[str], hashes: Sequence[int], values: np.ndarray) -> None:
-        """Append a batch."""
-        self.rows.update(zip(names, zip(hashes, values)))
-        with self.path.open("ab") as stream:
-            for array in (np.array(names), np.array(hashes, np.uint64), values):
-                np.save(stream, array)
+            with atomic_write(path, "w+b") as stream, h5py.File(stream, "w") as file:
+                file.update(arrays)

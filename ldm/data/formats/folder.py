@@ -160,9 +160,9 @@ class ImageFolder(ImageDataset):
         """See ``ImageDataset``."""
         return (self.path / self.pictures[row]).read_bytes()
 
-    def row_names(self, rows: np.ndarray) -> list[str]:
+    def row_name(self, row: int) -> str:
         """See ``ImageDataset``."""
-        return [(self.path / self.pictures[row]).as_posix() for row in rows.tolist()]
+        return (self.path / self.pictures[row]).as_posix()
 
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return texts and factors of rows, if the data set has them."""

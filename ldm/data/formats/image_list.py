@@ -71,9 +71,9 @@ class ImageList(ImageDataset):
         """See ``ImageDataset``."""
         return self.files[row].read_bytes()
 
-    def row_names(self, rows: np.ndarray) -> list[str]:
+    def row_name(self, row: int) -> str:
         """See ``ImageDataset``."""
-        return [self.names[row] for row in rows.tolist()]
+        return self.names[row]
 
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return the paths of rows."""

@@ -73,18 +73,15 @@ class LMDBImages(ImageDataset):
 
     def image(self, index: int) -> np.ndarray:
         """Return image ``index``: (image_size, image_size, 3) uint8."""
-        name = f"{self.path}: image {self._keys(index)[0]!r}"
+        name = f"{self.path}: image {self._prefixes[0] + self.reader.name(index)!r}"
         image = decode_picture(self.original(index), name)
         if self.crop_d2c:
             image = crop_face(image, name)
         return to_array(square(image, self.image_size))
 
-    def _keys(self, index: int) -> list[str]:
-        return [prefix + self.reader.name(index) for prefix in self._prefixes]
-
     def original(self, row: int) -> bytes:
         """See ``ImageDataset``."""
-        return self.reader.require(*self._keys(row))
+        return self.reader.require(*(prefix + self.reader.name(row) for prefix in self._prefixes))
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by index: (n,) int -> (n, image_size, image_size, 3) uint8."""

@@ -17,7 +17,7 @@ import torch
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.shapes import BIG_GROUPS, SMALL_GROUPS, CLIPGuidedShape
+from ldm.modules.diffusionmodules.shapes import NUM_GROUPS, SMALL_GROUPS, CLIPGuidedShape
 from ldm.util import UserError
 
 
@@ -52,20 +52,19 @@ class UNet(nn.Module):
         super().__init__()
         self.shape = CLIPGuidedShape(T, img_ch, img_size, tuple(down_chs), t_embed_dim, c_embed_dim, arch)
         fine, middle, coarse = self.shape.down_chs
-        is_course, side = arch == "dli", img_size // 4
+        is_course = arch == "dli"
         self.down0 = FirstBlock(arch, img_ch, fine)
         self.down1 = _down_block(arch, fine, middle)
         self.down2 = _down_block(arch, middle, coarse)
         self.to_vec = nn.Sequential(nn.Flatten(), nn.GELU()) if is_course else nn.Flatten()
-        self.dense_emb = _bottleneck(arch, coarse * side**2, middle)
+        self.dense_emb = _bottleneck(arch, coarse * (img_size // 4) ** 2, middle)
         # The order of the parameters is that of the published optimizers' states.
         self._time_names = ("temb_1", "temb_2") if is_course else ("t_emb1", "t_emb2")
         for name, width in zip(self._time_names, (coarse, middle)):
             self.add_module(name, _embed_block(t_embed_dim, width))
         self.c_embed1, self.c_embed2 = _embed_block(c_embed_dim, coarse), _embed_block(c_embed_dim, middle)
-        unflatten, up0 = nn.Unflatten(1, (coarse, side, side)), _conv_block(arch, coarse, coarse)
-        self.up0 = nn.Sequential(unflatten, up0) if is_course else up0
-        self.unflatten = nn.Identity() if is_course else unflatten
+        up0 = _conv_block(arch, coarse, coarse)
+        self.up0 = nn.Sequential(nn.Identity(), up0) if is_course else up0
         self.up1, self.up2 = _up_block(arch, coarse, middle), _up_block(arch, middle, fine)
         self.out = nn.Sequential(
             nn.Conv2d(2 * fine, fine, 3, padding=1),
@@ -99,7 +98,7 @@ class UNet(nn.Module):
         down0 = self.down0(x)
         down1 = self.down1(down0)
         down2 = self.down2(down1)
-        up0 = self.up0(self.unflatten(self.dense_emb(self.to_vec(down2))))
+        up0 = self.up0(self.dense_emb(self.to_vec(down2)).view_as(down2))
         up1 = self.up1(torch.cat([self.c_embed1(y) * up0 + time1, down2], dim=1))
         up2 = self.up2(torch.cat([self.c_embed2(y) * up1 + time2, down1], dim=1))
         return self.out(torch.cat([up2, down0], dim=1))
@@ -147,7 +146,7 @@ def _named(**parts: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(parts))
 
 
-def _conv_block(arch: str, in_channels: int, out_channels: int, groups: int = BIG_GROUPS) -> nn.Sequential:
+def _conv_block(arch: str, in_channels: int, out_channels: int, groups: int = NUM_GROUPS) -> nn.Sequential:
     """Return a convolution, a group normalization and GELU."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     norm = nn.GroupNorm(groups, out_channels)

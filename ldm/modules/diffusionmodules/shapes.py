@@ -14,7 +14,7 @@ from ldm.util import ConfigError, mismatch
 
 NUM_GROUPS = 32  # of the group normalizations
 FLOAT_CONDITION = "sequential"  # value of ``num_classes`` for conditions that are float vectors
-SMALL_GROUPS, BIG_GROUPS = 8, 32  # of the group normalizations of the CLIP-guided U-Net
+SMALL_GROUPS = 8  # of those at the finest level of the CLIP-guided U-Net
 Config = TypeVar("Config")
 
 
@@ -229,16 +229,11 @@ class CLIPGuidedShape:
             raise ConfigError(f"{where}.arch: expected 'package' or 'dli', got {self.arch!r}.")
         if self.img_size < 4 or self.img_size % 4:
             raise ConfigError(f"{where}.img_size: expected a multiple of 4, got {self.img_size}.")
-        if len(self.down_chs) != 3 or any(c % BIG_GROUPS for c in self.down_chs):
-            expected = f"three numbers of channels, multiples of {BIG_GROUPS}"
+        if len(self.down_chs) != 3 or any(c % NUM_GROUPS for c in self.down_chs):
+            expected = f"three numbers of channels, multiples of {NUM_GROUPS}"
             raise ConfigError(f"{where}.down_chs: expected {expected}, got {list(self.down_chs)}.")
         if self.t_embed_dim < 4 or self.t_embed_dim % 2:
             raise ConfigError(f"{where}.t_embed_dim: expected an even number of at least 4, got {self.t_embed_dim}.")
         for name in ("T", "img_ch", "c_embed_dim"):
             if vars(self)[name] < 1:
                 raise ConfigError(f"{where}.{name}: expected at least 1, got {vars(self)[name]}.")
-
-    @classmethod
-    def from_params(cls, params: Mapping[str, Any]) -> CLIPGuidedShape:
-        """Build the architecture; see :func:`build_dataclass`."""
-        return build_dataclass(cls, params, "unet_config.params")
