@@ -5,9 +5,10 @@
     python scripts/generate.py --checkpoint 9.pth --prompts "A fish" "" --num_samples 4 --steps 50 --gif fish.gif
 
 The checkpoint is an <epoch>.pth of the reference code, a run folder, or a checkpoint of one. The picture has a row for
-each text and a column for each guidance strength w of (1 + w) e_text - w e_none: 0 is the text itself, more follows it
-more closely, -1 ignores it, and less leads away from it. The empty text has no condition. A sampler of the config that
-visits all time steps, such as that of the reference code, is replaced by 20 steps of DPM-Solver++ without --all_steps.
+each text and a column for each guidance strength w of (1 + w) e_text - w e_none: 0 is the text itself, larger values
+follow it more closely, -1 ignores it, and smaller values lead away from it. The empty text has no condition. A sampler
+of the config that visits all time steps, such as that of the reference code, is replaced by 20 steps of DPM-Solver++
+without --all_steps.
 """
 
 from __future__ import annotations

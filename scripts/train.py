@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ldm.config.loading import load_config
 from ldm.legacy.clip_guided import data_section, model_overrides, reference_values
-from ldm.training.cli import run_command
+from ldm.training.cli import parse_arguments, run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = ROOT / "configs" / "_shared" / "clip_guided.yaml"
@@ -54,8 +54,8 @@ def run(options: argparse.Namespace, others: list[str]) -> int:
         words = ["--base", str(BASE), "--output", table, "--clip", clip, *data]
         if status := program(ROOT / "scripts" / "preprocess_clip.py")(words):
             return status
-    is_named = {"-n", "--name", "-r", "--resume"} & set(others)
-    name = [] if is_named else ["-n", str(values.get("model_name") or Path(options.config).stem)]
+    given = parse_arguments(["-b", str(BASE), "-t", *others])
+    name = [] if given.name or given.resume else ["-n", str(values.get("model_name") or Path(options.config).stem)]
     return program(ROOT / "main.py")(["-b", str(BASE), "-t", *name, *model_overrides(values), *data, *others])
 
 

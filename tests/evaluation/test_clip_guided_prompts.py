@@ -208,6 +208,16 @@ def test_callback_checks_its_requirements_before_the_test_pass(tmp_path):
 
     with pytest.raises(UserError, match=r"lacks condition_from_texts.*SampledFromTexts"):
         run_callback(tmp_path, model=Silent())
+
+    class Untold(Painter):
+        def condition_from_texts(self, texts):
+            raise UserError("CLIP: expected a text encoder")
+
+        def test_step(self, batch, batch_idx):
+            pytest.fail("the test pass was started")
+
+    with pytest.raises(UserError, match="expected a text encoder"):
+        run_callback(tmp_path, model=Untold())
     world = World3D(limit=20)
     world.vocabulary = None
     with pytest.raises(UserError, match="with a vocabulary, got World3D"):

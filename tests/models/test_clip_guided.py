@@ -407,3 +407,22 @@ def test_sample_w_returns_every_state_of_a_sampler_that_skips_time_steps():
     _, all_steps = model.sample_w(cond, (0.0,), sampler=DDPMSampler())
     assert len(few) == 4 and few[0].shape == (4, 3, SIZE, SIZE)
     assert len(all_steps) == 10 + 9
+
+
+def test_bank_needs_no_texts_and_statistics_of_another_treatment_are_not_taken(towers, tmp_path):
+    bank = {"kind": "bank", "num_images": 8, "num_neighbors": 2}
+    model = build(cond_stage_config=towers, gap=bank)
+    assert not model.cond_stage_model.gap.needs_texts
+    model.fit_gap(batch_of(6)["clip_embedding"])
+    assert model.condition_from_texts(["red floor"]).value.abs().sum() > 0
+    other = build(cond_stage_config=towers, gap={"kind": "mean", "num_images": 8})
+    other.fit_gap(batch_of(6)["clip_embedding"], ["red floor", "blue wall"])
+    torch.save({"state_dict": other.state_dict()}, tmp_path / "mean.ckpt")
+    for gap in (bank, {"kind": "covariance"}):
+        loaded = build(cond_stage_config=towers, gap=gap, ckpt_path=str(tmp_path / "mean.ckpt"))
+        assert not loaded.cond_stage_model.is_fitted
+    few = build(cond_stage_config=towers, gap={**bank, "num_neighbors": 7})
+    few.load_state_dict(model.state_dict())
+    assert not few.cond_stage_model.is_fitted
+    with pytest.raises(UserError, match=r"gap.texts: expected at least one text"):
+        gap_texts([" "], None)

@@ -95,6 +95,8 @@ class PromptScore(TestPassCallback):
         self._judge = load_judge(self.judge_path)
         self._judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
         self._plan = plan_prompts(dataset, pl_module.latent_shape, self.num_prompts, self.seed, self.template)
+        with torch.no_grad():
+            pl_module.condition_from_texts(self._plan.texts[:1])  # raises if the model has no text encoder
 
     @torch.no_grad()
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -111,7 +113,7 @@ class PromptScore(TestPassCallback):
             if samplers.embeds_images:
                 own = prompt_score(samplers.from_images, judge, strengths=[self.guidance], **settings)
                 figures["prompt_accuracy_from_images"] = plain_number(own.accuracy.mean())
-                figures |= joint_figures(pl_module, plan)
+                figures |= joint_figures(pl_module, plan, self.batch_size)
             stamp = f"gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000"
             draw = PromptPictures(pl_module, samplers, run_dir / "images" / "test", stamp, self.rows)
             draw.all(judge, self.strengths, self.guidance)

@@ -136,17 +136,16 @@ def prompt_score(
 ) -> PromptResult:
     """Sample and judge W N images, ``batch_size`` at once."""
     words = plan.vocabulary.word_labels
-    real_values, real_features = _judged(judge, plan.images, batch_size, device)
-    moments = Moments.of(_judged(judge, plan.others, batch_size, device)[1])
+    real_values, real_features = _judged(judge, _batches(plan.images, batch_size, device))
+    moments = Moments.of(_judged(judge, _batches(plan.others, batch_size, device))[1])
     accuracy, distance = [], []
     for strength in strengths:
-        judged = []
+        batches = []
         for start in range(0, len(plan.texts), batch_size):
             part = slice(start, start + batch_size)
             x_T = plan.noise[part].to(device)
-            images = sample_from(partial(_at, sample, strength), part, x_T, plan.seed + start, "prompt score")
-            judged.append((judge.predict_values(images).cpu().numpy(), judge.features(images).cpu().numpy()))
-        values, features = (np.concatenate(arrays) for arrays in zip(*judged))
+            batches.append(sample_from(partial(_at, sample, strength), part, x_T, plan.seed + start, "prompt score"))
+        values, features = _judged(judge, batches)
         accuracy.append((words(values) == plan.words).mean(axis=0))
         distance.append(frechet_distance(moments, Moments.of(features)))
         logger.info("prompt score: w = %g, accuracy %.3f", strength, accuracy[-1].mean())
@@ -166,27 +165,35 @@ def _at(sample: PromptSampler, strength: float, part: slice, x_T: Tensor) -> Ten
     return sample(part, x_T, strength)
 
 
+def _batches(pixels: Tensor, batch_size: int, device: torch.device | str) -> list[Tensor]:
+    """Return images (n, H, W, 3) uint8 as batches (B, 3, H, W) in [-1, 1]."""
+    return [images_from_batch({"image": part.to(device)}) for part in pixels.split(batch_size)]
+
+
 @torch.no_grad()
-def _judged(
-    judge: FactorJudge, pixels: Tensor, batch_size: int, device: torch.device | str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return values (n, F) and features (n, D) of images (n, H, W, 3) uint8."""
-    batches = [images_from_batch({"image": part.to(device)}) for part in pixels.split(batch_size)]
-    values = [judge.predict_values(images).cpu().numpy() for images in batches]
-    return np.concatenate(values), np.concatenate([judge.features(images).cpu().numpy() for images in batches])
+def _judged(judge: FactorJudge, batches: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Return values (n, F) and features (n, D) of batches of images (B, 3, H, W) in [-1, 1]."""
+    values, features = ([f(images).cpu().numpy() for images in batches] for f in (judge.predict_values, judge.features))
+    return np.concatenate(values), np.concatenate(features)
 
 
-def joint_figures(model: HasJointSpace, plan: PromptPlan) -> dict[str, float]:
+def joint_figures(model: HasJointSpace, plan: PromptPlan, batch_size: int) -> dict[str, float]:
     """Return how far images and their prompts are apart in the joint space, as embedded and as conditions.
 
     Returns:
         ``modality_gap`` (Liang et al. 2022, Eq. 1) and ``pair_cosine``, the mean cosine of an image and its prompt, of
         the conditions; with suffix ``_before``, of the embeddings.
     """
-    images = images_from_batch({"image": plan.images.to(model.device)})
-    conditions = model.condition_from_images(images).value, model.condition_from_texts(plan.texts).value
+    batches = _batches(plan.images, batch_size, model.device)
+    parts = [plan.texts[start : start + batch_size] for start in range(0, len(plan.texts), batch_size)]
+    embedded = [model.joint_embeddings(images, texts) for images, texts in zip(batches, parts)]
+    treated = [
+        (model.condition_from_images(images).value, model.condition_from_texts(texts).value)
+        for images, texts in zip(batches, parts)
+    ]
     figures = {}
-    for suffix, (seen, said) in (("_before", model.joint_embeddings(images, plan.texts)), ("", conditions)):
-        figures[f"modality_gap{suffix}"] = modality_gap(seen, said)
-        figures[f"pair_cosine{suffix}"] = torch.cosine_similarity(seen, said).mean().item()
+    for suffix, pairs in (("_before", embedded), ("", treated)):
+        images, texts = (torch.cat(vectors) for vectors in zip(*pairs))
+        figures[f"modality_gap{suffix}"] = modality_gap(images, texts)
+        figures[f"pair_cosine{suffix}"] = torch.cosine_similarity(images, texts).mean().item()
     return figures

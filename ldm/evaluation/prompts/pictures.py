@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.diffusion.samplers import StepCallback
+from ldm.evaluation.editing.measure import sample_from
 from ldm.evaluation.prompts.measure import PromptResult
 from ldm.evaluation.prompts.samplers import PromptSamplers
 from ldm.models.judge import FactorJudge
@@ -34,17 +36,23 @@ class PromptPictures:
         """Write all pictures; the similarities and the animation are those at the strength ``guidance``."""
         plan, shown = self.samplers.plan, slice(self.rows)
         texts, x_T = plan.texts[shown], plan.noise[shown].to(self.model.device)
-        images = torch.stack([self.samplers.from_texts(shown, x_T, w) for w in strengths], dim=1)  # (rows, W, 3, H, W)
+        images = torch.stack([self._seeded(shown, x_T, w) for w in strengths], dim=1)  # (rows, W, 3, H, W)
         columns = ["no prompt" if w == -1 else f"w = {w:g}" for w in strengths]
         grid = CaptionedGrid(images.flatten(0, 1).cpu(), texts, columns, "samples from texts")
         save_png(draw_grid(grid), self.folder / f"prompts_{self.stamp}.png")
         states: list[Tensor] = []
-        self.samplers.from_texts(shown, x_T, guidance, lambda step: states.extend((step.x, step.pred_x0)))
+        self._seeded(shown, x_T, guidance, lambda step: states.extend((step.x, step.pred_x0)))
         decoded = [self.model.decode_first_stage(state).cpu() for state in states]
         pairs = [torch.stack(pair, dim=1).flatten(0, 1) for pair in zip(decoded[::2], decoded[1::2])]
         frames = [CaptionedGrid(pair, texts, ["state", "estimate"], f"w = {guidance:g}") for pair in pairs]
         save_gif(frames, self.folder / f"denoising_{self.stamp}.gif")
         self._similarity(judge, images[:, list(strengths).index(guidance)])
+
+    def _seeded(self, shown: slice, x_T: Tensor, w: float, callback: StepCallback | None = None) -> Tensor:
+        def sample(part: slice, noise: Tensor) -> Tensor:
+            return self.samplers.from_texts(part, noise, w, callback)
+
+        return sample_from(sample, shown, x_T, self.samplers.plan.seed, "prompt score")
 
     def _similarity(self, judge: FactorJudge, images: Tensor) -> None:
         """Draw the similarity of every prompt and every sample (rows, 3, H, W): of CLIP, and by the judge."""

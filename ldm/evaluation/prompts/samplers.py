@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
-from ldm.diffusion.samplers import Sampler, SamplerStep
+from ldm.diffusion.samplers import Sampler, StepCallback
 from ldm.evaluation.prompts.measure import PromptPlan
 from ldm.models.contracts import HasJointSpace
 from ldm.models.inputs import images_from_batch
@@ -30,9 +29,7 @@ class PromptSamplers:
         """Whether ``from_images`` can be used."""
         return isinstance(self.model, HasJointSpace) and self.model.embeds_images
 
-    def from_texts(
-        self, part: slice, x_T: Tensor, w: float, callback: Callable[[SamplerStep], None] | None = None
-    ) -> Tensor:
+    def from_texts(self, part: slice, x_T: Tensor, w: float, callback: StepCallback | None = None) -> Tensor:
         """Return images (B, 3, H, W) of some prompts at the guidance strength w."""
         return self._images(self.model.condition_from_texts(self.plan.texts[part]), x_T, w, callback)
 
@@ -41,6 +38,6 @@ class PromptSamplers:
         images = images_from_batch({"image": self.plan.images[part].to(x_T.device)})
         return self._images(self.model.condition_from_images(images), x_T, w, None)
 
-    def _images(self, cond: Any, x_T: Tensor, w: float, callback: Callable[[SamplerStep], None] | None) -> Tensor:
+    def _images(self, cond: Any, x_T: Tensor, w: float, callback: StepCallback | None) -> Tensor:
         z = self.model.sample(x_T, cond, self.sampler, guidance_scale=1 + w, callback=callback)
         return self.model.decode_first_stage(z)

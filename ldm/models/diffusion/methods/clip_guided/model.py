@@ -156,10 +156,10 @@ class CLIPGuidedDDPM(LatentDiffusion):
         stage = self.cond_stage_model
         return TensorCondition(stage.condition(stage.embed_images(images), self.training))
 
-    def fit_gap(self, images: Tensor, texts: Sequence[str]) -> None:
+    def fit_gap(self, images: Tensor, texts: Sequence[str] = ()) -> None:
         """Estimate the statistics of the treatment from untreated image embeddings (N, D) and texts without images."""
         stage = self.cond_stage_model
-        stage.fit(images.to(self.device), stage.embed_texts(texts))
+        stage.fit(images.to(self.device), stage.embed_texts(texts) if stage.gap.needs_texts else None)
 
     @torch.no_grad()
     def on_fit_start(self) -> None:
@@ -173,7 +173,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
         train = datasets.get("train")
         if train is None:
             raise UserError("model.params.gap: expected a data module with training images. Call fit_gap before")
-        texts = gap_texts(stage.gap.texts, vocabulary_of(train))
+        texts = gap_texts(stage.gap.texts, vocabulary_of(train)) if stage.gap.needs_texts else []
         rows = np.linspace(0, len(train) - 1, min(len(train), stage.gap.num_images)).round().astype(int)
         found = []
         with kept_random_state(self.device):  # data sets may draw their augmentation
@@ -212,7 +212,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
         if len(set(scales)) > 1:
             scale = torch.tensor(scales).repeat_interleave(len(value)).to(value)
         shape = (len(scales) * len(value), *self.latent_shape)
-        noise = torch.randn(shape, device=self.device) if x_T is None else x_T
+        noise = torch.randn(shape, device=self.device) if x_T is None else x_T.to(self.device)
         frames: list[Tensor] = []
         sampler = sampler or self.default_sampler
         skips_steps = sampler.num_evaluations(self.num_timesteps) < self.num_timesteps
@@ -230,14 +230,18 @@ def gap_texts(given: Sequence[str] | str | None, vocabulary: Any) -> list[str]:
     """Return texts: a list, the lines of a file, or captions of random attribute words of a data set's vocabulary.
 
     Raises:
-        UserError: neither is given, or the file does not exist.
+        UserError: neither is given, the file does not exist, or there is no text.
     """
     if isinstance(given, str):
         if not Path(given).expanduser().is_file():
             raise UserError(f"model.params.gap.texts: the file {given} does not exist. Correct the path")
-        return [line for line in Path(given).expanduser().read_text(encoding="utf-8").splitlines() if line.strip()]
+        given = Path(given).expanduser().read_text(encoding="utf-8").splitlines()
     if given is not None:
-        return list(given)
+        if texts := [text for text in given if text.strip()]:
+            return texts
+        raise UserError(
+            "model.params.gap.texts: expected at least one text, got none. Add texts, one per line of a file"
+        )
     if vocabulary is None:
         raise UserError(
             "model.params.gap.texts: expected texts, because the data have no vocabulary, got none. Set a list or a "

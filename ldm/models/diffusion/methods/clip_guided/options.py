@@ -63,6 +63,11 @@ class GapOptions:
         return self.kind not in ("none", "bank")
 
     @property
+    def needs_texts(self) -> bool:
+        """Whether the statistics depend on texts."""
+        return self.needs_statistics and self.kind != "bank"
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether the treatment depends on embeddings of data."""
         return self.kind in ("mean", "noise_mean", "covariance", "bank")

@@ -84,24 +84,26 @@ class CLIPStage(TextStage):
         self.register_buffer("num_fitted", torch.tensor(0))
 
     @torch.no_grad()
-    def fit(self, images: Tensor, texts: Tensor) -> None:
+    def fit(self, images: Tensor, texts: Tensor | None = None) -> None:
         """Estimate the statistics of the treatment from untreated embeddings (N, D) and (M, D).
+
+        ``texts`` may be None for ``bank``.
 
         Raises:
             UserError: there are fewer images than ``num_neighbors``.
         """
-        images, texts = self._scaled(images), self._scaled(texts)
+        images = self._scaled(images)
         if self.gap.kind == "bank":
             if len(images) < (least := self.gap.num_neighbors):
                 raise UserError(f"model.params.gap.num_neighbors: expected at most {len(images)} (images), got {least}")
             images = images[: len(self.bank)]
             self.bank.zero_()[: len(images)] = images
         elif self.gap.kind == "covariance":
-            for buffer, value in zip((self.gap_mean, self.gap_root), gap_statistics(images, texts)):
+            for buffer, value in zip((self.gap_mean, self.gap_root), gap_statistics(images, self._scaled(texts))):
                 buffer.copy_(value)
         else:
             self.image_mean.copy_(images.mean(0))
-            self.text_mean.copy_(texts.mean(0))
+            self.text_mean.copy_(self._scaled(texts).mean(0))
         self.num_fitted.fill_(len(images))
         self.is_fitted = True
 
@@ -182,6 +184,9 @@ class CLIPStage(TextStage):
 
 
 def _note_statistics(module: CLIPStage, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Record whether a state dict contains statistics."""
+    """Record whether a state dict contains the statistics of this treatment; others are estimated anew."""
+    names = [name for name, _ in module.named_buffers(recurse=False)]
     count = state.get(f"{prefix}num_fitted")
-    module.is_fitted = module.is_fitted or (count is not None and int(count) > 0)
+    least = module.gap.num_neighbors if module.gap.kind == "bank" else 1
+    if all(f"{prefix}{name}" in state for name in names) and int(count) >= least:
+        module.is_fitted = True
