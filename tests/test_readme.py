@@ -48,8 +48,9 @@ def test_sampling_commands_parse():
 def test_clip_guided_commands_parse():
     for words in commands("python scripts/generate.py"):
         load_script("generate").read_options(words)
+    train = load_script("train")
     for words in commands("python scripts/train.py"):
-        load_script("train").read_options(words)
+        parse_arguments(["-b", str(train.BASE), "-t", *train.read_options(words)[1]])  # the others are those of main.py
     for words in commands("python scripts/preprocess_clip.py"):
         load_script("preprocess_clip").read_options(words)
 
@@ -74,3 +75,9 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for link in re.findall(r"\]\((?!https?:)([\w./-]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_no_page_has_placeholders():
+    pattern = r"\b(?:TABLE|TIME|REAL)_[A-Z]+\b|\bGENERATE\b"
+    found = {page.name: words for page in PAGES if (words := re.findall(pattern, page.read_text()))}
+    assert not found
