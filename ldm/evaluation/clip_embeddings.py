@@ -62,9 +62,9 @@ def load_image_encoder(name: str, weights: str | None = None, device: torch.devi
 def _read(
     images: Sequence[tuple[ImageDataset, int]], preprocess: Callable[[Image.Image], Tensor]
 ) -> tuple[dict[str, str], dict[str, str], Tensor | None]:
-    """Read a batch of (data set, row) pairs: hashes by name, error messages by name, and the preprocessed images.
+    """Read (data set, row) pairs: hashes and error messages by name, preprocessed images (B, 3, H, W) or None.
 
-    The images are one tensor, (B, 3, H, W), since each tensor of a worker process takes a file descriptor.
+    The images are one tensor, since each tensor that a worker process sends takes a file descriptor.
     """
     hashes, failed, inputs = {}, {}, []
     for dataset, row in images:
@@ -83,10 +83,9 @@ def _images_by_path(datasets: Sequence[ImageDataset]) -> dict[str, tuple[ImageDa
             other, same = images.setdefault(os.path.abspath(dataset.row_name(row)), (dataset, row))
             is_one_set = type(other) is type(dataset) and other.path == dataset.path
             if not is_one_set and read_original(other, same)[0] != read_original(dataset, row)[0]:
-                first, second = (f"{type(images).__name__}({images.path or ''})" for images in (other, dataset))
                 raise UserError(
-                    f"data sets: expected one image per name, got {dataset.row_name(row)} in {first} and another one "
-                    f"in {second}. Use one --output per data set."
+                    f"data sets: expected one image per name, got two of {dataset.row_name(row)} (in {other.path} and "
+                    f"{dataset.path}). Use one --output per data set."
                 )
     return images
 
@@ -102,7 +101,7 @@ def compute_embeddings(
     """Write the embeddings of all images of data sets, and keep those that an earlier call has computed.
 
     Args:
-        datasets: each image is embedded once; names must be unique, see ``ImageDataset.row_name``.
+        datasets: each image is embedded once; names must be unique (``ImageDataset.row_name``).
         encoder: see ``load_image_encoder``.
         output: .csv, .safetensors or .h5; a file of the same CLIP is completed.
         batch_size, num_workers: of the loader.
@@ -125,12 +124,8 @@ def compute_embeddings(
             raise UserError(f"{output}: another process computes this file. Wait until it ends, then rerun.") from error
     with lock:
         parts = output.with_name(f".{output.name}.parts")
-        tables = [
-            read_table(path, is_partial=True)
-            for path in (output, *sorted(parts.glob("*.safetensors")))
-            if path.exists()
-        ]
-        tables = [table for table in tables if table.names]
+        files = [path for path in (output, *sorted(parts.glob("*.safetensors"))) if path.exists()]
+        tables = [table for path in files if (table := read_table(path, is_partial=True)).names]
         for table in tables:
             _require_same_clip(table, images, encoder)
         finished = {os.path.abspath(name) for table in tables for name in table.names}

@@ -56,7 +56,6 @@ class StoredFactors(FactorDataset):
 
     @cached_property
     def _full_source(self) -> ImageSource:
-        """Source of the images in their stored size."""
         source = copy.copy(self._source)
         source.prepare()
         return source
