@@ -62,17 +62,14 @@ def load_image_encoder(name: str, weights: str | None = None, device: torch.devi
 def _read(
     images: Sequence[tuple[ImageDataset, int]], preprocess: Callable[[Image.Image], Tensor]
 ) -> tuple[dict[str, str], dict[str, str], Tensor | None]:
-    """Read (data set, row) pairs: hashes and error messages by name, preprocessed images (B, 3, H, W) or None.
-
-    The images are one tensor, since each tensor that a worker process sends takes a file descriptor.
-    """
+    """Read (data set, row) pairs: hashes and error messages by name, preprocessed images (B, 3, H, W) or None."""
     hashes, failed, inputs = {}, {}, []
     for dataset, row in images:
         known, picture = read_original(dataset, row)
         (failed if picture is None else hashes)[dataset.row_name(row)] = known
         if picture is not None:
             inputs.append(preprocess(picture))
-    return hashes, failed, torch.stack(inputs) if inputs else None
+    return hashes, failed, torch.stack(inputs) if inputs else None  # each tensor of a worker takes a file descriptor
 
 
 def _images_by_path(datasets: Sequence[ImageDataset]) -> dict[str, tuple[ImageDataset, int]]:
@@ -83,9 +80,10 @@ def _images_by_path(datasets: Sequence[ImageDataset]) -> dict[str, tuple[ImageDa
             other, same = images.setdefault(os.path.abspath(dataset.row_name(row)), (dataset, row))
             is_one_set = type(other) is type(dataset) and other.path == dataset.path
             if not is_one_set and read_original(other, same)[0] != read_original(dataset, row)[0]:
+                first, second = (each.path or type(each).__name__ for each in (other, dataset))
                 raise UserError(
-                    f"data sets: expected one image per name, got two of {dataset.row_name(row)} (in {other.path} and "
-                    f"{dataset.path}). Use one --output per data set."
+                    f"data sets: expected one image per name, got two of {dataset.row_name(row)} (in {first} and "
+                    f"{second}). Use one --output per data set."
                 )
     return images
 
@@ -112,8 +110,8 @@ def compute_embeddings(
         embedding.
 
     Raises:
-        UserError: the file belongs to another CLIP or is used by another process, two images have one
-            name, or no image can be read.
+        UserError: the file belongs to another CLIP or is used by another process, or no image can be read, or
+            two images have one name.
     """
     check_suffix(output)
     images = _images_by_path(datasets)

@@ -337,7 +337,7 @@ def test_two_data_sets_whose_images_have_the_same_numbers(tmp_path, encoder):
     with broken(r"two of image_000000 \(in .*a.npy and .*b.npy\). Use one --output per data set"):
         compute_embeddings(sets, encoder, tmp_path / "c.h5")
     with broken("Use one --output"):
-        compute_embeddings([sets[0], World3D(limit=480_000, size=32).whole()], encoder, tmp_path / "c.h5")
+        compute_embeddings([sets[0], World3D(size=32)], encoder, tmp_path / "c.h5")
     assert len(compute_embeddings([sets[0], ArrayImages(tmp_path / "a.npy")], encoder, tmp_path / "c.h5")[0].names) == 4
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,13 +51,9 @@ class StoredFactors(FactorDataset):
 
     def original(self, row: int) -> np.ndarray:
         """See ``ImageDataset``."""
-        return self._read(self._full_source, np.array([row]))[0]
-
-    @cached_property
-    def _full_source(self) -> ImageSource:
         source = copy.copy(self._source)
-        source.prepare()
-        return source
+        source.prepare()  # in the stored size
+        return self._read(source, np.array([row]))[0]
 
     def _read(self, source: ImageSource, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows, dtype=np.int64)

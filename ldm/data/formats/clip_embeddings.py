@@ -199,11 +199,7 @@ def read_table(path: Path, is_partial: bool = False) -> EmbeddingTable:
     """Read a file of embeddings.
 
     The last line of a .csv may lack the newline. It is a row if it has all numbers (with a warning, since the last one
-    may be cut off), else it is ignored.
-
-    Args:
-        path: the file.
-        is_partial: ignore a last line without newline in any case, so that its row is computed again.
+    may be cut off), else it is ignored; with ``is_partial`` it is always ignored, so that it is computed again.
 
     Raises:
         UserError: the file is missing, damaged or malformed.
