@@ -8,6 +8,7 @@ Legend: B batch, D width of an embedding.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,10 +61,31 @@ def load_image_encoder(name: str, weights: str | None = None, device: torch.devi
 
 def _read(
     images: Sequence[tuple[ImageDataset, int]], preprocess: Callable[[Image.Image], Tensor]
-) -> list[tuple[str, str, Tensor | None]]:
-    """Return name, hash and preprocessed image of (data set, row) pairs; name, error message and None if unreadable."""
-    items = [(dataset.row_name(row), *read_original(dataset, row)) for dataset, row in images]
-    return [(name, known, None if image is None else preprocess(image)) for name, known, image in items]
+) -> tuple[dict[str, str], dict[str, str], Tensor | None]:
+    """Read (data set, row) pairs: hashes and error messages by name, preprocessed images (B, 3, H, W) or None."""
+    hashes, failed, inputs = {}, {}, []
+    for dataset, row in images:
+        known, picture = read_original(dataset, row)
+        (failed if picture is None else hashes)[dataset.row_name(row)] = known
+        if picture is not None:
+            inputs.append(preprocess(picture))
+    return hashes, failed, torch.stack(inputs) if inputs else None  # each tensor of a worker takes a file descriptor
+
+
+def _images_by_path(datasets: Sequence[ImageDataset]) -> dict[str, tuple[ImageDataset, int]]:
+    """Return (data set, row) of each image by absolute name; raise a ``UserError`` if a name has two images."""
+    images: dict[str, tuple[ImageDataset, int]] = {}
+    for dataset in datasets:
+        for row in np.unique(dataset.rows).tolist():
+            other, same = images.setdefault(os.path.abspath(dataset.row_name(row)), (dataset, row))
+            is_one_set = type(other) is type(dataset) and other.path == dataset.path
+            if not is_one_set and read_original(other, same)[0] != read_original(dataset, row)[0]:
+                first, second = (each.path or type(each).__name__ for each in (other, dataset))
+                raise UserError(
+                    f"data sets: expected one image per name, got two of {dataset.row_name(row)} (in {first} and "
+                    f"{second}). Use one --output per data set."
+                )
+    return images
 
 
 def compute_embeddings(
@@ -77,7 +99,7 @@ def compute_embeddings(
     """Write the embeddings of all images of data sets, and keep those that an earlier call has computed.
 
     Args:
-        datasets: each image is embedded once; images of the same name are regarded as equal.
+        datasets: each image is embedded once; names must be unique (``ImageDataset.row_name``).
         encoder: see ``load_image_encoder``.
         output: .csv, .safetensors or .h5; a file of the same CLIP is completed.
         batch_size, num_workers: of the loader.
@@ -88,10 +110,11 @@ def compute_embeddings(
         embedding.
 
     Raises:
-        UserError: the file belongs to another CLIP or is used by another process, or no image can be read.
+        UserError: the file belongs to another CLIP or is used by another process, or no image can be read, or
+            two images have one name.
     """
     check_suffix(output)
-    images = {dataset.row_name(row): (dataset, row) for dataset in datasets for row in np.unique(dataset.rows).tolist()}
+    images = _images_by_path(datasets)
     with explained_writing(output, 0):
         try:
             lock = FileLock(output.with_name(f".{output.name}.lock")).acquire(timeout=0)
@@ -99,25 +122,24 @@ def compute_embeddings(
             raise UserError(f"{output}: another process computes this file. Wait until it ends, then rerun.") from error
     with lock:
         parts = output.with_name(f".{output.name}.parts")
-        tables = [read_table(path) for path in (output, *sorted(parts.glob("*.safetensors"))) if path.exists()]
-        tables = [table for table in tables if table.names]
+        files = [path for path in (output, *sorted(parts.glob("*.safetensors"))) if path.exists()]
+        tables = [table for path in files if (table := read_table(path, is_partial=True)).names]
         for table in tables:
             _require_same_clip(table, images, encoder)
-        finished = {name for table in tables for name in table.names}
+        finished = {os.path.abspath(name) for table in tables for name in table.names}
         missing = [image for name, image in images.items() if name not in finished]
         record = {"clip": encoder.name, "fingerprint": encoder.fingerprint}
         read = partial(_read, preprocess=encoder.preprocess)
         done, failed = len(images) - len(missing), {}
         on_progress(done, len(images))
-        for items in DataLoader(missing, batch_size, num_workers=num_workers, collate_fn=read):
-            failed |= {name: message for name, message, image in items if image is None}
-            if readable := [item for item in items if item[2] is not None]:
-                names, hashes, inputs = zip(*readable)
-                part = EmbeddingTable(parts / f"{time.time_ns()}.safetensors", [*names], encoder(torch.stack(inputs)))
-                part.record = {**record, "hashes": dict(zip(names, hashes))}
+        for hashes, messages, inputs in DataLoader(missing, batch_size, num_workers=num_workers, collate_fn=read):
+            failed |= messages
+            if inputs is not None:
+                part = EmbeddingTable(parts / f"{time.time_ns()}.safetensors", [*hashes], encoder(inputs))
+                part.record = {**record, "hashes": hashes}
                 write_table(part)
                 tables.append(part)
-            done += len(items)
+            done += len(hashes) + len(messages)
             on_progress(done, len(images))
         if not tables:
             raise UserError(f"{output}: expected images that can be read, got none. {next(iter(failed.values()))}")
@@ -136,7 +158,8 @@ def _require_same_clip(
     table.require_clip(encoder.name, encoder.fingerprint, encoder.width)
     if "fingerprint" in table.record:
         return
-    pairs = ((read_original(*images[name])[1], old) for name, old in zip(table.names, table.values) if name in images)
+    rows = zip(map(os.path.abspath, table.names), table.values)
+    pairs = ((read_original(*images[name])[1], old) for name, old in rows if name in images)
     picture, old = next((pair for pair in pairs if pair[0] is not None), (None, None))
     new = None if picture is None else encoder(encoder.preprocess(picture)[None])[0]
     if new is None or new @ old < _SIMILAR * np.linalg.norm(new) * np.linalg.norm(old):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import resource
 import shutil
 
 import numpy as np
@@ -15,10 +16,13 @@ from PIL import Image
 from ldm.data.check import check_dataset
 from ldm.data.collate import collate
 from ldm.data.dataset import WrappedDataset
+from ldm.data.factors import factor_space
+from ldm.data.factors.stored import StoredFactors
 from ldm.data.formats.clip_embeddings import EmbeddingTable, read_table, table_of, with_embeddings, write_table
 from ldm.data.formats.folder import ImageFolder
 from ldm.data.formats.h5_text import ArrayImages
 from ldm.data.formats.image_list import ImageList
+from ldm.data.formats.image_sources import ImageArray
 from ldm.data.formats.lmdb_text import LMDBImages
 from ldm.data.formats.text_writers import write_text_lmdb
 from ldm.data.module import DataModuleFromConfig
@@ -289,6 +293,80 @@ def test_random_crops_of_resized_images(tmp_path):
 def test_originals_are_files(images):
     data = ImageFolder(images / "train", image_size=32)
     assert Image.open(io.BytesIO(data.original(0))).size == (48, 40)
+
+
+@pytest.mark.parametrize("line", ["b.png,1.5,2.", "b.png,1.5,2.25"])
+def test_complete_last_row_without_newline(tmp_path, caplog, line):
+    (tmp_path / "c.csv").write_text(f"a.png,1,2\n{line}")
+    table = read_table(tmp_path / "c.csv")
+    assert table.names == ["a.png", "b.png"] and table.values[1, 0] == 1.5
+    assert caplog.text.count("row 2 (b.png) has no newline") == 1
+    assert read_table(tmp_path / "c.csv", is_partial=True).names == ["a.png"]
+
+
+@pytest.mark.parametrize("line", ["b", "b.png,1", "b.png,1,", "b.png,1,2e-"])
+def test_incomplete_last_row_without_newline_is_ignored(tmp_path, caplog, line):
+    (tmp_path / "c.csv").write_text(f"a.png,1,2\n{line}")
+    assert read_table(tmp_path / "c.csv").names == ["a.png"] and not caplog.text
+
+
+def test_items_of_a_csv_without_a_final_newline(table, images):
+    table.path.write_text(table.path.read_text().removesuffix("\n"))
+    data = with_embeddings(folder_of(images / "train"), table.path)
+    assert np.array_equal(data.__getitems__(range(9))["clip_embedding"].numpy(), table.values)
+
+
+def test_large_batches_of_workers_need_few_file_descriptors(tmp_path, encoder):
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        table, failed = compute_embeddings([ArrayImages(tmp_path / "a.npy")], encoder, tmp_path / "c.h5", 150, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(table.names) == 300 and not failed
+
+
+def test_two_data_sets_whose_images_have_the_same_numbers(tmp_path, encoder):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 8, 8, 3), dtype=np.uint8)
+    sets = []
+    for name, images in zip("ab", pixels):
+        np.save(tmp_path / f"{name}.npy", images)
+        sets.append(ArrayImages(tmp_path / f"{name}.npy"))
+    with broken(r"two of image_000000 \(in .*a.npy and .*b.npy\). Use one --output per data set"):
+        compute_embeddings(sets, encoder, tmp_path / "c.h5")
+    with broken("Use one --output"):
+        compute_embeddings([sets[0], World3D(size=32)], encoder, tmp_path / "c.h5")
+    assert len(compute_embeddings([sets[0], ArrayImages(tmp_path / "a.npy")], encoder, tmp_path / "c.h5")[0].names) == 4
+
+
+def test_two_data_sets_that_share_files(images, encoder, tmp_path):
+    sets = [ImageFolder(images), ImageFolder(images / "train"), ImageList(paths=[*map(str, images.rglob("*.JPEG"))])]
+    assert len(compute_embeddings(sets, encoder, tmp_path / "c.h5")[0].names) == 12
+
+
+def test_finished_rows_of_a_relative_path(images, encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(images)
+    first, _ = compute_embeddings([ImageFolder("train")], encoder, tmp_path / "c.csv")
+    for folder in (images / "train", "../tiny/train", "train"):
+        again, _ = compute_embeddings([ImageFolder(folder)], encoder, tmp_path / "c.csv")
+        assert again.names == first.names and np.array_equal(again.values, first.values)
+        assert len(with_embeddings(folder_of(images / "train"), tmp_path / "c.csv")) == 9
+    (tmp_path / "c.csv.json").unlink()
+    assert compute_embeddings([ImageFolder(images / "train")], encoder, tmp_path / "c.csv")[0].names == first.names
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_originals_of_halved_factor_sets_have_the_stored_size(tmp_path, monkeypatch, is_slow):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    space = factor_space("cars3d")
+    pixels = np.random.default_rng(0).integers(0, 256, (space.size, 64, 64, 3), dtype=np.uint8)
+    path = tmp_path / ("a.npz" if is_slow else "a.npy")
+    np.savez_compressed(path, images=pixels) if is_slow else np.save(path, pixels)
+    half, full = (StoredFactors(space, ImageArray(path), size) for size in (32, 64))
+    assert np.array_equal(half.original(5), pixels[5]) and np.array_equal(full.original(5), pixels[5])
+    assert half.images(np.array([5])).shape == (1, 32, 32, 3) and half[5]["image"].shape == (32, 32, 3)
 
 
 # Combinations of words that training does not contain ----------------------------------------------------------------

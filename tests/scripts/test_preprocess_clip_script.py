@@ -57,7 +57,6 @@ def images(tmp_path):
 def run(clip_guided_clip, capsys, monkeypatch, tmp_path):
     """Runs the script: (exit status, output)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(computation, "find_clip", computation.find_clip)
     script = load_script("preprocess_clip")
 
     def call(*words, clip=clip_guided_clip, batch_size="4"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,15 @@ class StoredFactors(FactorDataset):
         Raises:
             UserError: a row is not in the file, or the file is damaged.
         """
+        return self._read(self._source, rows)
+
+    def original(self, row: int) -> np.ndarray:
+        """See ``ImageDataset``."""
+        source = copy.copy(self._source)
+        source.prepare()  # in the stored size
+        return self._read(source, np.array([row]))[0]
+
+    def _read(self, source: ImageSource, rows: np.ndarray) -> np.ndarray:
         rows = np.asarray(rows, dtype=np.int64)
         if self._stored is not None:
             positions = np.searchsorted(self._stored, rows).clip(max=len(self._stored) - 1)
@@ -56,5 +66,5 @@ class StoredFactors(FactorDataset):
                     "not one of them."
                 )
             rows = positions
-        pixels = self._source.read(rows)
+        pixels = source.read(rows)
         return pixels if pixels.shape[-1] == 3 else np.repeat(pixels, 3, axis=-1)

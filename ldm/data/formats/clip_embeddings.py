@@ -83,17 +83,17 @@ class RowEmbeddings:
     """Function of rows of a data set that returns the entry ``clip_embedding`` of a batch."""
 
     table: EmbeddingTable
-    places: dict[int, int]  # row of the data set -> row of the table
+    table_rows: dict[int, int]  # row of the data set -> row of the table
 
     def __call__(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """Return ``clip_embedding`` (n, D) float32 of rows (n,); raise a ``UserError`` if one has none."""
-        if missing := set(rows.tolist()) - self.places.keys():
+        if missing := set(rows.tolist()) - self.table_rows.keys():
             raise UserError(
                 f"{self.table.path}: expected an embedding of image {min(missing)}, got none. Give the data set to "
                 f"{COMMAND} and with_embeddings without split and limit."
             )
-        places = [self.places[row] for row in rows.tolist()]
-        return {"clip_embedding": torch.from_numpy(self.table.values[places])}
+        table_rows = [self.table_rows[row] for row in rows.tolist()]
+        return {"clip_embedding": torch.from_numpy(self.table.values[table_rows])}
 
 
 def read_original(dataset: ImageDataset, row: int) -> tuple[str, Image.Image | None]:
@@ -178,10 +178,10 @@ def table_of(dataset: Any) -> EmbeddingTable | None:
 
 def _compare_images(dataset: ImageDataset, labels: RowEmbeddings) -> None:
     """Raise a ``UserError`` if some of the images are not those that the embeddings were computed of."""
-    table, places = labels.table, list(labels.places.items())
+    table, pairs = labels.table, list(labels.table_rows.items())
     hashes = table.record.get("hashes", {})
-    for row, place in places[:: len(places) // _CHECKED + 1]:
-        known = hashes.get(table.names[place])
+    for row, table_row in pairs[:: len(pairs) // _CHECKED + 1]:
+        known = hashes.get(table.names[table_row])
         if known and read_original(dataset, row)[0] != known:
             raise UserError(
                 f"{table.path}: expected embeddings of these images, but {dataset.row_name(row)} is not the image that "
@@ -195,8 +195,11 @@ def check_suffix(path: Path) -> None:
         raise UserError(f"{path}: expected a file of embeddings ({', '.join(SUFFIXES)}). Choose another name.")
 
 
-def read_table(path: Path) -> EmbeddingTable:
-    """Read a file of embeddings; the last line of a .csv is ignored if a killed program left it incomplete.
+def read_table(path: Path, is_partial: bool = False) -> EmbeddingTable:
+    """Read a file of embeddings.
+
+    The last line of a .csv may lack the newline. It is a row if it has all numbers (with a warning, since the last one
+    may be cut off), else it is ignored; with ``is_partial`` it is always ignored, so that it is computed again.
 
     Raises:
         UserError: the file is missing, damaged or malformed.
@@ -205,7 +208,7 @@ def read_table(path: Path) -> EmbeddingTable:
     if not path.is_file():
         raise UserError(f"{path}: expected a file of CLIP embeddings, got none. Compute it with {COMMAND}.")
     with readable(path, path.suffix, SafetensorError, KeyError):
-        table = _read_csv(path) if path.suffix == ".csv" else _read_arrays(path)
+        table = _read_csv(path, is_partial) if path.suffix == ".csv" else _read_arrays(path)
     values, names = table.values, table.names
     if values.ndim != 2 or values.dtype != np.float32 or len(values) != len(names):
         raise UserError(
@@ -230,12 +233,12 @@ def _read_arrays(path: Path) -> EmbeddingTable:
     return EmbeddingTable(path, list(record["hashes"]), arrays["embeddings"], record)
 
 
-def _read_csv(path: Path) -> EmbeddingTable:
+def _read_csv(path: Path, is_partial: bool) -> EmbeddingTable:
     values: dict[str, np.ndarray] = {}
     width = 0
     with path.open(encoding="utf-8-sig") as file:
-        complete = (line for line in file if line.endswith("\n"))
-        for number, (name, *cells) in enumerate(filter(None, csv.reader(complete)), start=1):
+        lines = (line := text for text in file if text.endswith("\n") or not is_partial)
+        for number, (name, *cells) in enumerate(filter(None, csv.reader(lines)), start=1):
             if name in values:
                 first = list(values).index(name) + 1
                 raise UserError(
@@ -244,7 +247,11 @@ def _read_csv(path: Path) -> EmbeddingTable:
             width = width or max(1, len(cells))
             try:
                 values[name] = np.array(cells, np.float32).reshape(width)
+                if not line.endswith("\n"):
+                    logger.warning("%s: row %d (%s) has no newline: the last number may be cut off", path, number, name)
             except ValueError as error:
+                if not line.endswith("\n"):
+                    continue
                 raise UserError(
                     f"{path}: row {number} ({name}): expected a path and {width} numbers, got {len(cells)} ({error}). "
                     "Correct or remove the row."

@@ -152,7 +152,7 @@ class ImageFolder(ImageDataset):
         fit, files = _FITS[self.fit], [self.path / self.pictures[row] for row in rows.tolist()]
         options: list[dict[str, Any]] = [{}] * len(files)
         if self.fit == "random_crop":
-            options = [{"place": place} for place in self._rng(rows, _CROP_SEED).random((len(files), 2)).tolist()]
+            options = [{"offset": offset} for offset in self._rng(rows, _CROP_SEED).random((len(files), 2)).tolist()]
         pictures = (decode_picture(file, str(file)) for file in files)
         return np.stack([to_array(fit(picture, self.image_size, **how)) for picture, how in zip(pictures, options)])
 

@@ -42,17 +42,17 @@ def stretch(picture: Image.Image, size: int) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def square(picture: Image.Image, size: int, place: Sequence[float] | None = None) -> Image.Image:
-    """Resize the shorter side (bilinear) and cut out size x size: the centre, or at ``place`` (x, y) in [0, 1)."""
+def square(picture: Image.Image, size: int, offset: Sequence[float] | None = None) -> Image.Image:
+    """Resize the shorter side (bilinear) and cut out size x size: the centre, or at ``offset`` (x, y) in [0, 1)."""
     width, height = picture.size
     wanted = (size, size * height // width) if width <= height else (size * width // height, size)
     if wanted != picture.size:
         picture = picture.resize(wanted, Image.Resampling.BILINEAR)
     free = wanted[0] - size, wanted[1] - size
-    if place is None:
+    if offset is None:
         left, top = round(free[0] / 2), round(free[1] / 2)
     else:
-        left, top = int(place[0] * (free[0] + 1)), int(place[1] * (free[1] + 1))
+        left, top = int(offset[0] * (free[0] + 1)), int(offset[1] * (free[1] + 1))
     return picture.crop((left, top, left + size, top + size))
 
 
