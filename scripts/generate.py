@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from ldm.util import ConfigError, UserError
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "_shared" / "clip_guided.yaml"
 _FEW_STEPS = 20
+_LONGEST = 160  # characters of a caption
 ENCODER = "model.params.cond_stage_config.text_encoder"
 
 
@@ -33,7 +36,7 @@ def read_options(words: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="PATH", help="<epoch>.pth, run folder, or checkpoint of a run")
     add("--prompts", nargs="+", required=True, metavar="TEXT", help='texts; "" for no condition')
-    add("--output", type=Path, default="images/generated.png", metavar="PNG", help="the picture (%(default)s)")
+    add("--output", type=Path, default=Path("images/generated.png"), metavar="PNG", help="the picture (%(default)s)")
     add("--w", type=float, nargs="+", default=[1.0], metavar="W", help="guidance strengths, also negative (1)")
     add("--num_samples", type=int, default=1, metavar="N", help="images for each text and strength (%(default)s)")
     add("--sampler", metavar="NAME", help="ddim, ddpm, plms, dpm_solver or package.module.Class (that of the config)")
@@ -52,6 +55,11 @@ def read_options(words: list[str]) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.num_samples < 1:
         parser.error(f"--num_samples: expected at least 1, got {options.num_samples}")
+    if not all(map(math.isfinite, options.w)):
+        parser.error(f"--w: expected finite numbers, got {options.w}")
+    for flag, path, suffix in (("--output", options.output, ".png"), ("--gif", options.gif, ".gif")):
+        if path is not None and path.suffix.lower() != suffix:
+            parser.error(f"{flag}: expected a {suffix} file, got {path}")
     return options
 
 
@@ -77,7 +85,12 @@ def load(options: argparse.Namespace) -> Any:
     if options.clip:
         target = "ldm.modules.encoders.modules.FrozenCLIPTextEmbedder"
         words += [f"{ENCODER}.target={target}", f"{ENCODER}.params.version={options.clip}"]
-    return load_run(options.checkpoint, base, words, needs=GuidedByTexts).model
+    model = load_run(options.checkpoint, base, words, needs=GuidedByTexts).model
+    if not model.cond_stage_model.takes_texts:
+        raise UserError(
+            f"--checkpoint {path}: expected a model with a text encoder, got none. Name its CLIP with --clip"
+        )
+    return model
 
 
 def run(options: argparse.Namespace) -> list[Path]:
@@ -86,23 +99,25 @@ def run(options: argparse.Namespace) -> list[Path]:
     from rich.progress import Progress
 
     from ldm.evaluation.sampling.request import choose_sampler
-    from ldm.models.contexts import averaged
+    from ldm.models.contexts import averaged, chosen_device
     from ldm.pictures.draw import draw_grid, save_png
     from ldm.pictures.grid import CaptionedGrid
 
-    given = options.sampler or options.steps
+    given = options.sampler is not None or options.steps is not None
     sampler = choose_sampler(options.sampler, {"num_steps": 50}, num_steps=options.steps) if given else None
-    model = load(options).to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = chosen_device(options.device)
+    model = load(options).to(device)
     if sampler is None and not options.all_steps:
         count = model.num_timesteps
         is_slow = model.default_sampler.num_evaluations(count) == count > _FEW_STEPS
         sampler = choose_sampler("dpm_solver", {}, num_steps=_FEW_STEPS) if is_slow else None
     texts, strengths = options.prompts, options.w
+    captions = [textwrap.shorten(text, _LONGEST, placeholder=" ...") or "(no text)" for text in texts]
     columns = [f"w = {w:g}" for w in strengths for _ in range(options.num_samples)]
 
     def grid(images: torch.Tensor) -> CaptionedGrid:
         images = images.clamp(-1, 1).unflatten(0, (len(strengths), len(texts), -1)).transpose(0, 1)
-        return CaptionedGrid(images.flatten(0, 2).cpu(), [text or "(no text)" for text in texts], columns)
+        return CaptionedGrid(images.flatten(0, 2).cpu(), captions, columns)
 
     torch.manual_seed(options.seed)
     noise = torch.randn(len(texts) * options.num_samples, *model.latent_shape).repeat(len(strengths), 1, 1, 1)

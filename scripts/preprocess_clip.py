@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
@@ -40,6 +39,7 @@ from ldm.data.module import usable_cpus
 from ldm.data.options import require_count
 from ldm.data.traits import is_in_memory, unwrap
 from ldm.evaluation.clip_embeddings import compute_embeddings, load_image_encoder
+from ldm.models.contexts import chosen_device
 from ldm.training.cli import run_command, split_overrides
 from ldm.util import ConfigError, get_obj_from_str, instantiate_from_config
 
@@ -64,7 +64,7 @@ def read_options(words: Sequence[str]) -> argparse.Namespace:
     add("--weights", metavar="PATH", help="weights of the CLIP: file or folder (its usual places on this machine)")
     add("--batch_size", type=int, default=64, help="images at once (%(default)s)")
     add("--num_workers", type=int, help="processes that read images (number of processors less one, at most 4)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device (%(default)s)")
+    add("--device", help="device (cuda if there is one, else cpu)")
     return parser.parse_args(words)
 
 
@@ -87,7 +87,7 @@ def datasets_of(options: argparse.Namespace, overrides: Sequence[str]) -> list[A
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     require_count("--batch_size", options.batch_size)
     datasets = datasets_of(options, overrides)
-    encoder = load_image_encoder(options.clip, options.weights, options.device)
+    encoder = load_image_encoder(options.clip, options.weights, chosen_device(options.device))
     workers = options.num_workers
     if workers is None:
         workers = 0 if all(map(is_in_memory, datasets)) else max(0, min(4, usable_cpus() - 1))

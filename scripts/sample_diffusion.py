@@ -25,12 +25,12 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldm.diffusion.samplers import SAMPLERS, build_sampler
 from ldm.evaluation.sampling.job import SamplingJob, write_samples
 from ldm.evaluation.sampling.request import Request, choose_sampler, split_text
+from ldm.models.contexts import chosen_device
 from ldm.models.contracts import Samplable
 from ldm.runs.folder import now_text
 from ldm.runs.load import load_run
@@ -60,7 +60,7 @@ def read_options(words: list[str]) -> argparse.Namespace:
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="height and width of the images, pixels")
     add("--class", dest="classes", type=int, nargs="+", default=[], metavar="C", help="classes, from 0, used in turn")
     add("--guidance_scale", type=float, default=default.guidance, help="scale of guidance; 1 for none (%(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device (%(default)s)")
+    add("--device", help="device (cuda if there is one, else cpu)")
     return parser.parse_args(words)
 
 
@@ -90,7 +90,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> list[Path]:
     configured = (loaded.config.section("model").get("params") or {}).get("sampler")
     if configured and not options.vanilla_sample and {options.sampler, options.custom_steps, options.eta} == {None}:
         request = dataclasses.replace(request, sampler=build_sampler(configured))
-    loaded.model.to(options.device)
+    loaded.model.to(chosen_device(options.device))
     columns = (TextColumn("steps"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     started = time.monotonic()
     progress = Progress(*columns)

@@ -183,7 +183,7 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
             GapOptions.from_config(params.get("gap"))
             _check_clip_width(params)
     except ConfigError as error:
-        message = f".{error}".replace(".unet_config.params", "", 1)
+        message = f".{error}".replace(".unet_config.params", "", 1).replace(".model.params", "", 1)
         raise ConfigError(f"{config.origin(key)}: {key}{message}") from error
 
 

@@ -13,6 +13,7 @@ import bisect
 import logging
 import os
 import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
-_SHOWN = 8  # texts in a warning
+_SHOWN, _LONGEST = 8, 200  # texts in a warning, and characters of each
 ENCODE_BATCH = 256  # texts encoded at once, which limits the memory of a large text tower
 
 
@@ -82,7 +83,8 @@ class ClipTextStage(TextStage):
             tokens, long = self.tokenizer(texts, context_length=self.max_length), self._are_too_long(texts)
             if any(long) and not self._has_warned:
                 self._has_warned = True
-                cut = [self._cut_off(text) for text, is_long in zip(texts, long) if is_long]
+                ends = [self._cut_off(text) for text, is_long in zip(texts, long) if is_long]
+                cut = [textwrap.shorten(end, _LONGEST, placeholder=" ...") for end in ends]
                 shown = ", ".join(map(repr, cut[:_SHOWN])) + (", ..." if cut[_SHOWN:] else "") + " (shown once)"
                 logger.warning("texts of more than %d tokens are truncated, without %s", self.max_length, shown)
         return tokens

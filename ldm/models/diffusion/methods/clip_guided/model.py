@@ -207,6 +207,9 @@ class CLIPGuidedDDPM(LatentDiffusion):
         """
         is_tensor = isinstance(conditions, Tensor)
         value = conditions.to(self.device) if is_tensor else self.cond_stage_model.encode_texts(conditions)
+        if value.ndim != 2 or not len(strengths):
+            expected = "expected conditions (N, D) and at least one strength"
+            raise UserError(f"sample_w: {expected}, got {tuple(value.shape)} and {list(strengths)}")
         scales = [1.0 + w for w in strengths]
         scale: float | Tensor = scales[0]
         if len(set(scales)) > 1:

@@ -79,5 +79,5 @@ def require_width(network: int | None, clip: int | None, prefix: str = "") -> No
         raise ConfigError(
             f"{prefix}cond_stage_config.text_encoder: expected a CLIP {network} wide, as the condition of the network "
             f"(unet_config.params: c_embed_dim, or adm_in_channels of UNetModel), got one {clip} wide. Choose the CLIP "
-            "that the network is trained with, or change the network"
+            "that the network is trained with (--clip of generate.py, clip_model of train.py), or change the network"
         )
