@@ -16,7 +16,7 @@ from PIL import Image
 from ldm.data.check import check_dataset
 from ldm.data.collate import collate
 from ldm.data.dataset import WrappedDataset
-from ldm.data.factors import factor_space
+from ldm.data.factors import FactorSpace
 from ldm.data.factors.stored import StoredFactors
 from ldm.data.formats.clip_embeddings import EmbeddingTable, read_table, table_of, with_embeddings, write_table
 from ldm.data.formats.folder import ImageFolder
@@ -360,7 +360,7 @@ def test_finished_rows_of_a_relative_path(images, encoder, tmp_path, monkeypatch
 @pytest.mark.parametrize("is_slow", [False, True])
 def test_originals_of_halved_factor_sets_have_the_stored_size(tmp_path, monkeypatch, is_slow):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    space = factor_space("cars3d")
+    space = FactorSpace(("shape", "hue"), (3, 4))
     pixels = np.random.default_rng(0).integers(0, 256, (space.size, 64, 64, 3), dtype=np.uint8)
     path = tmp_path / ("a.npz" if is_slow else "a.npy")
     np.savez_compressed(path, images=pixels) if is_slow else np.save(path, pixels)

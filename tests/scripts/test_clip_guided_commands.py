@@ -287,10 +287,10 @@ def test_gif_of_the_denoising(clip_folder, tmp_path, capsys):
 def test_too_long_prompts_say_what_is_cut_off(clip_folder, tmp_path, caplog):
     published(tmp_path / "9.pth", config={"timesteps": T})
     words = ["--clip", clip_folder, "--checkpoint", str(tmp_path / "9.pth"), "--output", str(tmp_path / "x.png")]
-    long = [" ".join(["red"] * 40 + ["blue", "wall"] + [word] * 40) for word in ("cube", "sphere")]
+    long = [" ".join(["red"] * 40 + ["blue", "wall"] + [word] * count) for word, count in (("cube", 3), ("sphere", 90))]
     assert generate(*words, "--prompts", *long, "red floor", "--steps", "2") == 0
     found = [record.getMessage() for record in caplog.records if "truncated" in record.getMessage()]
-    ends = [" ".join(["red"] * 12 + ["blue", "wall"] + [word] * 40) for word in ("cube", "sphere")]
+    ends = [" ".join(["red"] * 12 + ["blue", "wall"] + words) for words in (["cube"] * 3, ["sphere"] * 19 + ["..."])]
     assert found == [f"texts of more than 30 tokens are truncated, without {ends[0]!r}, {ends[1]!r} (shown once)"]
 
 
@@ -302,7 +302,12 @@ def test_too_long_prompts_say_what_is_cut_off(clip_folder, tmp_path, caplog):
         (["--checkpoint", "broken.pth"], "broken.pth: damaged, truncated or not a checkpoint"),
         (["--checkpoint", "9.pth", "--sampler", "dddim"], "expected one of ddim"),
         (["--checkpoint", "9.pth", "--steps", "1000"], "expected num_steps between 2 and 400"),
+        (["--checkpoint", "9.pth", "--steps", "0"], "expected num_steps between 2 and 400"),
         (["--checkpoint", "9.pth", "--config", "none.yaml"], "none.yaml does not exist"),
+        (
+            ["--checkpoint", "9.pth", "--device", "cuda:99"],
+            "--device: expected a device of this machine, got 'cuda:99'",
+        ),
         (["--checkpoint", "9.pth", "--clip", "CLIP-32"], "expected a CLIP 64 wide, as the condition of the network"),
     ],
 )
@@ -317,6 +322,21 @@ def test_bad_commands_of_generate(words, message, clip_folder, tmp_path, monkeyp
     WorldCLIP(embed_dim=32, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder("CLIP-32")
     given = words if "--clip" in words else [*words, "--clip", clip_folder]
     assert generate(*given, "--prompts", "red floor") == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--w", "nan"], "--w: expected finite numbers"),
+        (["--output", "x.jpg"], "--output: expected a .png file, got x.jpg"),
+        (["--gif", "x.png"], "--gif: expected a .gif file, got x.png"),
+        (["--num_samples", "0"], "--num_samples: expected at least 1"),
+    ],
+)
+def test_bad_options_of_generate(words, message, capsys):
+    with pytest.raises(SystemExit):
+        generate("--checkpoint", "9.pth", "--prompts", "red floor", *words)
     assert message in capsys.readouterr().err
 
 
@@ -339,7 +359,7 @@ def test_generate_needs_a_text_encoder(write, clip_folder, tmp_path, capsys, pic
     words = ["--checkpoint", run, "--prompts", "red floor", "--steps", "2"]
     (tmp_path / "none.yaml").write_text("model: {params: {cond_stage_config: null}}")
     assert generate(*words, "-b", "none.yaml") == 1
-    assert "expected model.params.cond_stage_config.text_encoder, got none" in capsys.readouterr().err
+    assert "expected a model with a text encoder, got none. Name its CLIP with --clip" in capsys.readouterr().err
     assert generate(*words, "-b", "none.yaml", "--clip", clip_folder) == 0
     assert generate(*words, "--config", "none.yaml") == 1
     assert "--config: expected an <epoch>.pth" in capsys.readouterr().err
