@@ -1,22 +1,18 @@
 """The prompt score of the CLIP-guided DDPM and other models sampled from texts: fake samplers, and the files."""
 
-import contextlib
 import json
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from PIL import Image
-from test_edit import LATENT, NUM_UNITS, VOCABULARY, from_noise, paint, read, values_of
-from torch.utils.data import DataLoader
+from test_edit import LATENT, NUM_UNITS, VOCABULARY, Averaged, from_noise, paint, read, run_test_pass, values_of
 
 from ldm.data.world import World3D
 from ldm.diffusion.conditions import TensorCondition
 from ldm.diffusion.samplers import DDIMSampler
 from ldm.evaluation.prompts.callback import PromptScore
 from ldm.evaluation.prompts.measure import plan_prompts, prompt_score
-from ldm.models.judge import FactorJudge
 from ldm.util import ConfigError, UserError
 
 
@@ -116,21 +112,10 @@ def test_diverged_samples_are_not_scored():
         score(lambda texts, x_T, w: paint(of_prompts(texts)) * float("nan"))
 
 
-class Painter(pl.LightningModule):
-    """A model that paints its text within its averaged weights only; a negative guidance scale paints noise."""
+class Painter(Averaged):
+    """A model that paints its text within its averaged weights only; without guidance it paints noise."""
 
-    latent_shape = LATENT
     embeds_images = True
-    is_averaged = False
-
-    @contextlib.contextmanager
-    def ema_scope(self):
-        self.is_averaged = True
-        yield
-        self.is_averaged = False
-
-    def test_step(self, batch, batch_idx):
-        return None
 
     def condition_from_texts(self, texts):
         return TensorCondition(torch.as_tensor(of_prompts(texts)).float())
@@ -160,16 +145,8 @@ class Painter(pl.LightningModule):
 
 
 def run_callback(tmp_path, model=None, dataset=None, **options):
-    judge = FactorJudge(channels=4, hidden=8)
-    torch.save({"hyper_parameters": dict(judge.hparams), "state_dict": judge.state_dict()}, tmp_path / "judge.ckpt")
-    options = {"judge": tmp_path / "judge.ckpt", "num_prompts": 6, "batch_size": 4, "rows": 3} | options
-    sampler = {"target": "ldm.diffusion.samplers.DDIMSampler", "params": {"num_steps": 3}}
-    callback = PromptScore(sampler=sampler, guidance=1.0, strengths=(-1.0, 1.0), **options)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(**quiet, callbacks=[callback], default_root_dir=tmp_path / "run")
-    loader = DataLoader(dataset or World3D(limit=20), batch_size=10, collate_fn=lambda batch: batch)
-    trainer.test(model or Painter(), loader, verbose=False)
-    return tmp_path / "run"
+    options = {"num_prompts": 6, "rows": 3, "guidance": 1.0, "strengths": (-1.0, 1.0)} | options
+    return run_test_pass(tmp_path, PromptScore, model or Painter(), dataset, **options)
 
 
 def test_callback_leaves_numbers_and_pictures(tmp_path):

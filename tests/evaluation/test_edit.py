@@ -178,10 +178,10 @@ def test_judge_is_judged_on_held_out_images():
     assert not np.isin(held_out, World3D(split="train").rows).any()
 
 
-class Painter(pl.LightningModule):
-    """A model that paints its text, larger, and only within its averaged weights."""
+class Averaged(pl.LightningModule):
+    """A model with averaged weights and an empty test step."""
 
-    latent_unit, latent_shape = NUM_UNITS, LATENT
+    latent_shape = LATENT
     is_averaged = False
 
     @contextlib.contextmanager
@@ -193,29 +193,34 @@ class Painter(pl.LightningModule):
     def test_step(self, batch, batch_idx):
         return None
 
+
+class Painter(Averaged):
+    """A model that paints its text, larger, and only within its averaged weights."""
+
+    latent_unit = NUM_UNITS
+
     def sample_edit(self, texts, x_T, sampler=None, guidance_scale=1.0, only=None):
         assert self.is_averaged and not torch.is_grad_enabled()
         assert (type(sampler), sampler.num_steps, sampler.eta, guidance_scale) == (DDIMSampler, 3, 0.0, 1.5)
         return torch.nn.functional.pad(paint(values_of(texts)), (0, 29, 0, 29))
 
 
-def run_callback(tmp_path, model=None, dataset=None, **options):
+def run_test_pass(tmp_path, build_callback, model, dataset=None, **options):
+    """Run the test pass with a callback that gets an untrained judge and a sampler of three steps."""
     judge = FactorJudge(channels=4, hidden=8)
     torch.save({"hyper_parameters": dict(judge.hparams), "state_dict": judge.state_dict()}, tmp_path / "judge.ckpt")
-    options = {"judge": tmp_path / "judge.ckpt", "num_samples": 6, "batch_size": 4, "columns": 3} | options
     sampler = {"target": "ldm.diffusion.samplers.DDIMSampler", "params": {"num_steps": 3}}
-    callback = EditScore(sampler=sampler, guidance_scale=1.5, **options)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[callback],
-        default_root_dir=tmp_path / "run",
-    )
+    callback = build_callback(**{"judge": tmp_path / "judge.ckpt", "sampler": sampler, "batch_size": 4} | options)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = pl.Trainer(**quiet, callbacks=[callback], default_root_dir=tmp_path / "run")
     loader = DataLoader(dataset or World3D(limit=20), batch_size=10, collate_fn=lambda batch: batch)
-    trainer.test(model or Painter(), loader, verbose=False)
+    trainer.test(model, loader, verbose=False)
     return tmp_path / "run"
+
+
+def run_callback(tmp_path, model=None, dataset=None, **options):
+    options = {"num_samples": 6, "columns": 3, "guidance_scale": 1.5} | options
+    return run_test_pass(tmp_path, EditScore, model or Painter(), dataset, **options)
 
 
 def test_callback_leaves_numbers_and_pictures(tmp_path):

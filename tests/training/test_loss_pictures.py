@@ -8,31 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from test_callbacks import CONFIG
 
 import main as front_door
 from ldm.training import loggers
 from ldm.training.loggers import MetricsCSVLogger
 
-CONFIG = """
-model: {base_learning_rate: 0.05, target: tiny_training.TinyModel}
-data:
-  target: main.DataModuleFromConfig
-  params:
-    batch_size: 4
-    num_workers: 0
-    train: {target: tiny_training.TinyDataset}
-    validation: {target: tiny_training.TinyDataset, params: {size: 8}}
-    test: {target: tiny_training.TinyDataset, params: {size: 8}}
-lightning:
-  logger: csv
-  trainer: {max_epochs: 3, log_every_n_steps: 1, accelerator: cpu}
-  callbacks: {image_logger: null}
-"""
+WORDS = ("lightning.logger=csv", "lightning.trainer.max_epochs=3", "lightning.trainer.log_every_n_steps=1")
 
 
 def train(tmp_path: Path, *words: str) -> tuple[int, Path]:
     (tmp_path / "tiny.yaml").write_text(CONFIG)
-    code = front_door.main(["--base", str(tmp_path / "tiny.yaml"), "-t", "-l", str(tmp_path / "logs"), *words])
+    given = ["--base", str(tmp_path / "tiny.yaml"), "-t", "-l", str(tmp_path / "logs"), *WORDS, *words]
+    code = front_door.main(given)
     return code, max((tmp_path / "logs").iterdir())
 
 
