@@ -168,7 +168,7 @@ def test_embeddings_of_another_clip_are_refused_before_the_first_step(write, tmp
     table.values, table.record = table.values[:, :32].copy(), {}
     write_table(table)
     assert train("--config", write(), "-n", "narrow") == 1
-    assert "(32 wide, fingerprint None)" in capsys.readouterr().err
+    assert "got those of an unknown CLIP (32 wide)" in capsys.readouterr().err
     assert train("--config", write(), "model.params.cond_stage_config=null", "-n", "without") == 1
     assert "clip.csv: expected embeddings 64 wide, as the condition of the network" in capsys.readouterr().err
     for run in (tmp_path / "logs").iterdir():

@@ -71,9 +71,10 @@ class EmbeddingTable:
         """Raise a ``UserError`` unless the embeddings are those of a CLIP; without a record, compare the width."""
         known = self.record.get("fingerprint")
         if known not in (None, fingerprint) or width != self.width:
+            found = "" if known is None else f", fingerprint {known}"
             raise UserError(
                 f"{self.path}: expected embeddings of the CLIP {name} ({width} wide, fingerprint {fingerprint}), got "
-                f"those of {self.record.get('clip', 'an unknown CLIP')} ({self.width} wide, fingerprint {known}). "
+                f"those of {self.record.get('clip', 'an unknown CLIP')} ({self.width} wide{found}). "
                 f"Choose the same CLIP in the model and in {COMMAND} --clip, with another --output."
             )
 
