@@ -26,7 +26,8 @@ from torch.utils.data import DataLoader
 from ldm.data.dataset import ImageDataset
 from ldm.data.formats.clip_embeddings import EmbeddingTable, check_suffix, read_original, read_table, write_table
 from ldm.data.rows import explained_writing
-from ldm.modules.encoders.clip_loading import clip_fingerprint, find_clip, import_open_clip, load_clip
+from ldm.modules.encoders.clip_loading import find_clip, import_open_clip, load_clip
+from ldm.modules.weights import weights_fingerprint
 from ldm.util import UserError
 
 _SIMILAR = 0.99  # least cosine of two embeddings of an image by one CLIP, one of them in half precision
@@ -37,7 +38,7 @@ class ImageEncoder:
     """Image tower of a CLIP with its own preprocessing."""
 
     name: str  # name or folder of the CLIP
-    fingerprint: str  # see ``clip_fingerprint``
+    fingerprint: str  # see ``weights_fingerprint``
     model: nn.Module  # the CLIP in evaluation mode
     width: int  # D
     preprocess: Callable[[Image.Image], Tensor]  # PIL image -> input of the model, (3, H, W) float32
@@ -56,7 +57,7 @@ def load_image_encoder(name: str, weights: str | None = None, device: torch.devi
     settings = transforms.PreprocessCfg(**transforms.merge_preprocess_dict(transforms.PreprocessCfg(), stated))
     preprocess = transforms.image_transform_v2(settings, is_train=False)
     width = source.model_cfg["embed_dim"]
-    return ImageEncoder(name, clip_fingerprint(model), model.to(device), width, preprocess)
+    return ImageEncoder(name, weights_fingerprint(model), model.to(device), width, preprocess)
 
 
 def _read(

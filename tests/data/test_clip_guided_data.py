@@ -230,12 +230,12 @@ def test_the_fingerprint_follows_the_weights(encoder):
     text = FrozenCLIPTextEmbedder(encoder.name)
     assert text.fingerprint == encoder.fingerprint and text.width == encoder.width
     model = load_clip(find_clip(encoder.name))
-    from ldm.modules.encoders.clip_loading import clip_fingerprint
+    from ldm.modules.weights import weights_fingerprint
 
-    assert clip_fingerprint(model.half()) == encoder.fingerprint
+    assert weights_fingerprint(model.half()) == encoder.fingerprint
     with torch.no_grad():
         model.float().text_projection[0, 0] += 1
-    assert clip_fingerprint(model) != encoder.fingerprint
+    assert weights_fingerprint(model) != encoder.fingerprint
 
 
 @pytest.mark.parametrize(

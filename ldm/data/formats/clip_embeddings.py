@@ -5,7 +5,7 @@ The format follows from the suffix:
 * .safetensors and .h5: ``embeddings`` (n, D) float32, and ``record``, the bytes of a JSON text;
 * .csv: no header, one row per image (path, f1, ..., fD); the record is in ``<name>.csv.json``.
 
-The record contains ``clip`` (its name), ``fingerprint`` (``clip_fingerprint``) and ``hashes`` (name of each image ->
+The record contains ``clip`` (its name), ``fingerprint`` (``weights_fingerprint``) and ``hashes`` (name of each image ->
 hash of the image). A .csv of another program has none; then only paths and widths are checked.
 
 Legend: n rows, D width of an embedding.

@@ -23,9 +23,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.encoders.base import ConditionStageBase, TextStage, sent_to
-from ldm.modules.encoders.clip_loading import ClipSource, clip_fingerprint, find_clip, load_clip, load_tokenizer
-from ldm.modules.weights import grouped
-from ldm.util import UserError
+from ldm.modules.encoders.clip_loading import ClipSource, find_clip, load_clip, load_tokenizer
+from ldm.modules.weights import grouped, weights_fingerprint
+from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +115,8 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         n_repeat: a flat list of texts gives (B, n_repeat, D), a sequence for the cross-attention of latent diffusion
             models; None gives (B, D), as in CLIP-DisDiff.
         normalize: scale every embedding to length 1.
+        max_phrases: U; a flat list of texts gives (B, U, D), one vector for each phrase of a text, which commas
+            separate, and zeros for missing phrases. A small CLIP binds the words of a long text badly.
         weights: weight file or folder; None: see :mod:`ldm.modules.encoders.clip_loading`.
         allow_download: download missing weights.
 
@@ -122,9 +124,11 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         width: D.
         name: the CLIP as given.
         fingerprint: identifies the CLIP, as in files of image embeddings.
+        caches_texts: whether embeddings of texts are kept; False computes them anew, and gradients pass.
 
     Raises:
         UserError: the CLIP is missing on this machine.
+        ConfigError: both ``n_repeat`` and ``max_phrases`` are set.
     """
 
     def __init__(
@@ -134,20 +138,24 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         max_length: int = 77,
         n_repeat: int | None = None,
         normalize: bool = True,
+        max_phrases: int | None = None,
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
     ) -> None:
         super().__init__()
+        if n_repeat is not None and max_phrases is not None:
+            raise ConfigError("cond_stage_config.params: expected n_repeat or max_phrases, got both. Remove one.")
         source = find_clip(str(version), weights, allow_download)
         self.tokenizer = load_tokenizer(source)
         self.clip = load_clip(source)
-        self.name, self.fingerprint = source.name, clip_fingerprint(self.clip)
+        self.name, self.fingerprint = source.name, weights_fingerprint(self.clip)
         del self.clip.visual  # unused by encode_text
         self.normalize = normalize
-        self.n_repeat = n_repeat
+        self.n_repeat, self.max_phrases, self.caches_texts = n_repeat, max_phrases, True
         self.context_length = source.model_cfg["text_cfg"].get("context_length", 77)
         self.max_length = min(max_length, self.context_length)
-        self.width = self._embed([""]).shape[1]
+        with torch.no_grad():
+            self.width = self._embed([""]).shape[1]
         # Not buffers: each process sees other strings, and DDP would broadcast buffers. Without n_repeat, "" is an
         # unset unit, encoded as zeros; in a sequence for cross-attention it is an ordinary text.
         self._rows: dict[str, int] = {"": 0} if n_repeat is None else {}
@@ -165,13 +173,17 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
             texts: B lists of U strings, or B strings; without ``n_repeat``, "" is an unset unit.
 
         Returns:
-            float32 (B, U, D) for nested lists, (B, D) or (B, n_repeat, D) for a flat list; zeros for unset units.
+            float32 (B, U, D) for nested lists and with ``max_phrases``, (B, D) or (B, n_repeat, D) for a flat list;
+            zeros for unset units.
 
         Raises:
-            UserError: ``texts`` is not a list, or samples have different numbers of strings.
+            UserError: ``texts`` is not a list, samples have different numbers of strings, or more than
+                ``max_phrases``.
         """
         if len(texts) == 0 or isinstance(texts, str):
             raise UserError(f"CLIP text embedder: expected a list of texts or a list of lists of texts, got {texts!r}")
+        if isinstance(texts[0], str) and self.max_phrases is not None:
+            texts = [self._phrases(text, self.max_phrases) for text in texts]
         if isinstance(texts[0], str):
             rows = self._look_up(texts)
             return rows if self.n_repeat is None else rows[:, None].expand(-1, self.n_repeat, -1)
@@ -188,19 +200,38 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         """Embed the W_k texts of each of U attributes: U float32 tensors (W_k, D)."""
         return [self._look_up(words) for words in vocabulary]
 
+    @staticmethod
+    def _phrases(text: str, count: int) -> list[str]:
+        """Return the phrases of a text, and empty strings up to ``count``."""
+        phrases = [phrase.strip() for phrase in text.split(",") if phrase.strip()]
+        if len(phrases) > count:
+            raise UserError(
+                f"text {text!r}: expected at most {count} phrases (cond_stage_config.params.max_phrases), which commas "
+                f"separate, got {len(phrases)}. Shorten the text."
+            )
+        return phrases + [""] * (count - len(phrases))
+
     def _look_up(self, texts: Sequence[str]) -> Tensor:
+        if not self.caches_texts:
+            return self._embed_given(texts)
         unseen = [text for text in dict.fromkeys(texts) if text not in self._rows]
         device = self.clip.logit_scale.device
         if unseen or self._table.device != device:
             # Tensors created in inference mode cannot be used in training later.
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), torch.no_grad():
                 parts = [unseen[start : start + ENCODE_BATCH] for start in range(0, len(unseen), ENCODE_BATCH)]
                 self._table = torch.cat([self._table.to(device), *map(self._embed, parts)])
             self._rows.update(zip(unseen, range(len(self._rows), len(self._rows) + len(unseen))))
         rows = torch.tensor([self._rows[text] for text in texts])
         return self._table.index_select(0, sent_to(device, rows))
 
-    @torch.no_grad()
+    def _embed_given(self, texts: Sequence[str]) -> Tensor:
+        """Return the embeddings (N, D) of N texts, zeros for unset units; gradients pass."""
+        places = [place for place, text in enumerate(texts) if text or self.n_repeat is not None]
+        device = self.clip.logit_scale.device
+        rows = self._embed([texts[place] for place in places]) if places else torch.zeros(0, self.width, device=device)
+        return rows.new_zeros(len(texts), self.width).index_copy(0, sent_to(device, torch.tensor(places).long()), rows)
+
     def _embed(self, texts: list[str]) -> Tensor:
         """Run the text tower on N texts; return (N, D) float32."""
         device = self.clip.logit_scale.device

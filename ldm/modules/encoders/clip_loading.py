@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -270,16 +269,6 @@ def load_clip(source: ClipSource) -> nn.Module:
         else:  # other layouts, which open_clip converts
             import_open_clip().load_checkpoint(model, str(source.weights), weights_only=True)
     return model.float().eval().requires_grad_(False)
-
-
-def clip_fingerprint(model: nn.Module) -> str:
-    """Return a hash of the names, shapes and some values of all weights of a CLIP, the same in half precision."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        flat = value.flatten()
-        digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(flat[:: max(1, len(flat) // 8)].half().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def read_weights(path: Path, names: Iterable[str]) -> dict[str, Tensor]:

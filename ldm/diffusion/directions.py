@@ -1,0 +1,145 @@
+"""Edits along latent directions while sampling (NoiseCLR, Dalva & Yanardag 2024, section 3.3).
+
+A direction is a condition d of the denoiser, which adds s (eps(x, t, d) - eps(x, t, none)) to the predicted noise, or a
+shift of the features at the bottleneck of the network. Several edits are applied at once, each within an interval of
+the sampler's steps.
+
+Legend: B batch, E edits, T time steps of the schedule, S steps of the sampler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.diffusion.conditions import Condition
+from ldm.diffusion.samplers import Denoiser
+from ldm.util import ConfigError
+
+NoisePredictor = Callable[[Tensor, Tensor, Any, Tensor | None], Tensor]
+"""(x (B, C, H, W), t (B,), condition, shift of the bottleneck or None) -> predicted noise (B, C, H, W)."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """Strength of one direction, and the steps of the sampler in which it acts.
+
+    Attributes:
+        direction: position in the set of directions.
+        strength: factor of the direction, negative for its opposite.
+        start: first step, 0 for the noisiest one.
+        end: last step, included; None for the last step of the sampler.
+    """
+
+    direction: int
+    strength: float
+    start: int = 0
+    end: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or (self.end is not None and self.end < self.start):
+            raise ConfigError(f"edit: expected 0 <= start <= end, got start {self.start} and end {self.end}")
+        if not np.isfinite(self.strength):
+            raise ConfigError(f"edit: expected a finite strength, got {self.strength}")
+
+
+def step_weights(edits: Sequence[Edit], timesteps: np.ndarray, num_timesteps: int) -> Tensor:
+    """Return the strength of each edit at each time step of the schedule, (E, T) float32.
+
+    Args:
+        edits: the edits.
+        timesteps: (S,) time steps that the sampler visits, ascending.
+        num_timesteps: T.
+    """
+    visited = np.searchsorted(timesteps, np.arange(num_timesteps), side="right").clip(min=1) - 1
+    step = len(timesteps) - 1 - visited  # (T,) step of the sampler, 0 for the noisiest
+    weights = np.zeros((len(edits), num_timesteps), dtype=np.float32)
+    for row, edit in zip(weights, edits):
+        end = len(timesteps) - 1 if edit.end is None else edit.end
+        row[(step >= edit.start) & (step <= end)] = edit.strength
+    return torch.from_numpy(weights)
+
+
+def strengths_at(weights: Tensor, t: Tensor) -> Tensor:
+    """Return the strength of each edit for each sample, (E, B), of weights (E, T) or (E, B, T) at t (B,)."""
+    if weights.ndim == 2:
+        return weights[:, t]
+    return weights.gather(2, t.expand(len(weights), -1)[..., None])[..., 0]
+
+
+def edited_by_conditions(
+    predict: NoisePredictor,
+    cond: Condition | None,
+    null: Condition,
+    directions: Sequence[Condition],
+    weights: Tensor,
+    guidance_scale: float = 1.0,
+    negative: Condition | None = None,
+) -> Denoiser:
+    """Return eps_guided + sum_k w_k(t) (eps(d_k) - eps(null)) as a function of x and t; one call of the network.
+
+    Args:
+        predict: the denoiser.
+        cond: condition of the B samples; None samples without a condition.
+        null: no condition, B samples.
+        directions: E conditions of B samples each.
+        weights: (E, T) or (E, B, T), see :func:`step_weights`, on the device of x.
+        guidance_scale: of classifier-free guidance between ``negative`` and ``cond``; 1 for none.
+        negative: negative condition; by default ``null``.
+    """
+    is_guided = cond is not None and guidance_scale != 1
+    parts = [null, *directions]
+    parts += [] if cond is None else [cond]
+    parts += [negative] if is_guided and negative is not None else []
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined.joined(part)
+    num_edits, count = len(directions), len(parts)
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), joined, None).unflatten(0, (count, len(x)))
+        without, base = eps[0], eps[0] if cond is None else eps[num_edits + 1]
+        if is_guided:
+            lower = without if negative is None else eps[-1]
+            base = lower + guidance_scale * (base - lower)
+        changes = eps[1 : num_edits + 1] - without
+        return base + torch.einsum("eb,ebchw->bchw", strengths_at(weights, t).to(eps), changes)
+
+    return denoise
+
+
+def edited_by_shifts(
+    predict: NoisePredictor,
+    cond: Condition | None,
+    null: Condition,
+    shifts: Tensor,
+    weights: Tensor,
+    guidance_scale: float = 1.0,
+    negative: Condition | None = None,
+) -> Denoiser:
+    """Return the guided prediction with sum_k w_k(t) v_k added to the features of the bottleneck.
+
+    Args:
+        predict, cond, null, weights, guidance_scale, negative: see :func:`edited_by_conditions`.
+        shifts: (E, N) or (E, B, N) directions v_k, the features of the bottleneck as flat vectors.
+    """
+    is_guided = cond is not None and guidance_scale != 1
+    base = null if cond is None else cond
+    joined = (null if negative is None else negative).joined(base) if is_guided else base
+    count = 2 if is_guided else 1
+    pattern = "eb,ebn->bn" if shifts.ndim == 3 else "eb,en->bn"
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        shift = torch.einsum(pattern, strengths_at(weights, t).to(x), shifts.to(x))  # (B, N)
+        eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), joined, shift.repeat(count, 1))
+        if not is_guided:
+            return eps
+        without, under = eps.chunk(2)
+        return without + guidance_scale * (under - without)
+
+    return denoise

@@ -1,0 +1,288 @@
+"""Frozen denoisers along whose directions images are edited: one interface for models of this package and of others.
+
+Legend: B batch, M rows, D width of a row, C h w the latent, H W the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ldm.data.options import require_choice
+from ldm.diffusion.conditions import Condition, TensorCondition, as_condition
+from ldm.diffusion.samplers import Sampler
+from ldm.diffusion.schedule import NoiseSchedule
+from ldm.models.contracts import ConditionStage, Samplable, require
+from ldm.models.diffusion.latent import LatentDiffusion
+from ldm.modules.encoders.splice import TokenSplice
+from ldm.modules.weights import NeedsWeights, weights_fingerprint
+from ldm.runs.load import load_run
+from ldm.util import ConfigError, UserError
+
+ROW_SPACES = ("auto", "token", "condition")
+
+
+class FrozenDenoiser(NeedsWeights):
+    """A frozen diffusion model with a condition; base class of the adapters.
+
+    A row is what is learned of a direction: the embedding of one token of a text encoder (``row_space`` token), or the
+    condition itself, a vector or one token of the cross-attention (``row_space`` condition).
+
+    Attributes:
+        latent_shape: (C, h, w).
+        row_space: token or condition.
+        row_width: D.
+        bottleneck: module of the network whose output is the coarsest feature map, (B, c, h', w') or (B, c).
+    """
+
+    latent_shape: tuple[int, int, int]
+    row_space: str
+    row_width: int
+    bottleneck: nn.Module
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Constants of the noise schedule on the device of the network."""
+        raise NotImplementedError
+
+    @property
+    def default_sampler(self) -> Sampler:
+        """The sampler of the model's config."""
+        raise NotImplementedError
+
+    def initial_rows(self, count: int, words: Sequence[str] = ()) -> Tensor:
+        """Return rows (count, D): random, with the statistics of the token embeddings, or those of words in turn."""
+        raise NotImplementedError
+
+    def conditions(self, rows: Tensor) -> Condition:
+        """Return the conditions of rows (M, D); gradients pass."""
+        raise NotImplementedError
+
+    def null(self, count: int) -> Condition:
+        """Return no condition for ``count`` samples."""
+        raise NotImplementedError
+
+    def condition_from_texts(self, texts: Sequence[str]) -> Condition:
+        """Return the condition of B texts; raise a ``UserError`` if the model takes none."""
+        raise NotImplementedError
+
+    def predict_eps(self, x: Tensor, t: Tensor, cond: Condition, shift: Tensor | None = None) -> Tensor:
+        """Return the predicted noise (B, C, h, w) in x (B, C, h, w) at t (B,); ``shift`` is added to the bottleneck."""
+        if shift is None:
+            return self._predict_eps(x, t, cond)
+        handle = self.bottleneck.register_forward_hook(lambda _, inputs, output: _shifted(output, shift))
+        try:
+            return self._predict_eps(x, t, cond)
+        finally:
+            handle.remove()
+
+    def _predict_eps(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def bottleneck_features(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Return the output of the bottleneck, (B, c, h', w') or (B, c)."""
+        found: list[Tensor] = []
+        handle = self.bottleneck.register_forward_hook(lambda _, inputs, output: found.append(output))
+        try:
+            self._predict_eps(x, t, cond)
+        finally:
+            handle.remove()
+        return found[0]
+
+    def encode(self, images: Tensor, sample: bool = False) -> Tensor:
+        """Return scaled latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]; drawn, or the mean of the posterior."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in about [-1, 1] of scaled latents."""
+        raise NotImplementedError
+
+    def network(self) -> nn.Module:
+        """Return the denoising network."""
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        """Return a hash of some values of all weights of the network; equal for equal weights in every precision."""
+        return weights_fingerprint(self.network())
+
+    def state_dict(self, *args: Any, destination: dict | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Return no entries: checkpoints contain directions alone, and the denoiser has files of its own."""
+        return {} if destination is None else destination
+
+
+class ModelDenoiser(FrozenDenoiser):
+    """A diffusion model of this package: of texts, of a vector such as an image embedding, or of tokens.
+
+    Args:
+        model: the model, with averaged weights if it has some; these replace its weights.
+        row_space: ``token`` learns the embedding of one token of the text encoder; ``condition`` learns the vector, or
+            one token of the cross-attention; ``auto`` is ``token`` for models of texts.
+        use_checkpoint: recompute activations of the network in the backward pass; needs less memory.
+
+    Raises:
+        ConfigError: ``row_space`` is unknown.
+        UserError: the model has no condition of one tensor per sample.
+    """
+
+    def __init__(self, model: LatentDiffusion, row_space: str = "auto", use_checkpoint: bool = False) -> None:
+        super().__init__()
+        require_choice("row_space", row_space, ROW_SPACES)
+        require(model, Samplable, "directions")
+        self.model = use_average(model).eval().requires_grad_(False)
+        wrapper, self.latent_shape = model.model, model.latent_shape
+        stage = model.cond_stage_model
+        takes_texts = isinstance(stage, ConditionStage) and stage.takes_texts
+        if wrapper.concatenates or not (wrapper.attends or wrapper.conditioning_key == "adm"):
+            raise UserError(
+                f"directions: expected a model with one condition by cross-attention or by a vector, got "
+                f"{type(model).__name__} with conditioning_key {wrapper.conditioning_key!r}. Choose another model"
+            )
+        self.row_space = row_space if row_space != "auto" else "token" if takes_texts else "condition"
+        self._splice = TokenSplice(stage, self._encode_texts) if self.row_space == "token" else None
+        empty = self._encode_texts([""]) if takes_texts else None
+        width = self._condition_width() if empty is None else empty.shape[-1]
+        shape = (1, width) if wrapper.conditioning_key == "adm" else (1, 1, width)
+        self.register_buffer("empty", torch.zeros(shape) if empty is None else empty.detach(), persistent=False)
+        self.row_width = width if self._splice is None else self._splice.width
+        self.bottleneck = bottleneck_of(wrapper.diffusion_model)
+        for module in wrapper.modules() if use_checkpoint else ():
+            if "use_checkpoint" in vars(module):
+                module.use_checkpoint = True
+
+    def _encode_texts(self, texts: Sequence[str]) -> Tensor:
+        encoded = as_condition(self.model.cond_stage_model.encode_texts(texts))
+        if not isinstance(encoded, TensorCondition):
+            raise UserError(
+                f"directions: expected a text encoder with one tensor per text, got {type(encoded).__name__}"
+            )
+        return encoded.value
+
+    def _condition_width(self) -> int:
+        wrapper = self.model.model
+        width = wrapper.cond_width if wrapper.conditioning_key == "adm" else wrapper.diffusion_model.config.context_dim
+        if width is None:
+            raise UserError(
+                "directions: expected a network with a condition by float vectors or tokens, got class labels. Choose "
+                "a model of texts, of embeddings or of tokens"
+            )
+        return width
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the denoiser; the model notes its device."""
+        self.model.to(*args, **kwargs)
+        return super().to(*args, **kwargs)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """See the base class."""
+        return self.model.schedule
+
+    @property
+    def default_sampler(self) -> Sampler:
+        """The sampler of the model's config; without one, DDIM with 50 steps."""
+        return self.model.choose_sampler(None, 50, 0.0)
+
+    def initial_rows(self, count: int, words: Sequence[str] = ()) -> Tensor:
+        """See the base class; rows that are conditions are standard normal."""
+        if self._splice is None:
+            if words:
+                raise ConfigError("initializer_tokens: expected none with row_space condition. Remove the key")
+            return torch.randn(count, self.row_width)
+        if words:
+            return torch.stack([self._splice.row_of(words[index % len(words)]) for index in range(count)])
+        table = self._splice.table.weight.detach().float().cpu()
+        return table.mean(0) + table.std(0) * torch.randn(count, self.row_width)
+
+    def conditions(self, rows: Tensor) -> TensorCondition:
+        """See the base class."""
+        if self._splice is not None:
+            value = self._splice.encode_rows(rows)
+        elif self.empty.ndim == 2:
+            value = rows
+        else:  # the second token, after a start token, in a sequence of tokens
+            position = min(1, self.empty.shape[1] - 1)
+            empty = self.empty.expand(len(rows), -1, -1)
+            value = torch.cat([empty[:, :position], rows[:, None], empty[:, position + 1 :]], dim=1)
+        return TensorCondition(value, lambda: self.empty)
+
+    def null(self, count: int) -> TensorCondition:
+        """See the base class."""
+        return TensorCondition(self.empty.expand(count, *self.empty.shape[1:]), lambda: self.empty)
+
+    def condition_from_texts(self, texts: Sequence[str]) -> Condition:
+        """See the base class."""
+        return self.model.condition_from_texts(texts)
+
+    def _predict_eps(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        model = self.model
+        return model.parameterization.to_eps(model.schedule, x, t, model.apply_model(x, t, cond))
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, sample: bool = False) -> Tensor:
+        """See the base class."""
+        model = self.model
+        encoded = model.first_stage_model.encode(images)
+        if isinstance(encoded, Tensor):
+            return model.scale_factor * encoded
+        return model.scale_factor * (encoded.sample() if sample else encoded.mode())
+
+    def decode(self, z: Tensor) -> Tensor:
+        """See the base class."""
+        return self.model.decode_first_stage(z)
+
+    def network(self) -> nn.Module:
+        """See the base class."""
+        return self.model.model.diffusion_model
+
+
+class RunDenoiser(ModelDenoiser):
+    """A trained model: a run folder, a model-zoo folder, or a checkpoint with its config.
+
+    Args:
+        run: see ``ldm.runs.load.load_run``.
+        base: configs of a checkpoint that has none beside it.
+        row_space, use_checkpoint: see ``ModelDenoiser``.
+
+    Raises:
+        UserError: there is no such run, or its model has no condition of one tensor per sample.
+    """
+
+    def __init__(
+        self, run: str, base: Sequence[str] = (), row_space: str = "auto", use_checkpoint: bool = False
+    ) -> None:
+        super().__init__(load_run(run, base).model, row_space, use_checkpoint)
+
+
+def use_average(model: LatentDiffusion) -> LatentDiffusion:
+    """Return a model whose averaged weights, if any, have replaced its weights, without the average."""
+    if model.use_ema:
+        with model.ema_scope():
+            averaged = {name: value.clone() for name, value in model.model.state_dict().items()}
+        model.model.load_state_dict(averaged)
+        del model.model_ema
+        model.use_ema = False
+    return model
+
+
+def bottleneck_of(network: nn.Module) -> nn.Module:
+    """Return the module of a U-Net whose output is the coarsest feature map.
+
+    Raises:
+        UserError: the network has none under a known name.
+    """
+    parts = dict(network.named_children())
+    for name in ("middle_block", "mid_block", "dense_emb"):  # of this package, of diffusers, of the CLIP-guided U-Net
+        if name in parts:
+            return parts[name]
+    raise UserError(
+        f"directions: expected a U-Net with a bottleneck (middle_block), got {type(network).__name__}. Choose a model "
+        "with ldm.modules.diffusionmodules.openaimodel.UNetModel"
+    )
+
+
+def _shifted(output: Tensor, shift: Tensor) -> Tensor:
+    return output + shift.to(output).reshape(output.shape)
