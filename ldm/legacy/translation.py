@@ -98,7 +98,9 @@ def _diffusion_model(today: str, params: dict[str, Any]) -> tuple[str, dict[str,
     if today == names.CLIP_DISDIFF:
         params["unet_config"] = _with_clip_width(params["unet_config"], stage.get("text_encoder"))
     elif _target_of(stage) == names.CLIP_TEXT:  # latent-diffusion's embedder returns a sequence, this one does not
-        params["cond_stage_config"] = {**stage, "params": {"n_repeat": 1, **(stage.get("params") or {})}}
+        given = stage.get("params") or {}
+        added = {} if "max_phrases" in given else {"n_repeat": 1}
+        params["cond_stage_config"] = {**stage, "params": {**added, **given}}
     return today, params
 
 

@@ -1,0 +1,157 @@
+"""NoiseCLR: latent directions of a frozen diffusion model, learned by contrast (Dalva & Yanardag 2024).
+
+Each iteration noises B images to one time step, draws a direction and M others, and compares what they change in the
+predicted noise: one direction should change all images alike, and different directions differently.
+
+Legend: B images, K directions, M compared directions, D width of a row, C h w the latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.losses.directions import noiseclr_loss, unit_changes
+from ldm.lr_scheduler import with_schedule
+from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
+from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
+from ldm.models.inputs import images_from_batch
+from ldm.util import ConfigError, UserError, instantiate_from_config
+
+
+class NoiseCLR(pl.LightningModule):
+    """K directions of a frozen denoiser; the only weights of its checkpoints.
+
+    Args:
+        denoiser_config: ``{target, params}`` of a ``FrozenDenoiser``.
+        num_directions: K.
+        directions_per_iteration: M, directions that are compared with the chosen one.
+        temperature: of the loss.
+        initializer_tokens: words whose embeddings the rows start from, in turn; without any they are random.
+        normalize_rows: start from rows of length 1 (``normalize_word`` of the reference code).
+        min_timestep, max_timestep: range of the drawn time steps; by default all.
+        weight_decay: of AdamW.
+        first_stage_key: entry of the batch with the images.
+        scheduler_config: learning-rate multiplier, called with the number of optimizer steps.
+        monitor: logged metric by which checkpoints are kept.
+
+    Raises:
+        ConfigError: K is not above M, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        denoiser_config: Mapping[str, Any],
+        num_directions: int = 100,
+        directions_per_iteration: int = 20,
+        temperature: float = 0.5,
+        initializer_tokens: Sequence[str] = (),
+        normalize_rows: bool = False,
+        min_timestep: int = 0,
+        max_timestep: int | None = None,
+        weight_decay: float = 1e-2,
+        first_stage_key: str = "image",
+        scheduler_config: Mapping[str, Any] | None = None,
+        monitor: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= directions_per_iteration < num_directions:
+            raise ConfigError(
+                f"model.params.directions_per_iteration: expected 1 to {num_directions - 1} (num_directions - 1), got "
+                f"{directions_per_iteration}. Compare fewer directions, or learn more"
+            )
+        if not temperature > 0:
+            raise ConfigError(f"model.params.temperature: expected a positive number, got {temperature}")
+        self.denoiser: FrozenDenoiser = instantiate_from_config(denoiser_config)
+        last = self.denoiser.schedule.num_timesteps
+        self.timesteps = min_timestep, last if max_timestep is None else max_timestep
+        if not 0 <= self.timesteps[0] < self.timesteps[1] <= last:
+            where = "model.params.min_timestep, max_timestep"
+            raise ConfigError(f"{where}: expected 0 <= min < max <= {last}, got {list(self.timesteps)}")
+        rows = self.denoiser.initial_rows(num_directions, initializer_tokens)
+        self.rows = nn.Parameter(F.normalize(rows, dim=-1) if normalize_rows else rows)
+        self.num_others, self.temperature, self.weight_decay = directions_per_iteration, temperature, weight_decay
+        self.first_stage_key, self.scheduler_config = first_stage_key, scheduler_config
+        self.learning_rate = 1e-3
+        if monitor is not None:
+            self.monitor = monitor
+
+    def train(self, mode: bool = True) -> NoiseCLR:
+        """Set the training mode; the denoiser stays in evaluation mode."""
+        super().train(mode)
+        self.denoiser.eval()
+        return self
+
+    @property
+    def directions(self) -> DirectionSet:
+        """The learned directions."""
+        return DirectionSet.of(self.denoiser, self.rows, self.denoiser.row_space, "noiseclr")
+
+    def changes(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        """Return what rows change in the predicted noise: (M, B, C, h, w) of x (B, C, h, w) at t (B,), rows (M, D)."""
+        with torch.no_grad():
+            without = self.denoiser.predict_eps(x, t, self.denoiser.null(len(x)))
+        cond = self.denoiser.conditions(rows.repeat_interleave(len(x), dim=0))
+        eps = self.denoiser.predict_eps(x.repeat(len(rows), 1, 1, 1), t.repeat(len(rows)), cond)
+        return eps.unflatten(0, (len(rows), len(x))) - without
+
+    def loss_at(self, x: Tensor, t: Tensor, chosen: Tensor) -> Tensor:
+        """Return the loss of noised latents x (B, C, h, w) at t (B,).
+
+        Args:
+            x: noised latents of this process.
+            t: equal time steps.
+            chosen: (1 + M,) int64, the direction and those that it is compared with.
+        """
+        changes = unit_changes(self.changes(x, t, self.rows[chosen]))
+        everyone = self.all_gather(changes[0], sync_grads=True) if self._num_processes > 1 else None
+        return noiseclr_loss(changes[0], changes[1:], self.temperature, everyone)
+
+    @property
+    def _num_processes(self) -> int:
+        return 1 if self._trainer is None else self.trainer.world_size
+
+    def draw_directions(self) -> Tensor:
+        """Return (1 + M,) different directions at random, the same in all processes."""
+        return torch.randperm(len(self.rows), device=self.device)[: 1 + self.num_others]
+
+    def draw_timestep(self, count: int) -> Tensor:
+        """Return one random time step for all images, (count,) int64."""
+        return torch.randint(*self.timesteps, (1,), device=self.device).expand(count)
+
+    def shared_step(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the loss of a batch at a drawn time step and drawn directions."""
+        with torch.no_grad():
+            z = self.denoiser.encode(images_from_batch(batch, self.first_stage_key), sample=True)
+        if len(z) * self._num_processes < 2:
+            raise UserError(
+                "data.params.batch_size: expected at least 2 images, because the loss compares images, got 1. Use a "
+                "larger batch; lightning.trainer.accumulate_grad_batches does not help"
+            )
+        t = self.draw_timestep(len(z))
+        x = self.denoiser.schedule.q_sample(z, t, torch.randn_like(z))
+        return self.loss_at(x, t, self.draw_directions())
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss; logs ``train/loss``."""
+        loss = self.shared_step(batch)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.first_stage_key]))
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log ``val/loss``."""
+        self.log("val/loss", self.shared_step(batch), batch_size=len(batch[self.first_stage_key]), sync_dist=True)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Log ``figure/test_loss``; callbacks measure what the directions do."""
+        self.log("figure/test_loss", self.shared_step(batch), batch_size=len(batch["image"]), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Return AdamW on the rows, and the learning-rate multiplier if configured."""
+        optimizer = torch.optim.AdamW([self.rows], lr=self.learning_rate, weight_decay=self.weight_decay)
+        return with_schedule([optimizer], self.scheduler_config)
