@@ -9,6 +9,7 @@ Legend: B batch, E edits, T time steps of the schedule, S steps of the sampler.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ from ldm.util import ConfigError
 
 NoisePredictor = Callable[[Tensor, Tensor, Any, Tensor | None], Tensor]
 """(x (B, C, H, W), t (B,), condition, shift of the bottleneck or None) -> predicted noise (B, C, H, W)."""
+
+Negative = Condition | Callable[[Tensor], Condition] | None
+"""Negative condition of guidance; a function of t (B,) where it differs between time steps; None for no condition."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,17 @@ def step_weights(edits: Sequence[Edit], timesteps: np.ndarray, num_timesteps: in
         timesteps: (S,) time steps that the sampler visits, ascending.
         num_timesteps: T.
     """
-    visited = np.searchsorted(timesteps, np.arange(num_timesteps), side="right").clip(min=1) - 1
-    step = len(timesteps) - 1 - visited  # (T,) step of the sampler, 0 for the noisiest
+    step = len(timesteps) - 1 - visited_positions(timesteps, num_timesteps)  # 0 for the noisiest
     weights = np.zeros((len(edits), num_timesteps), dtype=np.float32)
     for row, edit in zip(weights, edits):
         end = len(timesteps) - 1 if edit.end is None else edit.end
         row[(step >= edit.start) & (step <= end)] = edit.strength
     return torch.from_numpy(weights)
+
+
+def visited_positions(timesteps: np.ndarray, num_timesteps: int) -> np.ndarray:
+    """Return the position of each time step (T,) among the visited ones (S,): that of the last one before it."""
+    return np.searchsorted(timesteps, np.arange(num_timesteps), side="right").clip(min=1) - 1
 
 
 def strengths_at(weights: Tensor, t: Tensor) -> Tensor:
@@ -79,7 +87,7 @@ def edited_by_conditions(
     directions: Sequence[Condition],
     weights: Tensor,
     guidance_scale: float = 1.0,
-    negative: Condition | None = None,
+    negative: Negative = None,
 ) -> Denoiser:
     """Return eps_guided + sum_k w_k(t) (eps(d_k) - eps(null)) as a function of x and t; one call of the network.
 
@@ -90,19 +98,16 @@ def edited_by_conditions(
         directions: E conditions of B samples each.
         weights: (E, T) or (E, B, T), see :func:`step_weights`, on the device of x.
         guidance_scale: of classifier-free guidance between ``negative`` and ``cond``; 1 for none.
-        negative: negative condition; by default ``null``.
+        negative: negative condition, see ``Negative``.
     """
     is_guided = cond is not None and guidance_scale != 1
     parts = [null, *directions]
     parts += [] if cond is None else [cond]
-    parts += [negative] if is_guided and negative is not None else []
-    joined = parts[0]
-    for part in parts[1:]:
-        joined = joined.joined(part)
-    num_edits, count = len(directions), len(parts)
+    condition_at = _completed(parts, negative if is_guided else None)
+    num_edits, count = len(directions), len(parts) + (is_guided and negative is not None)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), joined, None).unflatten(0, (count, len(x)))
+        eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), condition_at(t), None).unflatten(0, (count, len(x)))
         without, base = eps[0], eps[0] if cond is None else eps[num_edits + 1]
         if is_guided:
             lower = without if negative is None else eps[-1]
@@ -120,7 +125,7 @@ def edited_by_shifts(
     shifts: Tensor,
     weights: Tensor,
     guidance_scale: float = 1.0,
-    negative: Condition | None = None,
+    negative: Negative = None,
 ) -> Denoiser:
     """Return the guided prediction with sum_k w_k(t) v_k added to the features of the bottleneck.
 
@@ -129,17 +134,28 @@ def edited_by_shifts(
         shifts: (E, N) or (E, B, N) directions v_k, the features of the bottleneck as flat vectors.
     """
     is_guided = cond is not None and guidance_scale != 1
-    base = null if cond is None else cond
-    joined = (null if negative is None else negative).joined(base) if is_guided else base
+    base, lower = null if cond is None else cond, null if negative is None else negative
+    condition_at = _completed([base], lower if is_guided else None)
     count = 2 if is_guided else 1
     pattern = "eb,ebn->bn" if shifts.ndim == 3 else "eb,en->bn"
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         shift = torch.einsum(pattern, strengths_at(weights, t).to(x), shifts.to(x))  # (B, N)
-        eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), joined, shift.repeat(count, 1))
+        eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), condition_at(t), shift.repeat(count, 1))
         if not is_guided:
             return eps
-        without, under = eps.chunk(2)
+        under, without = eps.chunk(2)
         return without + guidance_scale * (under - without)
 
     return denoise
+
+
+def _completed(parts: Sequence[Condition], last: Negative) -> Callable[[Tensor], Condition]:
+    """Return the conditions as one batch, with ``last`` at its end, as a function of t; joined once if possible."""
+    joined = functools.reduce(lambda first, second: first.joined(second), parts)
+    if last is None:
+        return lambda t: joined
+    if isinstance(last, Condition):
+        complete = joined.joined(last)
+        return lambda t: complete
+    return lambda t: joined.joined(last(t))
