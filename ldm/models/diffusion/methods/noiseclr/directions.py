@@ -10,8 +10,8 @@ Legend: K directions, D width of a row, N features of the bottleneck.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ldm.diffusion.directions import Edit, edited_by_conditions, edited_by_shifts, step_weights
+from ldm.diffusion.conditions import Condition
+from ldm.diffusion.directions import Edit, Negative, edited_by_conditions, edited_by_shifts, step_weights
 from ldm.diffusion.samplers import Denoiser, Sampler
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.util import UserError, atomic_write
@@ -59,6 +60,25 @@ class DirectionSet:
         given = tuple(names) or token_names(len(values))
         values = values.detach().float().cpu().contiguous()
         return cls(values, kind, given, finder, denoiser.fingerprint(), tuple(denoiser.latent_shape))
+
+    @classmethod
+    def joined(cls, sets: Mapping[str, DirectionSet]) -> DirectionSet:
+        """Return the directions of several sets of one denoiser, such as two domains, named ``<key>/<name>``.
+
+        Raises:
+            UserError: the sets differ in kind, width or denoiser.
+        """
+        first = next(iter(sets.values()))
+        for key, other in sets.items():
+            own, found = ((s.kind, s.values.shape[1], s.latent_shape, s.fingerprint) for s in (first, other))
+            if any(None not in pair and pair[0] != pair[1] for pair in zip(own, found)):
+                raise UserError(
+                    f"directions {key}: expected kind, width, latent shape and fingerprint of the model like "
+                    f"{next(iter(sets))}, {own}, got {found}. Combine directions of one model and one kind"
+                )
+        names = tuple(f"{key}/{name}" for key, each in sets.items() for name in each.names)
+        finder = ", ".join(dict.fromkeys(each.finder for each in sets.values()))
+        return replace(first, values=torch.cat([each.values for each in sets.values()]), names=names, finder=finder)
 
     def index_of(self, name: str) -> int:
         """Return the position of a direction by name, or by number from 1.
@@ -100,9 +120,9 @@ class DirectionSet:
         edits: Sequence[Edit],
         sampler: Sampler,
         count: int,
-        cond: object = None,
+        cond: Condition | None = None,
         guidance_scale: float = 1.0,
-        negative: object = None,
+        negative: Negative = None,
         weights: Tensor | None = None,
     ) -> Denoiser:
         """Return the function for a sampler that predicts the noise in ``count`` samples under edits.
