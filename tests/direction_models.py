@@ -1,4 +1,4 @@
-"""A small text model with random weights whose network listens to its condition, saved as a model-zoo folder."""
+"""A small text model with random weights that depends on its condition, and a run of NoiseCLR on it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import torch
 import yaml
 from stand_ins import PLAIN_UNET, TINY_KL
 
+import main as front_door
+from ldm.data.world import world_vocabulary
+from ldm.modules.encoders.tokenizer import WordTokenizer
 from ldm.util import instantiate_from_config
 
-WORDS = ["a", "red", "blue", "cube", "floor"]
-T = 40
+T, LENGTH = 40, 16
 MODEL = {
     "target": "ldm.models.diffusion.ddpm.LatentDiffusion",
     "params": {
@@ -28,7 +30,7 @@ MODEL = {
         "first_stage_config": TINY_KL,
         "cond_stage_config": {
             "target": "ldm.modules.encoders.modules.BERTEmbedder",
-            "params": {"n_embed": 16, "n_layer": 1, "vocab_size": 16, "max_seq_len": 8},
+            "params": {"n_embed": 16, "n_layer": 1, "vocab_size": 64, "max_seq_len": LENGTH},
         },
         "unet_config": {
             "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
@@ -43,7 +45,7 @@ def save_text_model(folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True)
     config = json.loads(json.dumps(MODEL))
     config["params"]["cond_stage_config"]["params"]["tokenizer"] = str(folder / "words.json")
-    (folder / "words.json").write_text(json.dumps({"words": WORDS, "context_length": 8}))
+    WordTokenizer(world_vocabulary().all_words(), LENGTH).save(folder / "words.json")
     torch.manual_seed(seed)
     model = instantiate_from_config(config)
     with torch.no_grad():
@@ -53,3 +55,22 @@ def save_text_model(folder: Path, seed: int = 0) -> Path:
     torch.save({"state_dict": model.state_dict(), "global_step": 1}, folder / "model.ckpt")
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": config}))
     return folder
+
+
+def train_noiseclr(folder: Path, zoo: Path) -> Path:
+    """Train 6 directions of a model two steps by ``main.py``; return the run folder."""
+    world = {"target": "ldm.data.world.World3D", "params": {"size": 32, "limit": 16}}
+    denoiser = {"target": "ldm.models.diffusion.methods.noiseclr.denoiser.RunDenoiser", "params": {"run": str(zoo)}}
+    options = {"denoiser_config": denoiser, "num_directions": 6, "directions_per_iteration": 2}
+    target = "ldm.models.diffusion.methods.noiseclr.model.NoiseCLR"
+    data = {"batch_size": 2, "num_workers": 0, "train": world}
+    config = {
+        "model": {"base_learning_rate": 0.1, "target": target, "params": options},
+        "data": {"target": "ldm.data.module.DataModuleFromConfig", "params": data},
+        "lightning": {"trainer": {"max_steps": 2, "accelerator": "cpu", "log_every_n_steps": 1}},
+    }
+    (folder / "noiseclr.yaml").write_text(yaml.safe_dump(config))
+    words = ["-b", str(folder / "noiseclr.yaml"), "-t", "--no-test", "-l", str(folder / "logs"), "-n", "directions"]
+    assert front_door.main(words) == 0
+    (run,) = (folder / "logs").glob("*_directions")
+    return run

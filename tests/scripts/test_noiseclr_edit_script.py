@@ -6,8 +6,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-import yaml
-from direction_models import save_text_model
+from direction_models import save_text_model, train_noiseclr
 from PIL import Image
 from script_modules import load_script
 
@@ -15,9 +14,9 @@ import main as front_door
 from ldm.evaluation.directions.edit import Editor
 from ldm.models.diffusion.methods.noiseclr.denoiser import RunDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
+from ldm.runs.load import load_run
 
 STEPS = ["-c", "5", "--device", "cpu"]
-WORLD = {"target": "ldm.data.world.World3D", "params": {"size": 32, "limit": 8}}
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +31,7 @@ def zoo(folder):
 
 @pytest.fixture(scope="module")
 def run(folder, zoo):
-    """A run of NoiseCLR after two steps."""
-    denoiser = {"target": "ldm.models.diffusion.methods.noiseclr.denoiser.RunDenoiser", "params": {"run": str(zoo)}}
-    options = {"denoiser_config": denoiser, "num_directions": 6, "directions_per_iteration": 2}
-    config = {
-        "model": {
-            "base_learning_rate": 0.1,
-            "target": "ldm.models.diffusion.methods.noiseclr.model.NoiseCLR",
-            "params": options,
-        },
-        "data": {
-            "target": "ldm.data.module.DataModuleFromConfig",
-            "params": {"batch_size": 2, "num_workers": 0, "train": WORLD},
-        },
-        "lightning": {"trainer": {"max_steps": 2, "accelerator": "cpu"}},
-    }
-    (folder / "noiseclr.yaml").write_text(yaml.safe_dump(config))
-    words = ["-b", str(folder / "noiseclr.yaml"), "-t", "--no-test", "-l", str(folder / "logs"), "-n", "directions"]
-    assert front_door.main(words) == 0
-    (found,) = (folder / "logs").glob("*_directions")
-    return found
+    return train_noiseclr(folder, zoo)
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +191,7 @@ def sampled(editor, start):
         (["-d", "1:2:5"], "edit by 1: expected a first step of 0 to 4, got 5"),
         (["-d", "1", "--image", "missing.png"], "--image missing.png: there is no such file"),
         (["-d", "1", "--sampler", "euler"], "sampler: expected one of"),
-        (["-d", "1", "--text", "a purple cube"], "'purple'"),
+        (["-d", "1", "--text", "a mauve cube"], "'mauve'"),
         (["-d", "1", "-c", "99"], "expected num_steps between 2 and 40"),
         (["-d", "1", "--image", "PHOTO", "--sampler", "plms"], "expected the sampler ddim with eta 0"),
         (["-d", "1", "--image", "PHOTO", "--eta", "0.5"], "expected the sampler ddim with eta 0"),
@@ -282,6 +262,17 @@ def test_errors_of_models_and_files(edit, zoo, file, folder, denoiser, tmp_path,
     with pytest.raises(SystemExit):
         edit("--denoiser", zoo, "-d", 1)
     assert "--denoiser: expected --directions FILE" in capsys.readouterr().err
+
+
+def test_a_run_without_the_weights_of_its_denoiser_is_resumed(zoo, tmp_path, caplog):
+    run = train_noiseclr(tmp_path, zoo)
+    before = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+    assert list(before["state_dict"]) == ["rows"]
+    assert front_door.main(["-r", str(run), "-t", "--no-test", "lightning.trainer.max_steps=3"]) == 0
+    after = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+    assert after["global_step"] == 3 and not torch.equal(after["state_dict"]["rows"], before["state_dict"]["rows"])
+    load_run(str(run))
+    assert "missing in the file" not in caplog.text
 
 
 def test_help_has_examples(capsys):

@@ -78,6 +78,7 @@ class NoiseCLR(pl.LightningModule):
         self.num_others, self.temperature, self.weight_decay = directions_per_iteration, temperature, weight_decay
         self.first_stage_key, self.scheduler_config = first_stage_key, scheduler_config
         self.learning_rate = 1e-3
+        self.register_load_state_dict_post_hook(_without_denoiser)
         if monitor is not None:
             self.monitor = monitor
 
@@ -155,3 +156,8 @@ class NoiseCLR(pl.LightningModule):
         """Return AdamW on the rows, and the learning-rate multiplier if configured."""
         optimizer = torch.optim.AdamW([self.rows], lr=self.learning_rate, weight_decay=self.weight_decay)
         return with_schedule([optimizer], self.scheduler_config)
+
+
+def _without_denoiser(_: nn.Module, keys: Any) -> None:
+    """Do not report the weights of the denoiser as missing in a checkpoint; they are in its own files."""
+    keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith("denoiser.")]
