@@ -31,6 +31,8 @@ from typing import Any, NamedTuple
 from ldm.training.cli import run_command
 from ldm.util import ConfigError, UserError
 
+logger = logging.getLogger("ldm.edit")
+
 STRENGTH = 7.5  # of the reference code
 
 
@@ -178,6 +180,27 @@ def load(options: argparse.Namespace) -> tuple[Any, Any, Path]:
     return denoiser, found, folder
 
 
+def read_images(paths: list[str], height: int, width: int) -> Any:
+    """Return pictures as (N, 3, height, width) in [-1, 1]; those of another size are cropped and resized."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageOps
+
+    from ldm.data.formats.picture_files import decode_picture, to_array
+
+    found = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UserError(f"--image {path}: there is no such file. Correct the path")
+        picture = decode_picture(path, str(path))
+        if picture.size != (width, height):
+            size = "{}x{} to {}x{}".format(*picture.size, width, height)
+            logger.info("%s: cropped at the centre and resized from %s", path, size)
+            picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
+        found.append(to_array(picture))
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def run(options: argparse.Namespace) -> list[Path]:
     import torch
     from rich.console import Console
@@ -203,7 +226,7 @@ def run(options: argparse.Namespace) -> list[Path]:
         return [editor.edit(change.name, strength, change.start, change.end) for change, strength in changes]
 
     variants = [[], *map(edits, combinations)]
-    real = editor.read_images(options.image) if options.image else None
+    real = read_images(options.image, *editor.image_size) if options.image else None
     count = len(options.image) or options.n_samples or 4
     noise, parts, scale = editor.noise(count, options.seed), [], 1.0
     passes = len(variants) + bool(options.image) + options.null_text

@@ -150,7 +150,10 @@ def test_real_images(edit, zoo, file, photo, tmp_path, caplog):
     caplog.set_level(logging.INFO, "ldm")
     words = ["--denoiser", zoo, "--directions", file, "-d", "1:40", "--image", photo, tmp_path / "wide.jpg"]
     record, _, images = edit(*words)
-    assert "wide.jpg: cropped and resized from 96x64 to 32x32" in caplog.text and "photo.png" not in caplog.text
+    assert (
+        "wide.jpg: cropped at the centre and resized from 96x64 to 32x32" in caplog.text
+        and "photo.png" not in caplog.text
+    )
     assert record["guidance_scale"] == 1 and len(record["reconstruction_mse"]) == 2
     assert (images["000-000"] != images["000-001"]).any()
     described, _, _ = edit(*words[:-1], "--text", "a red cube", "--null_text", "--guidance_scale", 3)
@@ -161,17 +164,18 @@ def test_null_text_lowers_the_reconstruction_error(denoiser, file, photo):
     from ldm.diffusion.samplers import DDIMSampler
 
     editor = Editor(denoiser, DirectionSet.load(file), DDIMSampler(20))
-    z = denoiser.encode(editor.read_images([photo]))
+    real = load_script("edit").read_images([photo], *editor.image_size)
+    z = denoiser.encode(real)
 
     def error(start):
         return (sampled(editor, start) - z).square().mean().item()
 
-    plain = editor.inverted(editor.read_images([photo]), ["a red cube"])
-    learned = editor.inverted(editor.read_images([photo]), ["a red cube"], 7.5, use_null_text=True)
+    plain = editor.inverted(real, ["a red cube"])
+    learned = editor.inverted(real, ["a red cube"], 7.5, use_null_text=True)
     unguided, guided = error(plain), error(plain._replace(guidance_scale=7.5))
     assert error(learned) < 0.5 * guided and unguided < guided
     fewer = Editor(denoiser, DirectionSet.load(file), DDIMSampler(4))
-    coarse = (sampled(fewer, fewer.inverted(editor.read_images([photo]), ["a red cube"])) - z).square().mean().item()
+    coarse = (sampled(fewer, fewer.inverted(real, ["a red cube"])) - z).square().mean().item()
     assert unguided < coarse
 
 

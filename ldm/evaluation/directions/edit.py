@@ -1,21 +1,16 @@
 """Edits of generated and real images along latent directions.
 
-Legend: B images of a batch, N images, V variants (combinations of edits), C h w the latent, H W the image.
+Legend: B images of a batch, C h w the latent, H W the image.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from ldm.data.formats.picture_files import decode_picture, to_array
 from ldm.diffusion.conditions import Condition, TensorCondition
 from ldm.diffusion.directions import Edit, Negative
 from ldm.diffusion.inversion import invert, null_text
@@ -24,8 +19,6 @@ from ldm.diffusion.samplers import DDIMSampler, Sampler
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
 from ldm.util import UserError
-
-logger = logging.getLogger(__name__)
 
 STRENGTH, GUIDANCE_SCALE, NUM_STEPS = 7.5, 7.5, 50  # defaults of the reference code
 
@@ -92,7 +85,7 @@ class Editor:
         return Edit(self.directions.index_of(name), strength, start, end)
 
     def noise(self, count: int, seed: int = 0) -> Tensor:
-        """Return standard normal noise (N, C, h, w), the same on every device."""
+        """Return standard normal noise (B, C, h, w), the same on every device."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(count, *self.denoiser.latent_shape, generator=generator).to(self.device)
 
@@ -184,24 +177,6 @@ class Editor:
         with fixed_noise(start.seed, self.device):
             z = self.sampler.sample(counted, start.x_T, self.denoiser.schedule)
         return self.denoiser.decode(z).clamp(-1, 1).float().cpu()
-
-    def read_images(self, paths: Sequence[str | Path]) -> Tensor:
-        """Return pictures as (N, 3, H, W) in [-1, 1]; those of another size are cropped at the centre and resized.
-
-        Raises:
-            UserError: a file is missing or damaged.
-        """
-        height, width = self.image_size
-        found = []
-        for path in map(Path, paths):
-            if not path.is_file():
-                raise UserError(f"--image {path}: there is no such file. Correct the path")
-            picture = decode_picture(path, str(path))
-            if picture.size != (width, height):
-                logger.info("%s: cropped and resized from %dx%d to %dx%d", path, *picture.size, width, height)
-                picture = ImageOps.fit(picture, (width, height), Image.Resampling.BICUBIC)
-            found.append(to_array(picture))
-        return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def _condition(self, texts: Sequence[str], count: int) -> Condition | None:
         return self.denoiser.condition_from_texts([texts[i % len(texts)] for i in range(count)]) if texts else None
