@@ -20,7 +20,7 @@ from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
 from ldm.util import UserError
 
-STRENGTH, GUIDANCE_SCALE, NUM_STEPS = 7.5, 7.5, 50  # defaults of the reference code
+GUIDANCE_SCALE, NUM_STEPS = 7.5, 50  # defaults of the reference code
 
 
 class Start(NamedTuple):
@@ -70,7 +70,7 @@ class Editor:
             images = denoiser.decode(torch.zeros(1, *denoiser.latent_shape, device=self.device))
         self.image_size: tuple[int, int] = (images.shape[-2], images.shape[-1])
 
-    def edit(self, name: str, strength: float = STRENGTH, start: int = 0, end: int | None = None) -> Edit:
+    def edit(self, name: str, strength: float, start: int = 0, end: int | None = None) -> Edit:
         """Return the edit by a direction with this name, or with this number from 1.
 
         Raises:
