@@ -19,7 +19,7 @@ def unit_changes(changes: Tensor) -> Tensor:
     return flat / (flat.norm(dim=-1, keepdim=True) + _NORM_EPS)
 
 
-def noiseclr_loss(chosen: Tensor, others: Tensor, temperature: float, everyone: Tensor | None = None) -> Tensor:
+def noiseclr_loss(chosen: Tensor, similarities: Tensor, temperature: float) -> Tensor:
     """Return -log(pos / neg): one direction changes all images alike, other directions change the same image otherwise.
 
     With D_d^i the unit vector of the change that direction d causes in image i, pos is the mean of
@@ -27,25 +27,21 @@ def noiseclr_loss(chosen: Tensor, others: Tensor, temperature: float, everyone: 
     exp(D_d^i . D_j^i / temperature) over the M compared directions j and the B images (NoiseCLR, Eq. 5 and 6).
 
     Args:
-        chosen: (B, N) unit changes by the chosen direction d.
-        others: (M, B, N) unit changes by the compared directions.
+        chosen: (B, N) unit changes D_d^i by the chosen direction d.
+        similarities: (..., M, B) products D_d^i . D_j^i.
         temperature: positive.
-        everyone: (P, B, N) unit changes by d of the images of all P processes, of which this loss contains all pairs;
-            None: those of this process alone.
 
     Returns:
-        Scalar. The negatives are those of this process.
+        Scalar.
 
     Raises:
         ValueError: there are no pairs of images.
     """
-    everyone = chosen if everyone is None else everyone.flatten(0, 1)
-    if len(everyone) < 2:
-        raise ValueError(f"noiseclr_loss: expected at least 2 images, got {len(everyone)}")
-    rows, columns = torch.triu_indices(len(everyone), len(everyone), offset=1, device=everyone.device)
-    positives = (everyone @ everyone.T)[rows, columns] / temperature
-    negatives = torch.einsum("bn,mbn->mb", chosen, others).flatten() / temperature
-    return log_mean_exp(negatives) - log_mean_exp(positives)
+    if len(chosen) < 2:
+        raise ValueError(f"noiseclr_loss: expected at least 2 images, got {len(chosen)}")
+    rows, columns = torch.triu_indices(len(chosen), len(chosen), offset=1, device=chosen.device)
+    positives = (chosen @ chosen.T)[rows, columns]
+    return log_mean_exp(similarities.flatten() / temperature) - log_mean_exp(positives / temperature)
 
 
 def log_mean_exp(values: Tensor) -> Tensor:

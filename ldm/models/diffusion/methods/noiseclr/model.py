@@ -16,12 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.data.module import DataModuleFromConfig
 from ldm.losses.directions import noiseclr_loss, unit_changes
 from ldm.lr_scheduler import with_schedule
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
+from ldm.models.diffusion.methods.noiseclr.pictures import direction_grid
 from ldm.models.inputs import images_from_batch
+from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, UserError, instantiate_from_config
+
+_SINGLE_IMAGE = (
+    "data.params.batch_size: expected at least 2 images, because the loss compares images, got 1. Use a larger batch; "
+    "lightning.trainer.accumulate_grad_batches does not change the images of one loss"
+)
 
 
 class NoiseCLR(pl.LightningModule):
@@ -110,8 +118,11 @@ class NoiseCLR(pl.LightningModule):
             chosen: (1 + M,) int64, the direction and those that it is compared with.
         """
         changes = unit_changes(self.changes(x, t, self.rows[chosen]))
-        everyone = self.all_gather(changes[0], sync_grads=True) if self._num_processes > 1 else None
-        return noiseclr_loss(changes[0], changes[1:], self.temperature, everyone)
+        own, similarities = changes[0], torch.einsum("bn,mbn->mb", changes[0], changes[1:])
+        if self._num_processes > 1:  # the images of all processes are one batch
+            own, similarities = (self.all_gather(value, sync_grads=True) for value in (own, similarities))
+            own = own.flatten(0, 1)
+        return noiseclr_loss(own, similarities, self.temperature)
 
     @property
     def _num_processes(self) -> int:
@@ -119,21 +130,24 @@ class NoiseCLR(pl.LightningModule):
 
     def draw_directions(self) -> Tensor:
         """Return (1 + M,) different directions at random, the same in all processes."""
-        return torch.randperm(len(self.rows), device=self.device)[: 1 + self.num_others]
+        return self._shared(torch.randperm(len(self.rows), device=self.device)[: 1 + self.num_others])
 
     def draw_timestep(self, count: int) -> Tensor:
-        """Return one random time step for all images, (count,) int64."""
-        return torch.randint(*self.timesteps, (1,), device=self.device).expand(count)
+        """Return one random time step for the images of all processes, (count,) int64."""
+        return self._shared(torch.randint(*self.timesteps, (1,), device=self.device)).expand(count)
+
+    def _shared(self, drawn: Tensor) -> Tensor:
+        """Return the first process's value."""
+        if self._num_processes > 1:
+            torch.distributed.broadcast(drawn, src=0)
+        return drawn
 
     def shared_step(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the loss of a batch at a drawn time step and drawn directions."""
         with torch.no_grad():
             z = self.denoiser.encode(images_from_batch(batch, self.first_stage_key), sample=True)
         if len(z) * self._num_processes < 2:
-            raise UserError(
-                "data.params.batch_size: expected at least 2 images, because the loss compares images, got 1. Use a "
-                "larger batch; lightning.trainer.accumulate_grad_batches does not help"
-            )
+            raise UserError(_SINGLE_IMAGE)
         t = self.draw_timestep(len(z))
         x = self.denoiser.schedule.q_sample(z, t, torch.randn_like(z))
         return self.loss_at(x, t, self.draw_directions())
@@ -146,11 +160,30 @@ class NoiseCLR(pl.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log ``val/loss``."""
-        self.log("val/loss", self.shared_step(batch), batch_size=len(batch[self.first_stage_key]), sync_dist=True)
+        self._log_loss("val/loss", batch)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log ``figure/test_loss``; callbacks measure what the directions do."""
-        self.log("figure/test_loss", self.shared_step(batch), batch_size=len(batch["image"]), sync_dist=True)
+        self._log_loss("figure/test_loss", batch)
+
+    def _log_loss(self, name: str, batch: Mapping[str, Any]) -> None:
+        """Log the loss of a batch; the last batch of a data set may be a single image, which has none."""
+        if (size := len(batch[self.first_stage_key])) > 1:
+            self.log(name, self.shared_step(batch), batch_size=size, sync_dist=True)
+
+    def on_fit_start(self) -> None:
+        """Raise a ``UserError`` if there is one image per batch."""
+        data = self.trainer.datamodule
+        if isinstance(data, DataModuleFromConfig) and data.batch_size * self._num_processes < 2:
+            raise UserError(_SINGLE_IMAGE)
+
+    @torch.no_grad()
+    def log_images(
+        self, batch: Mapping[str, Any], N: int = 4, split: str = "train", **options: Any
+    ) -> dict[str, Tensor | CaptionedGrid]:
+        """Return N images of the batch and what directions do; ``options`` are those of ``direction_grid``."""
+        images = images_from_batch(batch, self.first_stage_key)[:N]
+        return {"inputs": images, "directions": direction_grid(self.denoiser, self.directions, N, **options)}
 
     def configure_optimizers(self) -> Any:
         """Return AdamW on the rows, and the learning-rate multiplier if configured."""
