@@ -9,6 +9,7 @@ Legend: B images, K directions, M compared directions, D width of a row, C h w t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from ldm.losses.directions import noiseclr_loss, unit_changes
 from ldm.lr_scheduler import with_schedule
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
-from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
+from ldm.models.diffusion.methods.noiseclr.directions import DIRECTIONS_FILE, DirectionSet
 from ldm.models.inputs import images_from_batch
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
@@ -35,7 +36,7 @@ class NoiseCLR(pl.LightningModule):
         initializer_tokens: words whose embeddings the rows start from, in turn; without any they are random.
         normalize_rows: start from rows of length 1 (``normalize_word`` of the reference code).
         min_timestep, max_timestep: range of the drawn time steps; by default all.
-        weight_decay: of AdamW.
+        weight_decay, betas, eps: of AdamW.
         first_stage_key: entry of the batch with the images.
         scheduler_config: learning-rate multiplier, called with the number of optimizer steps.
         monitor: logged metric by which checkpoints are kept.
@@ -55,6 +56,8 @@ class NoiseCLR(pl.LightningModule):
         min_timestep: int = 0,
         max_timestep: int | None = None,
         weight_decay: float = 1e-2,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
         first_stage_key: str = "image",
         scheduler_config: Mapping[str, Any] | None = None,
         monitor: str | None = None,
@@ -75,7 +78,8 @@ class NoiseCLR(pl.LightningModule):
             raise ConfigError(f"{where}: expected 0 <= min < max <= {last}, got {list(self.timesteps)}")
         rows = self.denoiser.initial_rows(num_directions, initializer_tokens)
         self.rows = nn.Parameter(F.normalize(rows, dim=-1) if normalize_rows else rows)
-        self.num_others, self.temperature, self.weight_decay = directions_per_iteration, temperature, weight_decay
+        self.num_others, self.temperature = directions_per_iteration, temperature
+        self.optimizer_options = {"weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
         self.first_stage_key, self.scheduler_config = first_stage_key, scheduler_config
         self.learning_rate = 1e-3
         self.register_load_state_dict_post_hook(_without_denoiser)
@@ -92,6 +96,14 @@ class NoiseCLR(pl.LightningModule):
     def directions(self) -> DirectionSet:
         """The learned directions."""
         return DirectionSet.of(self.denoiser, self.rows, self.denoiser.row_space, "noiseclr")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also write the directions beside the checkpoints, in the folder of the run; tokens as a ``.bin``, too."""
+        if self.trainer.is_global_zero:
+            directions, folder = self.directions, Path(self.trainer.default_root_dir)
+            directions.save(folder / DIRECTIONS_FILE)
+            if directions.kind == "token":
+                directions.save(folder / "learned_embeds.bin")
 
     def changes(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """Return what rows change in the predicted noise: (M, B, C, h, w) of x (B, C, h, w) at t (B,), rows (M, D)."""
@@ -154,7 +166,7 @@ class NoiseCLR(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW on the rows, and the learning-rate multiplier if configured."""
-        optimizer = torch.optim.AdamW([self.rows], lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW([self.rows], lr=self.learning_rate, **self.optimizer_options)
         return with_schedule([optimizer], self.scheduler_config)
 
 
