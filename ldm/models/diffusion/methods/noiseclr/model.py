@@ -150,19 +150,30 @@ class NoiseCLR(pl.LightningModule):
         x = self.denoiser.schedule.q_sample(z, t, torch.randn_like(z))
         return self.loss_at(x, t, self.draw_directions())
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss; logs ``train/loss``."""
+    def _is_left_over(self, batch: Mapping[str, Any], batch_idx: int) -> bool:
+        """Return whether the last batch of an epoch is one image, which cannot be compared; it is left out."""
+        return batch_idx > 0 and len(batch[self.first_stage_key]) == self._num_processes == 1
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
+        """Return the loss, or None to leave the batch out; logs ``train/loss``."""
+        if self._is_left_over(batch, batch_idx):
+            return None
         loss = self.shared_step(batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.first_stage_key]))
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log ``val/loss``."""
+        if self._is_left_over(batch, batch_idx):
+            return
         self.log("val/loss", self.shared_step(batch), batch_size=len(batch[self.first_stage_key]), sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Log ``figure/test_loss``; callbacks measure what the directions do."""
-        self.log("figure/test_loss", self.shared_step(batch), batch_size=len(batch["image"]), sync_dist=True)
+        if self._is_left_over(batch, batch_idx):
+            return
+        count = len(batch[self.first_stage_key])
+        self.log("figure/test_loss", self.shared_step(batch), batch_size=count, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW on the rows, and the learning-rate multiplier if configured."""
