@@ -8,15 +8,24 @@ import sys
 
 import pytest
 import torch
-from diffusers import AutoencoderTiny, DDPMPipeline, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    AutoencoderTiny,
+    DDPMPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.schedulers import DDPMScheduler
 from omegaconf import OmegaConf
 from stable_diffusion_pipeline import compvis_config, compvis_weights, save_pipeline
+from test_fake_device import CUDA, fake_mode, moved, on_fake_cuda
 
 from ldm.diffusion.directions import Edit
 from ldm.diffusion.samplers import DDIMSampler
 from ldm.models.diffusion.methods.noiseclr.denoiser import RunDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
+from ldm.models.diffusion.methods.noiseclr.model import NoiseCLR
 from ldm.models.diffusion.methods.noiseclr.pipeline import PipelineDenoiser
 from ldm.util import UserError
 
@@ -78,6 +87,17 @@ def test_noiseclr_pipeline_gives_gradients_to_rows_alone(folder):
     assert found[0].abs().min() > 0
     torch.testing.assert_close(*found)
     assert not denoiser.state_dict()
+
+
+def test_noiseclr_pipeline_in_half_precision_is_computed_in_float32(folder, tmp_path):
+    StableDiffusionPipeline.from_pretrained(folder).to(dtype=torch.float16).save_pretrained(tmp_path / "half")
+    denoiser = PipelineDenoiser(str(tmp_path / "half"))
+    assert {value.dtype for value in (*denoiser.parameters(), denoiser.empty)} == {torch.float32}
+    assert denoiser.fingerprint() == PipelineDenoiser(str(folder)).fingerprint()
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([9, 700])
+    with torch.autocast("cpu", torch.bfloat16):
+        eps = denoiser.predict_eps(x, t, denoiser.conditions(denoiser.initial_rows(2)))
+    assert torch.isfinite(eps).all()
 
 
 def test_noiseclr_pipeline_starts_from_words(folder):
@@ -150,3 +170,16 @@ def test_noiseclr_pipeline_names_the_extra(package, folder, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"diffusers and transformers .*pip install -e \.\[diffusers\]"):
         PipelineDenoiser(str(folder))
+
+
+def test_noiseclr_pipeline_trains_on_a_device_that_does_not_exist(folder):
+    params = {"pretrained_model": str(folder), "use_checkpoint": True}
+    target = f"{PipelineDenoiser.__module__}.{PipelineDenoiser.__name__}"
+    model, mode = NoiseCLR({"target": target, "params": params}, 4, 2), fake_mode()
+    on_fake_cuda(model, mode)
+    batch = {"image": moved(torch.zeros(2, 16, 16, 3), mode)}
+    x, t = moved(torch.zeros(2, 4, 8, 8), mode), moved(torch.zeros(2).long(), mode)
+    with mode:
+        loss = model.shared_step(batch)
+        eps = model.denoiser.predict_eps(x, t, model.denoiser.condition_from_texts(["a", "b"]))
+    assert loss.device == eps.device == CUDA and loss.requires_grad

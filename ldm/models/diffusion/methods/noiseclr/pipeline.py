@@ -121,7 +121,7 @@ class PipelineDenoiser(FrozenDenoiser):
 
 
 def load_pipeline(name: str, allow_download: bool = False, tokenizer: str | None = None, **options: Any) -> Any:
-    """Return a ``StableDiffusionPipeline`` on the CPU.
+    """Return a ``StableDiffusionPipeline`` in float32 on the CPU.
 
     Args:
         name: folder of a pipeline, or its name on the Hugging Face hub.
@@ -141,7 +141,7 @@ def load_pipeline(name: str, allow_download: bool = False, tokenizer: str | None
         if not missing:
             if tokenizer is not None:
                 options["tokenizer"] = tokenizer_class.from_pretrained(str(Path(tokenizer).expanduser()), **local)
-            return pipeline_class.from_pretrained(source, low_cpu_mem_usage=False, **local, **options)
+            return pipeline_class.from_pretrained(source, **local, **options).to(dtype=torch.float32)
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UserError(
