@@ -19,6 +19,7 @@ from ldm.diffusion.directions import Edit
 from ldm.diffusion.samplers import DDIMSampler
 from ldm.legacy.noiseclr import read_assignments, training_words
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
+from ldm.models.diffusion.methods.noiseclr.files import save_pipeline as save_with_tokens
 from ldm.models.diffusion.methods.noiseclr.pipeline import PipelineDenoiser, load_pipeline
 from ldm.util import ConfigError, instantiate_from_config
 
@@ -168,7 +169,7 @@ def test_noiseclr_saves_a_pipeline_from_a_checkpoint_of_accelerate(folder, tmp_p
         )
         == 1
     )
-    assert "expected a tokenizer without the tokens to be added" in capsys.readouterr().err
+    assert "expected a tokenizer without the tokens to be learned" in capsys.readouterr().err
 
 
 def test_noiseclr_trains_on_a_checkpoint_in_compvis_layout(write, folder, images, tmp_path):
@@ -263,14 +264,17 @@ def test_noiseclr_configs_are_not_executed(tmp_path):
         read_assignments(str(tmp_path / "missing.py"))
 
 
-def test_noiseclr_bad_input_of_training(write, images, tmp_path, capsys):
+def test_noiseclr_bad_input_of_training(write, folder, images, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
+    with_tokens = tmp_path / "with_tokens"
+    save_with_tokens(with_tokens, {"<t5>": torch.ones(WIDTH), "<t6>": torch.ones(WIDTH)}, load_pipeline(str(folder)))
     cases = [
         ({"train_data_dir": str(tmp_path / "empty")}, r"empty: expected images"),
         ({"train_data_dir": str(tmp_path / "missing")}, r"missing: expected a folder of images"),
         ({"tokens_per_iter": 5}, r"directions_per_iteration: expected 1 to 4"),
         ({"pretrained_model": str(tmp_path / "missing")}, r"expected the folder of a complete pipeline"),
+        ({"pretrained_model": str(with_tokens)}, r"without the tokens to be learned, got one with <t5>"),
         ({"train_batch_size": 1}, r"data.params.batch_size: expected at least 2 images"),
         ({"resume_from_checkpoint": "checkpoint-2", "resume_dir": str(images)}, r"checkpoint-2"),
     ]

@@ -130,7 +130,7 @@ def test_noiseclr_pipeline_with_tokens(folder, tokens, tmp_path):
     torch.testing.assert_close(spliced, prompt)
 
     with pytest.raises(
-        UserError, match="expected a tokenizer without the tokens to be added, got one with <t1>, <t2>,"
+        UserError, match="expected a tokenizer without the tokens to be learned, got one with <t1>, <t2>,"
     ):
         save_with_tokens(tmp_path / "again", tokens, pipeline)
     save_with_tokens(tmp_path / "new" / "pipeline", {"<t1>": torch.ones(WIDTH)}, before)  # replaces the other

@@ -59,6 +59,9 @@ class FrozenDenoiser(NeedsWeights):
         """Return rows (count, D): random, with the statistics of the token embeddings, or those of words in turn."""
         raise NotImplementedError
 
+    def require_new_tokens(self, names: Sequence[str]) -> None:
+        """Raise a ``UserError`` if tokens of these names, which are to be learned, exist already."""
+
     def conditions(self, rows: Tensor) -> Condition:
         """Return the conditions of rows (M, D); gradients pass."""
         raise NotImplementedError

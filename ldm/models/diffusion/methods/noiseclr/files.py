@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.methods.noiseclr.pipeline import import_diffusers
+from ldm.models.diffusion.methods.noiseclr.pipeline import import_diffusers, require_new_tokens
 from ldm.modules.weights import read_state_dict
 from ldm.util import UserError, atomic_write
 
@@ -147,11 +147,7 @@ def save_pipeline(folder: Path, tokens: Mapping[str, Tensor], pipeline: Any) -> 
     """
     _require_replaceable(folder)
     tokenizer, encoder, source = pipeline.tokenizer, pipeline.text_encoder, pipeline.config.get("_name_or_path")
-    if existing := sorted(set(tokens) & set(tokenizer.get_vocab()), key=_natural):
-        raise UserError(
-            f"{source}: expected a tokenizer without the tokens to be added, got one with {', '.join(existing[:4])}. "
-            "Choose the pipeline that the tokens were trained with, as it was before training"
-        )
+    require_new_tokens(tokenizer, list(tokens), source)
     width, found = encoder.get_input_embeddings().embedding_dim, {len(value) for value in tokens.values()}
     if found != {width}:
         raise UserError(

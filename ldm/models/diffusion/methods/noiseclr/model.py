@@ -21,6 +21,7 @@ from ldm.losses.directions import noiseclr_loss, unit_changes
 from ldm.lr_scheduler import with_schedule
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DIRECTIONS_FILE, DirectionSet
+from ldm.models.diffusion.methods.noiseclr.files import token_names
 from ldm.models.inputs import images_from_batch
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
@@ -76,6 +77,7 @@ class NoiseCLR(pl.LightningModule):
         if not 0 <= self.timesteps[0] < self.timesteps[1] <= last:
             where = "model.params.min_timestep, max_timestep"
             raise ConfigError(f"{where}: expected 0 <= min < max <= {last}, got {list(self.timesteps)}")
+        self.denoiser.require_new_tokens(token_names(num_directions))
         rows = self.denoiser.initial_rows(num_directions, initializer_tokens)
         self.rows = nn.Parameter(F.normalize(rows, dim=-1) if normalize_rows else rows)
         self.num_others, self.temperature = directions_per_iteration, temperature

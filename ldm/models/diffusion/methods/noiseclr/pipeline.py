@@ -89,6 +89,10 @@ class PipelineDenoiser(FrozenDenoiser):
         """See the base class."""
         return self._splice.initial_rows(count, words)
 
+    def require_new_tokens(self, names: Sequence[str]) -> None:
+        """See the base class."""
+        require_new_tokens(self._pipeline.tokenizer, names, self._pipeline.config.get("_name_or_path"))
+
     def conditions(self, rows: Tensor) -> TensorCondition:
         """See the base class."""
         return TensorCondition(self._splice.encode_rows(rows), lambda: self.empty)
@@ -196,3 +200,13 @@ def _check_parts(pipeline: Any, name: str) -> tuple[Tensor, str]:
             f"{type(pipeline.scheduler).__name__} with {prediction!r}. Choose another pipeline"
         )
     return betas, _PREDICTIONS[prediction]
+
+
+def require_new_tokens(tokenizer: Any, names: Sequence[str], source: str) -> None:
+    """Raise a ``UserError`` if the tokenizer of a pipeline has one of the tokens already."""
+    vocabulary = tokenizer.get_vocab()
+    if existing := [name for name in names if name in vocabulary]:
+        raise UserError(
+            f"{source}: expected a tokenizer without the tokens to be learned, got one with {', '.join(existing[:4])}. "
+            "Choose the pipeline as it was before tokens were added"
+        )
