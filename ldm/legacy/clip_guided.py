@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ldm.util import ConfigError, UserError, did_you_mean
-
-logger = logging.getLogger(__name__)
+from ldm.legacy.reference_keys import known_values
+from ldm.util import ConfigError, UserError
 
 _MODEL, _NETWORK = "model.params", "model.params.unet_config.params"
 _EVERY = "lightning.modelcheckpoint.params.every_n_epochs"
@@ -61,15 +59,7 @@ def reference_values(config: Any, source: str) -> dict[str, Any]:
     """
     if not isinstance(config, Mapping):
         raise ConfigError(f"{source}: expected a mapping of keys (img_size, timesteps, ...), got {config!r}")
-    values, known = {}, (*_KEYS, *_OTHERS, *_IGNORED)
-    for key, value in _leaves(config):
-        if key not in known:
-            raise ConfigError(f"{source}: unknown key {key!r}.{did_you_mean(key, known)} Known: {', '.join(known)}")
-        if key in _IGNORED:
-            logger.warning("%s: %s is ignored: %s", source, key, _IGNORED[key])
-        else:
-            values[key] = value
-    return values
+    return known_values(_leaves(config), (*_KEYS, *_OTHERS), _IGNORED, source)
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

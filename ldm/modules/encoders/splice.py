@@ -72,6 +72,13 @@ class TokenSplice:
         with self._hooked(replace):
             return self._encode([self.word] * len(rows))
 
+    def initial_rows(self, count: int, words: Sequence[str] = ()) -> Tensor:
+        """Return rows (count, D): the embeddings of words in turn, or random with the statistics of the table."""
+        if words:
+            return torch.stack([self.row_of(words[index % len(words)]) for index in range(count)])
+        table = self.table.weight.detach().float().cpu()
+        return table.mean(0) + table.std(0) * torch.randn(count, self.width)
+
     def row_of(self, word: str) -> Tensor:
         """Return the embedding (D,) of the token of a word.
 

@@ -36,12 +36,14 @@ class FrozenDenoiser(NeedsWeights):
         row_space: token or condition.
         row_width: D.
         bottleneck: module of the network whose output is the coarsest feature map, (B, c, h', w') or (B, c).
+        empty: no condition of one sample, (1, ...).
     """
 
     latent_shape: tuple[int, int, int]
     row_space: str
     row_width: int
     bottleneck: nn.Module
+    empty: Tensor
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -57,13 +59,16 @@ class FrozenDenoiser(NeedsWeights):
         """Return rows (count, D): random, with the statistics of the token embeddings, or those of words in turn."""
         raise NotImplementedError
 
+    def require_new_tokens(self, names: Sequence[str]) -> None:
+        """Raise a ``UserError`` if tokens of these names, which are to be learned, exist already."""
+
     def conditions(self, rows: Tensor) -> Condition:
         """Return the conditions of rows (M, D); gradients pass."""
         raise NotImplementedError
 
-    def null(self, count: int) -> Condition:
+    def null(self, count: int) -> TensorCondition:
         """Return no condition for ``count`` samples."""
-        raise NotImplementedError
+        return TensorCondition(self.empty.expand(count, *self.empty.shape[1:]), lambda: self.empty)
 
     def condition_from_texts(self, texts: Sequence[str]) -> Condition:
         """Return the condition of B texts; raise a ``UserError`` if the model takes none."""
@@ -192,10 +197,7 @@ class ModelDenoiser(FrozenDenoiser):
             if words:
                 raise ConfigError("initializer_tokens: expected none with row_space condition. Remove the key")
             return torch.randn(count, self.row_width)
-        if words:
-            return torch.stack([self._splice.row_of(words[index % len(words)]) for index in range(count)])
-        table = self._splice.table.weight.detach().float().cpu()
-        return table.mean(0) + table.std(0) * torch.randn(count, self.row_width)
+        return self._splice.initial_rows(count, words)
 
     def conditions(self, rows: Tensor) -> TensorCondition:
         """See the base class."""
@@ -208,10 +210,6 @@ class ModelDenoiser(FrozenDenoiser):
             empty = self.empty.expand(len(rows), -1, -1)
             value = torch.cat([empty[:, :position], rows[:, None], empty[:, position + 1 :]], dim=1)
         return TensorCondition(value, lambda: self.empty)
-
-    def null(self, count: int) -> TensorCondition:
-        """See the base class."""
-        return TensorCondition(self.empty.expand(count, *self.empty.shape[1:]), lambda: self.empty)
 
     def condition_from_texts(self, texts: Sequence[str]) -> Condition:
         """See the base class."""

@@ -1,8 +1,8 @@
 """Sets of directions, and their files.
 
-A file is ``*.safetensors`` with the tensor ``values`` and, in its header, the kind, the names, the finder, and the
-fingerprint and latent shape of the denoiser that the directions belong to. Files of learned tokens (``*.bin``, as the
-reference code and textual inversion write them) contain no fingerprint.
+A file is ``*.safetensors`` with one tensor per direction, by name, and in its header the kind, the names, the finder,
+and the fingerprint and latent shape of the denoiser that the directions belong to. Files of learned tokens of others
+(see ``files.py``) contain no fingerprint.
 
 Legend: K directions, D width of a row, N features of the bottleneck.
 """
@@ -23,9 +23,12 @@ from ldm.diffusion.conditions import Condition
 from ldm.diffusion.directions import Edit, Negative, edited_by_conditions, edited_by_shifts, step_weights
 from ldm.diffusion.samplers import Denoiser, Sampler
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
+from ldm.models.diffusion.methods.noiseclr.files import read_tokens, token_names, write_tokens
+from ldm.modules.weights import read_state_dict
 from ldm.util import UserError, atomic_write
 
 KINDS = ("token", "condition", "bottleneck")
+DIRECTIONS_FILE = "directions.safetensors"  # in the folder of a run
 _HEADER = "directions"  # entry of the header
 
 
@@ -148,33 +151,78 @@ class DirectionSet:
             directions = [denoiser.conditions(row[None].expand(count, -1)) for row in values]
         return edited_by_conditions(denoiser.predict_eps, cond, null, directions, weights, **options)
 
-    def save(self, path: str | Path) -> None:
-        """Write the directions to a ``.safetensors`` file, atomically."""
-        record = {key: value for key, value in vars(self).items() if key != "values"}
-        with atomic_write(Path(path), "wb") as stream:
-            stream.write(save({"values": self.values}, {_HEADER: json.dumps(record)}))
+    def named(self) -> dict[str, Tensor]:
+        """Return the directions by name, (D,) or (N,) each."""
+        return {name: value.clone() for name, value in zip(self.names, self.values)}
 
-    @classmethod
-    def load(cls, path: str | Path) -> DirectionSet:
-        """Read a file written by :meth:`save`.
+    def save(self, path: str | Path) -> None:
+        """Write the directions to a file, atomically.
+
+        Args:
+            path: ``*.safetensors``, which is also a file of textual inversion, or ``*.bin`` of the reference code for
+                directions of kind token, without the header.
 
         Raises:
-            UserError: the file is missing, damaged, or contains no directions.
+            UserError: another suffix, or a ``*.bin`` for another kind.
         """
+        path = Path(path)
+        if path.suffix == ".bin" and self.kind == "token":
+            write_tokens(path, self.named())
+        elif path.suffix == ".safetensors":
+            record = {key: value for key, value in vars(self).items() if key != "values"}
+            with atomic_write(path, "wb") as stream:
+                stream.write(save(self.named(), {_HEADER: json.dumps(record)}))
+        else:
+            raise UserError(
+                f"{path}: expected a file *.safetensors, or *.bin for directions of kind token, got directions of kind "
+                f"{self.kind}. Correct the suffix"
+            )
+
+    @classmethod
+    def load(cls, path: str | Path, num_tokens: int | None = None, vocabulary: int | None = None) -> DirectionSet:
+        """Read directions of this package, or learned tokens in any format of others.
+
+        Args:
+            path: a file written by :meth:`save`, a checkpoint of ``NoiseCLR``, the folder of its run, or see
+                ``files.read_tokens``.
+            num_tokens: the expected number of directions.
+            vocabulary: see ``files.read_tokens``.
+
+        Raises:
+            UserError: the path is missing, damaged, or contains no directions, or another number of them.
+        """
+        path = Path(path).expanduser()
+        found = cls._of_this_package(path)
+        if found is None:
+            tokens = read_tokens(path, num_tokens, vocabulary)
+            return cls(torch.stack(list(tokens.values())).float(), "token", tuple(tokens), "tokens")
+        if num_tokens not in (None, len(found)):
+            raise UserError(
+                f"{path}: expected {num_tokens} directions (num_tokens), got {len(found)}. Correct num_tokens"
+            )
+        return found
+
+    @classmethod
+    def _of_this_package(cls, path: Path) -> DirectionSet | None:
+        """Return the directions of a file, a run folder or a checkpoint; None for formats of others."""
+        if (path / DIRECTIONS_FILE).is_file():
+            return cls._of_this_package(path / DIRECTIONS_FILE)
+        if path.suffix == ".ckpt" and path.parents[1].joinpath(DIRECTIONS_FILE).is_file():
+            newest = cls.load(path.parents[1])
+            return replace(newest, values=read_state_dict(path)["rows"].float())
+        if path.suffix != ".safetensors" or not path.is_file():
+            return None
         try:
             with safe_open(str(path), "pt") as file:
-                record = json.loads((file.metadata() or {})[_HEADER])
-                values = file.get_tensor("values")
+                header = (file.metadata() or {}).get(_HEADER)
+                record = None if header is None else json.loads(header)
+                values = [file.get_tensor(name) for name in record["names"]] if record else []
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UserError(
-                f"{path}: expected a .safetensors file of directions, got none ({type(error).__name__}: {error}). "
-                "Correct the path, or write one with scripts/load_and_save_model.py"
+                f"{path}: expected a .safetensors file of directions, got a damaged one ({error}). Copy it again"
             ) from error
-        shape = record["latent_shape"]
-        names = tuple(record["names"])
-        return cls(values, record["kind"], names, record["finder"], record["fingerprint"], shape and tuple(shape))
-
-
-def token_names(count: int) -> tuple[str, ...]:
-    """Return the placeholder tokens of the reference code: ``<t1>``, ``<t2>``, ..."""
-    return tuple(f"<t{number}>" for number in range(1, count + 1))
+        if record is None:
+            return None
+        shape, names = record["latent_shape"], tuple(record["names"])
+        options = record["kind"], names, record["finder"], record["fingerprint"], shape and tuple(shape)
+        return cls(torch.stack(values), *options)

@@ -9,6 +9,7 @@ Legend: B images, K directions, M compared directions, D width of a row, C h w t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -20,7 +21,8 @@ from ldm.data.module import DataModuleFromConfig
 from ldm.losses.directions import noiseclr_loss, unit_changes
 from ldm.lr_scheduler import with_schedule
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
-from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
+from ldm.models.diffusion.methods.noiseclr.directions import DIRECTIONS_FILE, DirectionSet
+from ldm.models.diffusion.methods.noiseclr.files import token_names
 from ldm.models.diffusion.methods.noiseclr.pictures import direction_grid
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
@@ -43,7 +45,7 @@ class NoiseCLR(pl.LightningModule):
         initializer_tokens: words whose embeddings the rows start from, in turn; without any they are random.
         normalize_rows: start from rows of length 1 (``normalize_word`` of the reference code).
         min_timestep, max_timestep: range of the drawn time steps; by default all.
-        weight_decay: of AdamW.
+        weight_decay, betas, eps: of AdamW.
         first_stage_key: entry of the batch with the images.
         scheduler_config: learning-rate multiplier, called with the number of optimizer steps.
         monitor: logged metric by which checkpoints are kept.
@@ -63,6 +65,8 @@ class NoiseCLR(pl.LightningModule):
         min_timestep: int = 0,
         max_timestep: int | None = None,
         weight_decay: float = 1e-2,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
         first_stage_key: str = "image",
         scheduler_config: Mapping[str, Any] | None = None,
         monitor: str | None = None,
@@ -81,9 +85,11 @@ class NoiseCLR(pl.LightningModule):
         if not 0 <= self.timesteps[0] < self.timesteps[1] <= last:
             where = "model.params.min_timestep, max_timestep"
             raise ConfigError(f"{where}: expected 0 <= min < max <= {last}, got {list(self.timesteps)}")
+        self.denoiser.require_new_tokens(token_names(num_directions))
         rows = self.denoiser.initial_rows(num_directions, initializer_tokens)
         self.rows = nn.Parameter(F.normalize(rows, dim=-1) if normalize_rows else rows)
-        self.num_others, self.temperature, self.weight_decay = directions_per_iteration, temperature, weight_decay
+        self.num_others, self.temperature = directions_per_iteration, temperature
+        self.optimizer_options = {"weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
         self.first_stage_key, self.scheduler_config = first_stage_key, scheduler_config
         self.learning_rate = 1e-3
         self.register_load_state_dict_post_hook(_without_denoiser)
@@ -100,6 +106,14 @@ class NoiseCLR(pl.LightningModule):
     def directions(self) -> DirectionSet:
         """The learned directions."""
         return DirectionSet.of(self.denoiser, self.rows, self.denoiser.row_space, "noiseclr")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also write the directions beside the checkpoints, in the folder of the run; tokens as a ``.bin``, too."""
+        if self.trainer.is_global_zero:
+            directions, folder = self.directions, Path(self.trainer.default_root_dir)
+            directions.save(folder / DIRECTIONS_FILE)
+            if directions.kind == "token":
+                directions.save(folder / "learned_embeds.bin")
 
     def changes(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
         """Return what rows change in the predicted noise: (M, B, C, h, w) of x (B, C, h, w) at t (B,), rows (M, D)."""
@@ -152,8 +166,14 @@ class NoiseCLR(pl.LightningModule):
         x = self.denoiser.schedule.q_sample(z, t, torch.randn_like(z))
         return self.loss_at(x, t, self.draw_directions())
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the loss; logs ``train/loss``."""
+    def _is_left_over(self, batch: Mapping[str, Any], batch_idx: int) -> bool:
+        """Return whether the last batch of an epoch is one image, which cannot be compared; it is left out."""
+        return batch_idx > 0 and len(batch[self.first_stage_key]) == self._num_processes == 1
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
+        """Return the loss, or None to leave the batch out; logs ``train/loss``."""
+        if self._is_left_over(batch, batch_idx):
+            return None
         loss = self.shared_step(batch)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.first_stage_key]))
         return loss
@@ -187,7 +207,7 @@ class NoiseCLR(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW on the rows, and the learning-rate multiplier if configured."""
-        optimizer = torch.optim.AdamW([self.rows], lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW([self.rows], lr=self.learning_rate, **self.optimizer_options)
         return with_schedule([optimizer], self.scheduler_config)
 
 
