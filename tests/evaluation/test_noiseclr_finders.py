@@ -110,7 +110,9 @@ def test_finders_by_name_mapping_and_file(tmp_path):
     assert stored.name == "mine" and torch.equal(stored.directions.values, learned.values)
     target = "ldm.evaluation.directions.finders.BottleneckPCA"
     assert build_finder({"target": target, "params": {"num_timesteps": 2}}, learned).num_timesteps == 2
-    with pytest.raises(ConfigError, match="finders: expected noiseclr, h_space, jacobian, random.*Did you mean 'h_space'"):
+    with pytest.raises(
+        ConfigError, match="finders: expected noiseclr, h_space, jacobian, random.*Did you mean 'h_space'"
+    ):
         build_finder("h_spaces", learned)
     with pytest.raises(ConfigError, match="subclass of"):
         build_finder({"target": "torch.nn.Identity"}, learned)

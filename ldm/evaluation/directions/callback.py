@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.trainer.states import TrainerFn
 from rich.console import Console
 
 from ldm.data.dataset import FactorDataset
@@ -84,7 +83,9 @@ class DirectionBench(TestPassCallback):
     ) -> None:
         self.judge_path, self.clip, self.finders = judge, clip, finders
         self.num_samples, self.num_directions, self.num_images = num_samples, num_directions, num_images
-        self.columns, self._seconds, self._began = columns, 0.0, None
+        self.columns = columns
+        self._seconds: float | None = None
+        self._began: float | None = None
         self.sampler = DDIMSampler(num_steps=12) if sampler is None else build_sampler(sampler)
         self.options = {"batch_size": batch_size, "seed": seed, "strengths": tuple(map(float, strengths))}
         self.options |= {"own_threshold": own_threshold, "leakage_threshold": leakage_threshold}
@@ -109,11 +110,13 @@ class DirectionBench(TestPassCallback):
     ) -> None:
         """Read how long the directions were trained; see also the base class."""
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        if _SECONDS in checkpoint or trainer.state.fn != TrainerFn.TESTING:
-            self._seconds = float(checkpoint.get(_SECONDS, 0.0))
+        self._seconds = checkpoint.get(_SECONDS)
 
-    def _trained(self) -> float:
-        return round(self._seconds + (0.0 if self._began is None else time.monotonic() - self._began), 1)
+    def _trained(self) -> float | None:
+        """Return the seconds of training, earlier parts of a resumed run included; None if they are not known."""
+        if self._began is None:
+            return self._seconds
+        return round((self._seconds or 0.0) + time.monotonic() - self._began, 1)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Check before the test pass that the bench can run.
@@ -158,7 +161,7 @@ class DirectionBench(TestPassCallback):
             seconds = round(time.monotonic() - began, 1)
             if isinstance(finder, GivenDirections):
                 is_own = finder.directions.finder == pl_module.directions.finder
-                seconds = self._trained() or None if is_own else None
+                seconds = self._trained() if is_own else None
             costs[name] = {"seconds": seconds, "peak_memory_bytes": peak_memory(device)}
             measured[name] = bench.measure(directions)
         vocabulary, run_dir, progress = self._meters.vocabulary, self.run_dir(trainer), self.progress(trainer)

@@ -165,7 +165,7 @@ class Measured:
             return np.full(len(self.strengths), np.nan), np.full(len(self.strengths), np.nan)
         rows = np.arange(len(self.matrix))
         change = self.matrix[rows, self.owners]
-        return change, change - margins(self.matrix)[rows, self.owners]
+        return change, np.round(change - margins(self.matrix)[rows, self.owners], 9)
 
     def owns(self, plan: BenchPlan) -> np.ndarray:
         """Return whether each direction owns its factor, (K,) bool."""
