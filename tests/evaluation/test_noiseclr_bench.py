@@ -181,8 +181,19 @@ def test_settings_out_of_range_and_diverged_images():
         Bench(Diverged(), plan_of(), FULL)
 
 
-class ToyNoiseCLR(NoiseCLR):
-    """Directions of the toy denoiser."""
+def test_clip_names_the_attribute_that_its_reading_changes_most():
+    def read(images):
+        bright = judge(images).float()
+        return [torch.stack([1 - part, part], dim=1) for part in bright.T]
+
+    bench = Bench(Toy(), plan_of(), Meters(VOCABULARY, judge, read))
+    found = bench.measure(rows_of(bench.denoiser, [[0, 4.0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 4.0]]))
+    assert [name.name for name in found.names] == ["region_1", "", "region_3"]
+    assert found.names[0].confidence == 1.0 and set(found.names[2].words) <= {"low", "high"}
+    report = BenchReport(
+        bench.plan, VOCABULARY.factor_names, {"x": found}, {"x": {"seconds": 0, "peak_memory_bytes": 0}}
+    )
+    assert report.to_dict()["finders"]["x"]["directions"][0]["clip"]["name"] == "region_1"
 
 
 class TextToy(Toy):
@@ -259,7 +270,20 @@ def test_callback_checks_its_requirements_before_the_test_pass(tmp_path):
         run_bench(tmp_path, judge=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="at most 16 directions, the features of the bottleneck, got 40"):
         run_bench(tmp_path, num_directions=40)
-    with pytest.raises(ConfigError, match=r"finders: .*got 'random'"):
+    with pytest.raises(ConfigError, match=r"finders: .*got .'random'"):
         run_bench(tmp_path, finders=["random", "random"])
     with pytest.raises(UserError, match=r"NaN or infinity in 4 of 4 directions"):
         run_bench(tmp_path, rows=torch.full((4, FACTORS), float("nan")))
+
+
+def test_seconds_of_training_come_from_the_checkpoint(tmp_path):
+    first, again, checkpoint = DirectionBench(), DirectionBench(), {"epoch": 0, "global_step": 2}
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, default_root_dir=tmp_path, accelerator="cpu")
+    first.on_fit_start(trainer, None)
+    first._began -= 100
+    first.on_save_checkpoint(trainer, None, checkpoint)
+    again.on_load_checkpoint(trainer, None, checkpoint)
+    assert 100 <= again._seconds == first._seconds < 101
+    again.on_fit_start(trainer, None)  # a resumed run
+    again.on_save_checkpoint(trainer, None, checkpoint)
+    assert 100 <= checkpoint["direction_seconds"] < 101

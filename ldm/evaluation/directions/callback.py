@@ -18,7 +18,7 @@ from ldm.data.traits import unwrap, vocabulary_of
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
 from ldm.evaluation.directions.finders import Finder, GivenDirections, build_finder
 from ldm.evaluation.directions.measure import Bench, BenchPlan, Meters
-from ldm.evaluation.directions.report import BenchReport, check_names
+from ldm.evaluation.directions.report import BenchReport
 from ldm.evaluation.sampling.request import describe_sampler
 from ldm.evaluation.test_pass import TestPassCallback
 from ldm.evaluation.units.names import clip_reader
@@ -84,8 +84,8 @@ class DirectionBench(TestPassCallback):
         self.judge_path, self.clip, self.finders = judge, clip, finders
         self.num_samples, self.num_directions, self.num_images = num_samples, num_directions, num_images
         self.columns = columns
-        self._seconds: float | None = None
-        self._began: float | None = None
+        self._seconds: float | None = None  # None: unknown
+        self._began = time.monotonic()
         self.sampler = DDIMSampler(num_steps=12) if sampler is None else build_sampler(sampler)
         self.options = {"batch_size": batch_size, "seed": seed, "strengths": tuple(map(float, strengths))}
         self.options |= {"own_threshold": own_threshold, "leakage_threshold": leakage_threshold}
@@ -93,30 +93,16 @@ class DirectionBench(TestPassCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; see also the base class."""
         super().on_fit_start(trainer, pl_module)
-        self._began = time.monotonic()
+        self._began = time.monotonic() - (self._seconds or 0.0)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stop the clock."""
-        self._seconds, self._began = self._trained(), None
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Store how long the directions were trained."""
-        checkpoint[_SECONDS] = self._trained()
+        checkpoint[_SECONDS] = self._seconds = round(time.monotonic() - self._began, 1)
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Read how long the directions were trained; see also the base class."""
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         self._seconds = checkpoint.get(_SECONDS)
-
-    def _trained(self) -> float | None:
-        """Return the seconds of training, earlier parts of a resumed run included; None if they are not known."""
-        if self._began is None:
-            return self._seconds
-        return round((self._seconds or 0.0) + time.monotonic() - self._began, 1)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         """Check before the test pass that the bench can run.
@@ -160,8 +146,7 @@ class DirectionBench(TestPassCallback):
             directions = finder.find(pl_module.denoiser, images, self._count, seed)
             seconds = round(time.monotonic() - began, 1)
             if isinstance(finder, GivenDirections):
-                is_own = finder.directions.finder == pl_module.directions.finder
-                seconds = self._trained() if is_own else None
+                seconds = self._seconds if finder.directions.finder == pl_module.directions.finder else None
             costs[name] = {"seconds": seconds, "peak_memory_bytes": peak_memory(device)}
             measured[name] = bench.measure(directions)
         vocabulary, run_dir, progress = self._meters.vocabulary, self.run_dir(trainer), self.progress(trainer)
@@ -182,18 +167,16 @@ class DirectionBench(TestPassCallback):
         logger.info("direction bench: %s", path)
 
     def _build_finders(self, learned: Any) -> dict[str, Finder]:
-        if isinstance(self.finders, Mapping):
-            built = {str(name): build_finder(given, learned) for name, given in self.finders.items()}
-        else:
-            given = [build_finder(each, learned) for each in self.finders]
-            if wrong := check_names([finder.name for finder in given]):
-                raise ConfigError(
-                    f"finders: expected different names of letters and digits, got {wrong!r}. Use a mapping of names"
-                )
-            built = {finder.name: finder for finder in given}
-        if not built or check_names([*built]):
-            raise ConfigError(f"finders: expected at least one, with names of letters and digits, got {[*built]}")
-        return built
+        named = dict(self.finders) if isinstance(self.finders, Mapping) else {}
+        built = [build_finder(each, learned) for each in named.values() or self.finders]
+        names = [str(name) for name in named] or [finder.name for finder in built]
+        wrong = [name for name in names if not name.isidentifier() or names.count(name) > 1]
+        if wrong or not names:
+            raise ConfigError(
+                f"finders: expected different names of letters, digits and _, got {wrong[:1] or 'none'}. Use a mapping "
+                "of names to finders"
+            )
+        return dict(zip(names, built))
 
 
 def captions(dataset: Any, denoiser: Any, count: int, seed: int) -> list[str] | None:
@@ -215,20 +198,7 @@ def captions(dataset: Any, denoiser: Any, count: int, seed: int) -> list[str] | 
 def build_meters(
     judge_path: str | None, clip: str | None, dataset: Any, size: tuple[int, ...], device: torch.device
 ) -> tuple[Meters, str]:
-    """Load judge, CLIP and LPIPS.
-
-    Args:
-        judge_path, clip: see ``DirectionBench``.
-        dataset: the test data set.
-        size: H, W of the sampled images.
-        device: device of all networks.
-
-    Returns:
-        The meters, and whether LPIPS is available, or why not.
-
-    Raises:
-        UserError: see ``DirectionBench.on_test_start``.
-    """
+    """Return judge, CLIP and LPIPS for images of H, W = ``size``, and the network of LPIPS or why there is none."""
     vocabulary, judge, reader, lpips = vocabulary_of(dataset), None, None, None
     if vocabulary is None and (judge_path or clip):
         raise UserError(

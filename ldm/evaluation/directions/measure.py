@@ -188,16 +188,7 @@ class Measured:
 
 
 class Bench:
-    """Samples and measures; the base images are sampled once.
-
-    Args:
-        denoiser: the denoiser in evaluation mode, on its device.
-        plan: see ``BenchPlan``.
-        meters: see ``Meters``.
-
-    Raises:
-        UserError: a sampled image contains NaN.
-    """
+    """Samples and measures; base images are sampled once. Raises a ``UserError`` if a sampled image contains NaN."""
 
     def __init__(self, denoiser: FrozenDenoiser, plan: BenchPlan, meters: Meters) -> None:
         self.denoiser, self.plan, self.meters = denoiser, plan, meters
@@ -256,15 +247,7 @@ class Bench:
         samples: np.ndarray,
         measures: Mapping[str, Measure],
     ) -> dict[str, np.ndarray]:
-        """Return measures of edits, and the changed words, as arrays (K, s, n, ...).
-
-        Args:
-            directions: K directions.
-            kept: (K, s) positions in ``grid`` of the strengths of each direction.
-            grid: (S,) strengths.
-            samples: (n,) base images.
-            measures: the measures.
-        """
+        """Return measures and changed words (K, s, n, ...) at strengths ``grid[kept]``, (S,) and (K, s)."""
         shape = (*kept.shape, len(samples))
         rows = np.broadcast_to(np.arange(len(directions))[:, None, None], shape).reshape(-1)
         factors = np.broadcast_to(grid[kept][..., None], shape).reshape(-1)

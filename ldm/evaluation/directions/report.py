@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ldm.evaluation.directions.measure import Bench, BenchPlan, Measured, effect_threshold, margins
@@ -152,24 +153,18 @@ class BenchReport:
         return f"{name}{owned}{leakage}{seconds}"
 
     def show(self, console: Console) -> None:
-        """Print the matrix of each finder as a table."""
+        """Print the matrix of each finder as a table; owners have a star."""
         for name, found in self.measured.items():
-            table = Table("direction", *map(_spaced, self.factor_names), "effect", title=self._title(name))
+            table = Table("direction", *map(_spaced, self.factor_names), "effect", title=self._title(name), box=None)
+            owns = found.owns(self.plan)
             for k in self._order(found):
-                numbers = (*found.matrix[k], found.effects[k])
-                table.add_row(self._caption(found, k).replace("[", r"\["), *(f"{value:.2f}" for value in numbers))
+                numbers = (f"{value:.2f}" for value in (*found.matrix[k], found.effects[k]))
+                name_of_k = f"{found.directions.names[k]} {found.strengths[k]:+g}{' *' if owns[k] else ''}"
+                table.add_row(escape(name_of_k), *numbers)
             console.print(table)
 
     def draw(self, bench: Bench, path: Path, pictures: Path, stamp: str, columns: int) -> None:
-        """Write a heat map of each finder, an overview, and a picture of the edits of each finder.
-
-        Args:
-            bench: samples the images again.
-            path: the JSON file, beside which the heat maps are written.
-            pictures: folder of the pictures of edits.
-            stamp: end of their names.
-            columns: samples in a picture.
-        """
+        """Write heat maps and an overview beside the JSON file ``path``, and edits of ``columns`` samples."""
         factors, samples = [_spaced(name) for name in self.factor_names], self.plan.report[:columns]
         for name, found in self.measured.items():
             order, best = self._order(found), list(found.best(self.plan).values())
@@ -188,11 +183,6 @@ class BenchReport:
             margin = {"best margin of each factor": np.stack([each.best_margins() for each in self.measured.values()])}
             rows, title = [self._title(name) for name in self.measured], "Change of a factor minus that of the others"
             heat_maps(margin, rows, factors, title, path.with_name(f"{path.stem}_overview.png"))
-
-
-def check_names(names: Sequence[str]) -> str:
-    """Return the first name that cannot be part of a file name, or that occurs twice; empty if there is none."""
-    return next((name for name in names if not name.replace("-", "_").isidentifier() or names.count(name) > 1), "")
 
 
 def _spaced(name: str) -> str:
