@@ -172,6 +172,15 @@ def test_settings_out_of_range_and_diverged_images():
             plan_of(**options)
     with pytest.raises(ConfigError, match="num_samples of at least 4"):
         plan_of(3)
+    for wrong, message in (
+        ({"strengths": [0]}, "finite and not 0"),
+        ({"num_samples": 2}, "num_samples of at least 4"),
+        ({"num_directions": 0}, "num_directions"),
+        ({"finders": ["pca"]}, "finders: expected noiseclr"),
+        ({"finders": []}, "finders: .*got none"),
+    ):
+        with pytest.raises(ConfigError, match=message):  # when the config is checked
+            DirectionBench(**wrong)
 
     class Diverged(Toy):
         def decode(self, z):

@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 
 from ldm.data.dataset import FactorDataset
+from ldm.data.options import require_count
 from ldm.data.traits import unwrap, vocabulary_of
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
 from ldm.evaluation.directions.finders import Finder, GivenDirections, build_finder
@@ -23,6 +25,7 @@ from ldm.evaluation.sampling.request import describe_sampler
 from ldm.evaluation.test_pass import TestPassCallback
 from ldm.evaluation.units.names import clip_reader
 from ldm.models.contracts import HasDirections, require
+from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
 from ldm.models.inputs import some_images
 from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
@@ -63,6 +66,9 @@ class DirectionBench(TestPassCallback):
         num_directions: directions of the other finders; by default as many as the model has.
         num_images: test images for the finders.
         columns: samples in the pictures.
+
+    Raises:
+        ConfigError: an option is out of range, or a finder is unknown.
     """
 
     def __init__(
@@ -87,8 +93,11 @@ class DirectionBench(TestPassCallback):
         self._seconds: float | None = None  # None: unknown
         self._began = time.monotonic()
         self.sampler = DDIMSampler(num_steps=12) if sampler is None else build_sampler(sampler)
-        self.options = {"batch_size": batch_size, "seed": seed, "strengths": tuple(map(float, strengths))}
-        self.options |= {"own_threshold": own_threshold, "leakage_threshold": leakage_threshold}
+        options = (tuple(map(float, strengths)), batch_size, seed, own_threshold, leakage_threshold)
+        self._plan = BenchPlan(torch.zeros(num_samples, 1), None, self.sampler, *options)  # without its noise yet
+        for key, value in (("num_directions", num_directions), ("num_images", num_images), ("columns", columns)):
+            require_count(key, value, or_null=key == "num_directions")
+        self._build_finders(DirectionSet(torch.zeros(0, 1), "condition", (), "noiseclr"))  # raises for unknown ones
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; see also the base class."""
@@ -110,7 +119,6 @@ class DirectionBench(TestPassCallback):
         Raises:
             UserError: the judge or CLIP is missing or does not fit, the data set has no words, the directions contain
                 NaN or belong to another model, or a finder cannot find as many.
-            ConfigError: an option is out of range, or a finder is unknown.
         """
         require(pl_module, HasDirections, "direction bench")
         dataset: Any = self.test_loader(trainer).dataset
@@ -119,9 +127,9 @@ class DirectionBench(TestPassCallback):
         self._count = self.num_directions or len(pl_module.directions)
         for finder in self._finders.values():
             finder.check(denoiser, min(self.num_images, len(dataset)), self._count)
-        seed, device = self.options["seed"], pl_module.device
+        seed, device = self._plan.seed, pl_module.device
         noise = torch.randn(self.num_samples, *denoiser.latent_shape, generator=torch.Generator().manual_seed(seed))
-        self._plan = BenchPlan(noise, captions(dataset, denoiser, len(noise), seed), self.sampler, **self.options)
+        self._plan = replace(self._plan, noise=noise, texts=captions(dataset, denoiser, len(noise), seed))
         with torch.no_grad():
             size = tuple(denoiser.decode(noise[:1].to(device)).shape[2:])
         self._meters, self._lpips = build_meters(self.judge_path, self.clip, dataset, size, device)
@@ -134,7 +142,7 @@ class DirectionBench(TestPassCallback):
             self._run(trainer, pl_module)
 
     def _run(self, trainer: Any, pl_module: Any) -> None:
-        device, seed = pl_module.device, self.options["seed"]
+        device, seed = pl_module.device, self._plan.seed
         bench = Bench(pl_module.denoiser, self._plan, self._meters)
         images = some_images(self.test_loader(trainer).dataset, self.num_images, seed, pl_module.first_stage_key)
         images, measured, costs = images.to(device), {}, {}

@@ -71,7 +71,6 @@ class GivenDirections(Finder):
             )
 
     def find(self, denoiser: FrozenDenoiser, images: Tensor, count: int, seed: int) -> DirectionSet:
-        """See the base class."""
         return self.directions
 
 
@@ -88,7 +87,6 @@ class RandomRows(Finder):
         self.normalize_rows = normalize_rows
 
     def find(self, denoiser: FrozenDenoiser, images: Tensor, count: int, seed: int) -> DirectionSet:
-        """See the base class."""
         with fixed_noise(seed, images.device):
             rows = denoiser.initial_rows(count)
         rows = F.normalize(rows, dim=-1) if self.normalize_rows else rows
@@ -111,7 +109,6 @@ class BottleneckPCA(Finder):
         self.num_timesteps = num_timesteps
 
     def check(self, denoiser: FrozenDenoiser, num_images: int, count: int) -> None:
-        """See the base class."""
         _require_features(denoiser, count, self.name)
         rank = (num_images - 1) * self.num_timesteps
         if count > rank:
@@ -121,7 +118,6 @@ class BottleneckPCA(Finder):
             )
 
     def find(self, denoiser: FrozenDenoiser, images: Tensor, count: int, seed: int) -> DirectionSet:
-        """See the base class."""
         self.check(denoiser, len(images), count)
         values = principal_components(feature_deviations(denoiser, images, self.num_timesteps, seed), count)
         return DirectionSet.of(denoiser, values, "bottleneck", self.name)
@@ -151,11 +147,9 @@ class JacobianVectors(Finder):
         self.iterations, self.tolerance = iterations, tolerance
 
     def check(self, denoiser: FrozenDenoiser, num_images: int, count: int) -> None:
-        """See the base class."""
         BottleneckPCA(self.num_timesteps).check(denoiser, num_images, count)
 
     def find(self, denoiser: FrozenDenoiser, images: Tensor, count: int, seed: int) -> DirectionSet:
-        """See the base class."""
         self.check(denoiser, len(images), count)
         components = principal_components(feature_deviations(denoiser, images, self.num_timesteps, seed), count)
         points = noised_points(denoiser, images[: self.num_images], self.num_timesteps, seed)

@@ -44,7 +44,6 @@ from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
 from ldm.util import ConfigError
 
-QUANTILE = 0.05  # of the random control, the threshold of "no effect"
 _SIDE = 32  # pixels a side at which changes of directions are compared
 
 Measure = Callable[[Tensor, Tensor], Tensor]  # edited and base images (B, 3, H, W) -> (B, ...)
@@ -321,8 +320,3 @@ def mean_similarity(pixels: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = pixels / np.linalg.norm(pixels, axis=-1, keepdims=True)
     return np.abs(np.einsum("knp,lnp->kln", unit, unit)).mean(axis=-1)
-
-
-def effect_threshold(control: Measured | None) -> float:
-    """Return the effect below which a direction has none; NaN without a control."""
-    return float("nan") if control is None else float(np.quantile(control.largest_effects, QUANTILE))

@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ldm.evaluation.directions.measure import Bench, BenchPlan, Measured, effect_threshold, margins
+from ldm.evaluation.directions.measure import Bench, BenchPlan, Measured, margins
 from ldm.evaluation.editing.measure import plain_number
 from ldm.pictures.charts import heat_map, heat_maps
 from ldm.pictures.draw import draw_grid, save_png
 from ldm.pictures.grid import CaptionedGrid
 
+QUANTILE = 0.05  # of the random control, the threshold of "no effect"
 _SHOWN = 6  # rows of the picture of edits without a judge
 
 
@@ -42,7 +43,8 @@ class BenchReport:
     @property
     def threshold(self) -> float:
         """Effect below which a direction has none; NaN without a control."""
-        return effect_threshold(self.measured.get(self.control))
+        control = self.measured.get(self.control)
+        return float("nan") if control is None else float(np.quantile(control.largest_effects, QUANTILE))
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of ``results.json``; those of ownership are null without a judge."""
