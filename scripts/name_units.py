@@ -18,13 +18,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ldm.data.collate import collate
 from ldm.data.traits import space_of, unwrap, vocabulary_of
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.diffusion.samplers import SAMPLERS
@@ -35,7 +31,7 @@ from ldm.evaluation.units.names import UnitName, clip_reader, judged_names, name
 from ldm.evaluation.units.report import caption_of, write_names
 from ldm.models.contexts import averaged
 from ldm.models.contracts import HasUnits
-from ldm.models.inputs import images_from_batch
+from ldm.models.inputs import some_images
 from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.runs.load import load_run
@@ -90,13 +86,6 @@ def vocabulary_from_lists(words: Mapping[str, Sequence[str]]) -> AttributeVocabu
         )
     choices = [[str(word) for word in entry] for entry in words.values()]
     return AttributeVocabulary(list(words), choices, [range(len(entry)) for entry in choices], [["{}"]] * len(choices))
-
-
-def some_images(dataset: Any, count: int, seed: int) -> Tensor:
-    """Return ``count`` random images of a data set, (n, 3, H, W) in [-1, 1]."""
-    rows = np.random.RandomState(seed).permutation(len(dataset))[:count].tolist()
-    loader = DataLoader(dataset, batch_size=64, sampler=rows, collate_fn=collate)
-    return torch.cat([images_from_batch(batch) for batch in loader])
 
 
 @torch.no_grad()

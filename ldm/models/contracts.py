@@ -102,6 +102,15 @@ class FirstStage(Protocol):
 
 
 @runtime_checkable
+class HasDirections(Protocol):
+    """A model with directions of a frozen denoiser (NoiseCLR)."""
+
+    denoiser: Any  # FrozenDenoiser
+    directions: Any  # DirectionSet
+    first_stage_key: str  # entry of a batch with the images
+
+
+@runtime_checkable
 class HasUnits(Protocol):
     """A model with units that are read from images and turned back into images (DisDiff, EncDiff)."""
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from ldm.data.collate import collate
 from ldm.util import UserError
 
 
@@ -48,6 +51,13 @@ def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
     if images.dtype == torch.uint8:
         images = images.float() / 127.5 - 1.0
     return images.float().contiguous()
+
+
+def some_images(dataset: Any, count: int, seed: int, key: str = "image") -> Tensor:
+    """Return at most ``count`` random images of a data set, (n, 3, H, W) in [-1, 1]; ``key`` is their entry."""
+    rows = np.random.RandomState(seed).permutation(len(dataset))[:count].tolist()
+    loader = DataLoader(dataset, batch_size=64, sampler=rows, collate_fn=collate)
+    return torch.cat([images_from_batch(batch, key) for batch in loader])
 
 
 def mask_from_batch(batch: Mapping[str, Any], key: str, lowest: float) -> Tensor:
