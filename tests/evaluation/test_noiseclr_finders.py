@@ -136,3 +136,10 @@ def test_directions_that_are_broken_or_of_another_model():
     other = DirectionSet.of(Toy(seed=1), rows[:2], denoiser.row_space, "noiseclr")
     with pytest.raises(UserError, match="fingerprint"):
         GivenDirections(other).check(denoiser, 8, 2)
+
+
+@pytest.mark.parametrize("kind", [BottleneckPCA, JacobianVectors])
+def test_scale_multiplies_one_unit(kind):
+    denoiser, images = Toy(), images_of(8)
+    first, second = (kind(scale=scale).find(denoiser, images, 2, seed=0).values for scale in (1.0, 2.5))
+    assert torch.allclose(2.5 * first, second)

@@ -101,12 +101,13 @@ class BottleneckPCA(Finder):
 
     Args:
         num_timesteps: T, evenly spaced.
+        scale: standard deviations of one unit.
     """
 
     name = "h_space"
 
-    def __init__(self, num_timesteps: int = 5) -> None:
-        self.num_timesteps = num_timesteps
+    def __init__(self, num_timesteps: int = 5, scale: float = 1.0) -> None:
+        self.num_timesteps, self.scale = num_timesteps, scale
 
     def check(self, denoiser: FrozenDenoiser, num_images: int, count: int) -> None:
         _require_features(denoiser, count, self.name)
@@ -120,7 +121,7 @@ class BottleneckPCA(Finder):
     def find(self, denoiser: FrozenDenoiser, images: Tensor, count: int, seed: int) -> DirectionSet:
         self.check(denoiser, len(images), count)
         values = principal_components(feature_deviations(denoiser, images, self.num_timesteps, seed), count)
-        return DirectionSet.of(denoiser, values, "bottleneck", self.name)
+        return DirectionSet.of(denoiser, self.scale * values, "bottleneck", self.name)
 
 
 class JacobianVectors(Finder):
@@ -136,14 +137,20 @@ class JacobianVectors(Finder):
         num_timesteps: T, evenly spaced; P = n T.
         iterations: most iterations.
         tolerance: stop when no eigenvalue changes by more than this share of the largest one.
+        scale: factor of the length.
     """
 
     name = "jacobian"
 
     def __init__(
-        self, num_images: int = 4, num_timesteps: int = 3, iterations: int = 6, tolerance: float = 1e-3
+        self,
+        num_images: int = 4,
+        num_timesteps: int = 3,
+        iterations: int = 6,
+        tolerance: float = 1e-3,
+        scale: float = 1.0,
     ) -> None:
-        self.num_images, self.num_timesteps = num_images, num_timesteps
+        self.num_images, self.num_timesteps, self.scale = num_images, num_timesteps, scale
         self.iterations, self.tolerance = iterations, tolerance
 
     def check(self, denoiser: FrozenDenoiser, num_images: int, count: int) -> None:
@@ -164,7 +171,7 @@ class JacobianVectors(Finder):
             if (eigenvalues - previous).abs().max() <= self.tolerance * eigenvalues[0]:
                 break
             previous, basis = eigenvalues, _orthonormal(product)
-        length = components.square().sum(dim=1).mean().sqrt()
+        length = self.scale * components.square().sum(dim=1).mean().sqrt()
         return DirectionSet.of(denoiser, length * signed(values.double().cpu()), "bottleneck", self.name)
 
 
