@@ -136,7 +136,8 @@ class NoiseCLR(pl.LightningModule):
 
     @property
     def _num_processes(self) -> int:
-        return 1 if self._trainer is None else self.trainer.world_size
+        """Processes whose images are one batch: all in training; in evaluation, their last batches may differ."""
+        return self.trainer.world_size if self._trainer is not None and self.trainer.training else 1
 
     def draw_directions(self) -> Tensor:
         """Return (1 + M,) different directions at random, the same in all processes."""
