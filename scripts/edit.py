@@ -7,13 +7,15 @@
     python scripts/edit.py -r RUN_OF_NOISECLR -d 3:4 --image a.png --text "a red cube" --null_text
     python scripts/edit.py --denoiser RUN --directions faces=a.safetensors art=b.safetensors \\
         -d "faces/<t1>" -d "art/<t2>:5"
+    python scripts/edit.py --denoiser stable-diffusion-v1-5/stable-diffusion-v1-5 --directions learned_embeds.bin -d 1:5
 
 A direction is named by its token, or by its number from 1; several are applied together. START and END are the first
 and the last step of the sampler in which it acts, from 0 for the noisiest. Real images are inverted by DDIM and sampled
 again without guidance, or with guidance by null-text optimisation, which needs a text that describes them.
 
-Directions are those of the run, or of files and other runs of NoiseCLR (--directions) that belong to the same denoiser.
-With several of these, names begin with the name before "=", by default that of the file.
+Directions are those of the run, or of files and other runs of NoiseCLR (--directions) that belong to the same denoiser:
+directions.safetensors, learned_embeds.bin, textual inversion, or a pipeline of diffusers with learned tokens. With
+several of these, names begin with the name before "=", by default that of the file.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -80,7 +83,7 @@ def read_options(words: list[str]) -> argparse.Namespace:
     add = parser.add_argument
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("-r", "--resume", metavar="RUN", help="run of NoiseCLR: its directions and its denoiser")
-    model.add_argument("--denoiser", metavar="RUN", help="run folder or checkpoint of a diffusion model")
+    model.add_argument("--denoiser", metavar="RUN", help="run folder or checkpoint of a diffusion model, or a pipeline")
     add("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs of a checkpoint that has none beside it")
     add("--directions", nargs="+", default=[], metavar="[NAME=]PATH", help="files of directions, or runs of NoiseCLR")
     add(
@@ -111,7 +114,13 @@ def read_options(words: list[str]) -> argparse.Namespace:
     add("-c", "--custom_steps", type=int, metavar="N", help="steps of the sampler (50 for ddim)")
     add("-e", "--eta", type=float, help="eta of ddim: 0 deterministic, 1 as DDPM (0)")
     add("--guidance_scale", type=float, help="scale of guidance; 1 for none (7.5 with --text)")
-    add("-o", "--output", type=Path, metavar="DIR", help="folder to write (<run>/edits/<time>)")
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder to write (<run>/edits/<time>; edits/<time> for pipelines)",
+    )
     add("--gif", action="store_true", help="also write an animation of one --grid")
     add("--device", help="device (cuda if there is one, else cpu)")
     options = parser.parse_args(words)
@@ -147,37 +156,56 @@ def _problem(options: argparse.Namespace) -> str:
 
 def load(options: argparse.Namespace) -> tuple[Any, Any, Path]:
     """Return the denoiser, the directions, and the folder of the run."""
-    from ldm.models.diffusion.methods.noiseclr.denoiser import RunDenoiser
     from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
     from ldm.models.diffusion.methods.noiseclr.model import NoiseCLR
     from ldm.runs.load import load_run
 
-    def noiseclr(flag: str, path: str, base: list[str]) -> tuple[NoiseCLR, Path]:
-        loaded = load_run(path, base)
-        if not isinstance(loaded.model, NoiseCLR):
-            name = type(loaded.model).__name__
-            raise UserError(
-                f"{flag} {path}: expected a run of NoiseCLR, got {name}. Name its directions with --directions, and "
-                "other models with --denoiser"
-            )
-        return loaded.model, loaded.folder
-
     sets: dict[str, DirectionSet] = {}
     for word in options.directions:
         name, _, path = word.rpartition("=")
-        name, is_run = name or Path(path).stem, Path(path).is_dir() or path.endswith(".ckpt")
+        name = name or Path(path).stem
         if name in sets:
             raise ConfigError(f"--directions: expected different names, got {name!r} twice. Write NAME=PATH")
-        sets[name] = noiseclr("--directions", path, [])[0].directions if is_run else DirectionSet.load(path)
+        sets[name] = DirectionSet.load(path)
     if options.resume:
-        model, folder = noiseclr("-r", options.resume, options.base)
-        denoiser, own = model.denoiser, model.directions
+        loaded = load_run(options.resume, options.base)
+        if not isinstance(loaded.model, NoiseCLR):
+            name = type(loaded.model).__name__
+            raise UserError(
+                f"-r {options.resume}: expected a run of NoiseCLR, got {name}. Name its directions with --directions, "
+                "and other models with --denoiser"
+            )
+        denoiser, own, folder = loaded.model.denoiser, loaded.model.directions, loaded.folder
     else:
         own = next(iter(sets.values()))
-        denoiser = RunDenoiser(options.denoiser, options.base, "auto" if own.kind == "bottleneck" else own.kind)
-        folder = Path(options.denoiser) if Path(options.denoiser).is_dir() else Path(options.denoiser).parent
+        denoiser, folder = load_denoiser(options, "auto" if own.kind == "bottleneck" else own.kind)
     found = next(iter(sets.values()), own) if len(sets) < 2 else DirectionSet.joined(sets)
+    for name, each in sets.items():
+        each.check(denoiser, f"--directions {name}")
     return denoiser, found, folder
+
+
+def load_denoiser(options: argparse.Namespace, row_space: str) -> tuple[Any, Path]:
+    """Return the denoiser of --denoiser and the folder of its run; a pipeline has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from ldm.models.diffusion.methods.noiseclr.denoiser import RunDenoiser
+    from ldm.models.diffusion.methods.noiseclr.pipeline import PipelineDenoiser
+
+    given, index = Path(options.denoiser).expanduser(), "model_index.json"
+    if given.exists():
+        is_pipeline = (given / index).is_file()
+    else:
+        is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", options.denoiser)
+        is_pipeline = is_name is not None and isinstance(try_to_load_from_cache(options.denoiser, index), str)
+        if not is_pipeline:
+            raise UserError(
+                f"--denoiser {given}: expected a run, a checkpoint, the folder of a pipeline, or the name of one in "
+                "the Hugging Face cache, got none of these. Correct the path"
+            )
+    if is_pipeline:
+        return PipelineDenoiser(options.denoiser), Path()
+    return RunDenoiser(str(given), options.base, row_space), given if given.is_dir() else given.parent
 
 
 def read_images(paths: list[str], height: int, width: int) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from direction_models import save_text_model
 from PIL import Image
 
 from ldm.config.loading import load_config
@@ -14,6 +15,7 @@ from ldm.data.world import World3D
 from ldm.evaluation.clip_embeddings import compute_embeddings, load_image_encoder
 from ldm.models.clip import WorldCLIP
 from ldm.models.diffusion.methods.clip_guided.options import KINDS
+from ldm.models.judge import FactorJudge
 from ldm.training.cli import Options
 from ldm.training.plan import make_plan
 from ldm.training.recipe import load_recipe
@@ -55,6 +57,12 @@ SMALL_DISDIFF = [
     "model.params.cond_stage_config.params.d=8",
     "lightning.trainer.limit_val_batches=0",  # their configs monitor no validation
 ]
+SMALL_DIRECTIONS = [
+    "DENOISER",
+    *(f"model.params.{word}" for word in ("num_directions=4", "directions_per_iteration=2", "min_timestep=20")),
+    *(f"lightning.callbacks.direction_bench.params.{word}" for word in ("num_samples=4", "num_images=8", "columns=2")),
+    "lightning.callbacks.direction_bench.params.sampler.params.num_steps=2",
+]
 SMALL_ENCDIFF = ["model.params.cond_stage_config.params.d=8", "lightning.callbacks.scores=null"]
 # Data set and first stage, as they stand in the names of the configs.
 FAMILY = [(data, stage) for data in ("cars3d", "shapes3d", "mpi3d", "celeba") for stage in ("vq", "kl")]
@@ -70,6 +78,8 @@ CONFIGS = {
         "lightning.callbacks.prompt_score=null",
         "model.params.gap=none",
     ],
+    "quickstart/text_attention": [NO_FIRST_STAGE, "TEXT_CLIP", "lightning.trainer.val_check_interval=1"],
+    "quickstart/noiseclr": SMALL_DIRECTIONS,
     "autoencoder/example_vq_4_16": SMALL_AUTOENCODER,
     "latent-diffusion/example_vq_4_16": SMALL_LATENTS,
     "latent-diffusion/example_vq_4_16_clip-dis": [NO_BASE, *SMALL_LATENTS, "model.params.dis_batch_size=1", "CLIP"],
@@ -82,11 +92,13 @@ CONFIGS = {
     "text-to-image/example_vq_4_16": [*SMALL_LATENTS, "EMBEDDED", "model.params.unet_config.params.adm_in_channels=64"],
     **{f"encdiff/{d}_encdiff": [*WORLD, *SMALL_LATENTS, *SMALL_ENCDIFF] for d in ("shapes3d", "mpi3d", "cars3d")},
 }
+LATENT = ("ldm", "disdiff", "clip_disdiff", "encdiff", "text_to_image", "text_attention")
 GAP_STAGES = [f"text_to_image_{kind}_{texts}" for texts in ("whole", "phrases") for kind in KINDS]
 RECIPES = {
     "recipe": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
     "recipe_gpu": ["clip", "judge", "vq", "ldm", "clip_disdiff"],
     "recipe_text_to_image": ["clip", "judge", "vq", "text_to_image"],
+    "recipe_directions": ["clip", "judge", "vq", "text_attention", "noiseclr"],
     "recipe_gap": ["clip", "judge", "vq", *GAP_STAGES],
     "recipe_disdiff": ["vq", "ldm", "disdiff"],
     "recipe_disdiff_gpu": ["vq", "ldm_eps", "disdiff"],
@@ -109,11 +121,25 @@ def overrides_of(name, clip_folder):
     """What a config needs where no earlier stage was trained."""
     stage = "model.params.cond_stage_config"
     clip = [f"{stage}.text_encoder.params.version={clip_folder}", f"{stage}.image_encoder.params.model={clip_folder}"]
-    parts = {"CLIP": clip}
+    parts = {"CLIP": clip, "TEXT_CLIP": [f"{stage}.params.version={clip_folder}"]}
+    if "DENOISER" in CONFIGS[name]:
+        bench, (run, judge) = "lightning.callbacks.direction_bench.params", denoiser_and_judge(clip_folder.parent)
+        parts["DENOISER"] = [f"model.params.denoiser_config.params.run={run}", f"{bench}.judge={judge}"]
+        parts["DENOISER"] += [f"{bench}.clip={clip_folder}"]
     if "EMBEDDED" in CONFIGS[name]:
         train, (images, table) = "data.params.train.params", embedded(clip_folder)
         parts["EMBEDDED"] = [clip[0], f"{train}.data.params.path={images}", f"{train}.embeddings={table}"]
     return [word for entry in CONFIGS[name] for word in parts.get(entry, [entry])]
+
+
+def denoiser_and_judge(folder):
+    """An untrained model of texts, and an untrained judge of the world."""
+    run, judge = folder / "text_model", folder / "judge.ckpt"
+    if not run.exists():
+        save_text_model(run)
+        network = FactorJudge(channels=4, hidden=8)
+        torch.save({"hyper_parameters": dict(network.hparams), "state_dict": network.state_dict()}, judge)
+    return run, judge
 
 
 def embedded(clip_folder):
@@ -132,7 +158,7 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
     """A ``main.py`` command on a shipped config, shortened."""
     overrides = [*SHORT, *overrides_of(name, clip_folder), *extra]
     base = [str(ROOT / "configs" / f"{name}.yaml")]
-    if name.removeprefix("quickstart/") in ("ldm", "disdiff", "clip_disdiff", "encdiff", "text_to_image"):
+    if name.removeprefix("quickstart/") in LATENT:
         base.insert(0, str(QUICKSTART / "latents.yaml"))
     if name.startswith("quickstart"):
         base.insert(0, str(QUICKSTART / "world.yaml"))
@@ -143,7 +169,7 @@ def test_every_shipped_config_is_listed():
     shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/*.yaml")}
     sizes = ("full_size", "full_size_vq", "full_size_disdiff")
     parts = {f"quickstart/{name}" for name in ("world", "latents", *sizes, *RECIPES)}
-    elsewhere = ("_shared/", "directions/")  # the latter in test_noiseclr_commands.py
+    elsewhere = ("_shared/", "directions/")  # the latter in test_noiseclr_commands.py and test_noiseclr_configs.py
     assert {name for name in shipped - parts if not name.startswith(elsewhere)} == set(CONFIGS)
 
 
@@ -169,6 +195,7 @@ def test_two_steps(name, clip_folder, tmp_path):
     if "clip" in name:
         assert not any(key.startswith("cond_stage_model") for key in state["state_dict"])
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values() if value.is_floating_point())
+    assert name != "quickstart/noiseclr" or (folder.path / "direction_bench" / "2_jacobian.png").is_file()
     if not name.startswith("quickstart"):
         with open(next(folder.path.glob("testtube/*/metrics.csv")), newline="") as stream:
             assert plan.config.content["model"]["params"]["monitor"] in next(csv.reader(stream))

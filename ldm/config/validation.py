@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ from ldm.config.signatures import (
     read_signature,
 )
 from ldm.config.trainer_args import KNOWN_ARGS
-from ldm.legacy import ALIASES, CLIP_WIDTHS, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
-from ldm.models.diffusion.methods.clip_guided.options import GapOptions, require_width
+from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
 from ldm.modules.diffusionmodules.shapes import AutoencoderShape, CLIPGuidedShape, UNetConfig, build_dataclass
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean
@@ -32,9 +32,10 @@ TOP_LEVEL = ("base", "model", "data", "lightning")
 LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params")}
-_CLIP_GUIDED = "ldm.models.diffusion.methods.clip_guided"
+_METHODS = "ldm.models.diffusion.methods."
 _AUTOENCODERS, _UNETS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.openaimodel"
 CHECKPOINT_KEY = "ckpt_path"
+_RUN_KEY = "denoiser_config.params.run"
 # Condition stages: the option that sets or selects the width of their tokens, and the width of its defaults.
 _STAGES = "ldm.modules.encoders.modules."
 _WIDTHS: dict[str, tuple[str, dict[str | None, int]]] = {
@@ -168,7 +169,7 @@ def _check_object(config: Config, key: str, described: Any, is_certain: bool, ch
 
 
 def _check_networks(config: Config, key: str, today: str, params: Mapping[str, Any]) -> None:
-    """Check the networks and the loss of an autoencoder, or a U-Net, without building them."""
+    """Check the networks and the loss of an autoencoder, a U-Net, or the options of a method, without building them."""
     try:
         if today.startswith(_AUTOENCODERS) and isinstance(params.get("ddconfig"), Mapping):
             AutoencoderShape.from_config(params["ddconfig"])
@@ -179,21 +180,19 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
             UNetConfig.from_params({name: params[name] for name in known if name in params})
         elif today == "ldm.modules.diffusionmodules.clip_guided.UNet":
             build_dataclass(CLIPGuidedShape, params, "unet_config.params")
-        elif today == f"{_CLIP_GUIDED}.model.CLIPGuidedDDPM":
-            GapOptions.from_config(params.get("gap"))
-            _check_clip_width(params)
+        _check_of(today)(params)
     except ConfigError as error:
         message = f".{error}".replace(".unet_config.params", "", 1).replace(".model.params", "", 1)
         raise ConfigError(f"{config.origin(key)}: {key}{message}") from error
 
 
-def _check_clip_width(params: Mapping[str, Any]) -> None:
-    """Compare the width of a published CLIP with that of the condition of a CLIP-guided network."""
-    text, network = (params.get("cond_stage_config") or {}).get("text_encoder"), params.get("unet_config")
-    if isinstance(text, Mapping) and isinstance(network, Mapping):
-        given, options = network.get("params") or {}, text.get("params") or {}
-        width = given.get("c_embed_dim", given.get("adm_in_channels"))
-        require_width(width, CLIP_WIDTHS.get(options.get("version", "ViT-L/14")))
+def _check_of(today: str) -> Callable[[Mapping[str, Any]], None]:
+    """Return the check of a method's params in the ``options.py`` of its folder, which needs no torch."""
+    folder, _, name = today.rpartition(".")
+    options = f"{folder.rpartition('.')[0]}.options"
+    if not today.startswith(_METHODS) or find_source(options) is None:
+        return lambda params: None
+    return vars(importlib.import_module(options))["CHECKS"].get(name, lambda params: None)
 
 
 def _check_width(config: Config) -> None:
@@ -272,16 +271,15 @@ def _advice_for_forks(target: str) -> str:
 
 
 def _check_paths(config: Config) -> None:
-    """Raise for the first checkpoint or list of images that does not exist."""
+    """Raise for the first checkpoint, run or list of images that does not exist."""
+    kinds = {CHECKPOINT_KEY: "checkpoint", _RUN_KEY: "run", **dict.fromkeys(LIST_KEYS, "list of images")}
     for key, value in _scalars(config.content):
-        name = key.rpartition(".")[2]
-        if name in (CHECKPOINT_KEY, *LIST_KEYS) and isinstance(value, str) and not Path(value).expanduser().exists():
+        kind = next((kind for name, kind in kinds.items() if f".{key}".endswith(f".{name}")), None)
+        if kind and isinstance(value, str) and not Path(value).expanduser().exists():
             folder = next(parent for parent in Path(value).expanduser().parents if parent.is_dir())
             near = sorted(str(path) for path in folder.glob("*"))[:5]
             listing = f" {folder}/ contains: {', '.join(near)}" if near else f" {folder}/ is empty"
-            kind, without = "list of images", ""
-            if name == CHECKPOINT_KEY:
-                kind, without = "checkpoint", f", or null to start without one ({key}=null)"
+            without = f", or null to start without one ({key}=null)" if kind == "checkpoint" else ""
             raise UserError(
                 f"{config.origin(key)}: {key}: the {kind} {value} does not exist.{listing}. Set another path{without}"
             )

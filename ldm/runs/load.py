@@ -84,7 +84,7 @@ def load_run(
             shapes, or the model does not implement ``needs``.
         ConfigError: the ``model`` section is invalid. Other sections are not checked.
     """
-    checkpoint, found, folder = _locate(Path(given))
+    checkpoint, found, folder = _locate(Path(given).expanduser())
     if not found and not base:
         raise UserError(
             f"-r {given}: no config found beside {checkpoint} (neither {folder}/configs/*.yaml nor "

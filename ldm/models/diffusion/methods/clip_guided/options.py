@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ldm.data.options import require_choice, require_count
+from ldm.legacy import CLIP_WIDTHS
 from ldm.modules.diffusionmodules.shapes import build_dataclass
 from ldm.util import ConfigError
 
@@ -81,3 +82,16 @@ def require_width(network: int | None, clip: int | None, prefix: str = "") -> No
             f"(unet_config.params: c_embed_dim, or adm_in_channels of UNetModel), got one {clip} wide. Choose the CLIP "
             "that the network is trained with (--clip of generate.py, clip_model of train.py), or change the network"
         )
+
+
+def _check(params: Mapping[str, Any]) -> None:
+    """Check the gap, and the width of a published CLIP against that of the condition of the network."""
+    GapOptions.from_config(params.get("gap"))
+    text, network = (params.get("cond_stage_config") or {}).get("text_encoder"), params.get("unet_config")
+    if isinstance(text, Mapping) and isinstance(network, Mapping):
+        given, options = network.get("params") or {}, text.get("params") or {}
+        width = given.get("c_embed_dim", given.get("adm_in_channels"))
+        require_width(width, CLIP_WIDTHS.get(options.get("version", "ViT-L/14")))
+
+
+CHECKS = {"CLIPGuidedDDPM": _check}  # class beside this file -> check of its params

@@ -6,7 +6,7 @@ Legend: B batch, M rows, D width of a row, C h w the latent, H W the image.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -250,7 +250,11 @@ class RunDenoiser(ModelDenoiser):
     """
 
     def __init__(
-        self, run: str, base: Sequence[str] = (), row_space: str = "auto", use_checkpoint: bool = False
+        self,
+        run: str,
+        base: Sequence[str] = (),
+        row_space: Literal["auto", "token", "condition"] = "auto",
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__(load_run(run, base).model, row_space, use_checkpoint)
 

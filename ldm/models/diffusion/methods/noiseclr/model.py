@@ -23,6 +23,7 @@ from ldm.lr_scheduler import with_schedule
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DIRECTIONS_FILE, DirectionSet
 from ldm.models.diffusion.methods.noiseclr.files import token_names
+from ldm.models.diffusion.methods.noiseclr.options import ContrastOptions
 from ldm.models.diffusion.methods.noiseclr.pictures import direction_grid
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
@@ -57,32 +58,27 @@ class NoiseCLR(pl.LightningModule):
     def __init__(
         self,
         denoiser_config: Mapping[str, Any],
-        num_directions: int = 100,
-        directions_per_iteration: int = 20,
-        temperature: float = 0.5,
+        num_directions: int = ContrastOptions.num_directions,
+        directions_per_iteration: int = ContrastOptions.directions_per_iteration,
+        temperature: float = ContrastOptions.temperature,
         initializer_tokens: Sequence[str] = (),
         normalize_rows: bool = False,
-        min_timestep: int = 0,
-        max_timestep: int | None = None,
-        weight_decay: float = 1e-2,
-        betas: Sequence[float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        min_timestep: int = ContrastOptions.min_timestep,
+        max_timestep: int | None = ContrastOptions.max_timestep,
+        weight_decay: float = ContrastOptions.weight_decay,
+        betas: Sequence[float] = ContrastOptions.betas,
+        eps: float = ContrastOptions.eps,
         first_stage_key: str = "image",
         scheduler_config: Mapping[str, Any] | None = None,
         monitor: str | None = None,
     ) -> None:
         super().__init__()
-        if not 1 <= directions_per_iteration < num_directions:
-            raise ConfigError(
-                f"model.params.directions_per_iteration: expected 1 to {num_directions - 1} (num_directions - 1), got "
-                f"{directions_per_iteration}. Compare fewer directions, or learn more"
-            )
-        if not temperature > 0:
-            raise ConfigError(f"model.params.temperature: expected a positive number, got {temperature}")
+        options = num_directions, directions_per_iteration, temperature, min_timestep, max_timestep
+        ContrastOptions(*options, weight_decay, betas, eps)  # raises for values out of range
         self.denoiser: FrozenDenoiser = instantiate_from_config(denoiser_config)
         last = self.denoiser.schedule.num_timesteps
         self.timesteps = min_timestep, last if max_timestep is None else max_timestep
-        if not 0 <= self.timesteps[0] < self.timesteps[1] <= last:
+        if not min_timestep < self.timesteps[1] <= last:
             where = "model.params.min_timestep, max_timestep"
             raise ConfigError(f"{where}: expected 0 <= min < max <= {last}, got {list(self.timesteps)}")
         self.denoiser.require_new_tokens(token_names(num_directions))
@@ -140,7 +136,8 @@ class NoiseCLR(pl.LightningModule):
 
     @property
     def _num_processes(self) -> int:
-        return 1 if self._trainer is None else self.trainer.world_size
+        """Processes whose images are one batch: all in training; in evaluation, their last batches may differ."""
+        return self.trainer.world_size if self._trainer is not None and self.trainer.training else 1
 
     def draw_directions(self) -> Tensor:
         """Return (1 + M,) different directions at random, the same in all processes."""
