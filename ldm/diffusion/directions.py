@@ -131,16 +131,15 @@ def edited_by_shifts(
 
     Args:
         predict, cond, null, weights, guidance_scale, negative: see :func:`edited_by_conditions`.
-        shifts: (E, N) or (E, B, N) directions v_k, the features of the bottleneck as flat vectors.
+        shifts: (E, B, N) directions v_k, the features of the bottleneck as flat vectors.
     """
     is_guided = cond is not None and guidance_scale != 1
     base, lower = null if cond is None else cond, null if negative is None else negative
     condition_at = _completed([base], lower if is_guided else None)
     count = 2 if is_guided else 1
-    pattern = "eb,ebn->bn" if shifts.ndim == 3 else "eb,en->bn"
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        shift = torch.einsum(pattern, strengths_at(weights, t).to(x), shifts.to(x))  # (B, N)
+        shift = torch.einsum("eb,ebn->bn", strengths_at(weights, t).to(x), shifts.to(x))  # (B, N)
         eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), condition_at(t), shift.repeat(count, 1))
         if not is_guided:
             return eps
