@@ -8,7 +8,6 @@ from torch import nn
 
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.diffusion.conditions import TensorCondition
-from ldm.diffusion.samplers import DDIMSampler
 from ldm.diffusion.schedule import NoiseSchedule, make_beta_schedule
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.modules.diffusionmodules.util import attend, run_checkpointed
@@ -45,7 +44,6 @@ class Toy(FrozenDenoiser):
         self.constants = NoiseSchedule.from_betas(make_beta_schedule("linear", 20))
 
     schedule = property(lambda self: self.constants)
-    default_sampler = property(lambda self: DDIMSampler(4))
 
     def initial_rows(self, count, words=()):
         return torch.randn(count, self.row_width)

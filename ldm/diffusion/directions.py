@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.conditions import Condition
+from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.samplers import Denoiser
 from ldm.util import ConfigError
 
@@ -101,17 +102,18 @@ def edited_by_conditions(
         negative: negative condition, see ``Negative``.
     """
     is_guided = cond is not None and guidance_scale != 1
-    parts = [null, *directions]
-    parts += [] if cond is None else [cond]
-    condition_at = _completed(parts, negative if is_guided else None)
+    parts = [null, *directions, *([] if cond is None else [cond])]
+    joined = functools.reduce(lambda first, second: first.joined(second), parts)
     num_edits, count = len(directions), len(parts) + (is_guided and negative is not None)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), condition_at(t), None).unflatten(0, (count, len(x)))
+        lower = _negative_at(negative, t) if is_guided else None
+        every = joined if lower is None else joined.joined(lower)
+        eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), every, None).unflatten(0, (count, len(x)))
         without, base = eps[0], eps[0] if cond is None else eps[num_edits + 1]
         if is_guided:
-            lower = without if negative is None else eps[-1]
-            base = lower + guidance_scale * (base - lower)
+            away = without if lower is None else eps[-1]
+            base = away + guidance_scale * (base - away)
         changes = eps[1 : num_edits + 1] - without
         return base + torch.einsum("eb,ebchw->bchw", strengths_at(weights, t).to(eps), changes)
 
@@ -131,31 +133,20 @@ def edited_by_shifts(
 
     Args:
         predict, cond, null, weights, guidance_scale, negative: see :func:`edited_by_conditions`.
-        shifts: (E, N) or (E, B, N) directions v_k, the features of the bottleneck as flat vectors.
+        shifts: (E, B, N) directions v_k, the features of the bottleneck as flat vectors.
     """
-    is_guided = cond is not None and guidance_scale != 1
-    base, lower = null if cond is None else cond, null if negative is None else negative
-    condition_at = _completed([base], lower if is_guided else None)
-    count = 2 if is_guided else 1
-    pattern = "eb,ebn->bn" if shifts.ndim == 3 else "eb,en->bn"
+    base, scale = (null, 1.0) if cond is None else (cond, guidance_scale)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
-        shift = torch.einsum(pattern, strengths_at(weights, t).to(x), shifts.to(x))  # (B, N)
-        eps = predict(x.repeat(count, 1, 1, 1), t.repeat(count), condition_at(t), shift.repeat(count, 1))
-        if not is_guided:
-            return eps
-        under, without = eps.chunk(2)
-        return without + guidance_scale * (under - without)
+        shift = torch.einsum("eb,ebn->bn", strengths_at(weights, t).to(x), shifts.to(x))  # (B, N)
+
+        def shifted(x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+            return predict(x, t, cond, shift.repeat(len(x) // len(shift), 1))
+
+        return classifier_free(shifted, base, scale, _negative_at(negative, t) or null)(x, t)
 
     return denoise
 
 
-def _completed(parts: Sequence[Condition], last: Negative) -> Callable[[Tensor], Condition]:
-    """Return the conditions as one batch, with ``last`` at its end, as a function of t; joined once if possible."""
-    joined = functools.reduce(lambda first, second: first.joined(second), parts)
-    if last is None:
-        return lambda t: joined
-    if isinstance(last, Condition):
-        complete = joined.joined(last)
-        return lambda t: complete
-    return lambda t: joined.joined(last(t))
+def _negative_at(negative: Negative, t: Tensor) -> Condition | None:
+    return negative if negative is None or isinstance(negative, Condition) else negative(t)

@@ -46,7 +46,7 @@ def ddim_step(x: Tensor, eps: Tensor, abar: Tensor, abar_next: Tensor) -> Tensor
 
 
 def _step_alphas(schedule: NoiseSchedule, timesteps: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return the cumulative alphas (S,) before and after each step of the inversion, as ``SamplerState`` has them."""
+    """Return the cumulative alphas (S,) before and after each step of the inversion, as in ``SamplerState``."""
     return schedule.alphas_cumprod[[0, *timesteps[:-1]]], schedule.alphas_cumprod[timesteps]
 
 
@@ -114,9 +114,8 @@ def null_text(
         optimizer = torch.optim.Adam([parameter], lr=1e-2 * (1 - i / (2 * num_steps)))
         for _ in range(num_iterations):
             with torch.enable_grad():
-                loss = (
-                    (sampled(parameter, x, t, under, position) - states[position]).square().flatten(1).mean(1)
-                )  # (B,)
+                difference = sampled(parameter, x, t, under, position) - states[position]
+                loss = difference.square().flatten(1).mean(1)  # (B,)
             is_far = loss.detach() >= 1e-5 + 2e-5 * i
             if not is_far.any():
                 break

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 
 def kept_random_state(device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -19,3 +20,8 @@ def fixed_noise(seed: int, device: torch.device) -> Iterator[None]:
     with kept_random_state(device):
         torch.manual_seed(seed)
         yield
+
+
+def seeded_noise(count: int, shape: Sequence[int], seed: int) -> Tensor:
+    """Return standard normal noise (count, *shape), drawn on the CPU: the same for every device."""
+    return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))

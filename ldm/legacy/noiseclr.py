@@ -48,7 +48,7 @@ _OTHERS = {
     "resume_from_checkpoint": None,
     "resume_dir": None,
 }
-# Keys without effect -> reason, or what replaces them.
+# Keys without effect -> reason, or replacement.
 _IGNORED = {
     "enable_xformers_memory_efficient_attention": "attention of torch needs no xformers",
     "logging_dir": "logs are in the run folder",

@@ -19,7 +19,7 @@ def known_values(
     Args:
         pairs: keys and values.
         known: keys that are translated.
-        ignored: keys without effect -> reason, or what replaces them.
+        ignored: keys without effect -> reason, or replacement.
         source: name of the file, for messages.
 
     Raises:

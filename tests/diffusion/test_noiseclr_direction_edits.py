@@ -70,7 +70,7 @@ def test_a_negative_condition_that_differs_between_steps(kind):
     if kind == "conditions":
         build = lambda lower: edited_by_conditions(predict, COND, NULL, [FIRST], weights, 3.0, lower)  # noqa: E731
     else:
-        shift = torch.tensor([[0.1, 0.2, 0.3]])
+        shift = torch.tensor([0.1, 0.2, 0.3]).expand(1, B, 3)
         build = lambda lower: edited_by_shifts(predict, COND, NULL, shift, weights, 3.0, lower)  # noqa: E731
     torch.testing.assert_close(build(negative)(X, t), build(negative(t))(X, t))
     assert not torch.equal(build(negative)(X, t), build(negative)(X, torch.full((B,), 4)))
@@ -86,16 +86,12 @@ def test_strengths_that_differ_between_samples():
 
 
 def test_shifts_of_the_bottleneck():
-    shifts, weights = (
-        torch.tensor([[0.1, 0.2, 0.3], [1.0, 0.0, 0.0]]),
-        step_weights([Edit(0, 2), Edit(1, -1)], TIMESTEPS, T),
-    )
-    moved, t = (2 * shifts[0] - shifts[1]).expand(B, 3), torch.full((B,), 4)
+    weights, t = step_weights([Edit(0, 2), Edit(1, -1)], TIMESTEPS, T), torch.full((B,), 4)
+    shifts = torch.tensor([[[0.1, 0.2, 0.3], [0.5, 0.0, 0.4]], [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]]])  # (E, B, N)
+    moved = 2 * shifts[0] - shifts[1]
     torch.testing.assert_close(edited_by_shifts(predict, None, NULL, shifts, weights)(X, t), at(4, NULL, moved))
     guided = at(4, NULL, moved) + 3 * (at(4, COND, moved) - at(4, NULL, moved))
     torch.testing.assert_close(edited_by_shifts(predict, COND, NULL, shifts, weights, 3.0)(X, t), guided)
-    by_sample = shifts[:, None].repeat(1, B, 1)
-    torch.testing.assert_close(edited_by_shifts(predict, None, NULL, by_sample, weights)(X, t), at(4, NULL, moved))
 
 
 @pytest.mark.parametrize("cond", [None, COND])
@@ -103,4 +99,4 @@ def test_no_edits_change_nothing(cond):
     empty, t = torch.zeros(0, T), torch.full((B,), 4)
     expected = at(4, NULL if cond is None else cond)
     torch.testing.assert_close(edited_by_conditions(predict, cond, NULL, [], empty)(X, t), expected)
-    torch.testing.assert_close(edited_by_shifts(predict, cond, NULL, torch.zeros(0, 3), empty)(X, t), expected)
+    torch.testing.assert_close(edited_by_shifts(predict, cond, NULL, torch.zeros(0, B, 3), empty)(X, t), expected)

@@ -25,21 +25,21 @@ FULL = Meters(VOCABULARY, judge)
 
 
 def plan_of(num_samples=16, **options):
-    noise = torch.randn(num_samples, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    return BenchPlan(noise, None, DDIMSampler(4), **{"strengths": (-3.0, 1.0, 3.0), "batch_size": 10} | options)
+    options = {"strengths": (-3.0, 1.0, 3.0), "batch_size": 10, "seed": 1} | options
+    return BenchPlan(num_samples, DDIMSampler(4), **options)
 
 
 def rows_of(denoiser, values, finder="noiseclr"):
     return DirectionSet.of(denoiser, torch.tensor(values), denoiser.row_space, finder)
 
 
-def measured_of(selection, matrix, largest=None, strengths=None):
+def measured_of(selection, matrix, largest=None, finder="x"):
     count = len(matrix)
-    directions = DirectionSet(torch.zeros(count, 1), "condition", tuple(f"<t{k}>" for k in range(count)), "x")
+    directions = DirectionSet(torch.zeros(count, 1), "condition", tuple(f"<t{k}>" for k in range(count)), finder)
     ones = np.ones(count)
     return Measured(
         directions=directions,
-        strengths=ones if strengths is None else np.array(strengths),
+        strengths=ones,
         selection=np.array(selection),
         matrix=np.array(matrix),
         effects=ones,
@@ -72,7 +72,7 @@ def test_numbers_do_not_depend_on_the_batch_and_equal_edits_one_by_one():
     assert np.array_equal(first.matrix, second.matrix) and np.allclose(first.effects, second.effects, atol=1e-5)
     bench = Bench(denoiser, plan_of(), FULL)
     edit = [type("Edit", (), {"direction": 1, "strength": 3.0, "start": 0, "end": None})()]
-    sampler, x_T = bench.plan.sampler, bench.plan.noise[5:6]
+    sampler, x_T = bench.plan.sampler, bench.noise[5:6]
     expected = denoiser.decode(
         sampler.sample(directions.edited(denoiser, edit, sampler, 1), x_T, denoiser.schedule)
     ).clamp(-1, 1)
@@ -131,10 +131,10 @@ def test_weakest_strength_of_equal_margins_and_thresholds():
 
 
 def test_no_effect_is_below_the_quantile_of_the_control():
-    control = measured_of(np.eye(2), np.eye(2), largest=[0.2, 0.4])
+    control = measured_of(np.eye(2), np.eye(2), largest=[0.2, 0.4], finder="random")
     found = measured_of(np.eye(3)[:, :2], np.eye(3)[:, :2], largest=[0.1, 0.205, 0.3])
-    costs = dict.fromkeys(("x", "random"), {"seconds": None, "peak_memory_bytes": None})
-    report = BenchReport(plan_of(), ("a", "b"), {"x": found, "random": control}, costs)
+    costs = dict.fromkeys(("x", "control"), {"seconds": None, "peak_memory_bytes": None})
+    report = BenchReport(plan_of(), ("a", "b"), {"x": found, "control": control}, costs)
     content = report.to_dict()
     assert content["no_effect_threshold"] == pytest.approx(0.21)
     assert [each["has_effect"] for each in content["finders"]["x"]["directions"]] == [False, False, True]
@@ -167,14 +167,14 @@ def test_margins_and_similarity():
 
 
 def test_settings_out_of_range_and_diverged_images():
-    for options in ({"strengths": ()}, {"strengths": (0.0, 1.0)}, {"strengths": (float("nan"),)}, {"batch_size": 0}):
+    for options in ({"strengths": ()}, {"strengths": (0.0, 1.0)}, {"strengths": (float("nan"),)}):
         with pytest.raises(ConfigError, match="direction bench: expected"):
             plan_of(**options)
-    with pytest.raises(ConfigError, match="num_samples of at least 4"):
-        plan_of(3)
     for wrong, message in (
         ({"strengths": [0]}, "finite and not 0"),
-        ({"num_samples": 2}, "num_samples of at least 4"),
+        ({"num_samples": 3}, "num_samples: expected an integer of at least 4, got 3"),
+        ({"num_samples": -1}, "num_samples: expected an integer of at least 4, got -1"),
+        ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
         ({"num_directions": 0}, "num_directions"),
         ({"finders": ["pca"]}, "finders: expected noiseclr"),
         ({"finders": []}, "finders: .*got none"),
@@ -261,8 +261,16 @@ def test_callback_without_a_judge_and_with_named_finders(tmp_path):
     run = run_bench(tmp_path, judge=None, finders=finders, num_directions=3)
     report = json.loads((run / "direction_bench" / "2.json").read_text())
     assert [len(report["finders"][name]["directions"]) for name in ("mine", "few")] == [4, 3]
+    assert report["no_effect_threshold"] > 0  # the control is found under another name
     assert report["factor_names"] == [] and report["finders"]["mine"]["owned_factors"] is None
     assert json.loads((run / "results.json").read_text())["owned_factors"] == {"mine": None, "few": None}
+
+
+def test_seconds_are_those_of_the_directions_that_the_model_has_learned(tmp_path):
+    stored = tmp_path / "other.safetensors"
+    DirectionSet(torch.eye(FACTORS), "condition", ("a", "b", "c", "d"), "noiseclr").save(stored)
+    report = json.loads((run_bench(tmp_path, finders=["noiseclr", str(stored)]) / "direction_bench/2.json").read_text())
+    assert report["finders"]["noiseclr"]["seconds"] is not None and report["finders"]["other"]["seconds"] is None
 
 
 def test_callback_checks_its_requirements_before_the_test_pass(tmp_path):

@@ -123,7 +123,7 @@ def test_more_directions_than_features_or_images(finder):
     denoiser = Toy()
     with pytest.raises(UserError, match=f"at most {FEATURES} directions, the features of the bottleneck, got 99"):
         finder.check(denoiser, 500, 99)
-    with pytest.raises(UserError, match=r"of 2 images at \d time steps, got 8"):
+    with pytest.raises(UserError, match=rf"{finder.name}: .* of 2 images at \d time steps, got 8"):
         finder.check(denoiser, 2, 8)
 
 

@@ -150,7 +150,7 @@ def test_noiseclr_saves_a_pipeline_from_a_checkpoint_of_accelerate(folder, tmp_p
     words = ["--ckpt_path", str(tmp_path / "pytorch_model.bin"), "--save_path", str(tmp_path / "faces")]
     words += ["--pretrained_model", str(folder)]
     assert save(*words, "--num_tokens", "5") == 1
-    assert "expected 5 learned tokens (num_tokens), got 4" in capsys.readouterr().err
+    assert "expected 5 directions (num_tokens), got 4" in capsys.readouterr().err
     assert not (tmp_path / "faces").exists()
     assert save(*words, "--num_tokens", "4") == 0
     assert torch.equal(DirectionSet.load(tmp_path / "faces").values, rows)

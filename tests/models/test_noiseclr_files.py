@@ -63,7 +63,7 @@ def test_noiseclr_checkpoints_of_accelerate_are_read(prefix, key, tokens, tmp_pa
     torch.save(encoder_state(49408, tokens, prefix, key), tmp_path / "pytorch_model.bin")
     for options in ({}, {"num_tokens": K}, {"num_tokens": K, "vocabulary": 49408}):
         assert_read(tmp_path / "pytorch_model.bin", tokens, **options)
-    with pytest.raises(UserError, match=r"expected 13 learned tokens \(num_tokens\), got 12"):
+    with pytest.raises(UserError, match=r"expected 13 directions \(num_tokens\), got 12"):
         DirectionSet.load(tmp_path / "pytorch_model.bin", num_tokens=13)
     (tmp_path / "checkpoint-100").mkdir()
     save_file(encoder_state(60, tokens, prefix, key), tmp_path / "checkpoint-100" / "model.safetensors")
@@ -72,7 +72,7 @@ def test_noiseclr_checkpoints_of_accelerate_are_read(prefix, key, tokens, tmp_pa
     for options in ({}, {"num_tokens": 100}, {"num_tokens": 72}, {"vocabulary": 72}, {"num_tokens": 0}):
         with pytest.raises(UserError, match="checkpoint-100.*: expected a table of more token embeddings"):
             DirectionSet.load(tmp_path / "checkpoint-100", **options)
-    with pytest.raises(UserError, match="expected 11 learned tokens"):
+    with pytest.raises(UserError, match="expected 11 directions"):
         DirectionSet.load(tmp_path / "checkpoint-100", num_tokens=11, vocabulary=60)
 
 
@@ -98,6 +98,17 @@ def test_noiseclr_directions_round_trip(folder, tokens, tmp_path):
         directions.save(tmp_path / "tokens.npz")
     with pytest.raises(UserError, match="got directions of kind bottleneck"):
         DirectionSet.load(tmp_path / "bottleneck").save(tmp_path / "learned_embeds.bin")
+
+
+def test_noiseclr_checkpoints_are_read_by_relative_paths(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": {"rows": torch.ones(2, WIDTH)}}, tmp_path / "checkpoints" / "last.ckpt")
+    monkeypatch.chdir(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="expected one vector of the same width per token"):
+        DirectionSet.load("last.ckpt")
+    DirectionSet(torch.zeros(2, WIDTH), "token", ("<t1>", "<t2>"), "noiseclr").save(tmp_path / "directions.safetensors")
+    found = DirectionSet.load("last.ckpt")
+    assert torch.equal(found.values, torch.ones(2, WIDTH)) and found.names == ("<t1>", "<t2>")
 
 
 def test_noiseclr_one_token_is_a_file_of_textual_inversion(folder, tmp_path):
@@ -191,7 +202,7 @@ def test_noiseclr_other_files_are_refused(folder, tmp_path):
     cases = {
         tmp_path / "missing": "missing",
         tmp_path / "empty": "expected a folder with one of directions.safetensors",
-        tmp_path / "text.safetensors": "text.safetensors: expected a .safetensors file of directions",
+        tmp_path / "text.safetensors": "text.safetensors: damaged",
         tmp_path / "widths.bin": "expected one vector of the same width per token",
         tmp_path / "several.bin": "expected one vector of the same width per token",
         tmp_path / "network.bin": "expected one vector .* such as conv.weight",

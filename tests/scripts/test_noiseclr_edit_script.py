@@ -251,15 +251,15 @@ def test_errors_of_models_and_files(edit, zoo, file, folder, denoiser, tmp_path,
     found = rows(denoiser)
     DirectionSet(found.values[:, :7].contiguous(), "token", found.names, "x").save(tmp_path / "narrow.safetensors")
     message = edit("--denoiser", zoo, "--directions", tmp_path / "narrow.safetensors", "-d", 1)
-    assert "expected directions of kind token and width 16, got token and 7" in message
+    assert "expected directions of kind token and width 16, got those of kind token and width 7" in message
     DirectionSet(found.values, "token", found.names, "x", None, (4, 64, 64)).save(tmp_path / "large.safetensors")
     message = edit("--denoiser", zoo, "--directions", tmp_path / "large.safetensors", "-d", 1)
-    assert "expected directions for latents of shape (4, 8, 8), got (4, 64, 64)" in message
+    assert "expected directions for latents of shape (4, 8, 8), got those for latents of shape (4, 64, 64)" in message
     message = edit("--denoiser", zoo, "--directions", file, tmp_path / "large.safetensors", "-d", 1)
     assert "Combine directions of one model and one kind" in message
     (tmp_path / "damaged.safetensors").write_bytes(b"no")
     message = edit("--denoiser", zoo, "--directions", tmp_path / "damaged.safetensors", "-d", 1)
-    assert "expected a .safetensors file of directions" in message
+    assert "damaged.safetensors: damaged, truncated or not a checkpoint" in message
     (tmp_path / "text.png").write_text("no picture")
     message = edit("--denoiser", zoo, "--directions", file, "-d", 1, "--image", tmp_path / "text.png")
     assert "expected a complete PNG or JPEG image" in message

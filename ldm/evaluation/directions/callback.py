@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,7 @@ _MEMORY = (
 
 
 class DirectionBench(TestPassCallback):
-    """Measures what the directions of a model and of other finders do.
+    """Measures the effects of the directions of a model and of other finders.
 
     See ``ldm.evaluation.directions.measure`` for the protocol and ``ldm.models.contracts.HasDirections`` for the
     models. The files are ``<run>/direction_bench/<step>.json``, ``<step>_<finder>.png`` (direction x factor),
@@ -56,7 +55,7 @@ class DirectionBench(TestPassCallback):
     Args:
         judge: checkpoint or run folder of a ``FactorJudge``; without one, no factors are reported.
         clip: CLIP that names directions, see ``find_clip``; without one, there are no names.
-        finders: see ``build_finder``; a mapping gives them names. ``random`` is the control.
+        finders: see ``build_finder``; a mapping gives them names. ``RandomRows`` is the control.
         num_samples: base images, N.
         strengths: grid of strengths.
         sampler: a deterministic sampler, see ``build_sampler``; by default DDIM with 12 steps.
@@ -88,15 +87,16 @@ class DirectionBench(TestPassCallback):
         columns: int = 8,
     ) -> None:
         self.judge_path, self.clip, self.finders = judge, clip, finders
-        self.num_samples, self.num_directions, self.num_images = num_samples, num_directions, num_images
-        self.columns = columns
+        self.num_directions, self.num_images, self.columns = num_directions, num_images, columns
         self._seconds: float | None = None  # None: unknown
         self._began = time.monotonic()
         self.sampler = DDIMSampler(num_steps=12) if sampler is None else build_sampler(sampler)
         options = (tuple(map(float, strengths)), batch_size, seed, own_threshold, leakage_threshold)
-        self._plan = BenchPlan(torch.zeros(num_samples, 1), None, self.sampler, *options)  # without its noise yet
-        for key, value in (("num_directions", num_directions), ("num_images", num_images), ("columns", columns)):
-            require_count(key, value, or_null=key == "num_directions")
+        self._plan = BenchPlan(num_samples, self.sampler, *options)
+        require_count("num_samples", num_samples, 4)
+        require_count("num_directions", num_directions, or_null=True)
+        for key, value in (("batch_size", batch_size), ("num_images", num_images), ("columns", columns)):
+            require_count(key, value)
         self._build_finders(DirectionSet(torch.zeros(0, 1), "condition", (), "noiseclr"))  # raises for unknown ones
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -123,16 +123,16 @@ class DirectionBench(TestPassCallback):
         require(pl_module, HasDirections, "direction bench")
         dataset: Any = self.test_loader(trainer).dataset
         denoiser = pl_module.denoiser
-        self._finders = self._build_finders(pl_module.directions)
-        self._count = self.num_directions or len(pl_module.directions)
+        self._learned = pl_module.directions
+        self._finders = self._build_finders(self._learned)
+        self._count = self.num_directions or len(self._learned)
         for finder in self._finders.values():
             finder.check(denoiser, min(self.num_images, len(dataset)), self._count)
-        seed, device = self._plan.seed, pl_module.device
-        noise = torch.randn(self.num_samples, *denoiser.latent_shape, generator=torch.Generator().manual_seed(seed))
-        self._plan = replace(self._plan, noise=noise, texts=captions(dataset, denoiser, len(noise), seed))
+        self._texts = captions(dataset, denoiser, self._plan.num_samples, self._plan.seed)
         with torch.no_grad():
-            size = tuple(denoiser.decode(noise[:1].to(device)).shape[2:])
-        self._meters, self._lpips = build_meters(self.judge_path, self.clip, dataset, size, device)
+            z = torch.zeros(1, *denoiser.latent_shape, device=pl_module.device)
+            size = tuple(denoiser.decode(z).shape[2:])
+        self._meters, self._lpips = build_meters(self.judge_path, self.clip, dataset, size, pl_module.device)
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
         """Find, sample, measure and write, in the first process only."""
@@ -143,7 +143,7 @@ class DirectionBench(TestPassCallback):
 
     def _run(self, trainer: Any, pl_module: Any) -> None:
         device, seed = pl_module.device, self._plan.seed
-        bench = Bench(pl_module.denoiser, self._plan, self._meters)
+        bench = Bench(pl_module.denoiser, self._plan, self._meters, self._texts)
         images = some_images(self.test_loader(trainer).dataset, self.num_images, seed, pl_module.first_stage_key)
         images, measured, costs = images.to(device), {}, {}
         for name, finder in self._finders.items():
@@ -154,7 +154,7 @@ class DirectionBench(TestPassCallback):
             directions = finder.find(pl_module.denoiser, images, self._count, seed)
             seconds = round(time.monotonic() - began, 1)
             if isinstance(finder, GivenDirections):
-                seconds = self._seconds if finder.directions.finder == pl_module.directions.finder else None
+                seconds = self._seconds if directions is self._learned else None
             costs[name] = {"seconds": seconds, "peak_memory_bytes": peak_memory(device)}
             measured[name] = bench.measure(directions)
         vocabulary, run_dir, progress = self._meters.vocabulary, self.run_dir(trainer), self.progress(trainer)
@@ -162,19 +162,16 @@ class DirectionBench(TestPassCallback):
         report = BenchReport(self._plan, factors, measured, costs)
         path = run_dir / "direction_bench" / f"{progress.step}.json"
         settings = {"judge": self.judge_path, "clip": self.clip, "seed": seed, "num_images": len(images)}
-        notes = {
-            "sampler": describe_sampler(self.sampler),
-            "lpips": self._lpips,
-            "memory": _MEMORY[device.type == "cuda"],
-        }
-        write_json(path, {**report.to_dict(), **settings, **notes, **progress._asdict()})
+        settings |= {"sampler": describe_sampler(self.sampler), "lpips": self._lpips}
+        settings["memory"] = _MEMORY[device.type == "cuda"]
+        write_json(path, {**report.to_dict(), **settings, **progress._asdict()})
         update_results(run_dir, **report.figures())
         stamp = f"gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000"
         report.draw(bench, path, run_dir / "images" / "test", stamp, self.columns)
         report.show(Console())
         logger.info("direction bench: %s", path)
 
-    def _build_finders(self, learned: Any) -> dict[str, Finder]:
+    def _build_finders(self, learned: DirectionSet) -> dict[str, Finder]:
         named = dict(self.finders) if isinstance(self.finders, Mapping) else {}
         built = [build_finder(each, learned) for each in named.values() or self.finders]
         names = [str(name) for name in named] or [finder.name for finder in built]
@@ -206,7 +203,7 @@ def captions(dataset: Any, denoiser: Any, count: int, seed: int) -> list[str] | 
 def build_meters(
     judge_path: str | None, clip: str | None, dataset: Any, size: tuple[int, ...], device: torch.device
 ) -> tuple[Meters, str]:
-    """Return judge, CLIP and LPIPS for images of H, W = ``size``, and the network of LPIPS or why there is none."""
+    """Return judge, CLIP and LPIPS for images of H, W = ``size``, and the network of LPIPS or why it is missing."""
     vocabulary, judge, reader, lpips = vocabulary_of(dataset), None, None, None
     if vocabulary is None and (judge_path or clip):
         raise UserError(

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.diffusion.conditions import Condition, TensorCondition
+from ldm.diffusion.conditions import Condition
 from ldm.diffusion.directions import Edit, Negative
 from ldm.diffusion.inversion import invert, null_text
-from ldm.diffusion.noise import fixed_noise
+from ldm.diffusion.noise import fixed_noise, seeded_noise
 from ldm.diffusion.samplers import DDIMSampler, Sampler
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
@@ -86,8 +86,7 @@ class Editor:
 
     def noise(self, count: int, seed: int = 0) -> Tensor:
         """Return standard normal noise (B, C, h, w), the same on every device."""
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(count, *self.denoiser.latent_shape, generator=generator).to(self.device)
+        return seeded_noise(count, self.denoiser.latent_shape, seed).to(self.device)
 
     def generated(
         self,
@@ -155,10 +154,6 @@ class Editor:
         states = invert(denoise, denoiser.encode(images.to(self.device)), denoiser.schedule, timesteps)
         negative: Negative = None
         if use_null_text and cond is not None:
-            if not isinstance(null, TensorCondition):
-                raise UserError(
-                    f"null-text optimisation: expected a condition of one tensor per sample, got {type(null).__name__}"
-                )
             options = {"guidance_scale": scale, "on_step": self._on_step}
             negative = null_text(denoiser.predict_eps, cond, null, states, denoiser.schedule, timesteps, **options)
         return Start(states[-1], cond, scale, negative)

@@ -50,14 +50,14 @@ class GivenDirections(Finder):
 
     Args:
         directions: the directions, or the path of their file.
-        name: name of the finder; by default that of the file, or the one in the directions.
     """
 
-    def __init__(self, directions: DirectionSet | str | Path, name: str | None = None) -> None:
-        is_set = isinstance(directions, DirectionSet)
-        self.directions = directions if is_set else DirectionSet.load(directions)
-        self.where = "directions" if is_set else str(directions)
-        self.name = name or (self.directions.finder if is_set else Path(directions).stem)
+    def __init__(self, directions: DirectionSet | str | Path) -> None:
+        if isinstance(directions, DirectionSet):
+            self.directions, self.where, self.name = directions, "directions", directions.finder
+        else:
+            self.directions, self.where = DirectionSet.load(directions), str(directions)
+            self.name = Path(directions).stem
 
     def check(self, denoiser: FrozenDenoiser, num_images: int, count: int) -> None:
         """Raise a ``UserError`` unless the directions belong to the denoiser and are finite."""
@@ -93,7 +93,26 @@ class RandomRows(Finder):
         return DirectionSet.of(denoiser, rows, denoiser.row_space, self.name)
 
 
-class BottleneckPCA(Finder):
+class ShiftFinder(Finder):
+    """A finder of shifts of the bottleneck, from images at T evenly spaced time steps; base class."""
+
+    num_timesteps: int
+
+    @torch.no_grad()
+    def check(self, denoiser: FrozenDenoiser, num_images: int, count: int) -> None:
+        device = denoiser.schedule.betas.device
+        x, t = torch.zeros(1, *denoiser.latent_shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
+        width = denoiser.bottleneck_features(x, t, denoiser.null(1)).numel()
+        rank, points = (num_images - 1) * self.num_timesteps, f"{num_images} images at {self.num_timesteps} time steps"
+        for limit, reason in ((width, "the features of the bottleneck"), (rank, f"the differences of {points}")):
+            if count > limit:
+                raise UserError(
+                    f"{self.name}: expected at most {limit} directions, {reason}, got {count}. Find fewer directions "
+                    "(num_directions), or use more images (num_images)"
+                )
+
+
+class BottleneckPCA(ShiftFinder):
     """Principal components of the features of the bottleneck, the h-space of Kwon et al. (2023).
 
     The global unsupervised directions of Haas et al. (2024), of noised data images in place of samples.
@@ -109,22 +128,13 @@ class BottleneckPCA(Finder):
     def __init__(self, num_timesteps: int = 5, scale: float = 1.0) -> None:
         self.num_timesteps, self.scale = num_timesteps, scale
 
-    def check(self, denoiser: FrozenDenoiser, num_images: int, count: int) -> None:
-        _require_features(denoiser, count, self.name)
-        rank = (num_images - 1) * self.num_timesteps
-        if count > rank:
-            raise UserError(
-                f"{self.name}: expected at most {rank} directions of {num_images} images at {self.num_timesteps} time "
-                f"steps, got {count}. Use more images (num_images), or fewer directions (num_directions)"
-            )
-
     def find(self, denoiser: FrozenDenoiser, images: Tensor, count: int, seed: int) -> DirectionSet:
         self.check(denoiser, len(images), count)
         values = principal_components(feature_deviations(denoiser, images, self.num_timesteps, seed), count)
         return DirectionSet.of(denoiser, self.scale * values, "bottleneck", self.name)
 
 
-class JacobianVectors(Finder):
+class JacobianVectors(ShiftFinder):
     """Shifts of the bottleneck that change the predicted noise most: Haas et al. (2024).
 
     With J the Jacobian of the predicted noise with respect to the features, they are the eigenvectors of the mean of
@@ -152,9 +162,6 @@ class JacobianVectors(Finder):
     ) -> None:
         self.num_images, self.num_timesteps, self.scale = num_images, num_timesteps, scale
         self.iterations, self.tolerance = iterations, tolerance
-
-    def check(self, denoiser: FrozenDenoiser, num_images: int, count: int) -> None:
-        BottleneckPCA(self.num_timesteps).check(denoiser, num_images, count)
 
     def find(self, denoiser: FrozenDenoiser, images: Tensor, count: int, seed: int) -> DirectionSet:
         self.check(denoiser, len(images), count)
@@ -265,15 +272,3 @@ def gram_product(denoiser: FrozenDenoiser, x: Tensor, t: Tensor, vectors: Tensor
 
 def _orthonormal(vectors: Tensor) -> Tensor:
     return torch.linalg.qr(vectors.T)[0].T
-
-
-@torch.no_grad()
-def _require_features(denoiser: FrozenDenoiser, count: int, where: str) -> None:
-    device = denoiser.schedule.betas.device
-    x, t = torch.zeros(1, *denoiser.latent_shape, device=device), torch.zeros(1, dtype=torch.long, device=device)
-    width = denoiser.bottleneck_features(x, t, denoiser.null(1)).numel()
-    if count > width:
-        raise UserError(
-            f"{where}: expected at most {width} directions, the features of the bottleneck, got {count}. Set "
-            "num_directions to a smaller number"
-        )

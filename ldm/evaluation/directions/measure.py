@@ -1,4 +1,4 @@
-"""The direction bench: whether a direction does anything, what it does, and what else it changes.
+"""The direction bench: effects of latent directions, the factor that each changes, and its leakage into others.
 
 Protocol, the same for every finder, with K directions and F factors with words:
 
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.diffusion.conditions import Condition
-from ldm.diffusion.directions import edited_by_conditions, edited_by_shifts
+from ldm.diffusion.noise import seeded_noise
 from ldm.diffusion.samplers import Denoiser, Sampler
 from ldm.evaluation.editing.measure import sample_from
 from ldm.evaluation.images.metrics import image_distances
@@ -51,11 +51,10 @@ Measure = Callable[[Tensor, Tensor], Tensor]  # edited and base images (B, 3, H,
 
 @dataclass(frozen=True)
 class BenchPlan:
-    """Base images, strengths and thresholds, shared by all finders.
+    """Sampling, strengths and thresholds, shared by all finders.
 
     Attributes:
-        noise: (N, C, h, w) float32 on the CPU, x_T.
-        texts: N captions; None for models without texts.
+        num_samples: N, at least 4.
         sampler: a deterministic sampler.
         strengths: S strengths.
         batch_size: images sampled at once.
@@ -64,8 +63,7 @@ class BenchPlan:
         leakage_threshold: leakage of owning directions is below it.
     """
 
-    noise: Tensor
-    texts: Sequence[str] | None
+    num_samples: int
     sampler: Sampler
     strengths: tuple[float, ...] = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0)
     batch_size: int = 128
@@ -74,11 +72,6 @@ class BenchPlan:
     leakage_threshold: float = 0.3
 
     def __post_init__(self) -> None:
-        if len(self.noise) < 4 or self.batch_size < 1:
-            raise ConfigError(
-                f"direction bench: expected num_samples of at least 4 and batch_size of at least 1, got "
-                f"{len(self.noise)} and {self.batch_size}"
-            )
         if not self.strengths or 0 in self.strengths or not np.isfinite(self.strengths).all():
             raise ConfigError(
                 f"direction bench: expected strengths that are finite and not 0, got {list(self.strengths)}"
@@ -87,17 +80,17 @@ class BenchPlan:
     @property
     def selection(self) -> np.ndarray:
         """Positions of the images for selection."""
-        return np.arange(len(self.noise) // 2)
+        return np.arange(self.num_samples // 2)
 
     @property
     def report(self) -> np.ndarray:
         """Positions of the images for the report."""
-        return np.arange(len(self.noise) // 2, len(self.noise))
+        return np.arange(self.num_samples // 2, self.num_samples)
 
 
 @dataclass(frozen=True)
 class Meters:
-    """What edited images are measured with.
+    """Networks that read edited images.
 
     Attributes:
         vocabulary: words of the factors; None without judge and CLIP.
@@ -124,17 +117,18 @@ class Meters:
             "ssim": lambda images, base: image_distances(base, images)["ssim"],
             "pixels": lambda images, base: F.adaptive_avg_pool2d(images - base, _SIDE).flatten(1),
         }
-        if self.lpips is not None:
-            lpips = self.lpips
+        if (lpips := self.lpips) is not None:
             found["lpips"] = lambda images, base: lpips(base, images).flatten()
-        if self.reader is not None:
-            reader = self.reader
+        if (reader := self.reader) is not None:
             found["read"] = lambda images, base: torch.cat(reader(images), dim=1)
         return found
 
     def selection(self) -> dict[str, Measure]:
         """Return the measures of the first half by name."""
-        return {"rms": rms_difference, "words": lambda images, base: self.words(images)}
+        return {
+            "rms": lambda images, base: (images - base).flatten(1).square().mean(dim=1).sqrt(),
+            "words": lambda images, base: self.words(images),
+        }
 
 
 @dataclass(frozen=True)
@@ -161,7 +155,8 @@ class Measured:
     def own(self) -> tuple[np.ndarray, np.ndarray]:
         """(K,) change of its factor, and leakage; NaN without a judge."""
         if not self.matrix.size:
-            return np.full(len(self.strengths), np.nan), np.full(len(self.strengths), np.nan)
+            unknown = np.full(len(self.strengths), np.nan)
+            return unknown, unknown
         rows = np.arange(len(self.matrix))
         change = self.matrix[rows, self.owners]
         return change, np.round(change - margins(self.matrix)[rows, self.owners], 9)
@@ -187,12 +182,22 @@ class Measured:
 
 
 class Bench:
-    """Samples and measures; base images are sampled once. Raises a ``UserError`` if a sampled image contains NaN."""
+    """Samples and measures; base images are sampled once. Raises a ``UserError`` if a sampled image contains NaN.
 
-    def __init__(self, denoiser: FrozenDenoiser, plan: BenchPlan, meters: Meters) -> None:
-        self.denoiser, self.plan, self.meters = denoiser, plan, meters
-        self._device = denoiser.schedule.betas.device
-        parts = np.split(np.arange(len(plan.noise)), range(plan.batch_size, len(plan.noise), plan.batch_size))
+    Args:
+        denoiser: the denoiser, on its device.
+        plan: options.
+        meters: networks that read images.
+        texts: N captions; None for models without texts.
+    """
+
+    def __init__(
+        self, denoiser: FrozenDenoiser, plan: BenchPlan, meters: Meters, texts: Sequence[str] | None = None
+    ) -> None:
+        self.denoiser, self.plan, self.meters, self.texts = denoiser, plan, meters, texts
+        noise = seeded_noise(plan.num_samples, denoiser.latent_shape, plan.seed)
+        self.noise = noise.to(denoiser.schedule.betas.device)  # (N, C, h, w), x_T
+        parts = np.split(np.arange(plan.num_samples), range(plan.batch_size, plan.num_samples, plan.batch_size))
         self.base = torch.cat([self._sample(part, self._plain, "base images") for part in parts])
         self._words = torch.cat([meters.words(part) for part in self.base.split(plan.batch_size)]).numpy()
         flat = self.base.flatten(1)
@@ -265,15 +270,15 @@ class Bench:
     @torch.no_grad()
     def _sample(self, samples: np.ndarray, build: Callable[[Condition | None, int], Denoiser], name: str) -> Tensor:
         """Return images (B, 3, H, W) in [-1, 1] of some samples under the denoiser of their condition."""
-        texts, plan = self.plan.texts, self.plan
+        texts, denoiser = self.texts, self.denoiser
+        captions = None if texts is None else [texts[index] for index in samples]
 
         def sample(captions: list[str] | None, x_T: Tensor) -> Tensor:
-            cond = None if captions is None else self.denoiser.condition_from_texts(captions)
-            return self.denoiser.decode(plan.sampler.sample(build(cond, len(x_T)), x_T, self.denoiser.schedule))
+            cond = None if captions is None else denoiser.condition_from_texts(captions)
+            return denoiser.decode(self.plan.sampler.sample(build(cond, len(x_T)), x_T, denoiser.schedule))
 
-        captions = None if texts is None else [texts[index] for index in samples]
-        x_T = plan.noise[samples].to(self._device)
-        return sample_from(sample, captions, x_T, plan.seed, f"direction bench, {name}").float().clamp(-1, 1)
+        images = sample_from(sample, captions, self.noise[samples], self.plan.seed, f"direction bench, {name}")
+        return images.float().clamp(-1, 1)
 
     def _plain(self, cond: Condition | None, size: int) -> Denoiser:
         given = self.denoiser.null(size) if cond is None else cond
@@ -283,12 +288,9 @@ class Bench:
         self, directions: DirectionSet, rows: np.ndarray, factors: np.ndarray, cond: Condition | None, size: int
     ) -> Denoiser:
         """Return the denoiser of B samples with one direction and one strength each, (B,) and (B,)."""
-        denoiser, values = self.denoiser, directions.values[rows].to(self._device)
-        null, weights = denoiser.null(size), torch.as_tensor(factors, dtype=torch.float32, device=self._device)
-        weights = weights[None, :, None].expand(1, size, denoiser.schedule.num_timesteps)
-        if directions.kind == "bottleneck":
-            return edited_by_shifts(denoiser.predict_eps, cond, null, values[None], weights)
-        return edited_by_conditions(denoiser.predict_eps, cond, null, [denoiser.conditions(values)], weights)
+        weights = torch.as_tensor(factors, dtype=torch.float32)[None, :, None]
+        weights = weights.expand(1, size, self.denoiser.schedule.num_timesteps)
+        return directions.edited_by_sample(self.denoiser, torch.from_numpy(rows)[None], weights, cond)
 
     def _names(self, read: np.ndarray) -> list[UnitName]:
         """Return CLIP's names of posteriors (K, n, all words) on the paths from base to edited images."""
@@ -308,11 +310,6 @@ def margins(changes: np.ndarray) -> np.ndarray:
     """Return each change minus the mean of those of the other factors, (..., F); a single factor has no others."""
     others = (changes.sum(axis=-1, keepdims=True) - changes) / max(1, changes.shape[-1] - 1)
     return changes - others
-
-
-def rms_difference(images: Tensor, base: Tensor) -> Tensor:
-    """Return the root of the mean squared difference of the pixels of each image, (B,)."""
-    return (images - base).flatten(1).square().mean(dim=1).sqrt()
 
 
 def mean_similarity(pixels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The numbers and pictures of the direction bench, from what was measured."""
+"""The numbers and pictures of the direction bench, from its measurements."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ldm.evaluation.directions.finders import RandomRows
 from ldm.evaluation.directions.measure import Bench, BenchPlan, Measured, margins
 from ldm.evaluation.editing.measure import plain_number
+from ldm.evaluation.units.report import caption_of
 from ldm.pictures.charts import heat_map, heat_maps
 from ldm.pictures.draw import draw_grid, save_png
 from ldm.pictures.grid import CaptionedGrid
@@ -25,7 +27,7 @@ _SHOWN = 6  # rows of the picture of edits without a judge
 
 @dataclass(frozen=True)
 class BenchReport:
-    """Report on several finders; ``control`` is the name of the random one.
+    """Report on several finders.
 
     Attributes:
         plan: see ``BenchPlan``.
@@ -38,13 +40,16 @@ class BenchReport:
     factor_names: tuple[str, ...]
     measured: Mapping[str, Measured]
     costs: Mapping[str, Mapping[str, float | None]]
-    control: str = "random"
+
+    @property
+    def control(self) -> Measured | None:
+        """The random directions."""
+        return next((each for each in self.measured.values() if each.directions.finder == RandomRows.name), None)
 
     @property
     def threshold(self) -> float:
         """Effect below which a direction has none; NaN without a control."""
-        control = self.measured.get(self.control)
-        return float("nan") if control is None else float(np.quantile(control.largest_effects, QUANTILE))
+        return float("nan") if self.control is None else float(np.quantile(self.control.largest_effects, QUANTILE))
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of ``results.json``; those of ownership are null without a judge."""
@@ -72,9 +77,8 @@ class BenchReport:
             return dict.fromkeys(("owned_factors", "factors", "leakage", "mean_margin", "ahead_of_random"))
         best, (change, leakage) = found.best(self.plan), found.own
         by_factor = {self.factor_names[f]: found.directions.names[k] for f, k in best.items()}
-        control = self.measured.get(self.control)
         ahead = None
-        if control is not None:
+        if (control := self.control) is not None:
             ahead = {
                 "owned_factors": len(best) - len(control.best(self.plan)),
                 "mean_margin": plain_number(found.best_margins().mean() - control.best_margins().mean()),
@@ -132,20 +136,14 @@ class BenchReport:
         return np.lexsort((leakage - change, ~found.owns(self.plan), found.owners)).tolist()
 
     def _caption(self, found: Measured, k: int) -> str:
-        """Return ``<t3> at -2: owns object hue (CLIP: scale, small to large, 0.98)``."""
+        """Return ``<t3> at -2: owns object hue; CLIP: scale, small to large (0.98)``."""
         text = f"{found.directions.names[k]} at {found.strengths[k]:+g}"
         if self.factor_names:
             verb = "owns" if found.owns(self.plan)[k] else "mostly"
             text += f": {verb} {_spaced(self.factor_names[found.owners[k]])}"
         if found.largest_effects[k] < self.threshold:
             text += ", no effect"
-        if found.names:
-            name = found.names[k]
-            words = (
-                f"{_spaced(name.name)}, {' to '.join(name.words)}, {name.confidence:.2f}" if name.name else "no name"
-            )
-            text += f" (CLIP: {words})"
-        return text
+        return f"{text}; CLIP: {caption_of(found.names[k]).partition(': ')[2]}" if found.names else text
 
     def _title(self, name: str) -> str:
         numbers, cost = self._summary(self.measured[name]), self.costs[name]

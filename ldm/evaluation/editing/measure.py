@@ -29,7 +29,7 @@ from torch import Tensor
 
 from ldm.data.dataset import FactorDataset
 from ldm.data.vocabulary import AttributeVocabulary
-from ldm.diffusion.noise import fixed_noise
+from ldm.diffusion.noise import fixed_noise, seeded_noise
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, UserError
@@ -91,8 +91,7 @@ def plan_edits(vocabulary: AttributeVocabulary, latent_shape: tuple[int, ...], n
             )
         shift = random_state.randint(1, len(choices), size=num_samples)  # at least 1: another word
         asked[k] = choices[(np.searchsorted(choices, words[:, k]) + shift) % len(choices)]
-    noise = torch.randn((num_samples, *latent_shape), generator=torch.Generator().manual_seed(seed))
-    return EditPlan(vocabulary, factors, words, asked, noise, seed)
+    return EditPlan(vocabulary, factors, words, asked, seeded_noise(num_samples, latent_shape, seed), seed)
 
 
 def sample_from(

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ldm.data.dataset import FactorDataset
 from ldm.data.vocabulary import AttributeVocabulary
+from ldm.diffusion.noise import seeded_noise
 from ldm.evaluation.editing.measure import available_words, plain_number, sample_from
 from ldm.evaluation.images.distances import Moments, frechet_distance
 from ldm.losses.modality_gap import modality_gap
@@ -77,7 +78,7 @@ def plan_prompts(
         words=words,
         images=torch.from_numpy(dataset.images(rows[:num_prompts])),
         others=torch.from_numpy(dataset.images(rows[num_prompts:])),
-        noise=torch.randn((num_prompts, *latent_shape), generator=torch.Generator().manual_seed(seed)),
+        noise=seeded_noise(num_prompts, latent_shape, seed),
         seed=seed,
     )
 

@@ -40,6 +40,7 @@ class TokenSplice:
 
     Attributes:
         table: the token embeddings, (V, D).
+        width: D.
 
     Raises:
         UserError: the encoder has no table of token embeddings, or no word that is one token.
@@ -53,14 +54,10 @@ class TokenSplice:
                 "Set row_space: condition, which learns conditions directly"
             )
         self.table = max(tables, key=lambda table: table.num_embeddings)
+        self.width = self.table.embedding_dim
         self._encode = encode
         self._caches = [module for module in encoder.modules() if isinstance(module, CachesTexts)]
         self.word, self.position = self._find_word(encoder)
-
-    @property
-    def width(self) -> int:
-        """D."""
-        return self.table.embedding_dim
 
     def encode_rows(self, rows: Tensor) -> Tensor:
         """Return the encodings of M texts of the placeholder token with embeddings ``rows`` (M, D); gradients pass."""
@@ -115,15 +112,14 @@ class TokenSplice:
     @contextlib.contextmanager
     def _hooked(self, hook: Callable[..., Any]) -> Iterator[None]:
         handle = self.table.register_forward_hook(hook)
-        kept = [module.caches_texts for module in self._caches]
         for module in self._caches:
             module.caches_texts = False
         try:
             yield
         finally:
             handle.remove()
-            for module, value in zip(self._caches, kept):
-                module.caches_texts = value
+            for module in self._caches:
+                module.caches_texts = True
 
 
 def _first_difference(first: Tensor, second: Tensor) -> int:

@@ -5,7 +5,7 @@ Legend: B batch, M rows, D width of a row, C h w the latent, H W the image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ldm.data.options import require_choice
 from ldm.diffusion.conditions import Condition, TensorCondition, as_condition
-from ldm.diffusion.samplers import Sampler
 from ldm.diffusion.schedule import NoiseSchedule
 from ldm.models.contracts import ConditionStage, Samplable, require
 from ldm.models.diffusion.latent import LatentDiffusion
@@ -28,7 +27,7 @@ ROW_SPACES = ("auto", "token", "condition")
 class FrozenDenoiser(NeedsWeights):
     """A frozen diffusion model with a condition; base class of the adapters.
 
-    A row is what is learned of a direction: the embedding of one token of a text encoder (``row_space`` token), or the
+    A row is the learned part of a direction: the embedding of one token of a text encoder (``row_space`` token), or the
     condition itself, a vector or one token of the cross-attention (``row_space`` condition).
 
     Attributes:
@@ -44,27 +43,39 @@ class FrozenDenoiser(NeedsWeights):
     row_width: int
     bottleneck: nn.Module
     empty: Tensor
+    _splice: TokenSplice | None = None  # for rows of tokens
 
     @property
     def schedule(self) -> NoiseSchedule:
         """Constants of the noise schedule on the device of the network."""
         raise NotImplementedError
 
-    @property
-    def default_sampler(self) -> Sampler:
-        """The sampler of the model's config."""
-        raise NotImplementedError
-
     def initial_rows(self, count: int, words: Sequence[str] = ()) -> Tensor:
-        """Return rows (count, D): random, with the statistics of the token embeddings, or those of words in turn."""
-        raise NotImplementedError
+        """Return rows (count, D).
+
+        Rows of tokens are those of words in turn, or random with the statistics of the token embeddings. Rows that are
+        conditions are standard normal.
+        """
+        if self._splice is not None:
+            return self._splice.initial_rows(count, words)
+        if words:
+            raise ConfigError("initializer_tokens: expected none with row_space condition. Remove the key")
+        return torch.randn(count, self.row_width)
 
     def require_new_tokens(self, names: Sequence[str]) -> None:
         """Raise a ``UserError`` if tokens of these names, which are to be learned, exist already."""
 
-    def conditions(self, rows: Tensor) -> Condition:
+    def conditions(self, rows: Tensor) -> TensorCondition:
         """Return the conditions of rows (M, D); gradients pass."""
-        raise NotImplementedError
+        if self._splice is not None:
+            value = self._splice.encode_rows(rows)
+        elif self.empty.ndim == 2:
+            value = rows
+        else:  # the second token, after a start token, in a sequence of tokens
+            position = min(1, self.empty.shape[1] - 1)
+            empty = self.empty.expand(len(rows), -1, -1)
+            value = torch.cat([empty[:, :position], rows[:, None], empty[:, position + 1 :]], dim=1)
+        return TensorCondition(value, lambda: self.empty)
 
     def null(self, count: int) -> TensorCondition:
         """Return no condition for ``count`` samples."""
@@ -78,7 +89,11 @@ class FrozenDenoiser(NeedsWeights):
         """Return the predicted noise (B, C, h, w) in x (B, C, h, w) at t (B,); ``shift`` is added to the bottleneck."""
         if shift is None:
             return self._predict_eps(x, t, cond)
-        handle = self.bottleneck.register_forward_hook(lambda _, inputs, output: _shifted(output, shift))
+        return self._hooked(lambda _, inputs, output: output + shift.to(output).reshape(output.shape), x, t, cond)
+
+    def _hooked(self, hook: Callable[..., Any], x: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Predict with a forward hook of the bottleneck."""
+        handle = self.bottleneck.register_forward_hook(hook)
         try:
             return self._predict_eps(x, t, cond)
         finally:
@@ -91,11 +106,7 @@ class FrozenDenoiser(NeedsWeights):
     def bottleneck_features(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Return the output of the bottleneck, (B, c, h', w') or (B, c)."""
         found: list[Tensor] = []
-        handle = self.bottleneck.register_forward_hook(lambda _, inputs, output: found.append(output))
-        try:
-            self._predict_eps(x, t, cond)
-        finally:
-            handle.remove()
+        self._hooked(lambda _, inputs, output: found.append(output), x, t, cond)
         return found[0]
 
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
@@ -148,11 +159,9 @@ class ModelDenoiser(FrozenDenoiser):
             )
         self.row_space = row_space if row_space != "auto" else "token" if takes_texts else "condition"
         self._splice = TokenSplice(stage, self._encode_texts) if self.row_space == "token" else None
-        empty = self._encode_texts([""]) if takes_texts else None
-        width = self._condition_width() if empty is None else empty.shape[-1]
-        shape = (1, width) if wrapper.conditioning_key == "adm" else (1, 1, width)
-        self.register_buffer("empty", torch.zeros(shape) if empty is None else empty.detach(), persistent=False)
-        self.row_width = width if self._splice is None else self._splice.width
+        empty = self._encode_texts([""]).detach() if takes_texts else self._zero_condition()
+        self.register_buffer("empty", empty, persistent=False)
+        self.row_width = empty.shape[-1] if self._splice is None else self._splice.width
         self.bottleneck = bottleneck_of(wrapper.diffusion_model)
         for module in wrapper.modules() if use_checkpoint else ():
             if "use_checkpoint" in vars(module):
@@ -166,15 +175,16 @@ class ModelDenoiser(FrozenDenoiser):
             )
         return encoded.value
 
-    def _condition_width(self) -> int:
+    def _zero_condition(self) -> Tensor:
         wrapper = self.model.model
-        width = wrapper.cond_width if wrapper.conditioning_key == "adm" else wrapper.diffusion_model.config.context_dim
+        is_vector = wrapper.conditioning_key == "adm"
+        width = wrapper.cond_width if is_vector else wrapper.diffusion_model.config.context_dim
         if width is None:
             raise UserError(
                 "directions: expected a network with a condition by float vectors or tokens, got class labels. Choose "
                 "a model of texts, of embeddings or of tokens"
             )
-        return width
+        return torch.zeros((1, width) if is_vector else (1, 1, width))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move the denoiser; the model notes its device."""
@@ -183,36 +193,9 @@ class ModelDenoiser(FrozenDenoiser):
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """See the base class."""
         return self.model.schedule
 
-    @property
-    def default_sampler(self) -> Sampler:
-        """The sampler of the model's config; without one, DDIM with 50 steps."""
-        return self.model.choose_sampler(None, 50, 0.0)
-
-    def initial_rows(self, count: int, words: Sequence[str] = ()) -> Tensor:
-        """See the base class; rows that are conditions are standard normal."""
-        if self._splice is None:
-            if words:
-                raise ConfigError("initializer_tokens: expected none with row_space condition. Remove the key")
-            return torch.randn(count, self.row_width)
-        return self._splice.initial_rows(count, words)
-
-    def conditions(self, rows: Tensor) -> TensorCondition:
-        """See the base class."""
-        if self._splice is not None:
-            value = self._splice.encode_rows(rows)
-        elif self.empty.ndim == 2:
-            value = rows
-        else:  # the second token, after a start token, in a sequence of tokens
-            position = min(1, self.empty.shape[1] - 1)
-            empty = self.empty.expand(len(rows), -1, -1)
-            value = torch.cat([empty[:, :position], rows[:, None], empty[:, position + 1 :]], dim=1)
-        return TensorCondition(value, lambda: self.empty)
-
     def condition_from_texts(self, texts: Sequence[str]) -> Condition:
-        """See the base class."""
         return self.model.condition_from_texts(texts)
 
     def _predict_eps(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -221,19 +204,16 @@ class ModelDenoiser(FrozenDenoiser):
 
     @torch.no_grad()
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
-        """See the base class."""
         model = self.model
         encoded = model.first_stage_model.encode(images)
-        if isinstance(encoded, Tensor):
-            return model.scale_factor * encoded
-        return model.scale_factor * (encoded.sample() if sample else encoded.mode())
+        if not isinstance(encoded, Tensor):
+            encoded = encoded.sample() if sample else encoded.mode()
+        return model.scale_factor * encoded
 
     def decode(self, z: Tensor) -> Tensor:
-        """See the base class."""
         return self.model.decode_first_stage(z)
 
     def network(self) -> nn.Module:
-        """See the base class."""
         return self.model.model.diffusion_model
 
 
@@ -284,7 +264,3 @@ def bottleneck_of(network: nn.Module) -> nn.Module:
         f"directions: expected a U-Net with a bottleneck (middle_block), got {type(network).__name__}. Choose a model "
         "with ldm.modules.diffusionmodules.openaimodel.UNetModel"
     )
-
-
-def _shifted(output: Tensor, shift: Tensor) -> Tensor:
-    return output + shift.to(output).reshape(output.shape)

@@ -9,10 +9,12 @@ Legend: K directions, D width of a row, N features of the bottleneck.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,11 +25,10 @@ from ldm.diffusion.conditions import Condition
 from ldm.diffusion.directions import Edit, Negative, edited_by_conditions, edited_by_shifts, step_weights
 from ldm.diffusion.samplers import Denoiser, Sampler
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
-from ldm.models.diffusion.methods.noiseclr.files import read_tokens, token_names, write_tokens
+from ldm.models.diffusion.methods.noiseclr.files import read_tokens, token_names
 from ldm.modules.weights import read_state_dict
 from ldm.util import UserError, atomic_write
 
-KINDS = ("token", "condition", "bottleneck")
 DIRECTIONS_FILE = "directions.safetensors"  # in the folder of a run
 _HEADER = "directions"  # entry of the header
 
@@ -62,7 +63,7 @@ class DirectionSet:
         """Return directions of a denoiser; without names, they are named as tokens."""
         given = tuple(names) or token_names(len(values))
         values = values.detach().float().cpu().contiguous()
-        return cls(values, kind, given, finder, denoiser.fingerprint(), tuple(denoiser.latent_shape))
+        return cls(values, kind, given, finder, denoiser.fingerprint(), denoiser.latent_shape)
 
     @classmethod
     def joined(cls, sets: Mapping[str, DirectionSet]) -> DirectionSet:
@@ -98,24 +99,17 @@ class DirectionSet:
 
     def check(self, denoiser: FrozenDenoiser, where: str = "directions") -> None:
         """Raise a ``UserError`` unless the directions belong to a denoiser."""
-        if self.kind in ("token", "condition") and (self.kind, self.values.shape[1]) != (
-            denoiser.row_space,
-            denoiser.row_width,
+        own, rows = (self.kind, self.values.shape[1]), (denoiser.row_space, denoiser.row_width)
+        for expected, found, given in (
+            ("of kind {} and width {}", None if self.kind == "bottleneck" else own, rows),
+            ("for latents of shape ({}, {}, {})", self.latent_shape, tuple(denoiser.latent_shape)),
+            ("of the model with fingerprint {}", self.fingerprint and (self.fingerprint,), (denoiser.fingerprint(),)),
         ):
-            raise UserError(
-                f"{where}: expected directions of kind {denoiser.row_space} and width {denoiser.row_width}, got "
-                f"{self.kind} and {self.values.shape[1]}. Use directions of this model, or set row_space"
-            )
-        if self.latent_shape not in (None, tuple(denoiser.latent_shape)):
-            raise UserError(
-                f"{where}: expected directions for latents of shape {tuple(denoiser.latent_shape)}, got "
-                f"{self.latent_shape}. Use directions that were found with this model"
-            )
-        if self.fingerprint not in (None, denoiser.fingerprint()):
-            raise UserError(
-                f"{where}: expected directions of the model with fingerprint {denoiser.fingerprint()}, got those of "
-                f"{self.fingerprint}. Use the model that they were found with, or find directions of this one"
-            )
+            if found and found != given:
+                raise UserError(
+                    f"{where}: expected directions {expected.format(*given)}, got those {expected.format(*found)}. Use "
+                    "the model that they were found with, or find directions of this one"
+                )
 
     def edited(
         self,
@@ -126,7 +120,6 @@ class DirectionSet:
         cond: Condition | None = None,
         guidance_scale: float = 1.0,
         negative: Negative = None,
-        weights: Tensor | None = None,
     ) -> Denoiser:
         """Return the function for a sampler that predicts the noise in ``count`` samples under edits.
 
@@ -136,20 +129,29 @@ class DirectionSet:
             sampler: the sampler that is going to call the function.
             count: B.
             cond, guidance_scale, negative: see ``edited_by_conditions``.
-            weights: (E, B, T) strengths that differ between samples, in place of those of the edits.
         """
-        device = denoiser.schedule.betas.device
         num_timesteps = denoiser.schedule.num_timesteps
-        if weights is None:
-            weights = step_weights(edits, sampler.timesteps(num_timesteps), num_timesteps)
-        weights, null = weights.to(device), denoiser.null(count)
-        values = self.values[[edit.direction for edit in edits]].to(device)
-        options = {"guidance_scale": guidance_scale, "negative": negative}
+        weights = step_weights(edits, sampler.timesteps(num_timesteps), num_timesteps)
+        rows = torch.tensor([edit.direction for edit in edits], dtype=torch.long)[:, None].expand(-1, count)
+        return self.edited_by_sample(denoiser, rows, weights, cond, guidance_scale, negative)
+
+    def edited_by_sample(
+        self,
+        denoiser: FrozenDenoiser,
+        rows: Tensor,
+        weights: Tensor,
+        cond: Condition | None = None,
+        guidance_scale: float = 1.0,
+        negative: Negative = None,
+    ) -> Denoiser:
+        """Return :meth:`edited` for directions ``rows`` (E, B) with strengths (E, T) or (E, B, T)."""
+        device, null = denoiser.schedule.betas.device, denoiser.null(rows.shape[1])
+        values, weights = self.values[rows].to(device), weights.to(device)  # (E, B, D)
         if self.kind == "bottleneck":
-            return edited_by_shifts(denoiser.predict_eps, cond, null, values, weights, **options)
+            return edited_by_shifts(denoiser.predict_eps, cond, null, values, weights, guidance_scale, negative)
         with torch.no_grad():
-            directions = [denoiser.conditions(row[None].expand(count, -1)) for row in values]
-        return edited_by_conditions(denoiser.predict_eps, cond, null, directions, weights, **options)
+            directions = list(map(denoiser.conditions, values))
+        return edited_by_conditions(denoiser.predict_eps, cond, null, directions, weights, guidance_scale, negative)
 
     def named(self) -> dict[str, Tensor]:
         """Return the directions by name, (D,) or (N,) each."""
@@ -166,17 +168,17 @@ class DirectionSet:
             UserError: another suffix, or a ``*.bin`` for another kind.
         """
         path = Path(path)
-        if path.suffix == ".bin" and self.kind == "token":
-            write_tokens(path, self.named())
-        elif path.suffix == ".safetensors":
-            record = {key: value for key, value in vars(self).items() if key != "values"}
-            with atomic_write(path, "wb") as stream:
-                stream.write(save(self.named(), {_HEADER: json.dumps(record)}))
-        else:
+        if path.suffix != ".safetensors" and (path.suffix, self.kind) != (".bin", "token"):
             raise UserError(
                 f"{path}: expected a file *.safetensors, or *.bin for directions of kind token, got directions of kind "
                 f"{self.kind}. Correct the suffix"
             )
+        record = {key: value for key, value in vars(self).items() if key != "values"}
+        with atomic_write(path, "wb") as stream:
+            if path.suffix == ".bin":
+                torch.save(self.named(), stream)
+            else:
+                stream.write(save(self.named(), {_HEADER: json.dumps(record)}))
 
     @classmethod
     def load(cls, path: str | Path, num_tokens: int | None = None, vocabulary: int | None = None) -> DirectionSet:
@@ -192,37 +194,27 @@ class DirectionSet:
             UserError: the path is missing, damaged, or contains no directions, or another number of them.
         """
         path = Path(path).expanduser()
-        found = cls._of_this_package(path)
-        if found is None:
+        path = path / DIRECTIONS_FILE if (path / DIRECTIONS_FILE).is_file() else path
+        of_run = path.absolute().parent.parent / DIRECTIONS_FILE
+        if path.suffix == ".ckpt" and of_run.is_file():
+            found = replace(cls.load(of_run), values=read_state_dict(path)["rows"].float())
+        elif record := _read_header(path):
+            state, (names, shape) = read_state_dict(path), (record.pop("names"), record.pop("latent_shape"))
+            values = torch.stack([state[name] for name in names])
+            found = cls(values, names=tuple(names), latent_shape=shape and tuple(shape), **record)
+        else:
             tokens = read_tokens(path, num_tokens, vocabulary)
-            return cls(torch.stack(list(tokens.values())).float(), "token", tuple(tokens), "tokens")
+            found = cls(torch.stack(list(tokens.values())).float(), "token", tuple(tokens), "tokens")
         if num_tokens not in (None, len(found)):
             raise UserError(
-                f"{path}: expected {num_tokens} directions (num_tokens), got {len(found)}. Correct num_tokens"
+                f"{path}: expected {num_tokens} directions (num_tokens), got {len(found)}. Set num_tokens to "
+                f"{len(found)}, or choose the file that contains {num_tokens}"
             )
         return found
 
-    @classmethod
-    def _of_this_package(cls, path: Path) -> DirectionSet | None:
-        """Return the directions of a file, a run folder or a checkpoint; None for formats of others."""
-        if (path / DIRECTIONS_FILE).is_file():
-            return cls._of_this_package(path / DIRECTIONS_FILE)
-        if path.suffix == ".ckpt" and path.parents[1].joinpath(DIRECTIONS_FILE).is_file():
-            newest = cls.load(path.parents[1])
-            return replace(newest, values=read_state_dict(path)["rows"].float())
-        if path.suffix != ".safetensors" or not path.is_file():
-            return None
-        try:
-            with safe_open(str(path), "pt") as file:
-                header = (file.metadata() or {}).get(_HEADER)
-                record = None if header is None else json.loads(header)
-                values = [file.get_tensor(name) for name in record["names"]] if record else []
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise UserError(
-                f"{path}: expected a .safetensors file of directions, got a damaged one ({error}). Copy it again"
-            ) from error
-        if record is None:
-            return None
-        shape, names = record["latent_shape"], tuple(record["names"])
-        options = record["kind"], names, record["finder"], record["fingerprint"], shape and tuple(shape)
-        return cls(torch.stack(values), *options)
+
+def _read_header(path: Path) -> dict[str, Any] | None:
+    """Return the header that :meth:`DirectionSet.save` writes; None for other and for damaged files."""
+    with contextlib.suppress(OSError, SafetensorError), safe_open(str(path), "pt") as file:
+        return json.loads((file.metadata() or {}).get(_HEADER, "null"))
+    return None

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldm.models.diffusion.methods.noiseclr.pipeline import import_diffusers, require_new_tokens
 from ldm.modules.weights import read_state_dict
-from ldm.util import UserError, atomic_write
+from ldm.util import UserError
 
 CLIP_VOCABULARY = 49408
 _PIPELINE = "model_index.json"  # a file that every pipeline of diffusers has
@@ -33,34 +33,27 @@ def read_tokens(path: Path, num_tokens: int | None = None, vocabulary: int | Non
         path: ``learned_embeds.bin`` or ``.safetensors`` (token -> vector); a checkpoint of accelerate
             (``pytorch_model.bin``, ``model.safetensors``), which is a text encoder with K rows added to its table of
             token embeddings; or a folder with one of these or with a pipeline whose tokenizer has K added tokens.
-        num_tokens: the expected K.
-        vocabulary: V, for checkpoints of accelerate; by default that of CLIP, or what ``num_tokens`` leaves of a
-            smaller table.
+        num_tokens: the expected K, for text encoders with an unusual vocabulary; the caller checks it.
+        vocabulary: V, for checkpoints of accelerate; by default that of CLIP, or for a smaller table its size
+            without ``num_tokens``.
 
     Returns:
         K tokens in natural order (``<t2>`` before ``<t10>``) -> vectors (D,).
 
     Raises:
-        UserError: it has none of these formats, is damaged, or contains another number of tokens.
+        UserError: it has none of these formats, or is damaged.
     """
     if (path / _PIPELINE).is_file():
-        tokens = _of_pipeline(path)
-    elif path.is_dir():
+        return _of_pipeline(path)
+    if path.is_dir():
         files = [path / name for name in _IN_FOLDERS if (path / name).is_file()]
         if not files:
             expected = ", ".join(("directions.safetensors", _PIPELINE, *_IN_FOLDERS))
             raise UserError(f"{path}: expected a folder with one of {expected}, got none. Correct the path")
         return read_tokens(files[0], num_tokens, vocabulary)
-    else:
-        state = read_state_dict(path)
-        table = next((value for key, value in state.items() if key.endswith(_TABLE)), None)
-        tokens = _of_vectors(path, state) if table is None else _of_table(path, table, num_tokens, vocabulary)
-    if num_tokens not in (None, len(tokens)):
-        raise UserError(
-            f"{path}: expected {num_tokens} learned tokens (num_tokens), got {len(tokens)}. Set num_tokens to "
-            f"{len(tokens)}, or choose the text encoder that they were added to"
-        )
-    return tokens
+    state = read_state_dict(path)
+    table = next((value for key, value in state.items() if key.endswith(_TABLE)), None)
+    return _of_vectors(path, state) if table is None else _of_table(path, table, num_tokens, vocabulary)
 
 
 def _of_vectors(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -76,10 +69,9 @@ def _of_vectors(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_table(path: Path, table: Tensor, num_tokens: int | None, vocabulary: int | None) -> dict[str, Tensor]:
+    without = vocabulary or CLIP_VOCABULARY
     if num_tokens is not None and vocabulary is None and len(table) <= CLIP_VOCABULARY:
         without = len(table) - num_tokens
-    else:
-        without = vocabulary or CLIP_VOCABULARY
     if not 0 < without < len(table):
         raise UserError(
             f"{path}: expected a table of more token embeddings than in a text encoder without learned tokens "
@@ -102,11 +94,7 @@ def _of_pipeline(folder: Path) -> dict[str, Tensor]:
             f"{folder}: expected a pipeline with learned tokens in its tokenizer, got none. Choose a pipeline that was "
             "saved after training"
         )
-    files = [
-        file
-        for pattern in ("model*.safetensors", "pytorch_model*.bin")
-        for file in folder.glob(f"text_encoder/{pattern}")
-    ]
+    files = [*folder.glob("text_encoder/model*.safetensors"), *folder.glob("text_encoder/pytorch_model*.bin")]
     state = read_state_dict(files[0] if files else folder / "text_encoder" / "model.safetensors")
     table = next((value for key, value in state.items() if key.endswith(_TABLE)), torch.empty(0, 0))
     if max(added.values()) >= len(table):
@@ -124,12 +112,6 @@ def _natural(name: str) -> list[str | int]:
 def token_names(count: int) -> tuple[str, ...]:
     """Return the placeholder tokens of the reference code: ``<t1>``, ``<t2>``, ..."""
     return tuple(f"<t{number}>" for number in range(1, count + 1))
-
-
-def write_tokens(path: Path, tokens: Mapping[str, Tensor]) -> None:
-    """Write token -> vector as ``learned_embeds.bin`` of the reference code and of textual inversion, atomically."""
-    with atomic_write(path, "wb") as stream:
-        torch.save({name: value.clone() for name, value in tokens.items()}, stream)
 
 
 def save_pipeline(folder: Path, tokens: Mapping[str, Tensor], pipeline: Any) -> None:

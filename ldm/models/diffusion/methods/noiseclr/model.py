@@ -1,7 +1,7 @@
 """NoiseCLR: latent directions of a frozen diffusion model, learned by contrast (Dalva & Yanardag 2024).
 
-Each iteration noises B images to one time step, draws a direction and M others, and compares what they change in the
-predicted noise: one direction should change all images alike, and different directions differently.
+Each iteration noises B images to one time step, draws a direction and M others, and compares the changes that they make
+to the predicted noise: one direction should change all images alike, and different directions differently.
 
 Legend: B images, K directions, M compared directions, D width of a row, C h w the latent.
 """
@@ -112,7 +112,7 @@ class NoiseCLR(pl.LightningModule):
                 directions.save(folder / "learned_embeds.bin")
 
     def changes(self, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-        """Return what rows change in the predicted noise: (M, B, C, h, w) of x (B, C, h, w) at t (B,), rows (M, D)."""
+        """Return the changes of the predicted noise by rows (M, D), (M, B, C, h, w), for x (B, C, h, w) at t (B,)."""
         with torch.no_grad():
             without = self.denoiser.predict_eps(x, t, self.denoiser.null(len(x)))
         cond = self.denoiser.conditions(rows.repeat_interleave(len(x), dim=0))
@@ -148,7 +148,7 @@ class NoiseCLR(pl.LightningModule):
         return self._shared(torch.randint(*self.timesteps, (1,), device=self.device)).expand(count)
 
     def _shared(self, drawn: Tensor) -> Tensor:
-        """Return the first process's value."""
+        """Return the value of the first process."""
         if self._num_processes > 1:
             torch.distributed.broadcast(drawn, src=0)
         return drawn
@@ -163,16 +163,13 @@ class NoiseCLR(pl.LightningModule):
         x = self.denoiser.schedule.q_sample(z, t, torch.randn_like(z))
         return self.loss_at(x, t, self.draw_directions())
 
-    def _is_left_over(self, batch: Mapping[str, Any], batch_idx: int) -> bool:
-        """Return whether the last batch of an epoch is one image, which cannot be compared; it is left out."""
-        return batch_idx > 0 and len(batch[self.first_stage_key]) == self._num_processes == 1
-
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
-        """Return the loss, or None to leave the batch out; logs ``train/loss``."""
-        if self._is_left_over(batch, batch_idx):
+        """Return the loss and log ``train/loss``; None leaves a single image out, such as the last one of an epoch."""
+        size = len(batch[self.first_stage_key])
+        if batch_idx > 0 and size == self._num_processes == 1:
             return None
         loss = self.shared_step(batch)
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.first_stage_key]))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -180,7 +177,7 @@ class NoiseCLR(pl.LightningModule):
         self._log_loss("val/loss", batch)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log ``figure/test_loss``; callbacks measure what the directions do."""
+        """Log ``figure/test_loss``; callbacks measure the effects of the directions."""
         self._log_loss("figure/test_loss", batch)
 
     def _log_loss(self, name: str, batch: Mapping[str, Any]) -> None:
@@ -198,7 +195,7 @@ class NoiseCLR(pl.LightningModule):
     def log_images(
         self, batch: Mapping[str, Any], N: int = 4, split: str = "train", **options: Any
     ) -> dict[str, Tensor | CaptionedGrid]:
-        """Return N images of the batch and what directions do; ``options`` are those of ``direction_grid``."""
+        """Return N images of the batch, and samples by direction; ``options`` are those of ``direction_grid``."""
         images = images_from_batch(batch, self.first_stage_key)[:N]
         return {"inputs": images, "directions": direction_grid(self.denoiser, self.directions, N, **options)}
 
@@ -209,5 +206,5 @@ class NoiseCLR(pl.LightningModule):
 
 
 def _without_denoiser(_: nn.Module, keys: Any) -> None:
-    """Do not report the weights of the denoiser as missing in a checkpoint; they are in its own files."""
+    """Remove the weights of the denoiser, which are in its own files, from the missing keys of a checkpoint."""
     keys.missing_keys[:] = [key for key in keys.missing_keys if not key.startswith("denoiser.")]

@@ -1,7 +1,4 @@
-"""Pictures of learned directions while they train: what each of them does to images of the batch.
-
-Legend: B batch, R rows of the picture (directions), C h w the latent, H W the image.
-"""
+"""Pictures of learned directions while they train: samples with and without each of them."""
 
 from __future__ import annotations
 

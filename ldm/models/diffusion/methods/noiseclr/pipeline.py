@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.conditions import Condition, TensorCondition
 from ldm.diffusion.parameterization import parameterization
-from ldm.diffusion.samplers import DDIMSampler, Sampler
-from ldm.diffusion.schedule import NoiseSchedule
+from ldm.diffusion.process import DiffusionProcess
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser, bottleneck_of
 from ldm.modules.encoders.splice import TokenSplice
 from ldm.util import UserError
@@ -25,7 +24,7 @@ _NOT_USED = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # prediction_type of schedulers -> our parameterization
 
 
-class PipelineDenoiser(FrozenDenoiser):
+class PipelineDenoiser(DiffusionProcess, FrozenDenoiser):
     """Stable Diffusion 1 or 2 in a pipeline of diffusers, without its sampling loop and its safety checker.
 
     Rows are embeddings of a token of the text encoder. Weights are float32; set ``lightning.trainer.precision`` to
@@ -57,9 +56,7 @@ class PipelineDenoiser(FrozenDenoiser):
         betas, kind = _check_parts(pipeline, pretrained_model)
         self.unet, self.vae, self.text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
         self.eval().requires_grad_(False)
-        self.parameterization = parameterization(kind)
-        for name, value in NoiseSchedule.from_betas(betas.double().numpy()).constants().items():
-            self.register_buffer(name, value, persistent=False)
+        self.register_schedule(betas.double().numpy(), 0.0, parameterization(kind))
         table = self.text_encoder.get_input_embeddings()
         self._splice, self.row_width = TokenSplice(table, self._encode_texts), table.embedding_dim
         self.register_buffer("empty", self._encode_texts([""]), persistent=False)
@@ -74,32 +71,11 @@ class PipelineDenoiser(FrozenDenoiser):
         """Return the embeddings (B, S, D) of the tokens of B texts, padded as in the pipeline."""
         return self._pipeline.encode_prompt(list(texts), self.unet.device, 1, False)[0]
 
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The schedule of the betas of the pipeline's scheduler."""
-        buffers = dict(self.named_buffers(recurse=False))
-        return NoiseSchedule(**{name: buffers[name] for name in NoiseSchedule.__dataclass_fields__})
-
-    @property
-    def default_sampler(self) -> Sampler:
-        """DDIM with 50 steps; the scheduler of the pipeline is not used."""
-        return DDIMSampler()
-
-    def initial_rows(self, count: int, words: Sequence[str] = ()) -> Tensor:
-        """See the base class."""
-        return self._splice.initial_rows(count, words)
-
     def require_new_tokens(self, names: Sequence[str]) -> None:
-        """See the base class."""
         require_new_tokens(self._pipeline.tokenizer, names, self._pipeline.config.get("_name_or_path"))
-
-    def conditions(self, rows: Tensor) -> TensorCondition:
-        """See the base class."""
-        return TensorCondition(self._splice.encode_rows(rows), lambda: self.empty)
 
     @torch.no_grad()
     def condition_from_texts(self, texts: Sequence[str]) -> TensorCondition:
-        """See the base class."""
         return TensorCondition(self._encode_texts(texts), lambda: self.empty)
 
     def _predict_eps(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -108,19 +84,16 @@ class PipelineDenoiser(FrozenDenoiser):
 
     @torch.no_grad()
     def encode(self, images: Tensor, sample: bool = False) -> Tensor:
-        """See the base class."""
         posterior, config = self.vae.encode(images).latent_dist, self.vae.config
         z = posterior.sample() if sample else posterior.mode()
         return (z - (config.get("shift_factor") or 0.0)) * config.scaling_factor
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """See the base class."""
         config = self.vae.config
         return self.vae.decode(z / config.scaling_factor + (config.get("shift_factor") or 0.0)).sample
 
     def network(self) -> nn.Module:
-        """See the base class."""
         return self.unet
 
 
@@ -190,10 +163,8 @@ def _check_parts(pipeline: Any, name: str) -> tuple[Tensor, str]:
             f"got {network.in_channels} channels, {' and '.join(inputs) or 'no other inputs'} and {kind}. Choose a "
             "text-to-image pipeline of Stable Diffusion 1 or 2"
         )
-    prediction, betas = (
-        pipeline.scheduler.config.get("prediction_type", "epsilon"),
-        vars(pipeline.scheduler).get("betas"),
-    )
+    prediction = pipeline.scheduler.config.get("prediction_type", "epsilon")
+    betas = vars(pipeline.scheduler).get("betas")
     if prediction not in _PREDICTIONS or not isinstance(betas, Tensor):
         raise UserError(
             f"{name}: expected a scheduler with betas and a prediction_type among {', '.join(_PREDICTIONS)}, got "
