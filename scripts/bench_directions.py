@@ -24,6 +24,7 @@ from torch import Tensor
 from ldm.losses.directions import noiseclr_loss, unit_changes
 from ldm.models.contexts import chosen_device
 from ldm.models.diffusion.methods.noiseclr.model import NoiseCLR
+from ldm.training.cli import run_command
 
 NOISECLR = "ldm.models.diffusion.methods.noiseclr"
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,7 +61,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def parse() -> argparse.Namespace:
+def read_options(words: list[str] | None) -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     source = parser.add_mutually_exclusive_group(required=True)
@@ -73,11 +74,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--use_checkpoint", action="store_true", help="recompute activations in the backward pass")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of autocast")
     parser.add_argument("--device", help="default: the GPU if there is one")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def main() -> None:
-    options = parse()
+def run(options: argparse.Namespace) -> None:
     device = chosen_device(options.device)
     target, params = (
         (f"{NOISECLR}.denoiser.RunDenoiser", {"run": options.run})
@@ -113,6 +113,11 @@ def main() -> None:
         print(f"{name:10s} {1 / median:8.3f} steps/s ({median:.3f} s){shown}, last loss {losses[name]:.5f}")
     ratio = statistics.median(a / b for a, b in zip(seconds["reference"][1:], seconds["ours"][1:]))
     print(f"ours is {ratio:.2f} times as fast (median of {options.steps} pairs)")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = read_options(arguments)
+    return run_command(lambda: run(options))
 
 
 if __name__ == "__main__":

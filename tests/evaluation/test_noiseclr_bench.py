@@ -199,10 +199,11 @@ def test_clip_names_the_attribute_that_its_reading_changes_most():
     found = bench.measure(rows_of(bench.denoiser, [[0, 4.0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 4.0]]))
     assert [name.name for name in found.names] == ["region_1", "", "region_3"]
     assert found.names[0].confidence == 1.0 and set(found.names[2].words) <= {"low", "high"}
-    report = BenchReport(
-        bench.plan, VOCABULARY.factor_names, {"x": found}, {"x": {"seconds": 0, "peak_memory_bytes": 0}}
-    )
-    assert report.to_dict()["finders"]["x"]["directions"][0]["clip"]["name"] == "region_1"
+    costs, names = {"x": {"seconds": 0, "peak_memory_bytes": 0}}, VOCABULARY.factor_names
+    for factors in (names, ()):  # with a judge, and without one
+        report = BenchReport(bench.plan, factors, {"x": found}, costs, names)
+        named = report.to_dict()["finders"]["x"]["directions"][0]["clip"]
+        assert named["name"] == "region_1" and list(named["effects"]) == list(names)
 
 
 class TextToy(Toy):

@@ -158,8 +158,8 @@ class DirectionBench(TestPassCallback):
             costs[name] = {"seconds": seconds, "peak_memory_bytes": peak_memory(device)}
             measured[name] = bench.measure(directions)
         vocabulary, run_dir, progress = self._meters.vocabulary, self.run_dir(trainer), self.progress(trainer)
-        factors = vocabulary.factor_names if vocabulary is not None and self._meters.judge is not None else ()
-        report = BenchReport(self._plan, factors, measured, costs)
+        attributes = () if vocabulary is None else vocabulary.factor_names
+        report = BenchReport(self._plan, attributes if self._meters.judge else (), measured, costs, attributes)
         path = run_dir / "direction_bench" / f"{progress.step}.json"
         settings = {"judge": self.judge_path, "clip": self.clip, "seed": seed, "num_images": len(images)}
         settings |= {"sampler": describe_sampler(self.sampler), "lpips": self._lpips}

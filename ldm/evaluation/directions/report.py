@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ class BenchReport:
         factor_names: names of the F factors; empty without a judge.
         measured: numbers by finder.
         costs: ``seconds`` and ``peak_memory_bytes`` by finder.
+        attributes: names of the attributes that CLIP reads, with or without a judge.
     """
 
     plan: BenchPlan
     factor_names: tuple[str, ...]
     measured: Mapping[str, Measured]
     costs: Mapping[str, Mapping[str, float | None]]
+    attributes: Sequence[str] = ()
 
     @property
     def control(self) -> Measured | None:
@@ -125,7 +127,7 @@ class BenchReport:
             "owns": bool(found.owns(self.plan)[k]) if self.factor_names else None,
             "has_effect": has_effect,
             **{key: plain_number(value) for key, value in numbers.items()},
-            "clip": found.names[k].to_dict(self.factor_names) if found.names else None,
+            "clip": found.names[k].to_dict(self.attributes) if found.names else None,
         }
 
     def _order(self, found: Measured) -> list[int]:

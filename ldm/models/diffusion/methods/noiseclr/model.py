@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.data.module import DataModuleFromConfig
 from ldm.losses.directions import noiseclr_loss, unit_changes
 from ldm.lr_scheduler import with_schedule
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
@@ -28,11 +27,6 @@ from ldm.models.diffusion.methods.noiseclr.pictures import direction_grid
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, UserError, instantiate_from_config
-
-_SINGLE_IMAGE = (
-    "data.params.batch_size: expected at least 2 images, because the loss compares images, got 1. Use a larger batch; "
-    "lightning.trainer.accumulate_grad_batches does not change the images of one loss"
-)
 
 
 class NoiseCLR(pl.LightningModule):
@@ -154,11 +148,18 @@ class NoiseCLR(pl.LightningModule):
         return drawn
 
     def shared_step(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the loss of a batch at a drawn time step and drawn directions."""
+        """Return the loss of a batch at a drawn time step and drawn directions.
+
+        Raises:
+            UserError: the batches of all processes have one image.
+        """
         with torch.no_grad():
             z = self.denoiser.encode(images_from_batch(batch, self.first_stage_key), sample=True)
         if len(z) * self._num_processes < 2:
-            raise UserError(_SINGLE_IMAGE)
+            raise UserError(
+                "data.params.batch_size: expected at least 2 images, because the loss compares images, got 1. Use a "
+                "larger batch; lightning.trainer.accumulate_grad_batches does not change the images of one loss"
+            )
         t = self.draw_timestep(len(z))
         x = self.denoiser.schedule.q_sample(z, t, torch.randn_like(z))
         return self.loss_at(x, t, self.draw_directions())
@@ -184,12 +185,6 @@ class NoiseCLR(pl.LightningModule):
         """Log the loss of a batch; the last batch of a data set may be a single image, which has none."""
         if (size := len(batch[self.first_stage_key])) > 1:
             self.log(name, self.shared_step(batch), batch_size=size, sync_dist=True)
-
-    def on_fit_start(self) -> None:
-        """Raise a ``UserError`` if there is one image per batch."""
-        data = self.trainer.datamodule
-        if isinstance(data, DataModuleFromConfig) and data.batch_size * self._num_processes < 2:
-            raise UserError(_SINGLE_IMAGE)
 
     @torch.no_grad()
     def log_images(

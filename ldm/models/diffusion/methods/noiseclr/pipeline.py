@@ -20,7 +20,7 @@ from ldm.modules.encoders.splice import TokenSplice
 from ldm.util import UserError
 
 _PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-_NOT_USED = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+_WITHOUT = {**dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")), "requires_safety_checker": False}
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v"}  # prediction_type of schedulers -> our parameterization
 
 
@@ -51,8 +51,7 @@ class PipelineDenoiser(DiffusionProcess, FrozenDenoiser):
         allow_download: bool = False,
     ) -> None:
         super().__init__()
-        options = {**_NOT_USED, "requires_safety_checker": False}
-        self._pipeline = pipeline = load_pipeline(pretrained_model, allow_download, tokenizer, **options)
+        self._pipeline = pipeline = load_pipeline(pretrained_model, allow_download, tokenizer, **_WITHOUT)
         betas, kind = _check_parts(pipeline, pretrained_model)
         self.unet, self.vae, self.text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
         self.eval().requires_grad_(False)
