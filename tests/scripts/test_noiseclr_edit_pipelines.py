@@ -12,7 +12,6 @@ from stable_diffusion_pipeline import WIDTH, save_pipeline
 
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
 from ldm.models.diffusion.methods.noiseclr.files import save_pipeline as save_with_tokens
-from ldm.models.diffusion.methods.noiseclr.files import write_tokens
 from ldm.models.diffusion.methods.noiseclr.pipeline import PipelineDenoiser, load_pipeline
 
 TOKENS = {f"<t{k}>": torch.full((WIDTH,), float(k)) for k in (1, 2, 3)}
@@ -30,9 +29,10 @@ def folder(tmp_path_factory):
     """A pipeline, and the same directions in every format."""
     root = tmp_path_factory.mktemp("diffusers")
     save_pipeline(root / "pipeline")
-    write_tokens(root / "learned_embeds.bin", TOKENS)
+    torch.save(TOKENS, root / "learned_embeds.bin")
     save_file(TOKENS, root / "inversion.safetensors")
-    write_tokens(root / "run" / "learned_embeds.bin", TOKENS)
+    (root / "run").mkdir()
+    torch.save(TOKENS, root / "run" / "learned_embeds.bin")
     save_with_tokens(root / "faces", TOKENS, load_pipeline(str(root / "pipeline")))
     denoiser = PipelineDenoiser(str(root / "pipeline"))
     DirectionSet.of(denoiser, torch.stack([*TOKENS.values()]), "token", "x").save(root / "own.safetensors")
@@ -92,7 +92,7 @@ def test_noiseclr_denoisers_that_do_not_exist(edit, folder, name, monkeypatch, t
 
 
 def test_noiseclr_directions_of_other_models_are_named(edit, folder, tmp_path):
-    write_tokens(tmp_path / "wide.bin", {"<t1>": torch.ones(WIDTH + 1)})
+    torch.save({"<t1>": torch.ones(WIDTH + 1)}, tmp_path / "wide.bin")
     common = ["--denoiser", folder / "pipeline", "-d", "1", "--directions"]
     message = edit(*common, tmp_path / "wide.bin")
     assert f"--directions wide: expected directions of kind token and width {WIDTH}, got token and 17" in message
