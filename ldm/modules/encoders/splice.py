@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ldm.modules.encoders.tokenizer import WordTokenizer
 from ldm.util import UserError
 
 _SINGLE_TOKENS = ("*", "a", "object", "the")  # words that are one token in common vocabularies
@@ -22,13 +23,6 @@ class CachesTexts(Protocol):
     """A text encoder that keeps the embeddings of texts (``FrozenCLIPTextEmbedder``)."""
 
     caches_texts: bool
-
-
-@runtime_checkable
-class HasWords(Protocol):
-    """A tokenizer of whole words (``WordTokenizer``)."""
-
-    words: list[str]
 
 
 class TokenSplice:
@@ -89,7 +83,7 @@ class TokenSplice:
 
     def _find_word(self, encoder: nn.Module) -> tuple[str, int]:
         tokenizers = [vars(module).get("tokenizer") for module in encoder.modules()]
-        words = [word for each in tokenizers if isinstance(each, HasWords) for word in each.words]
+        words = [word for each in tokenizers if isinstance(each, WordTokenizer) for word in each.words]
         for word in (*words[:1], *_SINGLE_TOKENS):
             with contextlib.suppress(UserError):
                 once, twice, thrice = (self._ids([" ".join([word] * count)])[0] for count in (1, 2, 3))
