@@ -95,7 +95,10 @@ def test_noiseclr_directions_of_other_models_are_named(edit, folder, tmp_path):
     torch.save({"<t1>": torch.ones(WIDTH + 1)}, tmp_path / "wide.bin")
     common = ["--denoiser", folder / "pipeline", "-d", "1", "--directions"]
     message = edit(*common, tmp_path / "wide.bin")
-    assert f"--directions wide: expected directions of kind token and width {WIDTH}, got token and 17" in message
+    assert (
+        f"--directions wide: expected directions of kind token and width {WIDTH}, got those of kind token and width 17"
+        in message
+    )
     other = DirectionSet(torch.ones(1, WIDTH), "token", ("<t1>",), "x", "of another model")
     other.save(tmp_path / "other.safetensors")
     message = edit(*common, folder / "learned_embeds.bin", tmp_path / "other.safetensors")
