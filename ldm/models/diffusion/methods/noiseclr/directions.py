@@ -60,9 +60,9 @@ class DirectionSet:
     def of(
         cls, denoiser: FrozenDenoiser, values: Tensor, kind: str, finder: str, names: Sequence[str] = ()
     ) -> DirectionSet:
-        """Return directions of a denoiser; without names, they are tokens or numbered."""
+        """Return directions of a denoiser; without names, rows are tokens, and shifts are numbered."""
         numbered = tuple(f"{finder} {number}" for number in range(1, len(values) + 1))
-        given = tuple(names) or (token_names(len(values)) if kind == "token" else numbered)
+        given = tuple(names) or (numbered if kind == "bottleneck" else token_names(len(values)))
         values = values.detach().float().cpu().contiguous()
         return cls(values, kind, given, finder, denoiser.fingerprint(), denoiser.latent_shape)
 
