@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from direction_models import save_text_model
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,7 @@ if trainer.is_global_zero:
 """
 
 
+@pytest.mark.slow
 def test_evaluation_batches_of_two_processes_may_differ(tmp_path):
     zoo = save_text_model(tmp_path / "zoo")
     places = {"tests": str(ROOT / "tests"), "models": str(ROOT / "tests" / "models"), "root": str(ROOT)}
