@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -276,3 +277,11 @@ def test_directions_files_contain_valid_json(zoo, tmp_path):
     size = int.from_bytes(header[:8], "little")
     record = json.loads(json.loads(header[8 : 8 + size])["__metadata__"]["directions"])
     assert record["kind"] == "token" and record["names"][:2] == ["<t1>", "<t2>"] and record["latent_shape"] == [4, 8, 8]
+
+
+def test_directions_without_a_fingerprint_are_accepted_with_a_warning(zoo, caplog):
+    model = build(zoo)
+    model.directions.check(model.denoiser)
+    assert not caplog.records
+    replace(model.directions, fingerprint=None).check(model.denoiser, "--directions a")
+    assert "--directions a: the file has no fingerprint" in caplog.text

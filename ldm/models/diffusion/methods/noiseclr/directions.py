@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from ldm.modules.weights import read_state_dict
 from ldm.util import UserError, atomic_write
 
 DIRECTIONS_FILE = "directions.safetensors"  # in the folder of a run
+logger = logging.getLogger(__name__)
+
 _HEADER = "directions"  # entry of the header
 
 
@@ -111,6 +114,8 @@ class DirectionSet:
                     f"{where}: expected directions {expected.format(*given)}, got those {expected.format(*found)}. Use "
                     "the model that they were found with, or find directions of this one"
                 )
+        if self.fingerprint is None:
+            logger.warning("%s: the file has no fingerprint of its model; use it with the model it was made for", where)
 
     def edited(
         self,
