@@ -130,7 +130,7 @@ def test_noiseclr_pipeline_samples_under_edits(folder):
 def test_noiseclr_pipeline_refuses_other_pipelines(folder, tmp_path):
     cases = {
         str(tmp_path / "missing"): "missing: expected the folder of a complete pipeline.*allow_download: true",
-        "nobody/nothing": "nobody/nothing: expected the folder of a complete pipeline",
+        "owner/missing": "owner/missing: expected the folder of a complete pipeline",
         str(folder / "unet"): "unet: expected the folder of a complete pipeline",
     }
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
