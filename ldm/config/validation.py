@@ -183,7 +183,8 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
         _check_of(today)(params)
     except ConfigError as error:
         message = f".{error}".replace(".unet_config.params", "", 1).replace(".model.params", "", 1)
-        raise ConfigError(f"{config.origin(key)}: {key}{message}") from error
+        option = message.partition(":")[0].partition(",")[0]  # ".name", as messages begin
+        raise ConfigError(f"{config.origin(key + option)}: {key}{message}") from error
 
 
 def _check_of(today: str) -> Callable[[Mapping[str, Any]], None]:

@@ -68,6 +68,13 @@ def test_values_are_refused_by_the_check_and_by_training(config, capsys, overrid
     assert found[0] == found[1]
 
 
+def test_errors_name_the_source_of_the_value(config, capsys):
+    assert front_door.main(["--base", config, f"{PARAMS}.directions_per_iteration=9"]) == 1
+    assert f"command line: {PARAMS}.directions_per_iteration" in capsys.readouterr().err
+    assert front_door.main(["--base", config, f"{PARAMS}.num_directions=2"]) == 1  # the value of the file is too large
+    assert f"noiseclr.yaml: {PARAMS}.directions_per_iteration" in capsys.readouterr().err
+
+
 def test_time_steps_out_of_order_are_refused(config, capsys):
     for words in ([], ["-t"]):
         both = [f"{PARAMS}.min_timestep=30", f"{PARAMS}.max_timestep=20"]
