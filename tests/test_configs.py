@@ -13,9 +13,9 @@ from ldm.config.loading import load_config
 from ldm.data.formats.folder import ImageFolder
 from ldm.data.world import World3D
 from ldm.evaluation.clip_embeddings import compute_embeddings, load_image_encoder
-from ldm.models.clip import WorldCLIP
+from ldm.models.clip import AttributeCLIP
 from ldm.models.diffusion.methods.clip_guided.options import KINDS
-from ldm.models.judge import FactorJudge
+from ldm.models.judge import AttributeJudge
 from ldm.training.cli import Options
 from ldm.training.plan import make_plan
 from ldm.training.recipe import load_recipe
@@ -113,7 +113,7 @@ def clip_folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip") / "clip"
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
-    WorldCLIP(embed_dim=64, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder(folder)
+    AttributeCLIP(embed_dim=64, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder(folder)
     return folder
 
 
@@ -137,7 +137,7 @@ def denoiser_and_judge(folder):
     run, judge = folder / "text_model", folder / "judge.ckpt"
     if not run.exists():
         save_text_model(run)
-        network = FactorJudge(channels=4, hidden=8)
+        network = AttributeJudge(space="shapes3d", channels=4, hidden=8)
         torch.save({"hyper_parameters": dict(network.hparams), "state_dict": network.state_dict()}, judge)
     return run, judge
 

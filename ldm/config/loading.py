@@ -223,7 +223,7 @@ def _dotted_keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
-    """Register ``env``, ``last_run`` and ``last_ckpt`` with OmegaConf for these folders."""
+    """Register ``env``, ``data``, ``last_run`` and ``last_ckpt`` with OmegaConf for these folders."""
 
     def environment(name: str, *default: Any) -> Any:
         if name not in os.environ and not default:
@@ -243,12 +243,32 @@ def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
                 pending.append(str(error).splitlines()[0])
             return f"<{kind} {name}>"
 
+    def data_property(key: str, _root_: DictConfig) -> Any:
+        return _data_property(OmegaConf.to_container(_root_.get("data") or {}, resolve=True), key)
+
     # OmegaConf 2.4 renamed register_new_resolver and warns about the old name.
     name = "register_resolver" if "register_resolver" in vars(OmegaConf) else "register_new_resolver"
     register = vars(OmegaConf)[name].__func__
     register("env", environment, replace=True)
+    register("data", data_property, replace=True)
     for kind in ("last_run", "last_ckpt"):
         register(kind, functools.partial(run_reference, kind), replace=True)
+
+
+def _data_property(section: Mapping[str, Any], key: str) -> Any:
+    """Return a property (``ldm.data.describe``) of the training data of a config, else of its other data."""
+    from ldm.data.describe import describe  # imports torch, which configs without ``${data:...}`` do not need
+
+    sections = section.get("params") or {}
+    config = next((sections[name] for name in ("train", "test", "validation") if sections.get(name)), None)
+    if config is None:
+        raise ConfigError(f"${{data:{key}}}: expected a section data.params.train, got none. Merge a file with data")
+    return describe(_data_set(json.dumps(config, sort_keys=True)), key)
+
+
+@functools.lru_cache(maxsize=4)
+def _data_set(config: str) -> Any:
+    return instantiate_from_config(json.loads(config))
 
 
 def _resolve(merged: DictConfig, config: Config) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ldm.data.attributes import AttributeTexts
 from ldm.data.factors import FactorSpace
 from ldm.data.options import require_choice, require_count, require_share
 from ldm.data.vocabulary import AttributeVocabulary
@@ -21,6 +22,7 @@ from ldm.util import ConfigError
 
 HELD_OUT = 5_000
 VALIDATION = 1_000
+SPLITS = ("train", "validation", "evaluation", "test", None)
 _SPLIT_SEED = 20_030
 _MIRROR_SEED = 7  # mirroring has a random stream of its own, so that it does not change the texts
 
@@ -30,7 +32,7 @@ def split_rows(size: int, split: str | None, limit: int | None = None) -> np.nda
 
     * "train": all but 5,000 held-out rows (a tenth of sets below 50,000), in a fixed shuffled order, so that
       ``limit`` takes a random sample;
-    * "validation": 1,000 of the held-out rows;
+    * "validation", "evaluation": 1,000 of the held-out rows (these splits differ with ``holdout`` only);
     * "test" or None: all rows in order; with ``limit``, a random sample of the whole set in rising order (an even
       stride would keep some factors constant).
 
@@ -47,7 +49,7 @@ def split_rows(size: int, split: str | None, limit: int | None = None) -> np.nda
     Raises:
         ConfigError: the split is unknown, the limit is below 1, or the set is too small to be split.
     """
-    require_choice("split", split, ("train", "validation", "test", None))
+    require_choice("split", split, SPLITS)
     require_count("limit", limit, or_null=True)
     everything = split in (None, "test")
     if everything and (limit is None or limit >= size):
@@ -59,6 +61,32 @@ def split_rows(size: int, split: str | None, limit: int | None = None) -> np.nda
     if not held_out:
         raise ConfigError(f"split: {split} needs at least 10 images, but the set has only {size}. Use split: null.")
     return (shuffled[held_out:] if split == "train" else shuffled[: min(VALIDATION, held_out)])[:limit]
+
+
+def held_out_rows(
+    rows: np.ndarray, is_unseen: np.ndarray, split: str, limit: int | None, draws: np.random.RandomState
+) -> np.ndarray:
+    """Return the rows of a split of a set of which some combinations are held out.
+
+    * "train": the rows with other combinations;
+    * "validation": the rows with combinations that are held out;
+    * "evaluation": those, and as many rows of the training split.
+
+    Args:
+        rows: (n,) rows of the set.
+        is_unseen: (n,) bool, whether the combination of each row is held out.
+        split, limit: see ``split_rows``.
+        draws: generator of the order.
+
+    Raises:
+        ConfigError: the split is unknown, or the limit is below 1.
+    """
+    require_choice("split", split, SPLITS)
+    require_count("limit", limit, or_null=True)
+    if split != "evaluation":
+        return draws.permutation(rows[is_unseen == (split == "validation")])[:limit]
+    unseen, seen = rows[is_unseen], draws.permutation(rows[~is_unseen])
+    return np.sort(np.concatenate([unseen, seen[: len(unseen)]]))[:limit]
 
 
 class ImageDataset(Dataset):
@@ -82,6 +110,8 @@ class ImageDataset(Dataset):
         in_memory: whether reading images costs so little that loader processes would only slow it down.
         path: file or folder of the images, or None.
         more_labels: function of rows like ``labels``, set by ``with_embeddings``; or None.
+        attribute_texts: labels and texts of the attributes; None without a vocabulary.
+        holdout: share of the combinations of words that the training split does not contain.
 
     Raises:
         ConfigError: an option is outside its choices.
@@ -92,6 +122,8 @@ class ImageDataset(Dataset):
     in_memory = False
     path: Path | None = None
     more_labels: Callable[[np.ndarray], dict[str, Any]] | None = None
+    attribute_texts: AttributeTexts | None = None
+    holdout: float = 0.0
 
     def __init__(self, rows: np.ndarray, repeat: int = 1, do_augment: bool = False, seed: int = 0) -> None:
         require_count("repeat", repeat)
@@ -105,6 +137,26 @@ class ImageDataset(Dataset):
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return the other entries of a batch: (n,) int -> {key: n values}."""
         return {}
+
+    def attribute_values(self, rows: np.ndarray) -> np.ndarray:
+        """Return the values of the attributes of rows, (n,) int -> (n, U) int64, ``UNKNOWN`` where not known.
+
+        Data sets with a ``vocabulary`` implement it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement attribute_values()")
+
+    def attribute_labels(self, values: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+        """Return the entries of ``AttributeTexts``, and ``unseen`` (n,) bool with ``holdout``."""
+        labels = self.attribute_texts.labels(values, self._rng(rows))
+        return labels | {"unseen": torch.from_numpy(self.is_unseen(values))} if self.holdout else labels
+
+    def is_unseen(self, values: np.ndarray) -> np.ndarray:
+        """Return which values of attributes, (n, U) int64, make a combination of words that was held out: (n,) bool."""
+        return np.zeros(len(values), dtype=bool)
+
+    def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
+        """Return the rows (n,) of any split, independently of the split of this data set."""
+        raise NotImplementedError(f"{type(self).__name__} must implement rows_of()")
 
     def original(self, row: int) -> bytes | np.ndarray:
         """Return an image as it is stored: an encoded file, or (H, W, 3) uint8 before it is resized."""
@@ -174,8 +226,9 @@ class FactorDataset(ImageDataset):
             factors and texts remain those of the whole set; splits divide the part.
         repeat: see ``ImageDataset``.
         name: name of the data set in tables of scores; None takes the name of the space, else of the class.
-        unseen_share: share of the combinations of words that the training split does not contain, and of which the
-            validation split consists, in [0, 1). They are the same for every seed.
+        holdout: share of the combinations of words that the training split does not contain, and of which the
+            validation split consists, in [0, 1). They are the same for every seed. Then items and batches contain
+            ``unseen``, () or (B,) bool: whether the combination was held out.
 
     Attributes:
         available: factor name -> values in the files, where these do not contain all; set before ``__init__``.
@@ -183,8 +236,7 @@ class FactorDataset(ImageDataset):
 
     In addition to those of ``ImageDataset``, items and batches contain:
         factors: (F,) or (B, F) int64.
-        text: U strings (B lists of U strings), or one string (B strings) for captions.
-        caption_mask: (F,) or (B, F) bool, the attributes that the caption names (only for captions).
+        attributes, text, caption_mask: see ``AttributeTexts``; an attribute is a factor (with a vocabulary).
 
     Raises:
         ConfigError: an option is outside its choices.
@@ -207,35 +259,22 @@ class FactorDataset(ImageDataset):
         keep: Mapping[str, int | Sequence[int]] | None = None,
         repeat: int = 1,
         name: str | None = None,
-        unseen_share: float = 0.0,
+        holdout: float = 0.0,
     ) -> None:
-        require_choice("text", text, ("attributes", "caption", None))
         if text is not None and vocabulary is None:
             raise ConfigError(f"text: {text} needs a vocabulary, and {type(self).__name__} has none. Set text: null.")
-        require_choice("phrasing", phrasing, ("random", "canonical"))
-        require_share("unset_prob", unset_prob)
-        if unset_prob and text != "attributes":
-            raise ConfigError(
-                f"unset_prob: {unset_prob} applies to attribute texts, but text is {text!r}. Set text: attributes, or "
-                "unset_prob: 0."
-            )
-        if caption_weights is not None and (len(caption_weights) != space.num_factors or min(caption_weights) <= 0):
-            raise ConfigError(
-                f"caption_weights: expected {space.num_factors} positive numbers, one for each of "
-                f"{', '.join(space.factor_names)}; got {list(caption_weights)}."
-            )
-        require_share("single_caption_share", single_caption_share)
+        self.attribute_texts = None
+        if vocabulary is not None:
+            options = (text, phrasing, unset_prob, caption_weights, single_caption_share)
+            self.attribute_texts = AttributeTexts(vocabulary, *options)
         self.space = space.named(name or space.name or type(self).__name__)
         self.vocabulary = vocabulary
         self.kept = self.space.restrict(keep or {}, self.available)
-        require_share("unseen_share", unseen_share)
-        if unseen_share and vocabulary is None:
-            raise ConfigError(f"unseen_share: expected a data set with a vocabulary, got {type(self).__name__}.")
-        self.unseen_share = unseen_share
+        require_share("holdout", holdout)
+        if holdout and vocabulary is None:
+            raise ConfigError(f"holdout: expected a data set with a vocabulary, got {type(self).__name__}.")
+        self.holdout = holdout
         super().__init__(self.rows_of(split, limit), repeat, seed=seed)
-        self.single_caption_share = single_caption_share
-        self.caption_weights = np.ones(space.num_factors) if caption_weights is None else np.array(caption_weights)
-        self.text, self.phrasing, self.unset_prob = text, phrasing, unset_prob
 
     @property
     def position_space(self) -> FactorSpace:
@@ -244,48 +283,34 @@ class FactorDataset(ImageDataset):
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
         """Return the rows (n,) of any split of the part, independently of the split of this data set."""
-        if not self.unseen_share or split not in ("train", "validation"):
-            return self.kept.rows[split_rows(len(self.kept.rows), split, limit)]
-        require_count("limit", limit, or_null=True)
-        words = self.vocabulary.word_labels(self.space.factors_of(self.kept.rows))
-        sizes = [len(of_factor) for of_factor in self.vocabulary.words]
+        rows = self.kept.rows
+        if not self.holdout or split in (None, "test"):
+            return rows[split_rows(len(rows), split, limit)]
+        drawn, draws = self._held_out()
+        words = self.vocabulary.word_labels(self.space.factors_of(rows))
+        return held_out_rows(rows, drawn[tuple(words.T)], split, limit, draws)
+
+    def is_unseen(self, values: np.ndarray) -> np.ndarray:
+        """See ``ImageDataset``: each combination of words is held out with probability ``holdout``."""
+        return self._held_out()[0][tuple(self.vocabulary.word_labels(values).T)]
+
+    def _held_out(self) -> tuple[np.ndarray, np.random.RandomState]:
+        """Return which combinations of words are held out, (W_1, ..., W_F) bool, and the generator after the draw."""
         draws = np.random.RandomState(_SPLIT_SEED)
-        is_unseen = draws.random(sizes)[tuple(words.T)] < self.unseen_share
-        return draws.permutation(self.kept.rows[is_unseen == (split == "validation")])[:limit]
+        return draws.random([len(words) for words in self.vocabulary.words]) < self.holdout, draws
 
     def _whole_rows(self) -> np.ndarray:
         return self.kept.rows
 
+    def attribute_values(self, rows: np.ndarray) -> np.ndarray:
+        """See ``ImageDataset``: the attributes are the factors."""
+        return self.space.factors_of(rows)
+
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
-        """Return factors and texts of rows."""
+        """Return factors, attributes and texts of rows."""
         factors = self.space.factors_of(rows)
         labels: dict[str, Any] = {"factors": torch.from_numpy(factors)}
-        if self.text:
-            rng = self._rng(rows)
-            texts = self.vocabulary.texts(factors, rng if self.phrasing == "random" else None)
-            if self.text == "caption":
-                return labels | self._captions(texts, rng)
-            labels["text"] = leave_unset(texts, self.unset_prob, rng)
-        return labels
-
-    def _captions(self, texts: list[list[str]], rng: np.random.Generator) -> dict[str, Any]:
-        num, units = len(texts), self.vocabulary.num_units
-        # Exponential arrival times: attribute k comes first with probability weight_k / sum of weights.
-        order = (rng.exponential(size=(num, units)) / self.caption_weights).argsort(axis=1)
-        is_single = rng.random(num) < self.single_caption_share
-        count = np.where(is_single, 1, rng.integers(min(2, units), units + 1, num))
-        mask = np.zeros((num, units), dtype=bool)
-        np.put_along_axis(mask, order, np.arange(units) < count[:, None], axis=1)
-        captions = [self.vocabulary.caption(t, o[:c]) for t, o, c in zip(texts, order.tolist(), count.tolist())]
-        return {"text": captions, "caption_mask": torch.from_numpy(mask)}
-
-
-def leave_unset(texts: list[list[str]], probability: float, rng: np.random.Generator) -> list[list[str]]:
-    """Replace each of the U texts of B images by "" with a probability."""
-    if not probability or not texts:
-        return texts
-    unset = rng.random((len(texts), len(texts[0]))) < probability
-    return [["" if gone else text for text, gone in zip(strings, row)] for strings, row in zip(texts, unset.tolist())]
+        return labels if self.attribute_texts is None else labels | self.attribute_labels(factors, rows)
 
 
 class WrappedDataset(Dataset):

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ldm.util import ConfigError
+from ldm.util import ConfigError, instantiate_from_config
 
+UNKNOWN = -1  # value, and word, of an attribute that is not known for an image
 
 class AttributeVocabulary:
     """Words and phrases of F factors; U = F text units.
@@ -78,27 +79,28 @@ class AttributeVocabulary:
         """Return all phrases of word number ``word`` of factor ``k``, the canonical one first."""
         return list(self._phrases[k][word])
 
-    def word_labels(self, factors: np.ndarray) -> np.ndarray:
-        """Return the word number of every factor value: factors (n, F) int -> (n, F) int64."""
-        factors = np.asarray(factors)
-        return np.stack([self.value_to_word[k][factors[:, k]] for k in range(self.num_units)], axis=1)
+    def word_labels(self, values: np.ndarray) -> np.ndarray:
+        """Return the word number of every value: (n, U) int -> (n, U) int64; ``UNKNOWN`` remains ``UNKNOWN``."""
+        values = np.asarray(values)
+        words = [of_value[values[:, k]] for k, of_value in enumerate(self.value_to_word)]
+        return np.where(values == UNKNOWN, UNKNOWN, np.stack(words, axis=1))
 
-    def texts(self, factors: np.ndarray, rng: np.random.Generator | None = None) -> list[list[str]]:
+    def texts(self, values: np.ndarray, rng: np.random.Generator | None = None) -> list[list[str]]:
         """Return the U attribute texts of each image.
 
         Args:
-            factors: (n, F) int factor values.
+            values: (n, U) int values of the attributes.
             rng: generator that chooses a phrase for each text; None gives the canonical ones.
 
         Returns:
-            n lists of U strings.
+            n lists of U strings; "" for an unknown attribute.
         """
-        labels = self.word_labels(factors)
+        labels = self.word_labels(values)
         chosen = np.zeros_like(labels)
         if rng is not None:
             chosen = (rng.random(labels.shape) * [len(ts) for ts in self.templates]).astype(np.int64)
         return [
-            [by_word[w][c] for by_word, w, c in zip(self._phrases, word_row, choice_row)]
+            ["" if w == UNKNOWN else by_word[w][c] for by_word, w, c in zip(self._phrases, word_row, choice_row)]
             for word_row, choice_row in zip(labels.tolist(), chosen.tolist())
         ]
 
@@ -129,7 +131,9 @@ class AttributeVocabulary:
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> AttributeVocabulary:
-        """Return the vocabulary of a dict written by ``to_dict``."""
+        """Return the vocabulary of a dict written by ``to_dict``, or of the ``{target}`` of a function."""
+        if "target" in state:
+            return instantiate_from_config(state)
         keys = ("factor_names", "words", "value_to_word", "templates")
         missing = [key for key in keys if key not in state]
         if missing:

@@ -85,6 +85,8 @@ PREFIXES: dict[str, str] = {
     "ldm.models.diffusion.latent_diffusion.": "ldm.models.diffusion.latent.",
     "ldm.models.diffusion.unit_diffusion.": "ldm.models.diffusion.units.",
     "ldm.evaluation.edit.": "ldm.evaluation.editing.callback.",
+    "ldm.models.clip.WorldCLIP": "ldm.models.clip.AttributeCLIP",
+    "ldm.models.judge.FactorJudge": "ldm.models.judge.AttributeJudge",
     "ldm.data.vocabulary.world_vocabulary": "ldm.data.world.world_vocabulary",
     "ldm.modules.diffusionmodules.upscaling.": "ldm.models.diffusion.finetune.",
     "ldm.modules.midas.api.MiDaSInference": "torch.nn.Identity",  # not built, see LatentDepth2ImageDiffusion
@@ -213,6 +215,8 @@ LIST_KEYS = ("training_images_list_file", "test_images_list_file", "list_file") 
 RENAMED_PARAMS: dict[str, dict[str, str]] = {
     f"{_PL}.callbacks.ModelCheckpoint": {"period": "every_n_epochs", "every_n_val_epochs": "every_n_epochs"},
     IMAGE_LIST: dict.fromkeys(LIST_KEYS[:2], LIST_KEYS[2]),
+    "ldm.data.world.World3D": {"unseen_share": "holdout"},
+    "ldm.data.factors.shapes3d.Shapes3D": {"unseen_share": "holdout"},
 }
 
 # Keys of ddconfig that change LDM's network if they are set.
@@ -228,6 +232,12 @@ OLD_DEFAULTS: dict[str, dict[str, Any]] = {
     DISDIFF: {"dis_loss_flag": False, "dis_loss_type": "IM", "dis_weight": 1.0, "cond_stage_trainable": False},
     CLIP_DISDIFF: {"dis_loss_flag": False, "dis_loss_type": "IM", "dis_weight": 1.0},
     ENCDIFF: {"cond_stage_trainable": False},
+}
+
+# Defaults of earlier names of classes.
+EARLIER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "ldm.models.clip.WorldCLIP": {"vocabulary": {"target": "ldm.data.world.world_vocabulary"}},
+    "ldm.models.judge.FactorJudge": {"space": "shapes3d"},
 }
 
 # Width of CLIP embeddings, by OpenAI's model names.

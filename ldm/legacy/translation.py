@@ -62,6 +62,7 @@ def translate(target: str, params: Mapping[str, Any] | None = None) -> tuple[str
         return _dataset(target, params)
     else:
         today = resolve_target(target)
+        params = {**names.EARLIER_DEFAULTS.get(target, {}), **params}
         if today == names.NOT_SHIPPED_CLASS != target:
             instead = next(advice for prefix, advice in names.NOT_SHIPPED.items() if target.startswith(prefix))
             return today, {"name": target, "instead": instead}

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from ldm.data.vocabulary import AttributeVocabulary
-from ldm.data.world import world_vocabulary
+from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.losses.contrastive import caption_matches, multi_positive_loss
 from ldm.lr_scheduler import with_schedule
+from ldm.models.attribute_accuracy import AttributeAccuracy
 from ldm.models.inputs import batch_value, check_image_size, images_from_batch
 from ldm.modules.encoders.clip_loading import CONFIG_FILE, WEIGHT_FILES, build_clip
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
@@ -32,15 +32,15 @@ MAX_LOGIT_SCALE = 100.0  # for stable training, Radford et al. 2021, section 2.5
 HALF = (0.5, 0.5, 0.5)  # mean and std of pixels in [0, 1], for which the tower takes images in [-1, 1]
 
 
-class WorldCLIP(pl.LightningModule):
+class AttributeCLIP(pl.LightningModule):
     """CLIP trained on captions and written to ``<run>/clip``.
 
     Args:
         embed_dim: width D of the joint space.
         vision_cfg: open_clip's vision config; ``image_size`` is the side of the images.
         text_cfg: open_clip's text config; ``vocab_size`` and ``context_length`` are derived from the vocabulary.
-        vocabulary: words and phrasings of the attributes (``AttributeVocabulary.to_dict``); None: those of the
-            procedural world.
+        vocabulary: words and phrasings of the attributes (``AttributeVocabulary.to_dict``): in a config
+            ``${data:vocabulary}``, those of the training data.
         num_captions: number of captions used per batch, None for all. A caption matches several images, so that fewer
             captions than images reduce the time of the text tower at a small cost of accuracy.
         weight_decay: weight decay of AdamW, applied to matrices only.
@@ -59,7 +59,7 @@ class WorldCLIP(pl.LightningModule):
         embed_dim: int,
         vision_cfg: Mapping[str, Any],
         text_cfg: Mapping[str, Any],
-        vocabulary: Mapping[str, Any] | None = None,
+        vocabulary: Mapping[str, Any],
         num_captions: int | None = None,
         weight_decay: float = 0.05,
         scheduler_config: Mapping[str, Any] | None = None,
@@ -68,7 +68,7 @@ class WorldCLIP(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.learning_rate = 1e-3
-        self.vocabulary = AttributeVocabulary.from_dict(vocabulary) if vocabulary else world_vocabulary()
+        self.vocabulary = AttributeVocabulary.from_dict(vocabulary)
         self.tokenizer = WordTokenizer(self.vocabulary.all_words(), longest_caption(self.vocabulary) + 2)
         derived = {"context_length": self.tokenizer.context_length, "vocab_size": self.tokenizer.vocab_size}
         config = {"embed_dim": embed_dim, "vision_cfg": vision_cfg, "text_cfg": {**text_cfg, **derived}}
@@ -80,6 +80,7 @@ class WorldCLIP(pl.LightningModule):
             self.monitor = monitor
         self.register_buffer("word_of_value", _word_table(self.vocabulary), persistent=False)
         self._vocabulary_embeddings: list[Tensor] = []
+        self.accuracy = AttributeAccuracy(self.vocabulary.factor_names)
 
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the images of a batch, (B, 3, H, W) in [-1, 1].
@@ -92,9 +93,10 @@ class WorldCLIP(pl.LightningModule):
         return images
 
     def get_labels(self, batch: Mapping[str, Any]) -> Tensor:
-        """Return the word index of each attribute of each image of a batch, (B, U) int64."""
-        factors = batch_value(batch, "factors").to(self.word_of_value.device)
-        return self.word_of_value[torch.arange(factors.shape[1], device=factors.device), factors]
+        """Return the word of each attribute of each image of a batch, (B, U) int64; ``UNKNOWN`` where not known."""
+        values = batch_value(batch, "attributes").to(self.word_of_value.device)
+        words = self.word_of_value[torch.arange(values.shape[1], device=values.device), values]
+        return words.where(values != UNKNOWN, UNKNOWN)
 
     def encode_image(self, x: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [-1, 1] to embeddings (B, D) float32 of length 1."""
@@ -161,20 +163,22 @@ class WorldCLIP(pl.LightningModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def validation_step(self, batch: Mapping[str, Any], _batch_index: int) -> None:
-        """Log the zero-shot accuracy of each attribute, and their mean as ``val/attribute_accuracy``."""
-        self._log_accuracy(batch, "val/accuracy", "val/attribute_accuracy")
+        """Add a batch to the zero-shot accuracy of the attributes."""
+        labels = self.get_labels(batch)
+        hits = attribute_hits(self.encode_image(self.get_input(batch)), self._vocabulary_embeddings, labels)
+        self.accuracy.update(hits, labels != UNKNOWN, batch.get("unseen"))
 
-    def test_step(self, batch: Mapping[str, Any], _batch_index: int) -> None:
-        """Log the zero-shot accuracy of each attribute, and their mean as ``figure/clip_accuracy``."""
-        self._log_accuracy(batch, "figure/clip_accuracy", "figure/clip_accuracy")
+    test_step = validation_step
 
-    def _log_accuracy(self, batch: Mapping[str, Any], prefix: str, mean_name: str) -> None:
-        embedding = self.encode_image(self.get_input(batch))
-        hits = attribute_hits(embedding, self._vocabulary_embeddings, self.get_labels(batch))
-        accuracy, options = hits.float().mean(dim=0), {"batch_size": len(hits), "sync_dist": True}
-        names = [f"{prefix}_{name}" for name in self.vocabulary.factor_names]
-        self.log_dict(dict(zip(names, accuracy)), **options)
-        self.log(mean_name, accuracy.mean(), prog_bar=True, **options)
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy of each attribute, and their mean as ``val/attribute_accuracy``."""
+        self.log_dict({f"val/{name}": value for name, value in self.accuracy.figures("attribute_accuracy").items()})
+        self.accuracy.reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracy of each attribute, and their mean as ``figure/clip_accuracy``."""
+        self.log_dict({f"figure/{name}": value for name, value in self.accuracy.figures("clip_accuracy").items()})
+        self.accuracy.reset()
 
     def on_fit_end(self) -> None:
         """Write ``<run>/clip``."""

@@ -1,9 +1,9 @@
-"""Factor judge: a classifier of the factor values of images, for scoring generated images.
+"""Judge: a classifier of the attributes of images, for scoring generated images.
 
-It is trained on real images of a data set with ground-truth factors only; random blur, noise and brightness reduce its
+It is trained on real images of a data set with known attributes only; random blur, noise and brightness reduce its
 reliance on details that generated images lack.
 
-Legend: B batch, H W space, F factors, V_k values of factor k.
+Legend: B batch, H W space, U attributes (of a factor data set: its factors), V_k values of attribute k.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.data.factors import FactorSpace, factor_space
-from ldm.data.traits import vocabulary_of
+from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.lr_scheduler import LambdaWarmUpCosineScheduler
-from ldm.models.inputs import check_image_size, images_from_batch
+from ldm.models.attribute_accuracy import AttributeAccuracy
+from ldm.models.inputs import batch_value, check_image_size, images_from_batch
 from ldm.modules.weights import without_wrappers
 from ldm.util import ConfigError, UserError
 
@@ -35,21 +35,23 @@ class JudgeNetwork(nn.Module):
 
     Args:
         sizes: number of values V_k of each of the F factors.
-        image_size: H = W in pixels, a power of two, at least 16.
+        image_size: H = W in pixels, at least 8.
         channels: channels of the first convolution, doubled with each halving of the side up to four times.
         hidden: width of the hidden layer.
     """
 
     def __init__(self, sizes: Sequence[int], image_size: int, channels: int, hidden: int) -> None:
         super().__init__()
+        if image_size < 8:
+            raise ConfigError(f"AttributeJudge.image_size: expected at least 8 pixels, got {image_size}.")
         halvings = int(math.log2(image_size)) - 2
-        if image_size < 16 or 4 * 2**halvings != image_size:
-            raise ConfigError(f"FactorJudge.image_size: expected a power of two of at least 16, got {image_size}.")
         widths = [3] + [channels * min(2**level, 4) for level in range(halvings)]
         layers: list[nn.Module] = []
         for level in range(halvings):
             layers += self._block(widths[level], widths[level + 1], stride=2)
         layers += self._block(widths[-1], widths[-1], stride=1)
+        if 4 * 2**halvings != image_size:
+            layers.append(nn.AdaptiveAvgPool2d(4))
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * 16, hidden), nn.ReLU())
         self.heads = nn.ModuleList(nn.Linear(hidden, size) for size in sizes)
 
@@ -82,12 +84,14 @@ def soften(images: Tensor) -> Tensor:
     return (images + strength(0.0, 0.1) * torch.randn_like(images)).clamp(-1, 1)
 
 
-class FactorJudge(pl.LightningModule):
-    """Classifier of every factor of an image.
+class AttributeJudge(pl.LightningModule):
+    """Classifier of every attribute of an image.
 
     Args:
-        space: factors of the data set: a name for ``ldm.data.factors.factor_space``, or the arguments of a
-            ``FactorSpace`` (names and sizes).
+        vocabulary: the attributes, their values and words (``AttributeVocabulary.to_dict``): in a config
+            ``${data:vocabulary}``, those of the training data.
+        space: instead of a vocabulary, the factors of the data set: a name for ``ldm.data.factors.factor_space``, or the
+            arguments of a ``FactorSpace`` (names and sizes).
         image_size: H = W of the images in pixels.
         channels: channels of the first layer.
         hidden: width of the hidden layer.
@@ -97,15 +101,19 @@ class FactorJudge(pl.LightningModule):
     Attributes:
         learning_rate: peak learning rate, set from ``base_learning_rate`` of the config.
 
+    Raises:
+        ConfigError: neither or both of ``vocabulary`` and ``space`` are given, or the images are too small.
+
     Example:
-        >>> judge = FactorJudge(space="shapes3d", image_size=32)
+        >>> judge = AttributeJudge(space="shapes3d", image_size=32)
         >>> judge.predict_values(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 6])
     """
 
     def __init__(
         self,
-        space: str | Mapping[str, Any] = "shapes3d",
+        vocabulary: Mapping[str, Any] | None = None,
+        space: str | Mapping[str, Any] | None = None,
         image_size: int = 32,
         channels: int = 32,
         hidden: int = 256,
@@ -114,8 +122,16 @@ class FactorJudge(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.space = factor_space(space) if isinstance(space, str) else FactorSpace(**space)
-        self.network = JudgeNetwork(self.space.factors_num_values, image_size, channels, hidden)
+        if (vocabulary is None) == (space is None):
+            raise ConfigError(
+                "AttributeJudge: expected a vocabulary or a space, got " + ("neither" if space is None else "both")
+                + ". Set model.params.vocabulary: ${data:vocabulary}, and remove space."
+            )
+        self.vocabulary = None if vocabulary is None else AttributeVocabulary.from_dict(vocabulary)
+        self.names, sizes = _attributes(self.vocabulary, space)
+        self.label_key = "factors" if self.vocabulary is None else "attributes"
+        self.network = JudgeNetwork(sizes, image_size, channels, hidden)
+        self.word_accuracy, self.value_accuracy = AttributeAccuracy(self.names), AttributeAccuracy(self.names)
         self.image_size, self.weight_decay, self.image_key = image_size, weight_decay, image_key
         self.learning_rate = 3e-3
 
@@ -134,7 +150,7 @@ class FactorJudge(pl.LightningModule):
         """
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
-                f"FactorJudge: expected images of shape (B, 3, {self.image_size}, {self.image_size}), got "
+                f"AttributeJudge: expected images of shape (B, 3, {self.image_size}, {self.image_size}), got "
                 f"{tuple(images.shape)}. Use a judge trained on images of that size."
             )
         return torch.stack([logits.argmax(dim=1) for logits in self.network(images)], dim=1)
@@ -145,35 +161,46 @@ class FactorJudge(pl.LightningModule):
         return self.network.features(images)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the sum of the cross-entropies of all factors on softened images."""
+        """Return the sum of the cross-entropies of all attributes on softened images; unknown values are left out."""
+        values = batch_value(batch, self.label_key)
         logits = self.network(soften(self.get_input(batch)))
-        losses = [F.cross_entropy(logit, batch["factors"][:, k]) for k, logit in enumerate(logits)]
-        loss = torch.stack(losses).sum()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["factors"]))
+        sums = [
+            F.cross_entropy(logit, values[:, k], ignore_index=UNKNOWN, reduction="sum")
+            for k, logit in enumerate(logits)
+        ]
+        loss = (torch.stack(sums) / (values != UNKNOWN).sum(dim=0).clamp(min=1)).sum()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(values))
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log the share of correct values, averaged over factors."""
-        hits = self.predict_values(self.get_input(batch)) == batch["factors"]
-        self.log("val/value_accuracy", hits.float().mean(), batch_size=len(hits), prog_bar=True, sync_dist=True)
+        """Add a batch to the accuracy of values and of words."""
+        true, unseen = batch_value(batch, self.label_key), batch.get("unseen")
+        values = self.predict_values(self.get_input(batch))
+        self.value_accuracy.update(values == true, true != UNKNOWN, unseen)
+        self.word_accuracy.update(self._words(values) == self._words(true), true != UNKNOWN, unseen)
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Log the shares of correct attribute words and of correct values, of all factors and of each factor."""
-        values, factors = self.predict_values(self.get_input(batch)), batch["factors"]
-        words, true_words = self._words(values), self._words(factors)
-        word_hits = torch.as_tensor(words == true_words, dtype=torch.float32, device=self.device)
-        value_hits = (values == factors).float()
-        figures = {"figure/judge_accuracy": word_hits.mean(), "figure/judge_value_accuracy": value_hits.mean()}
-        for k, name in enumerate(self.space.factor_names):
-            figures[f"test/word_accuracy/{name}"] = word_hits[:, k].mean()
-            figures[f"test/value_accuracy/{name}"] = value_hits[:, k].mean()
-        self.log_dict(figures, on_epoch=True, batch_size=len(values), sync_dist=True)
+    test_step = validation_step
 
-    def _words(self, values: Tensor) -> np.ndarray:
-        """Return the word indices (B, F) in the vocabulary of the test data set; the values if it has none."""
-        vocabulary = vocabulary_of(self.trainer.test_dataloaders.dataset)
-        values = values.cpu().numpy()
-        return values if vocabulary is None else vocabulary.word_labels(values)
+    def on_validation_epoch_end(self) -> None:
+        """Log the share of correct values, averaged over attributes."""
+        self.log("val/value_accuracy", self.value_accuracy.figures("mean")["mean"], prog_bar=True)
+        self._reset()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the shares of correct words and of correct values, of all attributes and of each attribute."""
+        figures = self.value_accuracy.figures("judge_value_accuracy") | self.word_accuracy.figures("judge_accuracy")
+        self.log_dict({f"figure/{name}": value for name, value in figures.items()})
+        self._reset()
+
+    def _reset(self) -> None:
+        self.value_accuracy.reset()
+        self.word_accuracy.reset()
+
+    def _words(self, values: Tensor) -> Tensor:
+        """Return the words (B, U) of values; without a vocabulary the values."""
+        if self.vocabulary is None:
+            return values
+        return torch.from_numpy(self.vocabulary.word_labels(values.cpu().numpy())).to(values.device)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], N: int = 16, **options: Any) -> dict[str, Tensor]:
@@ -185,7 +212,7 @@ class FactorJudge(pl.LightningModule):
         """Return AdamW with a short linear warm-up and a cosine decay to zero at the last step."""
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
-            raise ConfigError("FactorJudge: expected a limit of steps. Set lightning.trainer.max_steps or max_epochs.")
+            raise ConfigError("AttributeJudge: expected a limit of steps. Set lightning.trainer.max_steps or max_epochs.")
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         warm_up = max(1, round(WARM_UP_SHARE * steps))
         rates = {"lr_min": 0.0, "lr_max": 1.0, "lr_start": 0.05}
@@ -194,7 +221,17 @@ class FactorJudge(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def load_judge(path: str | Path) -> FactorJudge:
+def _attributes(
+    vocabulary: AttributeVocabulary | None, space: str | Mapping[str, Any] | None
+) -> tuple[tuple[str, ...], list[int]]:
+    """Return the name and the number of values of each attribute."""
+    if vocabulary is not None:
+        return vocabulary.factor_names, [len(of_value) for of_value in vocabulary.value_to_word]
+    factors = factor_space(space) if isinstance(space, str) else FactorSpace(**space)
+    return factors.factor_names, list(factors.factors_num_values)
+
+
+def load_judge(path: str | Path) -> AttributeJudge:
     """Load a trained judge on the CPU, frozen and in evaluation mode.
 
     Args:
@@ -212,8 +249,8 @@ def load_judge(path: str | Path) -> FactorJudge:
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        judge = FactorJudge(**checkpoint["hyper_parameters"])
+        judge = AttributeJudge(**checkpoint["hyper_parameters"])
         judge.load_state_dict(without_wrappers(checkpoint["state_dict"], judge.state_dict(), path))
     except (KeyError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: expected a checkpoint of a FactorJudge ({error}). Train one or copy it.") from error
+        raise UserError(f"{path}: expected a checkpoint of a AttributeJudge ({error}). Train one or copy it.") from error
     return judge.eval().requires_grad_(False)

@@ -377,7 +377,7 @@ def combinations(world):
 
 
 def test_unseen_combinations_are_those_of_the_validation_split_only():
-    train, held_out = (World3D(split=split, unseen_share=0.1) for split in ("train", "validation"))
+    train, held_out = (World3D(split=split, holdout=0.1) for split in ("train", "validation"))
     assert not combinations(train) & combinations(held_out)
     assert len(combinations(train) | combinations(held_out)) == 80_000
     assert len(combinations(held_out)) / 80_000 == pytest.approx(0.1, abs=0.01)
@@ -387,12 +387,12 @@ def test_unseen_combinations_are_those_of_the_validation_split_only():
 
 
 def test_limit_takes_a_random_sample_of_the_unseen_combinations():
-    few, more = (World3D(split="validation", unseen_share=0.1, limit=limit) for limit in (200, 400))
+    few, more = (World3D(split="validation", holdout=0.1, limit=limit) for limit in (200, 400))
     assert len(few) == 200 and few.rows.tolist() == more.rows[:200].tolist()
     assert len(np.unique(few.space.factors_of(few.rows)[:, 0])) == 10
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])
-def test_unseen_share_is_checked(share):
-    with pytest.raises(ConfigError, match="unseen_share"):
-        World3D(unseen_share=share)
+def test_holdout_is_checked(share):
+    with pytest.raises(ConfigError, match="holdout"):
+        World3D(holdout=share)

@@ -84,10 +84,10 @@ def test_all_strengths_and_batch_sizes_share_the_noise():
 
 
 def test_prompts_are_those_of_distinct_images_of_the_data_set():
-    world = FakeWorld(split="validation", unseen_share=0.1, limit=300)
+    world = FakeWorld(split="validation", holdout=0.1, limit=300)
     plan = plan_prompts(world, LATENT, 100, seed=3)
     assert len(plan.texts) == len(plan.images) == len(plan.others) == len(plan.noise) == 100
-    train = FakeWorld(split="train", unseen_share=0.1)
+    train = FakeWorld(split="train", holdout=0.1)
     known = {tuple(row) for row in VOCABULARY.word_labels(train.space.factors_of(train.rows)).tolist()}
     assert not known & {tuple(row) for row in plan.words.tolist()}
     assert plan.texts != plan_prompts(world, LATENT, 100, seed=4).texts

@@ -14,7 +14,7 @@ from ldm.data.world import World3D, world_vocabulary
 from ldm.diffusion.samplers import DDIMSampler
 from ldm.evaluation.editing.callback import EditScore
 from ldm.evaluation.editing.measure import edit_grid, edit_score, judge_accuracy, plan_edits, summarise_edits
-from ldm.models.judge import FactorJudge
+from ldm.models.judge import AttributeJudge
 from ldm.util import UserError
 
 VOCABULARY = world_vocabulary()
@@ -207,7 +207,7 @@ class Painter(Averaged):
 
 def run_test_pass(tmp_path, build_callback, model, dataset=None, **options):
     """Run the test pass with a callback that gets an untrained judge and a sampler of three steps."""
-    judge = FactorJudge(channels=4, hidden=8)
+    judge = AttributeJudge(space="shapes3d", channels=4, hidden=8)
     torch.save({"hyper_parameters": dict(judge.hparams), "state_dict": judge.state_dict()}, tmp_path / "judge.ckpt")
     sampler = {"target": "ldm.diffusion.samplers.DDIMSampler", "params": {"num_steps": 3}}
     callback = build_callback(**{"judge": tmp_path / "judge.ckpt", "sampler": sampler, "batch_size": 4} | options)

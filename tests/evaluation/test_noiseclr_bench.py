@@ -18,7 +18,7 @@ from ldm.evaluation.directions.measure import Bench, BenchPlan, Measured, Meters
 from ldm.evaluation.directions.report import BenchReport
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
 from ldm.models.diffusion.methods.noiseclr.model import NoiseCLR
-from ldm.models.judge import FactorJudge
+from ldm.models.judge import AttributeJudge
 from ldm.util import ConfigError, UserError
 
 FULL = Meters(VOCABULARY, judge)
@@ -217,7 +217,7 @@ class TextToy(Toy):
 
 
 def run_bench(tmp_path, dataset=None, target="test_noiseclr_bench.TextToy", rows=None, **options):
-    network = FactorJudge(channels=4, hidden=8, **options.pop("judge_params", {}))
+    network = AttributeJudge(space="shapes3d", channels=4, hidden=8, **options.pop("judge_params", {}))
     torch.save({"hyper_parameters": dict(network.hparams), "state_dict": network.state_dict()}, tmp_path / "judge.ckpt")
     sampler = {"target": "ldm.diffusion.samplers.DDIMSampler", "params": {"num_steps": 3}}
     small = {"num_samples": 8, "strengths": (-2.0, 2.0), "num_images": 12, "sampler": sampler, "columns": 3}

@@ -11,7 +11,7 @@ from script_modules import load_script
 from test_sampling import CLIP_DISDIFF, DDIM, LDM, WORLD, distance, draw, write_run
 
 from ldm.data.module import DataModuleFromConfig
-from ldm.models.judge import FactorJudge
+from ldm.models.judge import AttributeJudge
 from ldm.util import instantiate_from_config
 
 EULER = '''
@@ -94,7 +94,7 @@ def test_image_logging_through_yaml(tmp_path, euler, monkeypatch):
 
 
 def test_edit_score_through_yaml(tmp_path, euler):
-    judge = FactorJudge(channels=4, hidden=8)
+    judge = AttributeJudge(space="shapes3d", channels=4, hidden=8)
     torch.save({"hyper_parameters": dict(judge.hparams), "state_dict": judge.state_dict()}, tmp_path / "judge.ckpt")
     callback = yaml.safe_load(f"""
         target: ldm.evaluation.editing.callback.EditScore

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.data.vocabulary import AttributeVocabulary
-from ldm.models.clip import WorldCLIP, longest_caption
+from ldm.models.clip import AttributeCLIP, longest_caption
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.util import UserError
 
@@ -57,7 +57,7 @@ def trainer(root, **options):
 def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
-    model = WorldCLIP(**OmegaConf.create(PARAMS))
+    model = AttributeCLIP(**OmegaConf.create(PARAMS))
     before = {name: value.clone() for name, value in model.clip.named_parameters()}
     fit = trainer(root, max_steps=2, limit_val_batches=1)
     fit.fit(model, loader(12), loader())
@@ -104,7 +104,7 @@ def test_test_pass_gives_figures(trained, tmp_path):
 
 def test_training_learns_the_toy(tmp_path):
     torch.manual_seed(0)
-    model = WorldCLIP(**PARAMS, num_captions=12)
+    model = AttributeCLIP(**PARAMS, num_captions=12)
     model.learning_rate = 1e-2
     run = trainer(tmp_path, max_steps=60, limit_val_batches=1)
     run.fit(model, loader(24), loader(24))
@@ -112,14 +112,14 @@ def test_training_learns_the_toy(tmp_path):
 
 
 def test_words_follow_the_factors():
-    model = WorldCLIP(**PARAMS)
+    model = AttributeCLIP(**PARAMS)
     labels = model.get_labels({"factors": torch.tensor([[2, 3], [0, 1]])})
     assert labels.tolist() == [[2, 1], [0, 0]]
     assert longest_caption(VOCABULARY) == 7 and model.tokenizer.context_length == 9
 
 
 def test_temperature_is_limited_and_not_decayed():
-    model = WorldCLIP(**PARAMS)
+    model = AttributeCLIP(**PARAMS)
     model.clip.logit_scale.data.fill_(9.0)
     model.on_train_batch_end()
     assert model.clip.logit_scale.item() == pytest.approx(math.log(100.0))
@@ -131,13 +131,13 @@ def test_temperature_is_limited_and_not_decayed():
 def test_schedule_multiplies_the_learning_rate():
     target = "ldm.lr_scheduler.LambdaWarmUpCosineScheduler"
     params = {"warm_up_steps": 4, "lr_min": 0.0, "lr_max": 1.0, "lr_start": 0.0, "max_decay_steps": 8}
-    model = WorldCLIP(**PARAMS, scheduler_config={"target": target, "params": params})
+    model = AttributeCLIP(**PARAMS, scheduler_config={"target": target, "params": params})
     _, [schedule] = model.configure_optimizers()
     assert schedule["interval"] == "step" and schedule["scheduler"].lr_lambdas[0](4) == 1.0
 
 
 def test_wrong_image_size_and_missing_text():
-    model = WorldCLIP(**PARAMS)
+    model = AttributeCLIP(**PARAMS)
     with pytest.raises(UserError, match="16 x 16 pixels, got 32 x 32"):
         model.get_input({"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8)})
     with pytest.raises(UserError, match="caption_mask"):
@@ -145,14 +145,14 @@ def test_wrong_image_size_and_missing_text():
 
 
 def test_pictures_are_captioned_with_words():
-    model = WorldCLIP(**PARAMS).eval()
+    model = AttributeCLIP(**PARAMS).eval()
     grid = model.log_images(next(iter(loader())), N=3)["zero_shot"]
     assert grid.images.shape == (3, 3, 16, 16) and len(grid.rows) == 3
     assert grid.rows[0].split(" / ")[0] in VOCABULARY.words[0]
 
 
 def test_saving_replaces_whole_files(tmp_path):
-    model = WorldCLIP(**PARAMS)
+    model = AttributeCLIP(**PARAMS)
     (tmp_path / "open_clip_config.json").write_text("old")
     model.save_folder(tmp_path)
     config = json.loads((tmp_path / "open_clip_config.json").read_text())

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ldm.data.world import World3D
-from ldm.models.judge import FactorJudge, load_judge, soften
+from ldm.models.judge import AttributeJudge, load_judge, soften
 from ldm.util import ConfigError, UserError
 
 QUIET = {
@@ -23,7 +23,7 @@ def loader(split, limit, batch_size=32):
 
 
 def small_judge(**options):
-    return FactorJudge(channels=4, hidden=16, **options)
+    return AttributeJudge(space="shapes3d", channels=4, hidden=16, **options)
 
 
 @pytest.mark.parametrize("image_size", [16, 32, 64])
@@ -99,7 +99,7 @@ def test_what_is_not_a_judge_is_refused_with_its_path(tmp_path):
 @pytest.mark.slow
 def test_learns_the_world_in_seconds(tmp_path):
     pl.seed_everything(0)
-    judge = FactorJudge()
+    judge = AttributeJudge(space="shapes3d")
     trainer = pl.Trainer(max_steps=200, default_root_dir=tmp_path, **QUIET)
     trainer.fit(judge, loader("train", 200 * 64, batch_size=64))
     (figures,) = trainer.test(judge, loader("validation", None, batch_size=500), verbose=False)

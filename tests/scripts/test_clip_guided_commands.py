@@ -312,14 +312,14 @@ def test_too_long_prompts_say_what_is_cut_off(clip_folder, tmp_path, caplog):
     ],
 )
 def test_bad_commands_of_generate(words, message, clip_folder, tmp_path, monkeypatch, capsys):
-    from ldm.models.clip import WorldCLIP
+    from ldm.models.clip import AttributeCLIP
 
     monkeypatch.chdir(tmp_path)
     published(tmp_path / "9.pth")
     torch.save({"model": {"a.weight": torch.zeros(2)}, "optimizer": {}, "epoch": 1}, "other.pth")
     (tmp_path / "broken.pth").write_bytes(b"damaged")
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
-    WorldCLIP(embed_dim=32, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder("CLIP-32")
+    AttributeCLIP(embed_dim=32, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder("CLIP-32")
     given = words if "--clip" in words else [*words, "--clip", clip_folder]
     assert generate(*given, "--prompts", "red floor") == 1
     assert message in capsys.readouterr().err

@@ -8,7 +8,7 @@ import torch
 import yaml
 from script_modules import load_script
 
-from ldm.models.judge import FactorJudge
+from ldm.models.judge import AttributeJudge
 
 MODEL = """
 import pytorch_lightning as pl
@@ -42,7 +42,7 @@ def run(tmp_path, monkeypatch):
     from flat_model import Flat
 
     run = tmp_path / "logs" / "2024-01-01T00-00-00_flat"
-    judge = FactorJudge(channels=4, hidden=8)
+    judge = AttributeJudge(space="shapes3d", channels=4, hidden=8)
     for folder, model in ((tmp_path / "judge", judge), (run, Flat())):
         (folder / "checkpoints").mkdir(parents=True)
         checkpoint = {

@@ -19,12 +19,12 @@ import numpy as np
 from ldm.data.factors import FactorSpace
 from ldm.data.options import require_choice
 from ldm.data.rows import readable
-from ldm.data.vocabulary import AttributeVocabulary
+from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_WORDS = 64  # a column with more different entries is free text
+MAX_WORDS = 64  # a column with more different entries, each of few images, is free text
 INSTANCE = "instance"  # factor that numbers the images of one combination
 
 
@@ -189,24 +189,76 @@ def _problem(table: AttributeTable, columns: Sequence[str], words: Sequence[Sequ
     return f"of {product} combinations {product - len(counts)} have no image, such as {' + '.join(missing)}"
 
 
-def table_vocabulary(table: AttributeTable, templates: Mapping[str, str]) -> AttributeVocabulary | None:
-    """Return the words of all columns; None if a column contains free text or nothing."""
+def table_vocabulary(
+    table: AttributeTable, templates: Mapping[str, str | Sequence[str]]
+) -> AttributeVocabulary | None:
+    """Return the words of all columns; None if a column contains free text or nothing.
+
+    Args:
+        table: the table.
+        templates: column -> one or more phrases with ``{}`` for the entry; by default the entry itself.
+
+    Raises:
+        ConfigError: a template has no column, or not exactly one ``{}``.
+    """
+    phrases = table_phrases(table, templates)
     words = [table.words[name] for name in table.columns]
-    if any(not 1 <= len(known) <= MAX_WORDS for known in words):
+    if not all(map(is_attribute, words, [len(table.pictures)] * len(words))):
         return None
-    return AttributeVocabulary(
-        factor_names=table.columns,
-        words=words,
-        value_to_word=[range(len(known)) for known in words],
-        templates=[[templates.get(name, "{}")] for name in table.columns],
-    )
+    return AttributeVocabulary(table.columns, words, [range(len(known)) for known in words], phrases)
 
 
-def table_texts(table: AttributeTable, templates: Mapping[str, Any]) -> list[list[str]]:
-    """Return the U texts of every image: its entries, each in the template of its column if there is one."""
-    for name, template in templates.items():
+def is_attribute(words: Sequence[str], num_images: int) -> bool:
+    """Return whether a column is an attribute: at most ``MAX_WORDS`` entries, or each in four images on average."""
+    return 1 <= len(words) <= max(MAX_WORDS, num_images // 4)
+
+
+def table_phrases(table: AttributeTable, templates: Mapping[str, str | Sequence[str]]) -> list[list[str]]:
+    """Return the templates of every column, the canonical one first."""
+    for name, given in templates.items():
         require_choice("templates", name, table.columns)
-        if not isinstance(template, str) or template.count("{}") != 1:
-            raise ConfigError(f"templates.{name}: expected exactly one '{{}}' for the entry, got {template!r}.")
-    forms = [templates.get(name, "{}") for name in table.columns]
+        listed = [given] if isinstance(given, str) else given
+        for template in listed if isinstance(listed, Sequence) and listed else [listed]:
+            if not isinstance(template, str) or template.count("{}") != 1:
+                raise ConfigError(f"templates.{name}: expected exactly one '{{}}' for the entry, got {template!r}.")
+    found = [templates.get(name, "{}") for name in table.columns]
+    return [[given] if isinstance(given, str) else list(given) for given in found]
+
+
+def table_values(table: AttributeTable) -> np.ndarray:
+    """Return the position of every entry among the words of its column, (N, U) int64; ``UNKNOWN`` for "".
+
+    The positions are the values of ``table_vocabulary``.
+    """
+    numbers = [{"": UNKNOWN} | {word: number for number, word in enumerate(table.words[name])} for name in table.columns]
+    return np.array([[number[entry] for number, entry in zip(numbers, row)] for row in table.cells], dtype=np.int64)
+
+
+def table_texts(table: AttributeTable, templates: Mapping[str, str | Sequence[str]]) -> list[list[str]]:
+    """Return the U texts of every image: its entries, each in the first template of its column."""
+    forms = [phrases[0] for phrases in table_phrases(table, templates)]
     return [[form.replace("{}", entry) if entry else "" for form, entry in zip(forms, row)] for row in table.cells]
+
+
+def held_out_combinations(values: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Draw combinations of values of a table that training leaves out, such that every value is still trained on.
+
+    Args:
+        values: (N, U) int64; images with an ``UNKNOWN`` value are never held out.
+        share: share of the different combinations.
+        seed: seed of the draw.
+
+    Returns:
+        (M, U) int64, sorted.
+    """
+    known = values[(values != UNKNOWN).all(axis=1)]
+    combinations, counts = np.unique(known, axis=0, return_counts=True)
+    left = [np.bincount(column[column != UNKNOWN]) for column in values.T]
+    held_out, wanted = [], round(share * len(combinations))
+    for index in np.random.RandomState(seed).permutation(len(combinations)):
+        row = combinations[index]
+        if len(held_out) < wanted and all(left[k][value] > counts[index] for k, value in enumerate(row)):
+            held_out.append(index)
+            for k, value in enumerate(row):
+                left[k][value] -= counts[index]
+    return combinations[np.sort(np.array(held_out, dtype=np.int64))]

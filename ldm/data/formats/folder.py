@@ -10,8 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.data.dataset import ImageDataset, leave_unset, split_rows
-from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_factors, table_texts, table_vocabulary
+from ldm.data.attributes import AttributeTexts, leave_unset
+from ldm.data.dataset import ImageDataset, held_out_rows, split_rows
+from ldm.data.formats.attribute_tables import (
+    AttributeTable,
+    held_out_combinations,
+    read_table,
+    table_factors,
+    table_texts,
+    table_values,
+    table_vocabulary,
+)
 from ldm.data.formats.picture_files import PICTURE_SUFFIXES, decode_picture, find_pictures, square, stretch, to_array
 from ldm.data.options import require_choice, require_count, require_share
 from ldm.data.paths import AnyPath, data_root
@@ -21,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 BY_FOLDER = "folder"
 _FITS = {"crop": square, "random_crop": square, "stretch": stretch}
+_HOLDOUT_SEED = 13
 _CROP_SEED = 11  # random crops have a random stream of their own
 # split -> names of its sub-folder, in order of preference
 _SPLIT_FOLDERS = {
@@ -78,7 +88,7 @@ class ImageFolder(ImageDataset):
         split: str | None = None,
         limit: int | None = None,
         factors: Sequence[str] | None = None,
-        templates: Mapping[str, str] | None = None,
+        templates: Mapping[str, str | Sequence[str]] | None = None,
         num_attributes: int | None = None,
         unset_prob: float = 0.0,
         do_augment: bool = False,
@@ -86,14 +96,20 @@ class ImageFolder(ImageDataset):
         seed: int = 0,
         name: str | None = None,
         label: str | None = None,
+        text: str | None = "attributes",
+        phrasing: str = "random",
+        caption_weights: Sequence[float] | None = None,
+        single_caption_share: float = 0.5,
+        holdout: float = 0.0,
     ) -> None:
         require_count("image_size", image_size)
         require_choice("fit", fit, _FITS)
         require_share("unset_prob", unset_prob)
-        if attributes is None and (factors or templates or num_attributes or label not in (None, BY_FOLDER)):
+        require_share("holdout", holdout)
+        if attributes is None and (factors or templates or num_attributes or holdout or label not in (None, BY_FOLDER)):
             raise ConfigError(
-                "factors, templates, num_attributes and a label other than 'folder' apply to a table. Set attributes: "
-                "to its path."
+                "factors, templates, num_attributes, holdout and a label other than 'folder' apply to a table. Set "
+                "attributes: to its path."
             )
         self.path = data_root() if path is None else Path(path).expanduser()
         self.image_size, self.fit, self.unset_prob = image_size, fit, unset_prob
@@ -105,12 +121,34 @@ class ImageFolder(ImageDataset):
         if attributes is not None:
             table = _table(self.path, attributes, frozenset(self.pictures))
             table = self._use(_below(table, prefix), factors, templates or {}, num_attributes)
+            if self.vocabulary is not None:
+                options = (text, phrasing, unset_prob, caption_weights, single_caption_share)
+                self.attribute_texts = AttributeTexts(self.vocabulary, *options)
         else:
             table, self.pictures = None, [name for name in self.pictures if name.startswith(prefix)]
         if label is not None:
             found = None if label == BY_FOLDER else _column_classes(table, label)
             self.class_names, self._classes = found or self._folder_classes(everything, bool(prefix))
-        super().__init__(split_rows(len(self.pictures), rest, limit), repeat, do_augment, seed)
+        self.holdout = holdout
+        if holdout:
+            held_out = held_out_combinations(self._values, holdout, _HOLDOUT_SEED)
+            self._held_out = {row.tobytes() for row in held_out}
+        super().__init__(self.rows_of(rest, limit), repeat, do_augment, seed)
+
+    def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
+        """See ``ImageDataset``."""
+        if not self.holdout or split in (None, "test"):
+            return split_rows(len(self.pictures), split, limit)
+        rows = np.arange(len(self.pictures))
+        return held_out_rows(rows, self.is_unseen(self._values), split, limit, np.random.RandomState(_HOLDOUT_SEED))
+
+    def is_unseen(self, values: np.ndarray) -> np.ndarray:
+        """See ``ImageDataset``."""
+        return np.array([row.tobytes() in self._held_out for row in np.ascontiguousarray(values)], dtype=bool)
+
+    def attribute_values(self, rows: np.ndarray) -> np.ndarray:
+        """See ``ImageDataset``."""
+        return self._values[rows]
 
     def _use(
         self, table: AttributeTable, factors: Sequence[str] | None, templates: Mapping[str, str], expected: int | None
@@ -126,7 +164,7 @@ class ImageFolder(ImageDataset):
                 "Set num_attributes and the model's latent_unit to the number of columns."
             )
         self.pictures, self._texts = list(table.pictures), table_texts(table, templates)
-        self.vocabulary = table_vocabulary(table, templates)
+        self.vocabulary, self._values = table_vocabulary(table, templates), table_values(table)
         return table
 
     def _folder_classes(self, everything: Sequence[str], is_split: bool) -> tuple[dict[int, str], np.ndarray]:
@@ -167,7 +205,9 @@ class ImageFolder(ImageDataset):
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return texts and factors of rows, if the data set has them."""
         labels = {}
-        if self._texts is not None:
+        if self.attribute_texts is not None:
+            labels |= self.attribute_labels(self._values[rows], rows)
+        elif self._texts is not None:
             texts = [self._texts[row] for row in rows.tolist()]
             labels["text"] = leave_unset(texts, self.unset_prob, self._rng(rows))
         if self.space is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.dataset import leave_unset
+from ldm.data.attributes import leave_unset
 from ldm.data.options import require_share
 from ldm.util import UserError
 

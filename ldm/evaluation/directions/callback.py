@@ -53,7 +53,7 @@ class DirectionBench(TestPassCallback):
     ``owned_factors`` and ``leakage`` by finder.
 
     Args:
-        judge: checkpoint or run folder of a ``FactorJudge``; without one, no factors are reported.
+        judge: checkpoint or run folder of a ``AttributeJudge``; without one, no factors are reported.
         clip: CLIP that names directions, see ``find_clip``; without one, there are no names.
         finders: see ``build_finder``; a mapping gives them names. ``RandomRows`` is the control.
         num_samples: base images, N.

@@ -94,7 +94,7 @@ class Meters:
 
     Attributes:
         vocabulary: words of the factors; None without judge and CLIP.
-        judge: images -> factor values (B, F), such as ``FactorJudge.predict_values``; None for none.
+        judge: images -> factor values (B, F), such as ``AttributeJudge.predict_values``; None for none.
         reader: CLIP's posteriors, see ``clip_reader``; None for none.
         lpips: perceptual distance; None for none.
     """

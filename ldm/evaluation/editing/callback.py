@@ -39,7 +39,7 @@ class EditScore(TestPassCallback):
     ``<run>/images/test/edit_grid_gs-<step>_e-<epoch>_b-000000.png``.
 
     Args:
-        judge: checkpoint or run folder of a ``FactorJudge`` trained on images of the same size.
+        judge: checkpoint or run folder of a ``AttributeJudge`` trained on images of the same size.
         num_samples: base images, N; (1 + U) * N images are sampled.
         batch_size: images sampled at once.
         sampler: see ``build_sampler``; by default DDIM with 50 steps and eta 0, which adds no noise.

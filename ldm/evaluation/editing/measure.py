@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 # (texts: B lists of U strings, x_T: (B, C, h, w)) -> images (B, 3, H, W) in [-1, 1].
 Editor = Callable[[list[list[str]], Tensor], Tensor]
-# Images (B, 3, H, W) in [-1, 1] -> factor values (B, F) int64, such as ``FactorJudge.predict_values``.
+# Images (B, 3, H, W) in [-1, 1] -> factor values (B, F) int64, such as ``AttributeJudge.predict_values``.
 Judge = Callable[[Tensor], Tensor]
 
 

@@ -44,7 +44,7 @@ class PromptScore(TestPassCallback):
     sampled under the images of the prompts, and the figures of ``joint_figures``.
 
     Args:
-        judge: checkpoint or run folder of a ``FactorJudge`` trained on images of the same size.
+        judge: checkpoint or run folder of a ``AttributeJudge`` trained on images of the same size.
         guidance: w of the figures, chosen before the test.
         strengths: w of the table; -1 leaves the prompt out.
         num_prompts: prompts, N.

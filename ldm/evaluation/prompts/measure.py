@@ -32,7 +32,7 @@ from ldm.evaluation.images.distances import Moments, frechet_distance
 from ldm.losses.modality_gap import modality_gap
 from ldm.models.contracts import HasJointSpace
 from ldm.models.inputs import images_from_batch
-from ldm.models.judge import FactorJudge
+from ldm.models.judge import AttributeJudge
 from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def _plain(values: np.ndarray) -> object:
 
 def prompt_score(
     sample: PromptSampler,
-    judge: FactorJudge,
+    judge: AttributeJudge,
     plan: PromptPlan,
     strengths: Sequence[float],
     batch_size: int,
@@ -172,7 +172,7 @@ def _batches(pixels: Tensor, batch_size: int, device: torch.device | str) -> lis
 
 
 @torch.no_grad()
-def _judged(judge: FactorJudge, batches: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def _judged(judge: AttributeJudge, batches: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Return values (n, F) and features (n, D) of batches of images (B, 3, H, W) in [-1, 1]."""
     values, features = ([f(images).cpu().numpy() for images in batches] for f in (judge.predict_values, judge.features))
     return np.concatenate(values), np.concatenate(features)

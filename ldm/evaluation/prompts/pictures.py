@@ -15,7 +15,7 @@ from ldm.diffusion.samplers import StepCallback
 from ldm.evaluation.editing.measure import sample_from
 from ldm.evaluation.prompts.measure import PromptResult
 from ldm.evaluation.prompts.samplers import PromptSamplers
-from ldm.models.judge import FactorJudge
+from ldm.models.judge import AttributeJudge
 from ldm.pictures.animation import save_gif
 from ldm.pictures.charts import heat_map, heat_maps
 from ldm.pictures.draw import draw_grid, save_png
@@ -32,7 +32,7 @@ class PromptPictures:
     stamp: str
     rows: int
 
-    def all(self, judge: FactorJudge, strengths: Sequence[float], guidance: float) -> None:
+    def all(self, judge: AttributeJudge, strengths: Sequence[float], guidance: float) -> None:
         """Write all pictures; the similarities and the animation are those at the strength ``guidance``."""
         plan, shown = self.samplers.plan, slice(self.rows)
         texts, x_T = plan.texts[shown], plan.noise[shown].to(self.model.device)
@@ -54,7 +54,7 @@ class PromptPictures:
 
         return sample_from(sample, shown, x_T, self.samplers.plan.seed, "prompt score")
 
-    def _similarity(self, judge: FactorJudge, images: Tensor) -> None:
+    def _similarity(self, judge: AttributeJudge, images: Tensor) -> None:
         """Draw the similarity of every prompt and every sample (rows, 3, H, W): of CLIP, and by the judge."""
         plan, texts = self.samplers.plan, self.samplers.plan.texts[: len(images)]
         judged = plan.vocabulary.word_labels(judge.predict_values(images).cpu().numpy())

@@ -6,7 +6,7 @@ A CLIP is named in one of these ways:
   ``openai``;
 * an open_clip name (``ViT-B-32``), optionally with a tag (``ViT-B-32:laion2b_s34b_b79k``);
 * a folder with ``open_clip_config.json`` and weights, in the format of open_clip's ``local-dir:`` schema, as written by
-  :class:`ldm.models.clip.WorldCLIP`;
+  :class:`ldm.models.clip.AttributeCLIP`;
 * ``hf-hub:owner/model``, if that repository is in the Hugging Face cache.
 
 The weights of a *named* model are searched in this order: the path ``weights``, the environment variable

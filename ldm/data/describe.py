@@ -1,0 +1,45 @@
+"""Properties of a data set that models take their sizes and words from (``${data:KEY}`` in a config)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ldm.data.traits import unwrap, vocabulary_of
+from ldm.util import ConfigError, did_you_mean
+
+
+def _vocabulary(dataset: Any) -> dict[str, Any]:
+    vocabulary = vocabulary_of(dataset)
+    if vocabulary is None:
+        raise ConfigError(
+            f"expected a data set with attributes, got {type(unwrap(dataset)).__name__} without. Give it a table "
+            "(attributes:), or use a method that needs none, such as DisDiff or EncDiff"
+        )
+    return vocabulary.to_dict()
+
+
+def _side(dataset: Any) -> int:
+    height, width = dataset[0]["image"].shape[:2]
+    if height != width:
+        raise ConfigError(f"expected square images, got {height} x {width}. Set the size in the model")
+    return int(height)
+
+
+PROPERTIES: dict[str, Callable[[Any], Any]] = {
+    "image_size": _side,  # H = W in pixels
+    "vocabulary": _vocabulary,  # AttributeVocabulary.to_dict()
+    "num_attributes": lambda dataset: len(_vocabulary(dataset)["factor_names"]),  # U
+    "num_images": len,
+}
+
+
+def describe(dataset: Any, key: str) -> Any:
+    """Return one of ``PROPERTIES`` of a data set.
+
+    Raises:
+        ConfigError: the key is unknown, or the data set does not have the property.
+    """
+    if key not in PROPERTIES:
+        raise ConfigError(f"expected one of {', '.join(PROPERTIES)}, got {key!r}.{did_you_mean(key, PROPERTIES)}")
+    return PROPERTIES[key](dataset)
