@@ -16,6 +16,7 @@ from ldm.util import ConfigError, instantiate_from_config
 
 UNKNOWN = -1  # value, and word, of an attribute that is not known for an image
 
+
 class AttributeVocabulary:
     """Words and phrases of F factors; U = F text units.
 

@@ -191,6 +191,6 @@ def test_messages(run):
 
 def test_help_shows_commands_that_parse(tool):
     lines = [line.split("#")[0].split()[2:] for line in tool.__doc__.splitlines() if line.startswith("    python ")]
-    assert len(lines) == 8 and {line[0] for line in lines} == {"check", "convert", "write", "world"}
+    assert len(lines) == 9 and {line[0] for line in lines} == {"check", "convert", "write", "world", "emoji"}
     for words in lines:
         tool.parse(words)

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -189,9 +188,7 @@ def _problem(table: AttributeTable, columns: Sequence[str], words: Sequence[Sequ
     return f"of {product} combinations {product - len(counts)} have no image, such as {' + '.join(missing)}"
 
 
-def table_vocabulary(
-    table: AttributeTable, templates: Mapping[str, str | Sequence[str]]
-) -> AttributeVocabulary | None:
+def table_vocabulary(table: AttributeTable, templates: Mapping[str, str | Sequence[str]]) -> AttributeVocabulary | None:
     """Return the words of all columns; None if a column contains free text or nothing.
 
     Args:
@@ -230,7 +227,9 @@ def table_values(table: AttributeTable) -> np.ndarray:
 
     The positions are the values of ``table_vocabulary``.
     """
-    numbers = [{"": UNKNOWN} | {word: number for number, word in enumerate(table.words[name])} for name in table.columns]
+    numbers = [
+        {"": UNKNOWN} | {word: number for number, word in enumerate(table.words[name])} for name in table.columns
+    ]
     return np.array([[number[entry] for number, entry in zip(numbers, row)] for row in table.cells], dtype=np.int64)
 
 
