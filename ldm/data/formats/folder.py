@@ -15,6 +15,7 @@ from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_
 from ldm.data.formats.picture_files import PICTURE_SUFFIXES, decode_picture, find_pictures, square, stretch, to_array
 from ldm.data.formats.table_columns import Bins, arrange, find_table, read_splits, templates_of
 from ldm.data.formats.texts import MAX_WORDS, AttributeImages
+from ldm.data.memory import DecodedImages
 from ldm.data.options import require_choice, require_count
 from ldm.data.paths import AnyPath, data_root
 from ldm.util import ConfigError, UserError
@@ -45,7 +46,7 @@ class ImageFolder(AttributeImages, ImageDataset):
     Args:
         path: the folder; None takes ``DATA_ROOT``.
         attributes: .csv or .json of the attributes (``read_table``), beside the folder or in it; None for no table.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels. Images are decoded once if all of them fit in 512 MB.
         fit: "crop" resizes the shorter side (bilinear) and cuts out the centre; "random_crop" cuts out a random part of
             it, for training; "stretch" resizes both sides (bicubic).
         split: null (all), train, validation or test: the sub-folders train, val (valid, validation) and test if the
@@ -158,6 +159,8 @@ class ImageFolder(AttributeImages, ImageDataset):
         if label is not None:
             found = None if label == BY_FOLDER else _column_classes(_below(read, prefix), label, self.pictures)
             self.class_names, self._classes = found or self._folder_classes(everything, bool(prefix))
+        self._decoded = DecodedImages(len(self.pictures), image_size)
+        self.in_memory = fit != "random_crop" and self._decoded.fits
         super().__init__(self.rows_of(rest, limit), repeat, do_augment, seed, augment)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
@@ -215,12 +218,14 @@ class ImageFolder(AttributeImages, ImageDataset):
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, image_size, image_size, 3) uint8."""
-        fit, files = _FITS[self.fit], [self.path / self.pictures[row] for row in rows.tolist()]
-        options: list[dict[str, Any]] = [{}] * len(files)
-        if self.fit == "random_crop":
-            options = [{"offset": offset} for offset in self._rng(rows, _CROP_SEED).random((len(files), 2)).tolist()]
-        pictures = (decode_picture(file, str(file)) for file in files)
-        return np.stack([to_array(fit(picture, self.image_size, **how)) for picture, how in zip(pictures, options)])
+        if self.fit != "random_crop":
+            return self._decoded.read(rows, self._image)
+        offsets = self._rng(rows, _CROP_SEED).random((len(rows), 2)).tolist()
+        return np.stack([self._image(row, offset=offset) for row, offset in zip(rows.tolist(), offsets)])
+
+    def _image(self, row: int, **options: Any) -> np.ndarray:
+        file = self.path / self.pictures[row]
+        return to_array(_FITS[self.fit](decode_picture(file, str(file)), self.image_size, **options))
 
     def original(self, row: int) -> bytes:
         """See ``ImageDataset``."""

@@ -16,6 +16,7 @@ from ldm.data.dataset import ImageDataset, Transforms, split_rows
 from ldm.data.formats.lmdb_reader import LMDBReader, is_lmdb
 from ldm.data.formats.picture_files import crop_face, decode_picture, square, to_array
 from ldm.data.formats.texts import StoredTexts
+from ldm.data.memory import DecodedImages
 from ldm.data.options import require_count
 from ldm.data.paths import AnyPath, find_source
 from ldm.util import UserError
@@ -65,6 +66,8 @@ class LMDBImages(ImageDataset):
         self.path = find_lmdb(type(self).__name__, path or os.environ.get(self._path_variable), self._candidates)
         self.reader = LMDBReader(self.path, original_resolution, zfill)
         self.image_size, self.crop_d2c = image_size, crop_d2c
+        self._decoded = DecodedImages(len(self.reader), image_size)
+        self.in_memory = self._decoded.fits
         super().__init__(self.rows_of(split, limit), repeat, do_augment, seed, augment)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
@@ -85,7 +88,7 @@ class LMDBImages(ImageDataset):
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by index: (n,) int -> (n, image_size, image_size, 3) uint8."""
-        return np.stack([self.image(row) for row in rows.tolist()])
+        return self._decoded.read(rows, self.image)
 
 
 class LMDBTextImages(StoredTexts, LMDBImages):
