@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ldm.config.loading import load_config, parse_overrides
-from ldm.data.check import check_dataset
+from ldm.data.check import check_dataset, shared_images
 from ldm.data.factors import factor_space
 from ldm.data.factors.shapes3d import write_shapes3d
 from ldm.data.formats.attribute_tables import read_table
@@ -44,6 +44,8 @@ from ldm.data.rows import write_h5, write_npy
 from ldm.data.world import World3D
 from ldm.training.cli import run_command
 from ldm.util import ConfigError, UserError, instantiate_from_config
+
+_TRAIN = "data.params.train"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,7 +120,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run_check(options: argparse.Namespace) -> int:
     """Run ``check``; return 0 if everything could be read."""
     num_problems = 0
-    for name, dataset in _datasets(options):
+    datasets = dict(_datasets(options))
+    for name, dataset in datasets.items():
         with _progress("images read", len(dataset)) as (progress, task):
             report = check_dataset(
                 dataset, options.quick, lambda done, total: progress.update(task, completed=done, total=total)
@@ -130,6 +133,13 @@ def run_check(options: argparse.Namespace) -> int:
         for problem in report.problems:
             print(f"  PROBLEM: {problem}", file=sys.stderr)
         num_problems += len(report.problems)
+        shared = 0 if name == _TRAIN or _TRAIN not in datasets else shared_images(datasets[_TRAIN], dataset)
+        if shared:
+            print(
+                f"  WARNING: {shared:,} of its images are also in {_TRAIN}, so scores are those of training images. "
+                "Set split: train there and split: validation here, or holdout: in both.",
+                file=sys.stderr,
+            )
     return int(num_problems > 0)
 
 
