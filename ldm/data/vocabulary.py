@@ -16,6 +16,7 @@ from ldm.util import ConfigError, instantiate_from_config
 
 UNKNOWN = -1  # value, and word, of an attribute that is not known for an image
 
+
 class AttributeVocabulary:
     """Words and phrases of F factors; U = F text units.
 
@@ -90,14 +91,15 @@ class AttributeVocabulary:
 
         Args:
             values: (n, U) int values of the attributes.
-            rng: generator that chooses a phrase for each text; None gives the canonical ones.
+            rng: generator that chooses a phrase for each text, without a draw if every factor has only one; None gives
+                the canonical ones.
 
         Returns:
             n lists of U strings; "" for an unknown attribute.
         """
         labels = self.word_labels(values)
         chosen = np.zeros_like(labels)
-        if rng is not None:
+        if rng is not None and max(map(len, self.templates)) > 1:
             chosen = (rng.random(labels.shape) * [len(ts) for ts in self.templates]).astype(np.int64)
         return [
             ["" if w == UNKNOWN else by_word[w][c] for by_word, w, c in zip(self._phrases, word_row, choice_row)]
