@@ -21,7 +21,7 @@ from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.losses.contrastive import caption_matches, multi_positive_loss
 from ldm.lr_scheduler import with_schedule
 from ldm.models.attribute_accuracy import AttributeAccuracy
-from ldm.models.inputs import batch_value, check_image_size, images_from_batch
+from ldm.models.inputs import attribute_values, batch_value, check_image_size, images_from_batch
 from ldm.modules.encoders.clip_loading import CONFIG_FILE, WEIGHT_FILES, build_clip
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
 from ldm.modules.encoders.zero_shot import attribute_hits, attribute_probabilities
@@ -94,7 +94,8 @@ class AttributeCLIP(pl.LightningModule):
 
     def get_labels(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the word of each attribute of each image of a batch, (B, U) int64; ``UNKNOWN`` where not known."""
-        values = batch_value(batch, "attributes").to(self.word_of_value.device)
+        sizes = [len(of_value) for of_value in self.vocabulary.value_to_word]
+        values = attribute_values(batch, self.vocabulary.factor_names, sizes).to(self.word_of_value.device)
         words = self.word_of_value[torch.arange(values.shape[1], device=values.device), values]
         return words.where(values != UNKNOWN, UNKNOWN)
 
@@ -119,7 +120,7 @@ class AttributeCLIP(pl.LightningModule):
         labels = self.get_labels(batch)
         count = self.num_captions or len(texts)
         logits = self(self.get_input(batch), texts[:count])
-        loss = multi_positive_loss(logits, caption_matches(labels, labels[:count], mask[:count]))
+        loss = multi_positive_loss(logits, *caption_matches(labels, labels[:count], mask[:count]))
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/logit_scale", self.clip.logit_scale.detach().exp())
         return loss

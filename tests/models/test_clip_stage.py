@@ -69,7 +69,7 @@ def test_two_steps_train_both_towers(trained):
     changed = {name for name, value in model.clip.named_parameters() if not torch.equal(value, before[name])}
     assert {"visual.conv1.weight", "token_embedding.weight", "text_projection", "logit_scale"} <= changed
     assert 0.0 <= fit.callback_metrics["val/attribute_accuracy"] <= 1.0
-    assert {"val/accuracy_colour", "val/accuracy_size", "train/loss"} <= set(fit.callback_metrics)
+    assert {"val/attribute_accuracy_colour", "val/attribute_accuracy_size", "train/loss"} <= set(fit.callback_metrics)
 
 
 def test_open_clip_loads_the_folder(trained):
@@ -108,7 +108,7 @@ def test_training_learns_the_toy(tmp_path):
     model.learning_rate = 1e-2
     run = trainer(tmp_path, max_steps=60, limit_val_batches=1)
     run.fit(model, loader(24), loader(24))
-    assert run.callback_metrics["val/accuracy_colour"] > 0.9
+    assert run.callback_metrics["val/attribute_accuracy_colour"] > 0.9
 
 
 def test_words_follow_the_factors():
