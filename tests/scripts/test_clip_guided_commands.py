@@ -321,7 +321,7 @@ def test_bad_commands_of_generate(words, message, clip_folder, tmp_path, monkeyp
     (tmp_path / "broken.pth").write_bytes(b"damaged")
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
     text = {"width": 32, "heads": 2, "layers": 1}
-    AttributeCLIP(32, vision, text, world_vocabulary().to_dict()).save_folder("CLIP-32")
+    AttributeCLIP(world_vocabulary().to_dict(), 32, vision, text).save_folder("CLIP-32")
     given = words if "--clip" in words else [*words, "--clip", clip_folder]
     assert generate(*given, "--prompts", "red floor") == 1
     assert message in capsys.readouterr().err
