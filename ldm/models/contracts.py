@@ -152,6 +152,30 @@ class Editable(Protocol):
 
 
 @runtime_checkable
+class HasAttributes(Protocol):
+    """A data set with attributes (``ldm.data.dataset.ImageDataset`` with a vocabulary)."""
+
+    vocabulary: Any  # AttributeVocabulary
+    holdout: float  # share of the combinations that the training split does not contain
+
+    def images(self, rows: Any) -> Any:
+        """Return the images of rows, (n,) int -> (n, H, W, 3) uint8."""
+        ...
+
+    def attribute_values(self, rows: Any) -> Any:
+        """Return the values of the attributes of rows, (n,) int -> (n, U) int64."""
+        ...
+
+    def rows_of(self, split: str | None, limit: int | None = None) -> Any:
+        """Return the rows (n,) of a split."""
+        ...
+
+    def is_unseen(self, values: Any) -> Any:
+        """Return which values (n, U) make a combination that was held out, (n,) bool."""
+        ...
+
+
+@runtime_checkable
 class SampledFromTexts(Protocol):
     """A diffusion model that is sampled from one text per image."""
 

@@ -59,6 +59,8 @@ class PromptScore(TestPassCallback):
         ConfigError: ``guidance`` is not one of the strengths.
     """
 
+    scores_samples = True
+
     def __init__(
         self,
         judge: str,
