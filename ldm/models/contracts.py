@@ -8,7 +8,7 @@ Dimensions: B batch, U units, D width of a unit's code (absent where units are s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -153,26 +153,15 @@ class Editable(Protocol):
 
 @runtime_checkable
 class HasAttributes(Protocol):
-    """A data set with attributes (``ldm.data.dataset.ImageDataset`` with a vocabulary)."""
+    """A data set with attributes (see the methods of ``ldm.data.dataset.ImageDataset``)."""
 
+    rows: Any  # (n,) int64, the row of each position
     vocabulary: Any  # AttributeVocabulary
     holdout: float  # share of the combinations that the training split does not contain
-
-    def images(self, rows: Any) -> Any:
-        """Return the images of rows, (n,) int -> (n, H, W, 3) uint8."""
-        ...
-
-    def attribute_values(self, rows: Any) -> Any:
-        """Return the values of the attributes of rows, (n,) int -> (n, U) int64."""
-        ...
-
-    def rows_of(self, split: str | None, limit: int | None = None) -> Any:
-        """Return the rows (n,) of a split."""
-        ...
-
-    def is_unseen(self, values: Any) -> Any:
-        """Return which values (n, U) make a combination that was held out, (n,) bool."""
-        ...
+    images: Callable[[Any], Any]  # rows (n,) -> (n, H, W, 3) uint8
+    attribute_values: Callable[[Any], Any]  # rows (n,) -> values (n, U) int64
+    rows_of: Callable[..., Any]  # (split, limit) -> rows (n,)
+    is_unseen: Callable[[Any], Any]  # values (n, U) -> (n,) bool, whether the combination was held out
 
 
 @runtime_checkable

@@ -68,12 +68,13 @@ def check_needs(dataset: object, model: nn.Module, judge: AttributeJudge, ordere
             f"EditScore.ordered: expected some of {', '.join(vocabulary.factor_names)}, got {', '.join(unknown)}. "
             "Correct the name"
         )
-    _check_judge(judge, vocabulary, name)
+    check_judge(judge, vocabulary, f"edit score: expected a judge of the attributes of the test data set {name}")
     judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
     _check_model(model, vocabulary, name)
 
 
-def _check_judge(judge: AttributeJudge, vocabulary: AttributeVocabulary, name: str) -> None:
+def check_judge(judge: AttributeJudge, vocabulary: AttributeVocabulary, expectation: str) -> None:
+    """Raise a ``UserError``, which begins with ``expectation``, if a judge has other attributes, values or words."""
     sizes = [len(of_value) for of_value in vocabulary.value_to_word]
     own, expected = _attributes(judge.names, judge.sizes), _attributes(vocabulary.factor_names, sizes)
     words = vocabulary.words if judge.vocabulary is None else judge.vocabulary.words
@@ -81,8 +82,7 @@ def _check_judge(judge: AttributeJudge, vocabulary: AttributeVocabulary, name: s
         own, expected = f"the words {words}", f"the words {vocabulary.words}"
     if own != expected:
         raise UserError(
-            f"edit score: expected a judge of the attributes of the test data set {name}, {expected}; got {own}. Train "
-            f"a judge on this data set (configs/quickstart/judge.yaml), {_REMOVE}"
+            f"{expectation}, {expected}; got {own}. Train a judge on this data set (configs/quickstart/judge.yaml)"
         )
 
 
