@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from ldm.config.data_sections import without_foreign_params
+from ldm.config.data_sections import with_all_sections, without_foreign_params
 from ldm.legacy import mend_indentation
 from ldm.runs.find import find_run
 from ldm.runs.folder import last_checkpoint
@@ -115,6 +115,7 @@ def load_config(
     if INCLUDE_KEY in layers[-1][1]:
         raise ConfigError(f"command line: {INCLUDE_KEY} cannot be overridden. Name files with -b/--base")
     for origin, layer in layers:
+        layer = with_all_sections(merged, layer)
         keys = _dotted_keys(OmegaConf.to_container(layer, resolve=False))
         config.origins.update(dict.fromkeys(keys, origin))
         merged = OmegaConf.merge(without_foreign_params(merged, layer), layer)
@@ -243,8 +244,11 @@ def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
                 pending.append(str(error).splitlines()[0])
             return f"<{kind} {name}>"
 
-    def data_property(key: str, _root_: DictConfig) -> Any:
-        return _data_property(OmegaConf.to_container(_root_.get("data") or {}, resolve=True), key)
+    def data_property(key: str, divisor: int = 1, *, _root_: DictConfig) -> Any:
+        value = describe_data(OmegaConf.to_container(_root_.get("data") or {}, resolve=True), key)
+        if divisor != 1 and value % divisor:
+            raise ConfigError(f"${{data:{key},{divisor}}}: expected a multiple of {divisor}, got {value}")
+        return value if divisor == 1 else value // divisor
 
     # OmegaConf 2.4 renamed register_new_resolver and warns about the old name.
     name = "register_resolver" if "register_resolver" in vars(OmegaConf) else "register_new_resolver"
@@ -255,7 +259,7 @@ def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
         register(kind, functools.partial(run_reference, kind), replace=True)
 
 
-def _data_property(section: Mapping[str, Any], key: str) -> Any:
+def describe_data(section: Mapping[str, Any], key: str) -> Any:
     """Return a property (``ldm.data.describe``) of the training data of a config, else of its other data."""
     from ldm.data.describe import describe  # imports torch, which configs without ``${data:...}`` do not need
 
