@@ -119,7 +119,7 @@ def load_config(
         keys = _dotted_keys(OmegaConf.to_container(layer, resolve=False))
         config.origins.update(dict.fromkeys(keys, origin))
         merged = OmegaConf.merge(without_foreign_params(merged, layer), layer)
-    _register_resolvers([str(root) for root in roots], config.pending if allow_pending else None)
+    _register_resolvers([str(root) for root in roots], config, allow_pending)
     config.content = _resolve(merged, config)
     return config
 
@@ -223,8 +223,9 @@ def _dotted_keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
-    """Register ``env``, ``data``, ``last_run`` and ``last_ckpt`` with OmegaConf for these folders."""
+def _register_resolvers(roots: list[str], config: Config, allow_pending: bool) -> None:
+    """Register ``env``, ``data``, ``last_run`` and ``last_ckpt`` with OmegaConf for these folders and this config."""
+    data_file = config.origins.get("data.params.train.target", COMMAND_LINE)
 
     def environment(name: str, *default: Any) -> Any:
         if name not in os.environ and not default:
@@ -235,13 +236,13 @@ def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
 
     def run_reference(kind: str, name: str) -> str:
         try:
-            run = find_run(str(name), roots)
+            run = find_run(str(name), roots, config.files, None if data_file == COMMAND_LINE else data_file)
             return str(run if kind == "last_run" else last_checkpoint(run))
         except UserError as error:
-            if pending is None:
+            if not allow_pending:
                 raise
-            if str(error).splitlines()[0] not in pending:
-                pending.append(str(error).splitlines()[0])
+            if str(error).splitlines()[0] not in config.pending:
+                config.pending.append(str(error).splitlines()[0])
             return f"<{kind} {name}>"
 
     def data_property(key: str, divisor: int = 1, *, _root_: DictConfig) -> Any:
@@ -267,11 +268,12 @@ def describe_data(section: Mapping[str, Any], key: str) -> Any:
     config = next((sections[name] for name in ("train", "test", "validation") if sections.get(name)), None)
     if config is None:
         raise ConfigError(f"${{data:{key}}}: expected a section data.params.train, got none. Merge a file with data")
-    return describe(_data_set(json.dumps(config, sort_keys=True)), key)
+    return describe(data_set(json.dumps(config, sort_keys=True)), key)
 
 
 @functools.lru_cache(maxsize=4)
-def _data_set(config: str) -> Any:
+def data_set(config: str) -> Any:
+    """Return the data set of a config in JSON; the last ones are kept."""
     return instantiate_from_config(json.loads(config))
 
 
