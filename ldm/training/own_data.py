@@ -31,7 +31,7 @@ FOLDER = "ldm.data.formats.folder.ImageFolder"
 DATA_FILE = "data.yaml"
 FIRST_STAGES = ("vq", "pixels")
 SMALL_SIDE = 32  # pixels; below it an autoencoder costs more than it saves
-EPOCH = 1024  # images; smaller data sets are repeated, so that an epoch has several batches
+EPOCH = 10_000  # images; smaller data sets are repeated, because the start of an epoch takes time
 _SIDE_UNIT = 8  # pixels: patches of 4, halved once by the U-Nets
 _SPLITS = {"train": "train", "validation": "validation", "test": "evaluation"}
 

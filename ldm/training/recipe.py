@@ -15,8 +15,8 @@ Every stage is a ``main.py`` command in its own process. The command is printed 
 
 A recipe with the key ``data`` is for any images: ``data: FILE``, or ``data: null`` and ``data=FILE`` on the command
 line, names the user's file (``ldm.training.own_data``). Its data sets are written to ``<logdir>/data.yaml``, the first
-config of every stage. A stage with ``first_stage: vq`` or ``first_stage: pixels`` is left out with the other first stage,
-and ``{first_stage}`` in ``base`` is replaced by its name.
+config of every stage. A stage with ``first_stage: vq`` or ``first_stage: pixels`` is left out with the other one, and
+``{first_stage}`` in ``base`` is replaced by its name.
 """
 
 from __future__ import annotations

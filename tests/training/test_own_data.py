@@ -66,7 +66,7 @@ def test_data_of_all_stages_are_in_one_file(images: Path) -> None:
     common["templates"] = {"shape": "a {}"}
     assert sections["validation"]["params"] == {**common, "split": "validation"}
     assert sections["test"]["params"] == {**common, "split": "evaluation"}
-    training = {"split": "train", "do_augment": True, "unset_prob": 0.1, "repeat": 38}  # 27 images, 1,026 an epoch
+    training = {"split": "train", "do_augment": True, "unset_prob": 0.1, "repeat": 371}  # of 27 images
     assert sections["train"]["params"] == {**common, **training}
     assert recipe.score is not None and recipe.notes == ()
 
@@ -244,6 +244,36 @@ def test_all_stages_train(images: Path, tmp_path: Path, in_process: list, first_
     assert len(in_process) == count + 1  # scoring; no stage is trained twice
     again = ["main.py" if word.endswith("main.py") else word for word in in_process[0]]  # as printed
     assert front_door.main([*again[1:], "-n", "by_hand"]) == 0
+
+
+def test_every_recipe_is_tested() -> None:
+    assert {path.stem for path in RECIPES.glob("recipe*.yaml")} == {"recipe", *OTHERS}
+
+
+NO_STEPS = {"sampler": {"params": {"num_steps": 2}}}
+BENCH = {"direction_bench": {"params": {**NO_STEPS, "num_samples": 4, "num_images": 8, "columns": 2}}}
+OTHERS = {
+    "recipe_text_attention": {"text_attention": {}},
+    "recipe_directions": {"text_attention": {}, "noiseclr": BENCH},
+    "recipe_encdiff": {"encdiff": {}},
+    "recipe_disdiff": {"ldm": {}, "disdiff": {}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", OTHERS)
+def test_other_methods_train(images: Path, tmp_path: Path, in_process: list, recipe: str) -> None:
+    has_texts = recipe not in ("recipe_encdiff", "recipe_disdiff")
+    stages = {name: changes for name, changes in short().items() if name in ("clip", "judge") and has_texts}
+    for name, callbacks in OTHERS[recipe].items():
+        stages[name] = {"lightning": {**SHORT, "callbacks": {"image_logger": None, **callbacks}}}
+    if "noiseclr" in stages:
+        stages["noiseclr"]["model"] = {"params": {"num_directions": 4, "directions_per_iteration": 2}}
+    texts = {"templates": {"shape": "the shape is a {}"}} if has_texts else {"attributes": None}
+    file = write(images, f"{recipe}.yaml", image_size=16, stages=stages, **texts)
+    assert front_door.main(["--recipe", f"configs/own_data/{recipe}.yaml", f"data={file}", "-l", str(tmp_path)]) == 0
+    results = json.loads(next(tmp_path.glob("*_results.json")).read_text())
+    assert set(results["runs"]) == set(stages)
 
 
 @pytest.mark.slow
