@@ -14,7 +14,10 @@ from ldm.legacy import resolve_target
 logger = logging.getLogger(__name__)
 
 # Options that name attributes of one data set, and options that apply to training images only.
-OF_ATTRIBUTES = "attributes bins caption_weights columns factors keep label name num_attributes templates".split()
+OF_ATTRIBUTES = frozenset(
+    "attributes bins caption_weights columns factors keep label name num_attributes several split_column templates "
+    "words_from".split()
+)
 OF_TRAINING = ("augment", "do_augment", "repeat", "unset_prob")
 
 

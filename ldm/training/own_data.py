@@ -106,7 +106,9 @@ def read_own_data(file: str) -> OwnData:
 
 
 def _find(given: Any, folder: Path) -> Any:
-    """Return a path relative to the working directory, else to the folder of the user's file, if it exists there."""
+    """Return a path (or list) relative to the working directory, else to the user's file, if it exists there."""
+    if isinstance(given, list):
+        return [_find(path, folder) for path in given]
     beside = folder / str(given)
     is_beside = given is not None and not Path(given).expanduser().exists() and beside.exists()
     return str(beside) if is_beside else given
