@@ -193,7 +193,7 @@ class EditScore(TestPassCallback):
     def _report(self, result: EditResult, ceiling: EditResult) -> dict[str, Any]:
         """Return the figures of a group, with those of the data set's own pictures and of chance."""
         figures = ceiling.to_dict()
-        kept = ("edit_accuracy", "edit_leakage", "all_right", "accuracy", "leakage", "num_samples")
+        kept = ("edit_accuracy", "edit_leakage", "all_right", "accuracy", "leakage", "num_samples", "num_edits")
         return {
             **result.to_dict(self.ordered),
             "ceiling": {name: figures[name] for name in kept},
