@@ -120,6 +120,7 @@ class AttributeCLIP(pl.LightningModule):
         self.image_size = int(side if isinstance(side, int) else side[0])
         self.pixels_cfg = {"resize_mode": "squash", **pixels, "size": [self.image_size, self.image_size]}
         self.context_length = self.model_cfg["text_cfg"].get("context_length", 77)
+        self.tokenizer(self.vocabulary.all_words(), context_length=self.context_length)  # raises for unknown words
         for name, (factor, offset) in {"mean": (2, -1), "std": (2, 0)}.items():  # of pixels in [-1, 1]
             value = torch.tensor(self.pixels_cfg[name]).view(1, 3, 1, 1) * factor + offset
             self.register_buffer(f"pixel_{name}", value, persistent=False)

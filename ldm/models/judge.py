@@ -257,8 +257,8 @@ def load_judge(path: str | Path) -> AttributeJudge:
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
-            f"{path}: expected a checkpoint of a factor judge, got no such file. Train one: python main.py --base "
-            "configs/quickstart/world.yaml configs/quickstart/judge.yaml -t -n judge"
+            f"{path}: expected a checkpoint of a factor judge, got no such file. Train one on the same data: "
+            "python main.py --base DATA.yaml configs/quickstart/judge.yaml -t -n judge"
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -18,7 +18,7 @@ from ldm.data.vocabulary import AttributeVocabulary
 from ldm.data.world import World3D
 from ldm.diffusion.conditions import TensorCondition
 from ldm.evaluation.editing.callback import EditScore
-from ldm.evaluation.editing.editor import check_needs, guided_editor
+from ldm.evaluation.editing.editor import build_editor, check_needs
 from ldm.evaluation.editing.measure import choose_guidance, edit_grid, edit_score, plan_edits, summarise_edits
 from ldm.evaluation.editing.truth import TruePictures, first_of_each
 from ldm.models.judge import AttributeJudge
@@ -122,7 +122,13 @@ def test_incomplete_grids_are_edited_from_existing_combinations(tmp_path):
     existing = {tuple(row) for row in dataset.attribute_values(np.arange(13)).tolist()}
     assert {tuple(row) for row in plan.factors.tolist()} == existing and not plan.is_reversed
     ceiling = truth.ceiling(plan)
-    assert ceiling.num_samples == 26 and ceiling.edit_accuracy == 1 and ceiling.edit_leakage == 0
+    pairs = sum(tuple(words) in existing for row in range(3) for words in plan.edited_words(row).tolist())
+    assert (
+        ceiling.num_samples == 26
+        and ceiling.num_edits == pairs < 3 * 26
+        and ceiling.edit_accuracy == 1
+        and ceiling.edit_leakage == 0
+    )
     missing = truth.rows(np.array([[0, 0, 0]]))
     assert missing.tolist() == [-1] and (truth.images(missing) == -1).all()
 
@@ -226,8 +232,8 @@ class Captioned(pl.LightningModule):
 
 def test_texts_are_joined_to_captions_and_guided(pictures):
     model = Captioned()
-    edit = guided_editor(model, pictures.vocabulary, sampler=None)
-    images = edit([["blue", "large", "calm"], ["dun", "small", "wild"]], torch.zeros(2, *LATENT), 2)
+    edit = build_editor(model, pictures.vocabulary, sampler=None, guidance_scale=2)
+    images = edit([["blue", "large", "calm"], ["dun", "small", "wild"]], torch.zeros(2, *LATENT))
     assert model.texts == ["blue, large, calm", "dun, small, wild"] and model.guidance_scale == 2
     assert read(images).tolist() == [[1, 0, 0], [3, 1, 1]]
 
@@ -311,6 +317,18 @@ def test_requirements_are_checked_before_training(tmp_path, options, message):
     with pytest.raises((UserError, ConfigError), match=message):
         fit(tmp_path / "run", params, model, **options)
     assert model.steps == 0
+
+
+def test_the_check_before_training_draws_no_random_numbers(tmp_path):
+    params = draw(tmp_path / "pictures", rows_of(copies=2))
+    section = {"target": "ldm.data.formats.folder.ImageFolder", "params": params}
+    callback = EditScore(save_judge(tmp_path / "judge.ckpt", ImageFolder(**params).vocabulary))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    trainer.datamodule = DataModuleFromConfig(2, test=section, num_workers=0)  # set by trainer.fit otherwise
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    callback.on_fit_start(trainer, Captioned())
+    assert torch.equal(state, torch.get_rng_state()) and "test" in trainer.datamodule.datasets
 
 
 @pytest.mark.parametrize("options", [{"guidance_scale": []}, {"num_guidance_samples": 0}])

@@ -12,9 +12,10 @@ from test_edit_groups import WORDS, draw, rows_of
 import main as front_door
 from ldm.data.formats.folder import ImageFolder
 from ldm.evaluation.editing.callback import EditScore
+from ldm.evaluation.prompts.callback import PromptScore
 from ldm.evaluation.prompts.measure import plan_prompts
 from ldm.evaluation.representation import RepresentationWriter
-from ldm.evaluation.test_pass import scores_samples
+from ldm.models.diffusion.latent import LatentDiffusion, has_test_pass
 
 CLIP = {
     "vocabulary": "${data:vocabulary}",
@@ -113,8 +114,11 @@ def test_own_pictures_from_clip_to_edits(tmp_path, capsys):
 
 
 def test_only_scores_of_samples_ask_for_a_test_pass():
-    assert scores_samples([RepresentationWriter(), EditScore("judge")])
-    assert not scores_samples([RepresentationWriter()]) and not scores_samples([])
+    model = object.__new__(LatentDiffusion)
+    assert has_test_pass(model, [RepresentationWriter(), EditScore("judge")])
+    assert has_test_pass(model, [PromptScore("judge")])
+    assert not has_test_pass(model, [RepresentationWriter()]) and not has_test_pass(model)
+    assert LatentDiffusion.test_step(model, {}, 0) is None
 
 
 def test_prompts_are_those_of_pictures_with_all_attributes(tmp_path):

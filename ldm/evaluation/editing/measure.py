@@ -158,6 +158,7 @@ class EditResult:
 
     factor_names: tuple[str, ...]  # names of the E edited attributes
     num_samples: int  # base images that were judged, at most N
+    num_edits: int  # judged pairs of a base image and its edit, at most E * N
     matrix: np.ndarray  # (E, E) float in [0, 1]; accuracy on the diagonal, leakage off it
     # Share of edits after which the judged *value* differs: stricter than words, and sensitive to the judge's errors.
     value_changes: np.ndarray  # (E, E) float in [0, 1]
@@ -203,6 +204,7 @@ class EditResult:
             "matrix": [[plain_number(value) for value in row] for row in self.matrix],
             "value_changes": [[plain_number(value) for value in row] for row in self.value_changes],
             "num_samples": self.num_samples,
+            "num_edits": self.num_edits,
         }
 
 
@@ -244,6 +246,7 @@ def summarise_edits(plan: EditPlan, base: np.ndarray, edited: np.ndarray) -> Edi
     return EditResult(
         factor_names=tuple(vocabulary.factor_names[k] for k in units),
         num_samples=int(has_base.sum()),
+        num_edits=int(pairs.sum()),
         matrix=matrix,
         value_changes=share((edited != base)[:, :, units], pairs, axis=1),
         base_accuracy=share(is_right, has_base[:, None], axis=0),
