@@ -105,14 +105,16 @@ def test_the_figures_of_reversed_edits_are_those_of_anchors(pictures):
 def test_errors_between_neighbouring_words(pictures):
     plan = plan_edits(pictures.vocabulary, LATENT, 40, seed=0)
     edited = np.stack([plan.edited_words(row) for row in range(3)])
-    right = summarise_edits(plan, plan.words, edited).to_dict(ordered=["hue"])
+    right = summarise_edits(plan, plan.words, edited).to_dict({"hue": WORDS["hue"]})
     assert right["edit_neighbour_errors_hue"] is None and "edit_neighbour_errors_size" not in right
     edited[0, :10, 0] = np.where(plan.asked[0, :10] < 3, plan.asked[0, :10] + 1, 2)  # next to the requested word
     far = np.flatnonzero((plan.asked[0] == 0) & (np.arange(40) >= 10))
     edited[0, far, 0] = 2
-    report = summarise_edits(plan, plan.words, edited).to_dict(ordered=["hue", "size"])
+    report = summarise_edits(plan, plan.words, edited).to_dict({name: WORDS[name] for name in ("hue", "size")})
     assert len(far) and report["edit_neighbour_errors_hue"] == pytest.approx(10 / (10 + len(far)), abs=1e-6)
     assert report["edit_neighbour_errors_size"] is None
+    other = summarise_edits(plan, plan.words, edited).neighbour_errors("hue", [WORDS["hue"][k] for k in (0, 2, 1, 3)])
+    assert other != report["edit_neighbour_errors_hue"]
 
 
 def test_incomplete_grids_are_edited_from_existing_combinations(tmp_path):
@@ -262,7 +264,7 @@ def test_a_run_reports_groups_ceiling_and_guidance(tmp_path, monkeypatch):
     params = draw(tmp_path / "pictures", rows_of(copies=3)) | {"holdout": 0.25, "text": "caption"}
     judge = save_judge(tmp_path / "judge.ckpt", ImageFolder(**params).vocabulary)
     monkeypatch.setattr(AttributeJudge, "predict_values", lambda self, images: read(images))
-    options = {"guidance_scale": [1.0, 2.0], "num_guidance_samples": 5, "ordered": ["hue"]}
+    options = {"guidance_scale": [1.0, 2.0], "num_guidance_samples": 5, "ordered": {"hue": WORDS["hue"][::-1]}}
     fit(tmp_path / "run", params, Captioned(), judge=judge, **options)
     report = json.loads((tmp_path / "run" / "edit_score" / "1.json").read_text())
     assert report["sampler"]["guidance_scale"] == 2 and len(report["sampler"]["guidance_curve"]) == 2
@@ -292,7 +294,8 @@ def test_a_judge_of_other_attributes_is_refused_before_the_first_step(tmp_path):
     [
         ({"judge": "nowhere"}, "checkpoint of a factor judge"),
         ({"image_size": 8}, "8 x 8 pixels, got 16 x 16"),
-        ({"ordered": ["shade"]}, "some of hue, size, mood, got shade"),
+        ({"ordered": {"shade": []}}, "expected one of hue, size, mood; got 'shade'"),
+        ({"ordered": {"size": ["small"]}}, "EditScore.ordered.size: expected the words"),
         ({"words": True}, "the words .*amber.*got the words"),
         ({"skip": range(8)}, "at least 10 images"),
         ({"plain": True}, "with a vocabulary, got ImageFolder"),
@@ -312,7 +315,7 @@ def test_requirements_are_checked_before_training(tmp_path, options, message):
     options = {"judge": save_judge(tmp_path / "judge.ckpt", vocabulary, **size)} | options
     if type(model) is pl.LightningModule:
         with pytest.raises(UserError, match=message):
-            check_needs(ImageFolder(**params), model, AttributeJudge(vocabulary.to_dict(), image_size=16), ())
+            check_needs(ImageFolder(**params), model, AttributeJudge(vocabulary.to_dict(), image_size=16), {})
         return
     with pytest.raises((UserError, ConfigError), match=message):
         fit(tmp_path / "run", params, model, **options)

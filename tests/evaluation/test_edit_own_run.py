@@ -87,7 +87,7 @@ def stage(tmp_path, name, target, params, callbacks=None):
 def test_own_pictures_from_clip_to_edits(tmp_path, capsys):
     draw(tmp_path / "pictures", rows_of(copies=5))
     edit = {"judge": "${last_ckpt:judge}", "num_samples": 5, "batch_size": 8, "columns": 2, "sampler": sampled(2)}
-    edit |= {"guidance_scale": [1.0, 2.0], "num_guidance_samples": 4, "ordered": ["hue"]}
+    edit |= {"guidance_scale": [1.0, 2.0], "num_guidance_samples": 4, "ordered": {"hue": WORDS["hue"]}}
     callbacks = {"edit_score": {"target": "ldm.evaluation.editing.callback.EditScore", "params": edit}}
     for name, target, params in (
         ("clip", "ldm.models.clip.AttributeCLIP", CLIP),

@@ -67,7 +67,8 @@ class EditScore(TestPassCallback):
         seed: seed of texts, requested words and noise.
         columns: samples in the picture.
         num_guidance_samples: base images for the choice of the guidance scale.
-        ordered: attributes whose words have an order, for the share of errors between neighbouring words.
+        ordered: attribute -> all of its words in their order, for the share of errors between neighbouring words
+            (``edit_neighbour_errors_<attribute>`` in the JSON file).
     """
 
     scores_samples = True
@@ -82,7 +83,7 @@ class EditScore(TestPassCallback):
         seed: int = 0,
         columns: int = 8,
         num_guidance_samples: int = 32,
-        ordered: Sequence[str] = (),
+        ordered: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.judge_path, self.num_samples, self.batch_size = str(judge), num_samples, batch_size
         self.sampler = DDIMSampler() if sampler is None else build_sampler(sampler)
@@ -91,7 +92,7 @@ class EditScore(TestPassCallback):
             raise ConfigError("EditScore.guidance_scale: expected a number or a list of numbers, got an empty list")
         require_count("EditScore.num_guidance_samples", num_guidance_samples)
         self.seed, self.columns = seed, columns
-        self.num_guidance_samples, self.ordered = num_guidance_samples, tuple(ordered)
+        self.num_guidance_samples, self.ordered = num_guidance_samples, dict(ordered or {})
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check before training that the score can be computed after it; see ``check_needs``."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from ldm.data.collate import collate
+from ldm.data.options import require_choice
 from ldm.data.traits import unwrap, vocabulary_of
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.diffusion.samplers import Sampler
@@ -34,19 +35,19 @@ def build_editor(model: nn.Module, vocabulary: AttributeVocabulary, sampler: Sam
     return from_captions if missing_members(model, Editable) else from_units
 
 
-def check_needs(dataset: object, model: nn.Module, judge: AttributeJudge, ordered: Sequence[str]) -> None:
+def check_needs(dataset: object, model: nn.Module, judge: AttributeJudge, ordered: Mapping[str, Sequence[str]]) -> None:
     """Check that the edit score of a model can be computed.
 
     Args:
         dataset: the test data set.
         model: the model.
         judge: the judge.
-        ordered: names of attributes whose words have an order.
+        ordered: attribute -> its words in their order.
 
     Raises:
         UserError: the data set has no words or too few images, the judge is one of other attributes or of images of
             another size, or the model does not take one text per attribute.
-        ConfigError: ``ordered`` contains other names than those of attributes.
+        ConfigError: ``ordered`` contains other attributes or words than those of the data set.
     """
     vocabulary, name = vocabulary_of(dataset), type(unwrap(dataset)).__name__
     if vocabulary is None:
@@ -56,11 +57,14 @@ def check_needs(dataset: object, model: nn.Module, judge: AttributeJudge, ordere
         )
     require(unwrap(dataset), HasAttributes, "edit score")
     unwrap(dataset).rows_of("validation")  # raises if there are too few images
-    if unknown := sorted(set(ordered) - set(vocabulary.factor_names)):
-        raise ConfigError(
-            f"EditScore.ordered: expected some of {', '.join(vocabulary.factor_names)}, got {', '.join(unknown)}. "
-            "Correct the name"
-        )
+    known = dict(zip(vocabulary.factor_names, vocabulary.words))
+    for attribute, order in ordered.items():
+        require_choice("EditScore.ordered", attribute, known)
+        if sorted(order) != sorted(known[attribute]):
+            raise ConfigError(
+                f"EditScore.ordered.{attribute}: expected the words {', '.join(known[attribute])} in their order, got "
+                f"{', '.join(map(str, order))}."
+            )
     check_judge(judge, vocabulary, f"edit score: expected a judge of the attributes of the test data set {name}")
     judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
     _check_model(model, vocabulary, name)
