@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,24 @@ from typing import Any
 import legacy_configs
 import lmdb
 import numpy as np
+import pytest
 import scipy.io
 import torch
 import yaml
 from docs_commands import ROOT, data_blocks
 from PIL import Image
+from safetensors.torch import save_file
 
 from ldm.data.factors import FactorSpace, factor_space
 from ldm.data.factors import space as factors
 from ldm.data.factors.shapes3d import write_shapes3d
 from ldm.data.world import World3D
 from ldm.modules.diffusionmodules.clip_guided import UNet
+from ldm.modules.encoders.clip_loading import build_clip
 from ldm.util import instantiate_from_config
 
 TWO = {name: 2 for name in ("floor_hue", "wall_hue", "object_hue", "scale", "shape", "orientation")}
-SIZES = {"mpi3d": (2, 1, 2, 1, 1, 3, 2), "cars3d": (1, 24, 2)}  # fewer values than the published sets
+SIZES = {"mpi3d": (2, 1, 2, 1, 1, 3, 2), "cars3d": (4, 24, 2)}  # fewer values than the published sets
 CLIP_WIDTH = 64
 
 
@@ -60,10 +64,10 @@ def write_data(root: Path) -> None:
     for car in range(2):
         scipy.io.savemat(data / "cars" / f"car_{car}_mesh.mat", {"im": noise(128, 128, 3, 24, 4)})
     with lmdb.open(str(data / "celeba.lmdb"), map_size=2**24) as environment, environment.begin(write=True) as entries:
-        for number, face in enumerate(noise(4, 218, 178, 3)):
+        for number, face in enumerate(noise(12, 218, 178, 3)):
             Image.fromarray(face).save(stream := io.BytesIO(), "PNG")
             entries.put(b"None-%07d" % number, stream.getvalue())
-        entries.put(b"length", b"4")
+        entries.put(b"length", b"12")
     for kind in ("n01", "n02"):
         pictures(data / "tiny-imagenet-200" / "train" / kind / "images", [f"{kind}_{k}.JPEG" for k in range(4)])
     pictures(root / "pictures", [f"{k}.png" for k in range(8)])
@@ -84,9 +88,22 @@ def write_photos(folder: Path) -> None:
 # Files by the names that the docs give them. A function gets the path, in a folder where ``pictures`` and CLIP exist. ----
 
 
+def _clip(path: Path) -> None:
+    """A CLIP with the words of the published ones."""
+    vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    config = {"embed_dim": CLIP_WIDTH, "vision_cfg": vision, "text_cfg": text}
+    path.mkdir()
+    torch.manual_seed(0)
+    save_file(build_clip(config).state_dict(), path / "open_clip_model.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    (path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+
+
 def _clip_guided_config(path: Path) -> None:
     config = {"img_size": 32, "down_channels": [32, 32, 64], "c_embed_dim": CLIP_WIDTH, "batch_size": 4, "epochs": 1}
     config |= {"dataset_root": "data/tiny-imagenet-200", "clip_csv_path": "clip.csv", "num_workers": 0}
+    config |= {"clip_model": str(make(path.parents[1] / "CLIP"))}
     path.write_text(yaml.safe_dump(config))
 
 
@@ -100,7 +117,7 @@ def _clip_guided_weights(path: Path) -> None:
 
 
 def _noiseclr_config(path: Path) -> None:
-    config = {"pretrained_model": "PIPELINE", "train_data_dir": "pictures", "resolution": 16, "train_batch_size": 2}
+    config = {"pretrained_model": str(make(path.with_name("PIPELINE"))), "train_data_dir": "pictures", "resolution": 16, "train_batch_size": 2}
     config |= {"placeholder_token_count": 4, "tokens_per_iter": 2, "num_train_iters": 1, "output_dir": "outputs/tokens"}
     path.write_text("".join(f"{name} = {value!r}\n" for name, value in config.items()))
 
@@ -156,6 +173,16 @@ def _alexnet(path: Path) -> None:
     torch.save({f"features.{name}": value for name, value in alexnet(weights=None).features.state_dict().items()}, path)
 
 
+def _inception(path: Path) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
+
+    with pytest.MonkeyPatch.context() as patch:  # it loads what it builds; here there is nothing to load yet
+        patch.setattr(Network, "load_state_dict", lambda self, state: None)
+        patch.setattr(torch, "load", lambda *_, **__: {})
+        network = Network("random", ["2048"], feature_extractor_weights_path="none")
+    torch.save(network.state_dict(), path)
+
+
 def _codes(path: Path) -> None:
     np.save(path, np.random.default_rng(0).normal(size=(480_000, 2)).astype(np.float32))
 
@@ -175,7 +202,7 @@ def _factors(path: Path) -> None:
 
 
 def _labelled_images(path: Path) -> None:
-    labels = np.arange(80).reshape(40, 2) // (1, 4) % 2
+    labels = np.column_stack([np.arange(40) % 2, np.arange(40) // 20])
     np.savez(path, data=noise(40, 3, 32, 32).astype(np.float32) / 255, targ=labels)
 
 
@@ -190,6 +217,7 @@ def weights_of(model: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 MAKERS: dict[str, Callable[[Path], None]] = {
+    "CLIP": _clip,
     "config/default.yaml": _clip_guided_config,
     "model_checkpoint/9.pth": _clip_guided_weights,
     "base_config.py": _noiseclr_config,
@@ -200,7 +228,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "OLD.yaml": _disdiff_config,
     "OLD_RUN": _old_run,
     "alexnet-owt-7be5be79.pth": _alexnet,
-    "weights-inception-2015-12-05-6726825d.pth": Path.touch,  # the network is replaced
+    "weights-inception-2015-12-05-6726825d.pth": _inception,
     "z.npy": _codes,
     "z.parquet": _table_of_codes,
     "factors.csv": _factors,

@@ -37,18 +37,19 @@ from ldm.util import UserError
 
 INTERRUPTED = 130  # exit status of a command that polls until Ctrl-C
 TRAINER = {"max_steps": 1, "val_check_interval": 1, "log_every_n_steps": 1, "accumulate_grad_batches": 1}
-SIZES = {  # by the section, or by a key of it
-    "ddconfig": {"ch": 32, "num_res_blocks": 1},
-    "vision_cfg": {"width": 32, "layers": 1, "head_width": 16},
-    "text_cfg": {"width": 32, "layers": 1, "heads": 2},
+TRAINER |= {"num_sanity_val_steps": 0, "precision": "32-true"}
+SIZES = {  # by a key of the section
+    "ch_mult": {"ch": 32, "num_res_blocks": 1},
+    "patch_size": {"width": 32, "layers": 1, "head_width": 16},
     "model_channels": {"model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [2]},
     "down_chs": {"down_chs": [32, 32, 64]},
-    "disc_in_channels": {"disc_ndf": 8, "perceptual_weight": 0.0},
+    "disc_start": {"disc_ndf": 8, "perceptual_weight": 0.0},
     "num_directions": {"num_directions": 4, "directions_per_iteration": 2},
 }
 CALLBACKS = {  # by the class
     "EditScore": {"num_samples": 4, "columns": 2},
     "PromptScore": {"num_prompts": 4, "strengths": [-1, 0, 1], "rows": 2},
+    "ScoreWhileTraining": {"metrics": ["factor_vae"]},
     "DirectionBench": {"num_samples": 4, "num_images": 8, "columns": 2, "strengths": [2], "num_directions": 2},
 }
 # Words added to a script, whose own words they override; a script without an entry is not run.
@@ -71,13 +72,14 @@ ADDED_IF = {  # by a word of the command
     "recon": "-n 4 --num-steps 2",
     "world": "--keep " + " ".join(f"{name}={count}" for name, count in TWO.items()),
     "--size": "--size 32 32",
+    "--seeds": "--seeds 0-1",
 }
 REQUIRED = {  # where a script is named without arguments
     "name_units": "-r RUN_OF_ENCDIFF --clip RUN_OF_CLIP/clip",
     "bench_directions": "-r RUN_OF_TEXT_TO_IMAGE",
     "load_and_save_model": "--ckpt_path RUN_OF_NOISECLR --save_path tokens.safetensors",
 }
-RUN_OF = {"generate": "text_to_image", "edit": "noiseclr", "image_scores": "encdiff", "default": "clip_disdiff"}
+RUN_OF = {"generate": "tiny_imagenet", "edit": "noiseclr", "image_scores": "encdiff", "default": "clip_disdiff"}
 SUBSTITUTES = {"SEED": "0", "THE_RECIPE": "TEXT_TO_IMAGE", "FOLDER": "pictures", "IMAGES": "pictures"}
 
 
@@ -109,8 +111,10 @@ def small_sizes(section: Any, key: str) -> dict[str, Any]:
     if not isinstance(section, Mapping):
         return {}
     found = {}
-    for name in {key.rpartition(".")[2], *section} & set(SIZES):
+    for name in section.keys() & SIZES.keys():
         found |= {f"{key}.{part}": size for part, size in SIZES[name].items()}
+    if "ch_mult" in section and "patch_size" in section:
+        found.pop(f"{key}.width"), found.pop(f"{key}.layers"), found.pop(f"{key}.head_width")
     if "ch_mult" in section:
         found[f"{key}.ch_mult"] = [1] * len(section["ch_mult"])
     return {**found, **{k: v for name, value in section.items() for k, v in small_sizes(value, f"{key}.{name}").items()}}
@@ -120,7 +124,7 @@ def short_run(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys that make a training short, with their values: one step, few images, few samples."""
     lightning, data = content.get("lightning") or {}, (content.get("data") or {}).get("params") or {}
     found = {f"lightning.trainer.{name}": value for name, value in TRAINER.items()}
-    found |= {"data.params.batch_size": 2, "data.params.eval_batch_size": 64, "data.params.num_workers": 0}
+    found |= {"data.params.batch_size": 2, "data.params.eval_batch_size": 8, "data.params.num_workers": 0}
     found["lightning.callbacks.image_logger"] = None
     if (lightning.get("trainer") or {}).get("limit_val_batches") != 0:
         found["lightning.trainer.limit_val_batches"] = 1
@@ -160,11 +164,11 @@ class Checkout:
 
     def run(self, command: Command) -> None:
         """Run a command; fail if it ends with an error, or if no rule can run it."""
-        key = (command.words, command.exports)
-        if key not in self.done:
-            self.done.add(key)
+        if command.words not in self.done:
+            self.done.add(command.words)
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(self.folder)
+                patch.setenv("DATA_ROOT", "data")
                 for word in command.exports:
                     patch.setenv(*word.split("=", 1))
                 self._run(command, [self._filled(word, command) for word in command.words])
@@ -184,7 +188,7 @@ class Checkout:
                 self._check(front_door.main(self._main_words(rest)), words)
             case ["python", "run_para_metrics.py", *rest]:
                 expected = INTERRUPTED if "--watch" in rest else 0
-                self._check(self._call(run_para_metrics, rest), words, expected)
+                self._check(self._call(run_para_metrics, added(rest)), words, expected)
             case ["python", script, *rest] if Path(script).stem in ADDED and Path(script).parent.name == "scripts":
                 module = load_script(Path(script).stem)
                 self._check(self._call(module, self._script_words(Path(script).stem, rest)), words)
@@ -200,6 +204,7 @@ class Checkout:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [module.__name__, *words])
+            patch.syspath_prepend(ROOT / "scripts")  # as Python does for a script
             try:
                 return module.main()
             finally:
@@ -218,8 +223,8 @@ class Checkout:
             name = match[1] or RUN_OF.get(script, RUN_OF["default"])
             return str(self.need(name.lower().partition("_or_")[0]))
 
-        word = re.sub(r"(?<![A-Z_])RUN(?:_OF_([A-Z_]+))?\b", run, word)
         word = re.sub(r"logs/\d{4}-[\dT-]+_(\w+)", lambda match: str(self.need(match[1])), word)
+        word = re.sub(r"(?<![A-Z_])RUN(?:_OF_([A-Z_]+))?\b", run, word)
         for part in re.split(r"[=\[\],]", word):
             if part in MAKERS:
                 make(self.folder / part)
@@ -276,7 +281,7 @@ class Checkout:
         found = small_sizes(model, "model")
         for key, value in strings(model, "model"):
             if re.match(r"(ViT|RN)", value):
-                found[key] = f"{self.need('clip')}/clip"
+                found[key] = str(make(self.folder / "CLIP"))
                 unet = model["params"]["unet_config"]["params"]
                 widths = [name for name in ("c_embed_dim", "adm_in_channels") if name in unet]
                 found |= {f"model.params.unet_config.params.{name}": CLIP_WIDTH for name in widths}
@@ -298,15 +303,13 @@ class Checkout:
 
     def _script_words(self, script: str, words: list[str]) -> list[str]:
         if not words:
-            words = [self._filled(word, Command((), ROOT, 0)) for word in REQUIRED.get(script, "").split()]
-        words = ["clip" if re.match(r"(ViT|RN)\b", word) else word for word in words]
-        if script == "preprocess_clip":
-            words = [*words, "--clip", f"{self.need('clip')}/clip"]
+            example = Command(("python", f"scripts/{script}.py"), ROOT, 0)
+            words = [self._filled(word, example) for word in REQUIRED.get(script, "").split()]
+        if script == "preprocess_clip" or any(word.endswith(".pth") for word in words) and script == "generate":
+            words = [*words, "--clip", str(make(self.folder / "CLIP"))]
         if script == "sample_diffusion" and "--base" in words or "-b" in words:
             words += self._weights(words)
-        for word, more in ADDED_IF.items():
-            words = [*words, *more.split()] if word in words else words
-        return [*words, *ADDED[script].split()]
+        return [*added(words), *ADDED[script].split()]
 
     def _weights(self, words: list[str]) -> list[str]:
         """Write the checkpoint of a config, and return the words that make its networks small."""
@@ -323,7 +326,7 @@ class Checkout:
     def need(self, name: str) -> Path:
         """Return the newest run of a name or of a config ``folder/stem``; the command of the docs trains it if needed."""
         for is_last in (False, True):
-            for path, record in list_runs([self.folder / "logs"]):
+            for path, record in list_runs([self.folder / "logs", self.folder]):
                 if is_named(record, name) and record.get("status") == "finished":
                     return path
             if is_last:
@@ -360,6 +363,11 @@ class Checkout:
             assert any(f"def test_{names}" in path.read_text() for path in (ROOT / "tests").rglob("test_*.py")), names
 
 
+def added(words: Sequence[str]) -> list[str]:
+    """Return words with those that one of them requires."""
+    return [*words, *(part for word, more in ADDED_IF.items() if word in words for part in more.split())]
+
+
 def strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yield the dotted keys and values of all texts of a config."""
     if isinstance(content, Mapping):
@@ -370,14 +378,17 @@ def strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def command_that_trains(name: str) -> Command:
-    """Return the first command of the docs that trains a run of a name, below ``logs``."""
+    """Return the command of the docs that trains a run of a name: below ``logs``, and by ``-n``, if there is one."""
+    found = []
     for command in commands():
         if command.program == "main.py" and "-t" in command.words:
-            options = parse_arguments([word for word in command.words[2:]])
-            if options.base and not options.logdir and not options.resume:
+            options = parse_arguments(command.words[2:])
+            if options.base and not options.resume:
                 record = {"name": options.name or Path(options.base[0]).stem, "configs": options.base}
                 if is_named(record, name):
-                    return command
+                    found.append((options.logdir is not None, options.name != name, len(found), command))
+    if found:
+        return min(found)[-1]
     raise UserError(f"no command of the docs trains {name}")
 
 

@@ -22,11 +22,30 @@ from ldm.training import recipe as recipes
 from ldm.training.cli import parse_arguments
 from ldm.util import UserError
 
-COMMANDS = [command for command in commands()]
+SLOW_STAGES, SLOW_PATTERN = 6, r"size=64|full_size"
+
+
+def listed() -> list:
+    """Return the commands as parameters; those of large recipes are slow.
+
+    The examples of CONTRIBUTING.md are run by test_contributing.py, in a folder with their files.
+    """
+    own = [command for command in commands() if command.page.name != "CONTRIBUTING.md" or command.words[0] == "bash"]
+    return [pytest.param(c, id=c.place, marks=[pytest.mark.slow] if is_slow(c) else []) for c in own]
+
+
+def is_slow(command) -> bool:
+    """Return whether a command trains more than some stages, or at the size of the papers."""
+    recipes = [word for word in command.words if "recipe" in word and word.endswith(".yaml")]
+    text = (ROOT / recipes[0]).read_text() if recipes else ""
+    return text.count("base: [") > SLOW_STAGES or bool(re.search(SLOW_PATTERN, text))
 
 
 def checkout_of(command) -> str:
-    """Return a name for the folder of a command: recipes of other pictures than the quickstart's have their own."""
+    """Return a name for the folder of a command: recipes with a ``logdir`` of their own have their own, and so has
+    docs/datasets.md, whose small autoencoder would be the newest one of its name."""
+    if command.page.name == "datasets.md":
+        return "datasets"
     text = " ".join(command.words)
     if found := re.search(r"logs/(\w+)", text):
         return found[1]
@@ -63,6 +82,6 @@ def checkouts(tmp_path_factory):
     os.environ.update(environment)
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.place)
+@pytest.mark.parametrize("command", listed())
 def test_command(command, checkouts):
     checkouts(checkout_of(command)).run(command)
