@@ -13,7 +13,6 @@ from typing import Any
 import legacy_configs
 import lmdb
 import numpy as np
-import pytest
 import scipy.io
 import torch
 import yaml
@@ -162,7 +161,7 @@ def _old_run(path: Path) -> None:
         (path / folder).mkdir(parents=True)
     (path / "configs" / "2023-01-01T00-00-00-project.yaml").write_text(yaml.safe_dump(content))
     (path / "configs" / "2023-01-01T00-00-00-lightning.yaml").write_text(yaml.safe_dump({"lightning": {}}))
-    header = {"epoch": 0, "global_step": 2, "pytorch-lightning_version": "1.4.2", "callbacks": {}, "loops": None}
+    header = {"epoch": 0, "global_step": 2, "pytorch-lightning_version": "1.4.2", "callbacks": {}}
     state = weights_of(content["model"])
     torch.save({**header, "optimizer_states": [], "lr_schedulers": [], "state_dict": state}, path / "checkpoints/last.ckpt")
 
@@ -171,16 +170,6 @@ def _alexnet(path: Path) -> None:
     from torchvision.models import alexnet
 
     torch.save({f"features.{name}": value for name, value in alexnet(weights=None).features.state_dict().items()}, path)
-
-
-def _inception(path: Path) -> None:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
-
-    with pytest.MonkeyPatch.context() as patch:  # it loads what it builds; here there is nothing to load yet
-        patch.setattr(Network, "load_state_dict", lambda self, state: None)
-        patch.setattr(torch, "load", lambda *_, **__: {})
-        network = Network("random", ["2048"], feature_extractor_weights_path="none")
-    torch.save(network.state_dict(), path)
 
 
 def _codes(path: Path) -> None:
@@ -228,7 +217,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "OLD.yaml": _disdiff_config,
     "OLD_RUN": _old_run,
     "alexnet-owt-7be5be79.pth": _alexnet,
-    "weights-inception-2015-12-05-6726825d.pth": _inception,
+    "weights-inception-2015-12-05-6726825d.pth": Path.touch,  # see ``MeanColour``
     "z.npy": _codes,
     "z.parquet": _table_of_codes,
     "factors.csv": _factors,

@@ -72,7 +72,7 @@ ADDED_IF = {  # by a word of the command
     "recon": "-n 4 --num-steps 2",
     "world": "--keep " + " ".join(f"{name}={count}" for name, count in TWO.items()),
     "--size": "--size 32 32",
-    "--seeds": "--seeds 0-1",
+    "--seeds": "--seeds 0,1",
 }
 REQUIRED = {  # where a script is named without arguments
     "name_units": "-r RUN_OF_ENCDIFF --clip RUN_OF_CLIP/clip",
@@ -113,6 +113,8 @@ def small_sizes(section: Any, key: str) -> dict[str, Any]:
     found = {}
     for name in section.keys() & SIZES.keys():
         found |= {f"{key}.{part}": size for part, size in SIZES[name].items()}
+    if str(section.get("target", "")).rpartition(".")[2].startswith("Encoder4"):
+        found[f"{key}.params.d"] = 8
     if "ch_mult" in section and "patch_size" in section:
         found.pop(f"{key}.width"), found.pop(f"{key}.layers"), found.pop(f"{key}.head_width")
     if "ch_mult" in section:
@@ -190,8 +192,7 @@ class Checkout:
                 expected = INTERRUPTED if "--watch" in rest else 0
                 self._check(self._call(run_para_metrics, added(rest)), words, expected)
             case ["python", script, *rest] if Path(script).stem in ADDED and Path(script).parent.name == "scripts":
-                module = load_script(Path(script).stem)
-                self._check(self._call(module, self._script_words(Path(script).stem, rest)), words)
+                self._check(self._call(Path(script).stem, self._script_words(Path(script).stem, rest)), words)
             case _:
                 raise UserError(f"no rule runs {command.words}")
 
@@ -200,13 +201,14 @@ class Checkout:
         assert (code or 0) == expected, f"exit status {code}: {words}"
 
     @staticmethod
-    def _call(module: Any, words: Sequence[str]) -> int | None:
+    def _call(program: Any, words: Sequence[str]) -> int | None:
+        """Run a module, or a script by its name, with words in ``sys.argv``."""
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [module.__name__, *words])
-            patch.syspath_prepend(ROOT / "scripts")  # as Python does for a script
+            patch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])  # as Python does for a script
+            patch.setattr(sys, "argv", [str(program), *words])
             try:
-                return module.main()
+                return (load_script(program) if isinstance(program, str) else program).main()
             finally:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
