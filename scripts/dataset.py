@@ -8,6 +8,7 @@
     python scripts/dataset.py write data/mine.h5 --images photos/ --attributes photos/table.csv
     python scripts/dataset.py world data/shapes3d/3dshapes.h5          # the embedded world as a 3dshapes.h5 (5.9 GB)
     python scripts/dataset.py world data/shapes3d/3dshapes.h5 --keep floor_hue=2 wall_hue=2 object_hue=5 orientation=5
+    python scripts/dataset.py emoji data/emoji                         # 1,680 emoji of people and their attributes
 
 Arguments of the form key=value are options of the data set's class. Files are written atomically: an interrupted
 command leaves nothing behind and can be started again.
@@ -30,10 +31,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ldm.config.loading import load_config, parse_overrides
-from ldm.data.check import check_dataset
+from ldm.data.check import check_dataset, shared_images
 from ldm.data.factors import factor_space
 from ldm.data.factors.shapes3d import write_shapes3d
 from ldm.data.formats.attribute_tables import read_table
+from ldm.data.formats.emoji import LICENCE, TABLE, VERSION, write_emoji
 from ldm.data.formats.image_sources import H5_SUFFIXES
 from ldm.data.formats.picture_files import decode_picture, find_pictures
 from ldm.data.formats.text_writers import write_text_h5, write_text_lmdb
@@ -42,6 +44,8 @@ from ldm.data.rows import write_h5, write_npy
 from ldm.data.world import World3D
 from ldm.training.cli import run_command
 from ldm.util import ConfigError, UserError, instantiate_from_config
+
+_TRAIN = "data.params.train"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="check | convert | write | world")
+    commands = parser.add_subparsers(required=True, metavar="check | convert | write | world | emoji")
 
     check = commands.add_parser("check", help="print a summary of a data set, and every image that cannot be read")
     check.add_argument("dataset", help=f"a config (.yaml), or one of {', '.join(KINDS)}")
@@ -90,6 +94,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         + ", ".join(factor_space("shapes3d").all_names),
     )
     world.set_defaults(run=run_world)
+
+    emoji = commands.add_parser(
+        "emoji",
+        help="write emoji of people, drawn for two vendors, with role, gender, skin tone and style",
+        epilog="example: python scripts/dataset.py emoji data/emoji --packages downloads/",
+    )
+    emoji.add_argument("target", type=Path, help="folder to write, such as data/emoji")
+    emoji.add_argument(
+        "--packages",
+        type=Path,
+        metavar="DIR",
+        help=f"folder of emoji-datasource-google-{VERSION}.tgz and emoji-datasource-twitter-{VERSION}.tgz; those that "
+        "are missing are fetched into it with npm pack (default: a temporary folder)",
+    )
+    emoji.set_defaults(run=run_emoji)
     parser.set_defaults(options=None)
     options, rest = parser.parse_known_args(arguments)  # argparse does not accept key=value words after a --flag
     if rest and (options.options is None or any(word.startswith("-") for word in rest)):
@@ -101,7 +120,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def run_check(options: argparse.Namespace) -> int:
     """Run ``check``; return 0 if everything could be read."""
     num_problems = 0
-    for name, dataset in _datasets(options):
+    datasets = dict(_datasets(options))
+    for name, dataset in datasets.items():
         with _progress("images read", len(dataset)) as (progress, task):
             report = check_dataset(
                 dataset, options.quick, lambda done, total: progress.update(task, completed=done, total=total)
@@ -113,6 +133,13 @@ def run_check(options: argparse.Namespace) -> int:
         for problem in report.problems:
             print(f"  PROBLEM: {problem}", file=sys.stderr)
         num_problems += len(report.problems)
+        shared = 0 if name == _TRAIN or _TRAIN not in datasets else shared_images(datasets[_TRAIN], dataset)
+        if shared:
+            print(
+                f"  WARNING: {shared:,} of its images are also in {_TRAIN}, so scores are those of training images. "
+                "Set split: train there and split: validation here, or holdout: in both.",
+                file=sys.stderr,
+            )
     return int(num_problems > 0)
 
 
@@ -202,6 +229,16 @@ def run_world(options: argparse.Namespace) -> int:
     with _progress("images", part.space.size) as (progress, task):
         count = write_shapes3d(options.target, keep, _updater(progress, task))
     print(f"{count:,} images written to {options.target}")
+    return 0
+
+
+def run_emoji(options: argparse.Namespace) -> int:
+    """Run ``emoji``; do nothing if the folder contains the set already, because it is written atomically."""
+    if (options.target / TABLE).is_file():
+        print(f"{options.target} contains the pictures already")
+        return 0
+    pictures, roles = write_emoji(options.target, options.packages)
+    print(f"{pictures:,} pictures, {roles} roles, written to {options.target} (licences: {options.target / LICENCE})")
     return 0
 
 

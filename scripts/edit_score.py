@@ -39,7 +39,10 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)} or package.module.Class")
     parser.add_argument("--num-steps", type=int, metavar="N", help="steps of the sampler")
     parser.add_argument("--eta", type=float, help="eta of ddim")
-    parser.add_argument("--guidance-scale", type=float, metavar="S", help="factor of the sub-gradients")
+    text = "scale of sub-gradients or guidance; of several the best is chosen on other edits"
+    parser.add_argument("--guidance-scale", type=float, nargs="+", metavar="S", help=text)
+    parser.add_argument("--num-guidance-samples", type=int, metavar="N", help="base images for that choice")
+    parser.add_argument("--ordered", nargs="+", metavar="ATTRIBUTE", help="attributes whose words have an order")
     parser.add_argument("--seed", type=int, help="seed of texts, requested words and noise")
     parser.add_argument("--columns", type=int, metavar="N", help="samples in the picture")
     return parser.parse_args(arguments)

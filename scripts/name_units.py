@@ -3,9 +3,9 @@
     python scripts/name_units.py -r logs/quickstart/2026-01-31T12-00-00_encdiff --clip logs/quickstart/*_clip/clip
 
 Every unit moves over its range, and is named after the attribute whose words change most in CLIP's reading. The words
-are those of the data set, or of --words, a YAML file such as  {expression: [a smiling face, a serious face],
-hair: [dark hair, fair hair]}. Where the true factors are known, the names are compared with them. Writes
-<run>/unit_names/<step>.json and two pictures.
+are those of the data set, or of --vocabulary, a YAML or JSON file such as  {expression: [a smiling face, a serious
+face], hair: {words: [dark, fair], templates: ["{} hair"]}}. Where the true factors are known, the names are compared
+with them. Writes <run>/unit_names/<step>.json and two pictures.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ldm.data.traits import space_of, unwrap, vocabulary_of
-from ldm.data.vocabulary import AttributeVocabulary
+from ldm.data.vocabulary import AttributeVocabulary, read_vocabulary
 from ldm.diffusion.samplers import SAMPLERS
+from ldm.evaluation.editing.editor import check_judge
 from ldm.evaluation.row_encoder import RowEncoder
 from ldm.evaluation.sampling.request import choose_sampler, describe_sampler
 from ldm.evaluation.units.information import name_by_information
@@ -36,7 +36,7 @@ from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.runs.load import load_run
 from ldm.training.cli import run_command
-from ldm.util import ConfigError, UserError
+from ldm.util import UserError
 
 RANGE_IMAGES = 1000  # real images that give the range of each unit
 
@@ -45,7 +45,8 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-r", "--run", required=True, metavar="PATH", help="run folder or checkpoint")
     parser.add_argument("--clip", required=True, metavar="NAME", help="CLIP: a folder, or a name such as ViT-B/32")
-    parser.add_argument("--words", metavar="YAML", help="attributes and their words (default: the data set's)")
+    text = "YAML or JSON: attributes and their words (default: the data set's)"
+    parser.add_argument("--vocabulary", "--words", metavar="FILE", help=text)
     parser.add_argument("--judge", metavar="PATH", help="factor judge, to compare the names with")
     parser.add_argument("--num-images", type=int, default=16, metavar="N", help="images changed (default: 16)")
     parser.add_argument("--points", type=int, default=5, metavar="P", help="points of a range (default: 5)")
@@ -58,34 +59,19 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def read_words(path: str | None, dataset: Any) -> AttributeVocabulary:
-    """Return the attributes to choose names from: those of a YAML file, or of the data set.
+def choose_vocabulary(path: str | None, dataset: Any) -> AttributeVocabulary:
+    """Return the attributes to choose names from: those of a file (``read_vocabulary``), or of the data set.
 
     Raises:
         UserError: neither has words.
-        ConfigError: the file has fewer than two attributes, or an attribute has fewer than two words.
+        ConfigError: the file is malformed.
     """
-    if path:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return vocabulary_from_lists(content if isinstance(content, dict) else {})
-    vocabulary = vocabulary_of(dataset)
+    vocabulary = read_vocabulary(path) if path else vocabulary_of(dataset)
     if vocabulary is None:
         raise UserError(
-            f"the data set {type(unwrap(dataset)).__name__} has no words. Pass attributes by --words FILE.yaml"
+            f"the data set {type(unwrap(dataset)).__name__} has no words. Pass attributes by --vocabulary FILE.yaml"
         )
     return vocabulary
-
-
-def vocabulary_from_lists(words: Mapping[str, Sequence[str]]) -> AttributeVocabulary:
-    """Return a vocabulary for plain lists, ``{"expression": ["a smiling face", "a serious face"], ...}``."""
-    short = [name for name, choices in words.items() if isinstance(choices, str) or len(choices) < 2]
-    if short or len(words) < 2:
-        raise ConfigError(
-            "--words: expected two or more attributes of two or more words each, such as {expression: [a smiling face, "
-            f"a serious face], hair: [dark hair, fair hair]}}, got {dict(words)!r}"
-        )
-    choices = [[str(word) for word in entry] for entry in words.values()]
-    return AttributeVocabulary(list(words), choices, [range(len(entry)) for entry in choices], [["{}"]] * len(choices))
 
 
 @torch.no_grad()
@@ -96,7 +82,10 @@ def find_names(options: argparse.Namespace) -> Path:
     model, data = run.model.to(device), run.build_data()
     data.setup("fit")
     dataset = data.datasets["train"]
-    vocabulary = read_words(options.words, dataset)
+    vocabulary = choose_vocabulary(options.vocabulary, dataset)
+    judge = load_judge(options.judge).to(device) if options.judge else None
+    if judge is not None:
+        check_judge(judge, vocabulary, "--judge: expected a judge of the attributes that the units are named after")
     clip = (FrozenCLIPTextEmbedder(options.clip), FrozenClipImageEmbedder(options.clip))
     reader = clip_reader(*(half.to(device) for half in clip), vocabulary)
     images = some_images(dataset, max(RANGE_IMAGES, options.num_images), options.seed).to(device)
@@ -110,8 +99,7 @@ def find_names(options: argparse.Namespace) -> Path:
     space = space_of(dataset)
     if space is not None and space.factor_names == vocabulary.factor_names:
         add_check(names, "by_information", name_by_information(RowEncoder(model, dataset, device=device)))
-    if options.judge:
-        judge = load_judge(options.judge).to(device)
+    if judge is not None:
         add_check(names, "by_judge", judged_names(paths, options.points, judge.predict_values, vocabulary))
     for name in names:
         print(caption_of(name) + "".join(f"  [{check} {answer or '-'}]" for check, answer in name.checks.items()))

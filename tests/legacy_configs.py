@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ldm.data.world import world_vocabulary
 from ldm.models.clip import AttributeCLIP
 
 SCHEDULER = {
@@ -244,7 +245,12 @@ def save_clip(folder: Path) -> Path:
     """An untrained CLIP, 64 wide, that knows the words of the embedded world."""
     torch.manual_seed(0)
     vision = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
-    AttributeCLIP(embed_dim=64, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder(folder)
+    AttributeCLIP(
+        embed_dim=64,
+        vision_cfg=vision,
+        text_cfg={"width": 32, "heads": 2, "layers": 1},
+        vocabulary=world_vocabulary().to_dict(),
+    ).save_folder(folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm.config.loading import load_config
 from ldm.data.formats.folder import ImageFolder
-from ldm.data.world import World3D
+from ldm.data.world import World3D, world_vocabulary
 from ldm.evaluation.clip_embeddings import compute_embeddings, load_image_encoder
 from ldm.models.clip import AttributeCLIP
 from ldm.models.diffusion.methods.clip_guided.options import KINDS
@@ -113,7 +113,12 @@ def clip_folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("clip") / "clip"
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
-    AttributeCLIP(embed_dim=64, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder(folder)
+    AttributeCLIP(
+        embed_dim=64,
+        vision_cfg=vision,
+        text_cfg={"width": 32, "heads": 2, "layers": 1},
+        vocabulary=world_vocabulary().to_dict(),
+    ).save_folder(folder)
     return folder
 
 
@@ -168,8 +173,9 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
 def test_every_shipped_config_is_listed():
     shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/*.yaml")}
     sizes = ("full_size", "full_size_vq", "full_size_disdiff")
-    parts = {f"quickstart/{name}" for name in ("world", "latents", *sizes, *RECIPES)}
-    elsewhere = ("_shared/", "directions/")  # the latter in test_noiseclr_commands.py and test_noiseclr_configs.py
+    parts = {f"quickstart/{name}" for name in ("world", "diffusion", "latents", *sizes, *RECIPES)}
+    # The last two in test_noiseclr_commands.py and test_noiseclr_configs.py, and in training/test_own_data.py.
+    elsewhere = ("_shared/", "directions/", "own_data/")
     assert {name for name in shipped - parts if not name.startswith(elsewhere)} == set(CONFIGS)
 
 

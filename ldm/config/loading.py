@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from ldm.config.data_sections import without_foreign_params
+from ldm.config.data_sections import with_all_sections, without_foreign_params
 from ldm.legacy import mend_indentation
 from ldm.runs.find import find_run
 from ldm.runs.folder import last_checkpoint
@@ -115,10 +115,11 @@ def load_config(
     if INCLUDE_KEY in layers[-1][1]:
         raise ConfigError(f"command line: {INCLUDE_KEY} cannot be overridden. Name files with -b/--base")
     for origin, layer in layers:
+        layer = with_all_sections(merged, layer)
         keys = _dotted_keys(OmegaConf.to_container(layer, resolve=False))
         config.origins.update(dict.fromkeys(keys, origin))
         merged = OmegaConf.merge(without_foreign_params(merged, layer), layer)
-    _register_resolvers([str(root) for root in roots], config.pending if allow_pending else None)
+    _register_resolvers([str(root) for root in roots], config, allow_pending)
     config.content = _resolve(merged, config)
     return config
 
@@ -222,8 +223,9 @@ def _dotted_keys(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
-def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
-    """Register ``env``, ``data``, ``last_run`` and ``last_ckpt`` with OmegaConf for these folders."""
+def _register_resolvers(roots: list[str], config: Config, allow_pending: bool) -> None:
+    """Register ``env``, ``data``, ``last_run`` and ``last_ckpt`` with OmegaConf for these folders and this config."""
+    data_file = config.origins.get("data.params.train.target", COMMAND_LINE)
 
     def environment(name: str, *default: Any) -> Any:
         if name not in os.environ and not default:
@@ -234,17 +236,20 @@ def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
 
     def run_reference(kind: str, name: str) -> str:
         try:
-            run = find_run(str(name), roots)
+            run = find_run(str(name), roots, config.files, None if data_file == COMMAND_LINE else data_file)
             return str(run if kind == "last_run" else last_checkpoint(run))
         except UserError as error:
-            if pending is None:
+            if not allow_pending:
                 raise
-            if str(error).splitlines()[0] not in pending:
-                pending.append(str(error).splitlines()[0])
+            if str(error).splitlines()[0] not in config.pending:
+                config.pending.append(str(error).splitlines()[0])
             return f"<{kind} {name}>"
 
-    def data_property(key: str, _root_: DictConfig) -> Any:
-        return _data_property(OmegaConf.to_container(_root_.get("data") or {}, resolve=True), key)
+    def data_property(key: str, divisor: int = 1, *, _root_: DictConfig) -> Any:
+        value = describe_data(OmegaConf.to_container(_root_.get("data") or {}, resolve=True), key)
+        if divisor != 1 and value % divisor:
+            raise ConfigError(f"${{data:{key},{divisor}}}: expected a multiple of {divisor}, got {value}")
+        return value if divisor == 1 else value // divisor
 
     # OmegaConf 2.4 renamed register_new_resolver and warns about the old name.
     name = "register_resolver" if "register_resolver" in vars(OmegaConf) else "register_new_resolver"
@@ -255,7 +260,7 @@ def _register_resolvers(roots: list[str], pending: list[str] | None) -> None:
         register(kind, functools.partial(run_reference, kind), replace=True)
 
 
-def _data_property(section: Mapping[str, Any], key: str) -> Any:
+def describe_data(section: Mapping[str, Any], key: str) -> Any:
     """Return a property (``ldm.data.describe``) of the training data of a config, else of its other data."""
     from ldm.data.describe import describe  # imports torch, which configs without ``${data:...}`` do not need
 
@@ -263,11 +268,12 @@ def _data_property(section: Mapping[str, Any], key: str) -> Any:
     config = next((sections[name] for name in ("train", "test", "validation") if sections.get(name)), None)
     if config is None:
         raise ConfigError(f"${{data:{key}}}: expected a section data.params.train, got none. Merge a file with data")
-    return describe(_data_set(json.dumps(config, sort_keys=True)), key)
+    return describe(data_set(json.dumps(config, sort_keys=True)), key)
 
 
 @functools.lru_cache(maxsize=4)
-def _data_set(config: str) -> Any:
+def data_set(config: str) -> Any:
+    """Return the data set of a config in JSON; the last ones are kept."""
     return instantiate_from_config(json.loads(config))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +13,16 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from ldm.data.collate import collate
-from ldm.data.dataset import ImageDataset
-from ldm.data.traits import position_space_of, unwrap, vocabulary_of
+from ldm.data.dataset import FactorDataset, ImageDataset
+from ldm.data.formats.attribute_tables import INSTANCE
+from ldm.data.traits import missing_vocabulary_of, position_space_of, unwrap, vocabulary_of
+from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.util import UserError
 
 MAX_PROBLEMS = 20
 QUICK = 200
 _BATCH = 64
+_SHOWN_WORDS = 12
 
 
 @dataclass
@@ -89,14 +94,54 @@ def _facts(dataset: Any) -> list[tuple[str, str]]:
         facts.append(("factors", ", ".join(f"{name} {size}" for name, size in pairs)))
         hidden = [name for k, name in enumerate(space.all_names) if k not in space.latent]
         if hidden:
-            facts.append(("not to be recovered", ", ".join(hidden)))
+            meaning = " (the number of an image among those of one combination)" if hidden == [INSTANCE] else ""
+            facts.append(("not to be recovered", ", ".join(hidden) + meaning))
         if space.size != len(dataset):
             facts.append(("metrics", f"not for this selection: its factors make {space.size:,} images"))
-    if vocabulary is not None:
-        pairs = zip(vocabulary.factor_names, vocabulary.words)
-        facts.append(("words", ", ".join(f"{name} {len(words)}" for name, words in pairs)))
+    if vocabulary is not None and isinstance(images, ImageDataset):
+        facts += _attributes(images, vocabulary)
+    elif reason := missing_vocabulary_of(dataset):
+        facts.append(("no vocabulary", reason))
     with contextlib.suppress(UserError):  # a damaged image is reported when all are read
         first = dataset[0] if len(dataset) else {}
         if "text" in first:
             facts.append(("text of image 0", str(first["text"])))
     return facts
+
+
+def _attributes(images: ImageDataset, vocabulary: AttributeVocabulary) -> list[tuple[str, str]]:
+    """Describe the words of a data set, its unknown entries, and its combinations of words."""
+    rows = np.unique(images.rows)
+    values = images.attribute_values(rows)
+    labels, facts = vocabulary.word_labels(values), []
+    for name, words, column in zip(vocabulary.factor_names, vocabulary.words, labels.T):
+        more = f", ... ({len(words)} words)" if len(words) > _SHOWN_WORDS else ""
+        unknown, absent = int((column == UNKNOWN).sum()), len(words) - len(set(column.tolist()) - {UNKNOWN})
+        notes = [f"unknown for {unknown:,} images"] * (unknown > 0) + [f"{absent} words without an image"] * (
+            absent > 0
+        )
+        facts.append((f"attribute {name}", "; ".join([", ".join(map(str, words[:_SHOWN_WORDS])) + more, *notes])))
+    possible = math.prod(map(len, vocabulary.words))
+    counts = Counter(row.tobytes() for row in labels[(labels != UNKNOWN).all(axis=1)])
+    if counts:
+        each = f"{min(counts.values()):,} to {max(counts.values()):,} images each, {possible - len(counts):,} missing"
+        facts.append(("combinations", f"{len(counts):,} of {possible:,}, {each}"))
+    if images.holdout:
+        whole = images.attribute_values(images.rows_of(None))
+        whole = whole[(whole != UNKNOWN).all(axis=1)]
+        unseen = whole[images.is_unseen(whole)]
+        num_held, num_all = (len({row.tobytes() for row in vocabulary.word_labels(part)}) for part in (unseen, whole))
+        facts.append(("held out", f"{num_held:,} of {num_all:,} combinations, {len(unseen):,} images"))
+    return facts
+
+
+def shared_images(first: Any, second: Any) -> int:
+    """Return how many images of the second data set are also in the first one.
+
+    Sets with known factors count as disjoint: metrics need all of their images.
+    """
+    sets = [unwrap(dataset) for dataset in (first, second)]
+    if not all(isinstance(one, ImageDataset) and not isinstance(one, FactorDataset) and one.path for one in sets):
+        return 0
+    names = [{(one.path, one.row_name(row)) for row in np.unique(one.rows).tolist()} for one in sets]
+    return len(names[0] & names[1])

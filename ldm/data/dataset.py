@@ -18,13 +18,14 @@ from ldm.data.attributes import AttributeTexts
 from ldm.data.factors import FactorSpace
 from ldm.data.options import require_choice, require_count, require_share
 from ldm.data.vocabulary import AttributeVocabulary
-from ldm.util import ConfigError
+from ldm.util import ConfigError, instantiate_from_config
 
 HELD_OUT = 5_000
 VALIDATION = 1_000
 SPLITS = ("train", "validation", "evaluation", "test", None)
 _SPLIT_SEED = 20_030
-_MIRROR_SEED = 7  # mirroring has a random stream of its own, so that it does not change the texts
+_MIRROR_SEED, _AUGMENT_SEED = 7, 17  # they have random streams of their own, so that they do not change the texts
+Transforms = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def split_rows(size: int, split: str | None, limit: int | None = None) -> np.ndarray:
@@ -102,11 +103,15 @@ class ImageDataset(Dataset):
         do_augment: mirror each image with probability 1/2. The choice depends only on ``seed`` and the rows of the
             batch, so a resumed run repeats it.
         seed: seed of all random choices.
+        augment: ``{target, params}`` of a transform, or a list of them in order: any that maps (3, H, W) uint8 to the
+            same, such as ``torchvision.transforms.v2.RandomAffine``. Its draws depend only on ``seed`` and the rows of
+            the batch, and leave torch's generators unchanged.
 
     Attributes:
         rows: (n,) int64, row in the whole set for each position.
         space: factor space of the whole set; None if the factors are not known.
-        vocabulary: words of the factors, or None.
+        vocabulary: words of the attributes, or None.
+        missing_vocabulary: reason why attributes in the files do not make a vocabulary, without a full stop; or "".
         in_memory: whether reading images costs so little that loader processes would only slow it down.
         path: file or folder of the images, or None.
         more_labels: function of rows like ``labels``, set by ``with_embeddings``; or None.
@@ -119,14 +124,27 @@ class ImageDataset(Dataset):
 
     space: FactorSpace | None = None
     vocabulary: AttributeVocabulary | None = None
+    missing_vocabulary = ""
     in_memory = False
     path: Path | None = None
     more_labels: Callable[[np.ndarray], dict[str, Any]] | None = None
     attribute_texts: AttributeTexts | None = None
     holdout: float = 0.0
 
-    def __init__(self, rows: np.ndarray, repeat: int = 1, do_augment: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        repeat: int = 1,
+        do_augment: bool = False,
+        seed: int = 0,
+        augment: Transforms | None = None,
+    ) -> None:
         require_count("repeat", repeat)
+        listed = [augment] if isinstance(augment, Mapping) else augment or []
+        self._transforms = [instantiate_from_config(section) for section in listed]
+        for transform in self._transforms:
+            if not callable(transform):
+                raise ConfigError(f"augment: expected a transform, got {type(transform).__name__}. Correct its target.")
         self.rows = np.repeat(np.asarray(rows, dtype=np.int64), repeat)
         self.do_augment, self.seed = do_augment, seed
 
@@ -194,8 +212,30 @@ class ImageDataset(Dataset):
         if self.do_augment:
             mirrored = self._rng(rows, _MIRROR_SEED).random(len(rows)) < 0.5
             pixels[mirrored] = pixels[mirrored][:, :, ::-1]
+        if self._transforms:
+            pixels = self._augmented(pixels, rows)
         batch = {"image": torch.from_numpy(pixels), "index": torch.from_numpy(rows), **self.labels(rows)}
         return batch if self.more_labels is None else batch | self.more_labels(rows)
+
+    def _augmented(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Return transformed images: (n, H, W, 3) uint8 -> (n, H, W, 3) uint8."""
+        generator = torch.default_generator  # that of the CPU, which the transforms draw from
+        before = generator.get_state()
+        generator.manual_seed(int(self._rng(rows, _AUGMENT_SEED).integers(2**63)))
+        try:
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+            for transform in self._transforms:
+                changed = [transform(image) for image in images]
+                wrong = next((i for i in changed if i.shape != images.shape[1:] or i.dtype != torch.uint8), None)
+                if wrong is not None:
+                    raise ConfigError(
+                        f"augment: expected {tuple(images.shape[1:])} uint8 from {type(transform).__name__}, got "
+                        f"{tuple(wrong.shape)} {wrong.dtype}. Use a transform that keeps size and type."
+                    )
+                images = torch.stack(changed)
+        finally:
+            generator.set_state(before)
+        return images.permute(0, 2, 3, 1).contiguous().numpy()
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if not -len(self) <= position < len(self):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ldm.data.traits import unwrap, vocabulary_of
+from ldm.data.traits import missing_vocabulary_of, unwrap, vocabulary_of
 from ldm.util import ConfigError, did_you_mean
 
 
 def _vocabulary(dataset: Any) -> dict[str, Any]:
     vocabulary = vocabulary_of(dataset)
+    if vocabulary is None and (reason := missing_vocabulary_of(dataset)):
+        raise ConfigError(f"expected a data set with a vocabulary. {reason}")
     if vocabulary is None:
         raise ConfigError(
             f"expected a data set with attributes, got {type(unwrap(dataset)).__name__} without. Give it a table "

@@ -26,6 +26,11 @@ def vocabulary_of(dataset: Any) -> AttributeVocabulary | None:
     return _trait(dataset, "vocabulary")
 
 
+def missing_vocabulary_of(dataset: Any) -> str:
+    """Return the reason why the attributes of a data set make no vocabulary, without a full stop; "" if it has none."""
+    return _trait(dataset, "missing_vocabulary") or ""
+
+
 def space_of(dataset: Any) -> FactorSpace | None:
     """Return the factor space of the whole data set; None if its factors are not known.
 

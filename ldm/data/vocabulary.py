@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
+from ldm.data.rows import readable
 from ldm.util import ConfigError, instantiate_from_config
 
 UNKNOWN = -1  # value, and word, of an attribute that is not known for an image
+
 
 class AttributeVocabulary:
     """Words and phrases of F factors; U = F text units.
@@ -90,14 +94,15 @@ class AttributeVocabulary:
 
         Args:
             values: (n, U) int values of the attributes.
-            rng: generator that chooses a phrase for each text; None gives the canonical ones.
+            rng: generator that chooses a phrase for each text, without a draw if every factor has only one; None gives
+                the canonical ones.
 
         Returns:
             n lists of U strings; "" for an unknown attribute.
         """
         labels = self.word_labels(values)
         chosen = np.zeros_like(labels)
-        if rng is not None:
+        if rng is not None and max(map(len, self.templates)) > 1:
             chosen = (rng.random(labels.shape) * [len(ts) for ts in self.templates]).astype(np.int64)
         return [
             ["" if w == UNKNOWN else by_word[w][c] for by_word, w, c in zip(self._phrases, word_row, choice_row)]
@@ -144,3 +149,43 @@ class AttributeVocabulary:
         return isinstance(other, AttributeVocabulary) and self.to_dict() == other.to_dict()
 
     __hash__ = None
+
+
+def read_vocabulary(path: str | Path) -> AttributeVocabulary:
+    """Read the words of attributes from a YAML or JSON file; each word is a value.
+
+    Args:
+        path: a file such as ``{hair: [dark hair, fair hair], size: {words: [small, large], templates: ["{} thing"]}}``.
+
+    Raises:
+        UserError: the file is missing or damaged.
+        ConfigError: an entry is malformed; the message names its key.
+    """
+    with readable(Path(path), "YAML or JSON", yaml.YAMLError):
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(
+            f"{path}: expected attributes and their words, such as {{hair: [dark, fair]}}, got {content!r}"
+        )
+    names, words, templates = [], [], []
+    for name, entry in content.items():
+        entry = entry if isinstance(entry, dict) else {"words": entry}
+        if unknown := sorted(map(str, set(entry) - {"words", "templates"})):
+            raise ConfigError(f"{path}: {name}: expected the keys words and templates, got {', '.join(unknown)}")
+        names.append(str(name))
+        words.append(_texts(entry.get("words"), f"{path}: {name}.words", least=2))
+        templates.append(_texts(entry.get("templates", ["{}"]), f"{path}: {name}.templates"))
+    try:
+        return AttributeVocabulary(names, words, [range(len(own)) for own in words], templates)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _texts(entry: Any, where: str, least: int = 1) -> list[str]:
+    """Return different texts or numbers of a list; YAML's booleans are no words."""
+    texts = [str(text) for text in entry if type(text) in (str, int, float)] if isinstance(entry, list) else []
+    if len(set(texts) - {""}) < max(least, len(entry or ()) if texts else 0):
+        raise ConfigError(
+            f"{where}: expected a list of {least} or more different texts, got {entry!r}. Quote yes and no"
+        )
+    return texts

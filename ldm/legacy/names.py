@@ -215,8 +215,10 @@ LIST_KEYS = ("training_images_list_file", "test_images_list_file", "list_file") 
 RENAMED_PARAMS: dict[str, dict[str, str]] = {
     f"{_PL}.callbacks.ModelCheckpoint": {"period": "every_n_epochs", "every_n_val_epochs": "every_n_epochs"},
     IMAGE_LIST: dict.fromkeys(LIST_KEYS[:2], LIST_KEYS[2]),
-    "ldm.data.world.World3D": {"unseen_share": "holdout"},
-    "ldm.data.factors.shapes3d.Shapes3D": {"unseen_share": "holdout"},
+    **dict.fromkeys(
+        ("ldm.data.world.World3D", "ldm.data.world.dataset.World3D", "ldm.data.factors.shapes3d.Shapes3D"),
+        {"unseen_share": "holdout"},
+    ),
 }
 
 # Keys of ddconfig that change LDM's network if they are set.

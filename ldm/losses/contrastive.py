@@ -12,23 +12,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.data.vocabulary import UNKNOWN
 
-def caption_matches(image_labels: Tensor, caption_labels: Tensor, caption_mask: Tensor) -> Tensor:
-    """Return which captions match which images.
+
+def caption_matches(image_labels: Tensor, caption_labels: Tensor, caption_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which captions match which images, and which contradict which.
+
+    A pair is neither if the image's value of an attribute that the caption names is unknown and the others agree, or if
+    the caption names no attribute.
 
     Args:
-        image_labels: (B, U) int, word of each attribute of each image.
+        image_labels: (B, U) int, word of each attribute of each image, or ``UNKNOWN``.
         caption_labels: (C, U) int, words of the image that each caption was written for.
         caption_mask: (C, U) bool, attributes that the caption names.
 
     Returns:
-        (B, C) bool, True where all named attributes agree.
+        (B, C) bool, True where all named attributes agree; (B, C) bool, True where a named and known one does not.
     """
     agree = image_labels[:, None] == caption_labels  # (B, C, U)
-    return (agree | ~caption_mask).all(dim=-1)
+    matches = (agree | ~caption_mask).all(dim=-1) & caption_mask.any(dim=-1)
+    return matches, (~agree & caption_mask & (image_labels != UNKNOWN)[:, None]).any(dim=-1)
 
 
-def multi_positive_loss(logits: Tensor, matches: Tensor) -> Tensor:
+def multi_positive_loss(logits: Tensor, matches: Tensor, contradictions: Tensor | None = None) -> Tensor:
     """Return the symmetric InfoNCE loss in which every true pair competes with the false pairs of its row or column.
 
     It extends CLIP's loss (Radford et al. 2021, figure 3) to several true pairs: for each true pair p of a row with the
@@ -38,18 +44,20 @@ def multi_positive_loss(logits: Tensor, matches: Tensor) -> Tensor:
 
     Args:
         logits: (B, C) scaled similarities.
-        matches: (B, C) bool.
+        matches: (B, C) bool, the true pairs.
+        contradictions: (B, C) bool, the false pairs; None: all that are not true. Other pairs are ignored.
 
     Returns:
         Scalar.
     """
-    return (_info_nce(logits, matches) + _info_nce(logits.T, matches.T)) / 2
+    false = ~matches if contradictions is None else contradictions
+    return (_info_nce(logits, matches, false) + _info_nce(logits.T, matches.T, false.T)) / 2
 
 
-def _info_nce(logits: Tensor, matches: Tensor) -> Tensor:
+def _info_nce(logits: Tensor, matches: Tensor, false: Tensor) -> Tensor:
     """Return the loss of one direction: the mean over rows with a true entry, (n, m) to ()."""
     lowest = torch.finfo(logits.dtype).min
-    false_mass = torch.logsumexp(logits.masked_fill(matches, lowest), dim=1, keepdim=True)  # (n, 1)
+    false_mass = torch.logsumexp(logits.masked_fill(~false, lowest), dim=1, keepdim=True)  # (n, 1)
     per_pair = F.softplus(false_mass - logits)  # -log(e^z / (e^z + e^false_mass))
     num_true = matches.sum(dim=1)
     per_row = torch.where(matches, per_pair, 0.0).sum(dim=1) / num_true.clamp(min=1)

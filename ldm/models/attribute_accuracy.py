@@ -31,7 +31,7 @@ class AttributeAccuracy(torchmetrics.Metric):
         super().__init__()
         self.names, self.is_grouped = tuple(names), False
         for state in ("hits", "counts"):
-            self.add_state(state, torch.zeros(len(SUFFIXES), len(self.names), dtype=torch.float64), "sum")
+            self.add_state(state, torch.zeros(len(SUFFIXES), len(self.names), dtype=torch.long), "sum")
 
     def update(self, hits: Tensor, known: Tensor | None = None, unseen: Tensor | None = None) -> None:
         """Add a batch.
@@ -52,7 +52,7 @@ class AttributeAccuracy(torchmetrics.Metric):
 
     def compute(self) -> Tensor:
         """Return the accuracy by group and attribute, (2, U); NaN where no value is known."""
-        return self.hits / self.counts
+        return self.hits.cpu().double() / self.counts.cpu()
 
     def figures(self, name: str) -> dict[str, float]:
         """Return ``name``, the mean over attributes, and ``name_<attribute>``.
@@ -61,7 +61,9 @@ class AttributeAccuracy(torchmetrics.Metric):
         for the other images, ``_seen``. Attributes without a known value are left out.
         """
         accuracy = self.compute()
-        groups = {"": UNSEEN, **{suffix: group for group, suffix in SUFFIXES.items()}} if self.is_grouped else {"": SEEN}
+        groups = (
+            {"": UNSEEN, **{suffix: group for group, suffix in SUFFIXES.items()}} if self.is_grouped else {"": SEEN}
+        )
         figures = {}
         for suffix, group in groups.items():
             values = dict(zip(self.names, accuracy[group].tolist()))

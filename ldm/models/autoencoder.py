@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.models.autoencoder_base import Autoencoder, Log, psnr
 from ldm.models.first_stages import check_first_stage
 from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.quantize import GumbelQuantize, VectorQuantizer2
-from ldm.util import instantiate_from_config
+from ldm.util import UserError, instantiate_from_config
 
 __all__ = ["AutoencoderKL", "GumbelVQ", "IdentityFirstStage", "VQModel", "VQModelInterface", "psnr"]
 
@@ -251,21 +252,46 @@ class AutoencoderKL(Autoencoder):
 
 
 class IdentityFirstStage(nn.Module):
-    """First stage of diffusion models on pixels: all maps return their input."""
+    """First stage of diffusion models on pixels, without weights.
+
+    Args:
+        patch_size: p; blocks of p x p pixels are folded into channels, (B, C, H, W) to (B, C p^2, H / p, W / p), so that
+            the network works at a lower resolution. 1 leaves images unchanged.
+        vq_interface: ``quantize`` also returns a loss and indices, of None.
+
+    Example:
+        >>> stage = IdentityFirstStage(patch_size=4)
+        >>> stage.encode(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 48, 8, 8])
+    """
 
     has_codebook = False
 
-    def __init__(self, *_: Any, vq_interface: bool = False, **__: Any) -> None:
-        """Build the stage; with ``vq_interface``, ``quantize`` also returns a loss and indices."""
+    def __init__(self, *_: Any, patch_size: int = 1, vq_interface: bool = False, **__: Any) -> None:
         super().__init__()
-        self.vq_interface = vq_interface
+        self.patch_size, self.vq_interface = patch_size, vq_interface
 
     def quantize(self, x: Tensor, *_: Any, **__: Any) -> Any:
         """Return ``x``, with a loss and indices of None if ``vq_interface``."""
         return (x, None, [None, None, None]) if self.vq_interface else x
 
+    def encode(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return images (B, C, H, W) with patches folded into channels.
+
+        Raises:
+            UserError: the size of the images is not a multiple of ``patch_size``.
+        """
+        if any(side % self.patch_size for side in x.shape[-2:]):
+            raise UserError(
+                f"IdentityFirstStage: expected images whose sides are multiples of patch_size, {self.patch_size}, got "
+                f"{x.shape[-2]} x {x.shape[-1]}. Set data.params.*.params.image_size, or patch_size"
+            )
+        return F.pixel_unshuffle(x, self.patch_size)
+
+    def decode(self, z: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Return the images of folded ones."""
+        return F.pixel_shuffle(z, self.patch_size)
+
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
         """Return ``x``."""
         return x
-
-    encode = decode = forward

@@ -21,12 +21,20 @@ from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.losses.contrastive import caption_matches, multi_positive_loss
 from ldm.lr_scheduler import with_schedule
 from ldm.models.attribute_accuracy import AttributeAccuracy
-from ldm.models.inputs import batch_value, check_image_size, images_from_batch
-from ldm.modules.encoders.clip_loading import CONFIG_FILE, WEIGHT_FILES, build_clip
+from ldm.models.inputs import attribute_values, batch_value, check_image_size, images_from_batch
+from ldm.modules.encoders.clip_loading import (
+    CONFIG_FILE,
+    WEIGHT_FILES,
+    build_clip,
+    copy_tokenizer,
+    find_clip,
+    load_clip,
+    load_tokenizer,
+)
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
 from ldm.modules.encoders.zero_shot import attribute_hits, attribute_probabilities
 from ldm.pictures.grid import CaptionedGrid
-from ldm.util import atomic_write
+from ldm.util import ConfigError, atomic_write
 
 MAX_LOGIT_SCALE = 100.0  # for stable training, Radford et al. 2021, section 2.5
 HALF = (0.5, 0.5, 0.5)  # mean and std of pixels in [0, 1], for which the tower takes images in [-1, 1]
@@ -35,12 +43,17 @@ HALF = (0.5, 0.5, 0.5)  # mean and std of pixels in [0, 1], for which the tower 
 class AttributeCLIP(pl.LightningModule):
     """CLIP trained on captions and written to ``<run>/clip``.
 
+    With ``pretrained`` it is a published CLIP, or one of an earlier run, with its own tokenizer, image size and pixel
+    statistics, which training continues; ``lightning.trainer.max_steps: 0`` measures it without training.
+
     Args:
+        vocabulary: words and phrasings of the attributes (``AttributeVocabulary.to_dict``): in a config
+            ``${data:vocabulary}``, those of the training data.
         embed_dim: width D of the joint space.
         vision_cfg: open_clip's vision config; ``image_size`` is the side of the images.
         text_cfg: open_clip's text config; ``vocab_size`` and ``context_length`` are derived from the vocabulary.
-        vocabulary: words and phrasings of the attributes (``AttributeVocabulary.to_dict``): in a config
-            ``${data:vocabulary}``, those of the training data.
+        pretrained: instead of the three, name or folder of a CLIP (:mod:`ldm.modules.encoders.clip_loading`).
+        weights: weight file of ``pretrained``, or its folder, if it is not in a cache. Nothing is downloaded.
         num_captions: number of captions used per batch, None for all. A caption matches several images, so that fewer
             captions than images reduce the time of the text tower at a small cost of accuracy.
         weight_decay: weight decay of AdamW, applied to matrices only.
@@ -51,15 +64,21 @@ class AttributeCLIP(pl.LightningModule):
     Attributes:
         learning_rate: set from ``base_learning_rate`` of the config.
         clip: the ``open_clip.CLIP``.
-        tokenizer: tokenizer of whole words (:class:`WordTokenizer`).
+        tokenizer: tokenizer of whole words (:class:`WordTokenizer`), or that of ``pretrained``.
+
+    Raises:
+        ConfigError: neither ``pretrained`` nor the sizes of a new CLIP are given, or both.
+        UserError: files of ``pretrained`` are missing or damaged.
     """
 
     def __init__(
         self,
-        embed_dim: int,
-        vision_cfg: Mapping[str, Any],
-        text_cfg: Mapping[str, Any],
         vocabulary: Mapping[str, Any],
+        embed_dim: int | None = None,
+        vision_cfg: Mapping[str, Any] | None = None,
+        text_cfg: Mapping[str, Any] | None = None,
+        pretrained: str | None = None,
+        weights: str | None = None,
         num_captions: int | None = None,
         weight_decay: float = 0.05,
         scheduler_config: Mapping[str, Any] | None = None,
@@ -69,11 +88,15 @@ class AttributeCLIP(pl.LightningModule):
         super().__init__()
         self.learning_rate = 1e-3
         self.vocabulary = AttributeVocabulary.from_dict(vocabulary)
-        self.tokenizer = WordTokenizer(self.vocabulary.all_words(), longest_caption(self.vocabulary) + 2)
-        derived = {"context_length": self.tokenizer.context_length, "vocab_size": self.tokenizer.vocab_size}
-        config = {"embed_dim": embed_dim, "vision_cfg": vision_cfg, "text_cfg": {**text_cfg, **derived}}
-        self.model_cfg = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # plain, as JSON requires
-        self.clip = build_clip(self.model_cfg)
+        sizes = {"embed_dim": embed_dim, "vision_cfg": vision_cfg, "text_cfg": text_cfg}
+        given = [name for name, value in sizes.items() if value is not None]
+        if len(given) != (0 if pretrained else len(sizes)):
+            raise ConfigError(
+                f"model.params: expected {', '.join(sizes)}, or pretrained instead of them, got "
+                f"{', '.join(given + ['pretrained'] * bool(pretrained)) or 'neither'}. Make it one of both"
+            )
+        self._source = find_clip(pretrained, weights) if pretrained else None
+        self._build(sizes)
         self.num_captions, self.weight_decay = num_captions, weight_decay
         self.scheduler_config, self.image_key = scheduler_config, image_key
         if monitor is not None:
@@ -82,29 +105,52 @@ class AttributeCLIP(pl.LightningModule):
         self._vocabulary_embeddings: list[Tensor] = []
         self.accuracy = AttributeAccuracy(self.vocabulary.factor_names)
 
+    def _build(self, sizes: Mapping[str, Any]) -> None:
+        """Build a new CLIP of ``sizes``, or load the pretrained one."""
+        if self._source is None:
+            self.tokenizer = WordTokenizer(self.vocabulary.all_words(), longest_caption(self.vocabulary) + 2)
+            derived = {"context_length": self.tokenizer.context_length, "vocab_size": self.tokenizer.vocab_size}
+            config = {**sizes, "text_cfg": {**sizes["text_cfg"], **derived}}
+            self.model_cfg = OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # plain, as JSON requires
+            self.clip, pixels = build_clip(self.model_cfg), {"mean": HALF, "std": HALF}
+        else:
+            self.tokenizer, self.model_cfg = load_tokenizer(self._source), self._source.model_cfg
+            self.clip, pixels = load_clip(self._source).requires_grad_(True).train(), self._source.preprocess_cfg
+        side = self.clip.visual.image_size
+        self.image_size = int(side if isinstance(side, int) else side[0])
+        self.pixels_cfg = {"resize_mode": "squash", **pixels, "size": [self.image_size, self.image_size]}
+        self.context_length = self.model_cfg["text_cfg"].get("context_length", 77)
+        for name, (factor, offset) in {"mean": (2, -1), "std": (2, 0)}.items():  # of pixels in [-1, 1]
+            value = torch.tensor(self.pixels_cfg[name]).view(1, 3, 1, 1) * factor + offset
+            self.register_buffer(f"pixel_{name}", value, persistent=False)
+
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the images of a batch, (B, 3, H, W) in [-1, 1].
 
         Raises:
-            UserError: the size of the images is not ``vision_cfg.image_size``.
+            UserError: the size of the images is not that of the CLIP.
         """
         images = images_from_batch(batch, self.image_key)
-        check_image_size(images, self.model_cfg["vision_cfg"]["image_size"], "model.params.vision_cfg.image_size")
+        where = (
+            "model.params.vision_cfg.image_size" if self._source is None else "image size of model.params.pretrained"
+        )
+        check_image_size(images, self.image_size, f"model.params.{where}")
         return images
 
     def get_labels(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the word of each attribute of each image of a batch, (B, U) int64; ``UNKNOWN`` where not known."""
-        values = batch_value(batch, "attributes").to(self.word_of_value.device)
+        sizes = [len(of_value) for of_value in self.vocabulary.value_to_word]
+        values = attribute_values(batch, self.vocabulary.factor_names, sizes).to(self.word_of_value.device)
         words = self.word_of_value[torch.arange(values.shape[1], device=values.device), values]
         return words.where(values != UNKNOWN, UNKNOWN)
 
     def encode_image(self, x: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in [-1, 1] to embeddings (B, D) float32 of length 1."""
-        return F.normalize(self.clip.encode_image(x).float(), dim=-1)
+        return F.normalize(self.clip.encode_image((x - self.pixel_mean) / self.pixel_std).float(), dim=-1)
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Map N texts to embeddings (N, D) float32 of length 1."""
-        tokens = self.tokenizer(texts).to(self.device, non_blocking=True)
+        tokens = self.tokenizer(texts, context_length=self.context_length).to(self.device, non_blocking=True)
         return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
 
     def forward(self, x: Tensor, texts: list[str]) -> Tensor:
@@ -119,20 +165,22 @@ class AttributeCLIP(pl.LightningModule):
         labels = self.get_labels(batch)
         count = self.num_captions or len(texts)
         logits = self(self.get_input(batch), texts[:count])
-        loss = multi_positive_loss(logits, caption_matches(labels, labels[:count], mask[:count]))
+        loss = multi_positive_loss(logits, *caption_matches(labels, labels[:count], mask[:count]))
         self.log("train/loss", loss.detach(), prog_bar=True)
         self.log("train/logit_scale", self.clip.logit_scale.detach().exp())
         return loss
 
     @torch.no_grad()
     def on_train_batch_start(self, batch: Mapping[str, Any], _batch_index: int) -> None:
-        """Centre both towers on the first batch before the first step.
+        """Centre both towers of a new CLIP on the first batch before the first step.
 
         Random towers map all images, and all texts, to similar directions (mean cosine about 0.9 and 0.5), which slows
         the start of training: in one comparison the same number of steps reached a mean accuracy of 0.66 with centring
         and 0.53 without.
         """
-        if self.trainer.fit_loop.total_batch_idx > 0:  # global_step does not change during accumulation
+        if (
+            self._source is not None or self.trainer.fit_loop.total_batch_idx > 0
+        ):  # global_step does not change during accumulation
             return
         images, texts = self.clip.encode_image(self.get_input(batch)), batch_value(batch, "text")
         words = self.clip.encode_text(self.tokenizer(texts).to(self.device))
@@ -193,8 +241,9 @@ class AttributeCLIP(pl.LightningModule):
         Every file is replaced atomically, the config last, so that a folder with a config is complete.
 
         Args:
-            folder: created if needed; receives ``open_clip_model.safetensors``, ``words.json`` (the tokenizer) and
-                ``open_clip_config.json`` (the model, and mean and std of pixels in [0, 1]).
+            folder: created if needed; receives ``open_clip_model.safetensors``, the files of the tokenizer
+                (``words.json`` of a new CLIP) and ``open_clip_config.json`` (the model, and mean and std of pixels in
+                [0, 1]).
         """
         from safetensors.torch import save
 
@@ -202,11 +251,12 @@ class AttributeCLIP(pl.LightningModule):
         weights = {name: value.detach().cpu().contiguous() for name, value in self.clip.state_dict().items()}
         with atomic_write(folder / WEIGHT_FILES[0], "wb") as stream:
             stream.write(save(weights, metadata={"format": "pt"}))
-        self.tokenizer.save(folder / WORDS_FILE)
-        size = self.model_cfg["vision_cfg"]["image_size"]
-        pixels = {"mean": HALF, "std": HALF, "size": [size, size], "resize_mode": "squash"}
+        if self._source is None:
+            self.tokenizer.save(folder / WORDS_FILE)
+        elif self._source.folder is not None:
+            copy_tokenizer(self._source.folder, folder)
         with atomic_write(folder / CONFIG_FILE) as stream:
-            json.dump({"model_cfg": self.model_cfg, "preprocess_cfg": pixels}, stream, indent=1)
+            json.dump({"model_cfg": self.model_cfg, "preprocess_cfg": self.pixels_cfg}, stream, indent=1)
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with decay on matrices only, and the learning-rate multiplier if configured."""

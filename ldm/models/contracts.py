@@ -8,7 +8,7 @@ Dimensions: B batch, U units, D width of a unit's code (absent where units are s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -149,6 +149,19 @@ class Editable(Protocol):
     ) -> Tensor:
         """Return images (B, 3, H, W) in [-1, 1] of U strings per sample and noise (B, C, h, w)."""
         ...
+
+
+@runtime_checkable
+class HasAttributes(Protocol):
+    """A data set with attributes (see the methods of ``ldm.data.dataset.ImageDataset``)."""
+
+    rows: Any  # (n,) int64, the row of each position
+    vocabulary: Any  # AttributeVocabulary
+    holdout: float  # share of the combinations that the training split does not contain
+    images: Callable[[Any], Any]  # rows (n,) -> (n, H, W, 3) uint8
+    attribute_values: Callable[[Any], Any]  # rows (n,) -> values (n, U) int64
+    rows_of: Callable[..., Any]  # (split, limit) -> rows (n,)
+    is_unseen: Callable[[Any], Any]  # values (n, U) -> (n,) bool, whether the combination was held out
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,30 @@ def batch_value(batch: Mapping[str, Any], key: str) -> Any:
             f"with {key!r}, or set the model's first_stage_key, cond_stage_key or image_key to another entry"
         )
     return batch[key]
+
+
+def attribute_values(batch: Mapping[str, Any], names: Sequence[str], sizes: Sequence[int]) -> Tensor:
+    """Return the values of the attributes of a batch, (B, U) int64, ``UNKNOWN`` where not known.
+
+    Batches of a user's data set may contain ``factors`` instead of ``attributes``: these are taken if they fit.
+
+    Args:
+        batch: batch of the data loader.
+        names: names of the U attributes of the model.
+        sizes: number of values of each of them.
+
+    Raises:
+        UserError: there is neither entry, or the number of attributes or a value does not fit the model.
+    """
+    key = "attributes" if "attributes" in batch or "factors" not in batch else "factors"
+    values, expected = batch_value(batch, key), f"batch[{key!r}]: expected values of {len(names)} attributes "
+    expected += f"({', '.join(f'{name}: 0 to {size - 1}' for name, size in zip(names, sizes))})"
+    advice = "Train the model with the vocabulary of this data set (model.params.vocabulary: ${data:vocabulary})"
+    if values.ndim != 2 or values.shape[1] != len(names):
+        raise UserError(f"{expected}, got a tensor of shape {tuple(values.shape)}. {advice}")
+    if key == "factors" and (values.amax(dim=0).cpu() >= torch.tensor(sizes)).any():
+        raise UserError(f"{expected}, got values up to {values.amax(dim=0).tolist()}. {advice}")
+    return values
 
 
 def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:

@@ -18,12 +18,14 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from ldm.data.factors import FactorSpace, factor_space
+from ldm.data.traits import vocabulary_of
 from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.lr_scheduler import LambdaWarmUpCosineScheduler
 from ldm.models.attribute_accuracy import AttributeAccuracy
-from ldm.models.inputs import batch_value, check_image_size, images_from_batch
+from ldm.models.inputs import attribute_values, check_image_size, images_from_batch
 from ldm.modules.weights import without_wrappers
 from ldm.util import ConfigError, UserError
 
@@ -90,8 +92,8 @@ class AttributeJudge(pl.LightningModule):
     Args:
         vocabulary: the attributes, their values and words (``AttributeVocabulary.to_dict``): in a config
             ``${data:vocabulary}``, those of the training data.
-        space: instead of a vocabulary, the factors of the data set: a name for ``ldm.data.factors.factor_space``, or the
-            arguments of a ``FactorSpace`` (names and sizes).
+        space: instead of a vocabulary, the factors of the data set: a name for ``ldm.data.factors.factor_space``, or
+            the arguments of a ``FactorSpace`` (names and sizes).
         image_size: H = W of the images in pixels.
         channels: channels of the first layer.
         hidden: width of the hidden layer.
@@ -124,16 +126,20 @@ class AttributeJudge(pl.LightningModule):
         self.save_hyperparameters()
         if (vocabulary is None) == (space is None):
             raise ConfigError(
-                "AttributeJudge: expected a vocabulary or a space, got " + ("neither" if space is None else "both")
-                + ". Set model.params.vocabulary: ${data:vocabulary}, and remove space."
+                f"AttributeJudge: expected a vocabulary or a space, got {'neither' if space is None else 'both'}. "
+                "Set model.params.vocabulary: ${data:vocabulary}, and remove space"
             )
         self.vocabulary = None if vocabulary is None else AttributeVocabulary.from_dict(vocabulary)
-        self.names, sizes = _attributes(self.vocabulary, space)
-        self.label_key = "factors" if self.vocabulary is None else "attributes"
-        self.network = JudgeNetwork(sizes, image_size, channels, hidden)
+        self._words_of = self.vocabulary
+        self.names, self.sizes = _attributes(self.vocabulary, space)
+        self.network = JudgeNetwork(self.sizes, image_size, channels, hidden)
         self.word_accuracy, self.value_accuracy = AttributeAccuracy(self.names), AttributeAccuracy(self.names)
         self.image_size, self.weight_decay, self.image_key = image_size, weight_decay, image_key
         self.learning_rate = 3e-3
+
+    def get_labels(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the values of the attributes of a batch, (B, U) int64, ``UNKNOWN`` where not known."""
+        return attribute_values(batch, self.names, self.sizes)
 
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the images of a batch, (B, 3, H, W) in [-1, 1], of the size of the network."""
@@ -162,7 +168,7 @@ class AttributeJudge(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Return the sum of the cross-entropies of all attributes on softened images; unknown values are left out."""
-        values = batch_value(batch, self.label_key)
+        values = self.get_labels(batch)
         logits = self.network(soften(self.get_input(batch)))
         sums = [
             F.cross_entropy(logit, values[:, k], ignore_index=UNKNOWN, reduction="sum")
@@ -174,16 +180,21 @@ class AttributeJudge(pl.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Add a batch to the accuracy of values and of words."""
-        true, unseen = batch_value(batch, self.label_key), batch.get("unseen")
+        true, unseen = self.get_labels(batch), batch.get("unseen")
         values = self.predict_values(self.get_input(batch))
         self.value_accuracy.update(values == true, true != UNKNOWN, unseen)
         self.word_accuracy.update(self._words(values) == self._words(true), true != UNKNOWN, unseen)
 
     test_step = validation_step
 
+    def on_test_start(self) -> None:
+        """Take the words of the test data set if the judge has none of its own."""
+        loader = self.trainer.test_dataloaders
+        self._words_of = self.vocabulary or (vocabulary_of(loader.dataset) if isinstance(loader, DataLoader) else None)
+
     def on_validation_epoch_end(self) -> None:
-        """Log the share of correct values, averaged over attributes."""
-        self.log("val/value_accuracy", self.value_accuracy.figures("mean")["mean"], prog_bar=True)
+        """Log the share of correct values, of all attributes and of each attribute."""
+        self.log_dict({f"val/{name}": value for name, value in self.value_accuracy.figures("value_accuracy").items()})
         self._reset()
 
     def on_test_epoch_end(self) -> None:
@@ -198,9 +209,9 @@ class AttributeJudge(pl.LightningModule):
 
     def _words(self, values: Tensor) -> Tensor:
         """Return the words (B, U) of values; without a vocabulary the values."""
-        if self.vocabulary is None:
+        if self._words_of is None:
             return values
-        return torch.from_numpy(self.vocabulary.word_labels(values.cpu().numpy())).to(values.device)
+        return torch.from_numpy(self._words_of.word_labels(values.cpu().numpy())).to(values.device)
 
     @torch.no_grad()
     def log_images(self, batch: Mapping[str, Any], N: int = 16, **options: Any) -> dict[str, Tensor]:
@@ -212,7 +223,9 @@ class AttributeJudge(pl.LightningModule):
         """Return AdamW with a short linear warm-up and a cosine decay to zero at the last step."""
         steps = self.trainer.estimated_stepping_batches
         if math.isinf(steps):
-            raise ConfigError("AttributeJudge: expected a limit of steps. Set lightning.trainer.max_steps or max_epochs.")
+            raise ConfigError(
+                "AttributeJudge: expected a limit of steps. Set lightning.trainer.max_steps or max_epochs."
+            )
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
         warm_up = max(1, round(WARM_UP_SHARE * steps))
         rates = {"lr_min": 0.0, "lr_max": 1.0, "lr_start": 0.05}
@@ -252,5 +265,7 @@ def load_judge(path: str | Path) -> AttributeJudge:
         judge = AttributeJudge(**checkpoint["hyper_parameters"])
         judge.load_state_dict(without_wrappers(checkpoint["state_dict"], judge.state_dict(), path))
     except (KeyError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: expected a checkpoint of a AttributeJudge ({error}). Train one or copy it.") from error
+        raise UserError(
+            f"{path}: expected a checkpoint of an AttributeJudge ({error}). Train one or copy it."
+        ) from error
     return judge.eval().requires_grad_(False)

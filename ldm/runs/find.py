@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,9 @@ from ldm.runs.records import RUN_FILE, read_json
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
+
+_QUICKSTART = "quickstart"
+_DATA_FILES = ("world.yaml", "data.yaml")  # configs of data in the commands of other configs
 
 
 def list_runs(roots: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -47,12 +50,16 @@ def _config_parts(file: str) -> list[str]:
     return file.removesuffix(".yaml").replace("-", "_").split("/")
 
 
-def find_run(name: str, roots: Iterable[str | os.PathLike]) -> Path:
+def find_run(
+    name: str, roots: Iterable[str | os.PathLike], files: Sequence[str] = (), data_file: str | None = None
+) -> Path:
     """Return the newest finished run with that name; earlier roots take precedence.
 
     Args:
         name: the run's name (``-n``, or the stem of its config), without the time; or ``folder/stem`` of its config.
         roots: folders searched with all their subfolders.
+        files: config files at hand, and
+        data_file: the one of the training data, for the advice.
 
     Raises:
         UserError: no such run was found; the message lists the runs that exist.
@@ -68,17 +75,25 @@ def find_run(name: str, roots: Iterable[str | os.PathLike]) -> Path:
     listing = "".join(f"\n  {line}" for line in others[:10]) or " none"
     raise UserError(
         f"no finished run named {name!r} in {' or '.join(dict.fromkeys(searched))}. Train it first: "
-        f"{_command_for(name)} -l {searched[0]}\nRuns found:{listing}"
+        f"{_command_for(name, files, data_file)} -l {searched[0]}\nRuns found:{listing}"
     )
 
 
-def _command_for(name: str) -> str:
-    """Return the command that trains a run of that name: the one in the head of its config, if there is one."""
-    config = next(iter(sorted(Path("configs").rglob(f"{name}.yaml"))), None)
-    if config is None:
-        return f"python main.py --base CONFIG.yaml -t -n {name}"
-    comments = (line.lstrip("# ") for line in config.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
-    return next((line for line in comments if line.startswith("python main.py")), f"python main.py --base {config} -t")
+def _command_for(name: str, files: Sequence[str], data_file: str | None) -> str:
+    """Return the command that trains a run of that name: the one in the head of its config, if there is one.
+
+    The config is preferably one beside the files at hand, and ``data_file`` takes the place of the data there.
+    """
+    beside = {Path(file).parent.name for file in files} or {_QUICKSTART}
+    found = sorted(Path("configs").rglob(f"{name}.yaml"), key=lambda path: (path.parent.name not in beside, path))
+    if not found:
+        return f"python main.py --base {f'{data_file} ' if data_file else ''}CONFIG.yaml -t -n {name}"
+    lines = found[0].read_text(encoding="utf-8").splitlines()
+    comments = (line.lstrip("# ") for line in lines if line.startswith("#"))
+    command = next((line for line in comments if line.startswith("python main.py")), "")
+    words = command.split() or f"python main.py --base {found[0]} -t".split()
+    is_data = [Path(word).name in _DATA_FILES for word in words]
+    return " ".join(data_file if of_data and data_file else word for word, of_data in zip(words, is_data))
 
 
 @dataclass(frozen=True)

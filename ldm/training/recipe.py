@@ -12,6 +12,11 @@ A recipe is a YAML file::
     score: {processes: 2}                         # or null
 
 Every stage is a ``main.py`` command in its own process. The command is printed and can be repeated by hand.
+
+A recipe with the key ``data`` is for any images: ``data: FILE``, or ``data: null`` and ``data=FILE`` on the command
+line, names the user's file (``ldm.training.own_data``). Its data sets are written to ``<logdir>/data.yaml``, the first
+config of every stage. A stage with ``first_stage: vq`` or ``first_stage: pixels`` is left out with the other one, and
+``{first_stage}`` in ``base`` is replaced by its name.
 """
 
 from __future__ import annotations
@@ -22,20 +27,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ldm.config.loading import load_config
+from ldm.config.loading import Config, load_config
 from ldm.config.validation import check_keys
 from ldm.runs.find import list_runs
 from ldm.runs.folder import RunFolder
 from ldm.runs.records import RESULTS_FILE, RUN_FILE, read_json, utc_now, write_json
 from ldm.training.cli import Options
+from ldm.training.own_data import OwnData, read_own_data
 from ldm.training.plan import make_plan
 from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
 
@@ -53,41 +59,87 @@ class Recipe:
     seed: int
     stages: tuple[Options, ...]
     score: Mapping[str, Any] | None
+    figures: Mapping[str, None] = field(default_factory=dict)  # figures of stages that are left out
+    notes: tuple[str, ...] = ()  # reasons why figures are missing
 
 
 def load_recipe(options: Options) -> Recipe:
-    """Load a recipe and apply ``-l``, ``-s`` and ``stage.key=value`` words.
+    """Load a recipe and apply ``-l``, ``-s``, ``data=FILE`` and ``stage.key=value`` words; writes ``data.yaml``.
 
     Raises:
         ConfigError: a key or stage is unknown or missing.
-        UserError: the file does not exist.
+        UserError: a file does not exist.
     """
     config = load_config([str(options.recipe)])
     path, content = config.files[0], config.content
-    check_keys(config, "", content, ("name", "logdir", "seed", "stages", "score"), required=("name", "stages"))
+    known = ("name", "logdir", "seed", "data", "stages", "score")
+    check_keys(config, "", content, known, required=("name", "stages"))
     if content.get("score") is not None:
         check_keys(config, "score", content["score"], ("processes",))
-    entries = content["stages"]
-    if not isinstance(entries, list):
-        raise config.error("stages", f"expected a list of {{name, base, overrides}}, got {entries!r}")
-    extra: dict[str, list[str]] = {}
+    own = _own_data(config, [word for word in options.overrides if word.startswith("data=")])
+    extra: dict[str, list[str]] = {name: [*words] for name, words in (own.overrides if own else {}).items()}
     for word in options.overrides:
         stage, _, rest = word.partition(".")
-        extra.setdefault(stage, []).append(rest)
+        if not word.startswith("data="):
+            extra.setdefault(stage, []).append(rest)
     seed = options.seed if options.seed is not None else int(content.get("seed", 0))
     logdir = options.logdir or str(content.get("logdir") or f"logs/{content['name']}")
-    common, stages = Options(train=True, logdir=logdir, seed=seed, trainer=options.trainer), []
-    for index, entry in enumerate(entries):
-        check_keys(config, f"stages.{index}", entry, ("name", "base", "overrides"), required=("name", "base"))
-        overrides = (*(entry.get("overrides") or ()), *extra.pop(entry["name"], ()))
-        stages.append(replace(common, name=entry["name"], base=tuple(entry["base"]), overrides=overrides))
+    common = Options(train=True, logdir=logdir, seed=seed, trainer=options.trainer)
+    stages = [replace(common, **entry) for entry in _stages(config, own.first_stage if own else None)]
+    stages = [replace(stage, overrides=(*stage.overrides, *extra.pop(stage.name, ()))) for stage in stages]
     if extra:
-        names = [stage.name for stage in stages]
+        names, unknown = [stage.name for stage in stages], next(iter(extra))
+        where = f"{own.file}: stages" if own and unknown in own.overrides else "command line"
         raise ConfigError(
-            f"command line: expected a stage of {path} ({', '.join(names)}), got {next(iter(extra))!r}."
-            f"{did_you_mean(next(iter(extra)), names)} Overrides of a recipe have the form {names[0]}.model.params.x=1"
+            f"{where}: expected a stage of {path} ({', '.join(names)}), got {unknown!r}."
+            f"{did_you_mean(unknown, names)} Overrides of a recipe have the form {names[0]}.model.params.x=1"
         )
-    return Recipe(str(content["name"]), logdir, seed, tuple(stages), content.get("score"))
+    recipe = Recipe(str(content["name"]), logdir, seed, tuple(stages), content.get("score"))
+    return recipe if own is None else _with_own_data(recipe, own)
+
+
+def _own_data(config: Config, words: Sequence[str]) -> OwnData | None:
+    """Return the contents of the user's file; None for a recipe that names its data itself."""
+    path = config.files[0]
+    if "data" not in config.content:
+        if words:
+            raise ConfigError(
+                f"command line: {words[0]}: expected a recipe for any data (with the key data), such as "
+                f"configs/own_data/recipe.yaml, got {path}. Change the recipe"
+            )
+        return None
+    file = words[-1].partition("=")[2] if words else config.content["data"]
+    if not file:
+        raise config.error(
+            "data", f"expected the file of your images, got none. Run: python main.py --recipe {path} data=mine.yaml"
+        )
+    return read_own_data(str(file))
+
+
+def _stages(config: Config, first_stage: str | None) -> Iterator[dict[str, Any]]:
+    """Yield the name, configs and overrides of every stage; those of another first stage are left out."""
+    entries = config.content["stages"]
+    if not isinstance(entries, list):
+        raise config.error("stages", f"expected a list of {{name, base, overrides}}, got {entries!r}")
+    known = ("name", "base", "overrides", *(() if first_stage is None else ("first_stage",)))
+    for index, entry in enumerate(entries):
+        check_keys(config, f"stages.{index}", entry, known, required=("name", "base"))
+        if entry.get("first_stage") in (None, first_stage):
+            base = tuple(file.replace("{first_stage}", str(first_stage)) for file in entry["base"])
+            yield {"name": entry["name"], "base": base, "overrides": tuple(entry.get("overrides") or ())}
+
+
+def _with_own_data(recipe: Recipe, own: OwnData) -> Recipe:
+    """Return a recipe whose stages start with the user's data, without figures that cannot be computed."""
+    file = own.save(recipe.logdir)
+    stages = tuple(replace(stage, base=(file, *stage.base)) for stage in recipe.stages)
+    recipe = replace(recipe, stages=stages)
+    if own.first_stage == "pixels":
+        recipe = replace(recipe, figures={"psnr": None}, notes=("no psnr: the models work on pixels",))
+    if recipe.score is not None and not own.has_factors:
+        note = "no disentanglement metrics: they need every combination of the attributes with equally many images"
+        recipe = replace(recipe, score=None, notes=(*recipe.notes, note))
+    return recipe
 
 
 def run_recipe(options: Options) -> Path:
@@ -162,6 +214,7 @@ def gather(recipe: Recipe, runs: Mapping[str, Path], seconds: dict[str, float]) 
     """
     stages = {name: read_json(run / RESULTS_FILE, missing_ok=True) for name, run in runs.items()}
     content = {
+        **recipe.figures,
         **{key: value for results in stages.values() for key, value in results.items()},
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -169,6 +222,7 @@ def gather(recipe: Recipe, runs: Mapping[str, Path], seconds: dict[str, float]) 
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
         "runs": {name: str(run) for name, run in runs.items()},
         "stages": stages,
+        "notes": list(recipe.notes),
         "pictures": [str(path) for run in runs.values() for path in newest_pictures(run)],
     }
     path = Path(recipe.logdir) / f"{recipe.name}_{RESULTS_FILE}"
@@ -188,12 +242,36 @@ def _print_table(content: Mapping[str, Any], path: Path) -> None:
     seconds = content["seconds"]
     table = Table("stage", "figure", title=f"{content['recipe']}, seed {content['seed']}")
     table.add_column("value", justify="right")
+    table.add_column("by attribute")
     for name in (*content["stages"], *(["score"] if "score" in seconds else []), "total"):
-        for key, value in content["stages"].get(name, {}).items():
-            if isinstance(value, (int, float)):
-                table.add_row(name, key, f"{value:.4g}")
+        for key, value, parts in by_attribute(content["stages"].get(name, {})):
+            table.add_row(name, key, f"{value:.4g}", ", ".join(f"{part} {of:.3g}" for part, of in parts.items()))
         table.add_row(name, "seconds", f"{seconds.get(name, 0.0):.0f}", end_section=True)
     console = Console(soft_wrap=True)
     console.print(table)
-    for line in (f"figures: {path}", *(f"picture: {picture}" for picture in content["pictures"])):
+    lines = [f"note: {note}" for note in content["notes"]] + [f"figures: {path}"]
+    for line in (*lines, *(f"picture: {picture}" for picture in content["pictures"])):
         console.print(line, highlight=False)
+
+
+def by_attribute(figures: Mapping[str, Any]) -> list[tuple[str, float, dict[str, float]]]:
+    """Group the figures of a stage.
+
+    Args:
+        figures: figures by name, such as ``accuracy``, ``accuracy_hue``, ``accuracy_unseen`` and
+            ``accuracy_hue_unseen``; other entries are left out.
+
+    Returns:
+        the name and value of each figure that is not of one attribute, and its values by attribute.
+    """
+    numbers = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
+    groups: dict[str, dict[str, float]] = {}
+    for key, value in numbers.items():
+        suffix = next((end for end in ("_seen", "_unseen") if key.endswith(end)), "")
+        name = key.removesuffix(suffix)
+        whole = min((base for base in numbers if name.startswith(f"{base}_")), key=len, default=None)
+        if whole is None or f"{whole}{suffix}" not in numbers:
+            groups.setdefault(key, {})
+        else:
+            groups.setdefault(f"{whole}{suffix}", {})[name.removeprefix(f"{whole}_")] = value
+    return [(key, numbers[key], parts) for key, parts in groups.items()]

@@ -13,7 +13,8 @@ from ldm.data.vocabulary import AttributeVocabulary
 from ldm.data.world import World3D, world_vocabulary
 from ldm.diffusion.samplers import DDIMSampler
 from ldm.evaluation.editing.callback import EditScore
-from ldm.evaluation.editing.measure import edit_grid, edit_score, judge_accuracy, plan_edits, summarise_edits
+from ldm.evaluation.editing.measure import edit_grid, edit_score, plan_edits, summarise_edits
+from ldm.evaluation.editing.truth import TruePictures
 from ldm.models.judge import AttributeJudge
 from ldm.util import UserError
 
@@ -173,7 +174,7 @@ def test_judge_is_judged_on_held_out_images():
         return torch.from_numpy(world.space.factors_of(held_out[start : start + len(images)]))
 
     world, held_out, sizes = World3D(limit=10), World3D(split="validation").rows, []
-    accuracy, count = judge_accuracy(perfect, world, batch_size=300)
+    accuracy, count = TruePictures(world, perfect, batch_size=300).judge_accuracy()
     assert (accuracy == 1).all() and count == sum(sizes) == len(held_out)
     assert not np.isin(held_out, World3D(split="train").rows).any()
 
@@ -235,11 +236,15 @@ def test_callback_leaves_numbers_and_pictures(tmp_path):
     assert (run / "edit_score" / "0.png").is_file()
     assert [path.name for path in (run / "images" / "test").iterdir()] == ["edit_grid_gs-000000_e-000000_b-000000.png"]
     results = json.loads((run / "results.json").read_text())
-    assert results == {
-        "edit_accuracy": report["edit_accuracy"],
-        "edit_leakage": report["edit_leakage"],
-        "judge_accuracy": report["judge"]["accuracy"],
-    }
+    means = ("edit_accuracy", "edit_leakage", "all_right", "edit_accuracy_ceiling", "edit_leakage_ceiling")
+    expected = {name: report[name] for name in (*means, "edit_accuracy_chance")}
+    expected["judge_accuracy"] = report["judge"]["accuracy"]
+    for name in VOCABULARY.factor_names:
+        expected[f"edit_accuracy_{name}"] = report["accuracy"][name]
+        expected[f"edit_leakage_{name}"] = report["leakage"][name]
+    assert results == expected
+    assert report["edit_accuracy_chance"] == pytest.approx(sum(report["chance"].values()) / 6, abs=1e-6)
+    assert report["ceiling"]["num_samples"] == 6
 
 
 def test_callback_checks_its_requirements_before_the_test_pass(tmp_path):

@@ -217,7 +217,8 @@ class TextToy(Toy):
 
 
 def run_bench(tmp_path, dataset=None, target="test_noiseclr_bench.TextToy", rows=None, **options):
-    network = AttributeJudge(space="shapes3d", channels=4, hidden=8, **options.pop("judge_params", {}))
+    params = {"space": "shapes3d", "channels": 4, "hidden": 8} | options.pop("judge_params", {})
+    network = AttributeJudge(**params)
     torch.save({"hyper_parameters": dict(network.hparams), "state_dict": network.state_dict()}, tmp_path / "judge.ckpt")
     sampler = {"target": "ldm.diffusion.samplers.DDIMSampler", "params": {"num_steps": 3}}
     small = {"num_samples": 8, "strengths": (-2.0, 2.0), "num_images": 12, "sampler": sampler, "columns": 3}

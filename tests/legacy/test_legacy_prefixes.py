@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 from stand_ins import TINY_UNET, vq_config
 
+from ldm.data.world import world_vocabulary
 from ldm.models.autoencoder import VQModelInterface
 from ldm.models.checkpoints import load_into
 from ldm.models.clip import AttributeCLIP
@@ -135,13 +136,18 @@ def test_runs_are_loaded(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model."])
 def test_judges_and_clips(tmp_path, prefix):
-    judge = AttributeJudge(image_size=16, channels=4, hidden=8)
+    judge = AttributeJudge(space="shapes3d", image_size=16, channels=4, hidden=8)
     state = {"state_dict": put(prefix)(judge.state_dict()), "hyper_parameters": dict(judge.hparams)}
     torch.save(state, tmp_path / "judge.ckpt")
     found = load_judge(tmp_path / "judge.ckpt").state_dict()
     assert all(torch.equal(value, found[key]) for key, value in judge.state_dict().items())
     vision = {"image_size": 32, "patch_size": 16, "width": 16, "layers": 1, "head_width": 8}
-    source = AttributeCLIP(embed_dim=8, vision_cfg=vision, text_cfg={"width": 16, "heads": 2, "layers": 1})
+    source = AttributeCLIP(
+        embed_dim=8,
+        vision_cfg=vision,
+        text_cfg={"width": 16, "heads": 2, "layers": 1},
+        vocabulary=world_vocabulary().to_dict(),
+    )
     source.save_folder(tmp_path / "clip")
     (tmp_path / "clip" / "open_clip_model.safetensors").unlink()
     torch.save({"state_dict": put(prefix)(source.clip.state_dict())}, tmp_path / "clip" / "open_clip_pytorch_model.bin")

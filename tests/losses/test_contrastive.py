@@ -11,14 +11,37 @@ from ldm.losses.contrastive import caption_matches, multi_positive_loss
 def test_matches_need_only_the_named_attributes():
     labels = torch.tensor([[0, 1], [0, 2], [3, 1]])
     mask = torch.tensor([[True, False], [True, True], [False, True]])
-    matches = caption_matches(labels, labels, mask)
+    matches, contradictions = caption_matches(labels, labels, mask)
     assert matches.tolist() == [[True, False, True], [True, True, False], [False, False, True]]
+    assert torch.equal(contradictions, ~matches)
+
+
+def test_unknown_attributes_neither_match_nor_contradict():
+    images = torch.tensor([[0, 1], [-1, 1], [-1, 2], [-1, -1]])
+    captions, mask = torch.tensor([[0, 1], [0, 1], [0, 1]]), torch.tensor([[True, True], [True, False], [False, False]])
+    matches, contradictions = caption_matches(images, captions, mask)
+    assert matches.tolist() == [[True, True, False], [False] * 3, [False] * 3, [False] * 3]
+    assert contradictions.tolist() == [[False] * 3, [False] * 3, [True, False, False], [False] * 3]
+
+
+def test_pairs_that_are_neither_do_not_change_the_loss():
+    torch.manual_seed(0)
+    logits, matches = torch.randn(4, 4), torch.eye(4, dtype=torch.bool)
+    contradictions = ~matches
+    contradictions[0, 1] = contradictions[2, 3] = False
+    changed = logits.clone()
+    changed[0, 1], changed[2, 3] = 50.0, -50.0
+    first, second = (multi_positive_loss(each, matches, contradictions) for each in (logits, changed))
+    assert torch.equal(first, second) and first != multi_positive_loss(logits, matches)
 
 
 def test_every_image_fits_its_own_caption():
     torch.manual_seed(0)
     labels = torch.randint(0, 3, (20, 4))
-    assert caption_matches(labels, labels[:5], torch.rand(5, 4) < 0.5)[:5].diagonal().all()
+    mask = torch.rand(5, 4) < 0.5
+    mask[:, 0] = True
+    matches, _ = caption_matches(labels, labels[:5], mask)
+    assert matches[:5].diagonal().all()
 
 
 def test_loss_is_clips_when_pairs_are_unique():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import open_clip
 import pytest
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.models.clip import AttributeCLIP, longest_caption
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
-from ldm.util import UserError
+from ldm.util import ConfigError, UserError
 
 VOCABULARY = AttributeVocabulary(
     factor_names=("colour", "size"),
@@ -69,7 +70,7 @@ def test_two_steps_train_both_towers(trained):
     changed = {name for name, value in model.clip.named_parameters() if not torch.equal(value, before[name])}
     assert {"visual.conv1.weight", "token_embedding.weight", "text_projection", "logit_scale"} <= changed
     assert 0.0 <= fit.callback_metrics["val/attribute_accuracy"] <= 1.0
-    assert {"val/accuracy_colour", "val/accuracy_size", "train/loss"} <= set(fit.callback_metrics)
+    assert {"val/attribute_accuracy_colour", "val/attribute_accuracy_size", "train/loss"} <= set(fit.callback_metrics)
 
 
 def test_open_clip_loads_the_folder(trained):
@@ -108,7 +109,7 @@ def test_training_learns_the_toy(tmp_path):
     model.learning_rate = 1e-2
     run = trainer(tmp_path, max_steps=60, limit_val_batches=1)
     run.fit(model, loader(24), loader(24))
-    assert run.callback_metrics["val/accuracy_colour"] > 0.9
+    assert run.callback_metrics["val/attribute_accuracy_colour"] > 0.9
 
 
 def test_words_follow_the_factors():
@@ -158,3 +159,80 @@ def test_saving_replaces_whole_files(tmp_path):
     config = json.loads((tmp_path / "open_clip_config.json").read_text())
     assert config["model_cfg"]["text_cfg"]["vocab_size"] == model.tokenizer.vocab_size
     assert not list(tmp_path.glob(".*"))
+
+
+def test_training_continues_a_clip_with_its_own_tokenizer_and_pixels(trained, tmp_path):
+    root, source, *_ = trained
+    config = json.loads((root / "clip" / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] |= {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+    shutil.copytree(root / "clip", tmp_path / "given")
+    (tmp_path / "given" / "open_clip_config.json").write_text(json.dumps(config))
+    model = AttributeCLIP(vocabulary=VOCABULARY.to_dict(), pretrained=str(tmp_path / "given")).eval()
+    x = torch.rand(2, 3, 16, 16) * 2 - 1
+    expected = FrozenClipImageEmbedder(str(tmp_path / "given"))(x)
+    assert torch.allclose(model.encode_image(x), torch.nn.functional.normalize(expected, dim=-1), atol=1e-6)
+    assert torch.allclose(model.encode_text(["red thing"]), source.encode_text(["red thing"]), atol=1e-6)
+    before = {name: value.clone() for name, value in model.clip.named_parameters()}
+    model.learning_rate = 1e-4
+    trainer(tmp_path, max_steps=2, limit_val_batches=0).fit(model, loader(12))
+    moved = [(value - before[name]).abs().max().item() for name, value in model.clip.named_parameters()]
+    assert all(0 < move < 3e-4 for move in moved)  # no centring, which moves biases further
+    written = json.loads((tmp_path / "clip" / "open_clip_config.json").read_text())
+    assert written == config and (tmp_path / "clip" / "words.json").is_file()
+    again = FrozenClipImageEmbedder(str(tmp_path / "clip"))(x)
+    assert torch.allclose(torch.nn.functional.normalize(again, dim=-1), model.encode_image(x), atol=1e-6)
+
+
+def test_without_steps_a_clip_is_only_measured(trained, tmp_path):
+    root, source, *_ = trained
+    model = AttributeCLIP(vocabulary=VOCABULARY.to_dict(), pretrained=str(root / "clip"))
+    run = trainer(tmp_path, max_steps=0)
+    run.fit(model, loader(12), loader())
+    expected = source.clip.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.clip.state_dict().items())
+    (figures,) = run.test(model, loader(5), verbose=False)
+    (expected,) = trainer(tmp_path / "source").test(source, loader(5), verbose=False)
+    assert figures == expected and (tmp_path / "clip" / "open_clip_model.safetensors").is_file()
+
+
+def test_a_clip_with_the_tokenizer_of_open_clip(tmp_path, monkeypatch):
+    architecture = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "patch_size": 8, "head_width": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    torch.manual_seed(0)
+    pixels = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28]}
+    (tmp_path / "published").mkdir()
+    torch.save(open_clip.CLIP(**architecture).state_dict(), tmp_path / "published" / "open_clip_pytorch_model.bin")
+    content = json.dumps({"model_cfg": architecture, "preprocess_cfg": pixels})
+    (tmp_path / "published" / "open_clip_config.json").write_text(content)
+    model = AttributeCLIP(vocabulary=VOCABULARY.to_dict(), pretrained=str(tmp_path / "published"))
+    run = trainer(tmp_path, max_steps=2, limit_val_batches=1)
+    run.fit(model, loader(12), loader())
+    assert 0 <= run.callback_metrics["val/attribute_accuracy"] <= 1
+    model.eval()
+    texts = ["any words at all", "red thing"]
+    embedded = FrozenCLIPTextEmbedder(str(tmp_path / "clip"))(texts)
+    assert torch.allclose(embedded, model.encode_text(texts), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"pretrained": "somewhere", "embed_dim": 8}, "or pretrained instead of them, got embed_dim, pretrained"),
+        ({}, "got neither"),
+        ({"embed_dim": 8, "vision_cfg": PARAMS["vision_cfg"]}, "got embed_dim, vision_cfg"),
+        ({"pretrained": "ViT-B/32", "weights": "/nowhere/at/all.pt"}, "weights are missing"),
+        ({"pretrained": "./nowhere"}, "CLIP folder nowhere does not exist"),
+    ],
+)
+def test_sizes_or_a_pretrained_clip(params, message):
+    with pytest.raises((ConfigError, UserError), match=message):
+        AttributeCLIP(vocabulary=VOCABULARY.to_dict(), **params)
+
+
+def test_images_of_another_size_than_the_pretrained_clip(trained):
+    model = AttributeCLIP(vocabulary=VOCABULARY.to_dict(), pretrained=str(trained[0] / "clip"))
+    with pytest.raises(UserError, match="params.pretrained: expected images of 16 x 16 pixels, got 32 x 32"):
+        model.get_input({"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8)})

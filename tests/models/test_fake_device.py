@@ -19,6 +19,7 @@ from test_legacy_conditions import build as build_conditioned
 from test_legacy_conditions import words as words
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from ldm.data.world import world_vocabulary
 from ldm.diffusion.samplers import DDIMSampler, named_sampler
 from ldm.models.clip import AttributeCLIP
 
@@ -48,7 +49,9 @@ def fake_mode():
 def clip_stage(tmp_path):
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
     text = {"width": 32, "heads": 2, "layers": 1}
-    AttributeCLIP(embed_dim=16, vision_cfg=vision, text_cfg=text).save_folder(tmp_path / "clip")
+    AttributeCLIP(embed_dim=16, vision_cfg=vision, text_cfg=text, vocabulary=world_vocabulary().to_dict()).save_folder(
+        tmp_path / "clip"
+    )
     modules = "ldm.modules.encoders.modules"
     folder = str(tmp_path / "clip")
     return {

@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from ldm.data.world import World3D
+from ldm.data.world import World3D, world_vocabulary
 from ldm.models.judge import AttributeJudge, load_judge, soften
 from ldm.util import ConfigError, UserError
 
@@ -23,15 +23,15 @@ def loader(split, limit, batch_size=32):
 
 
 def small_judge(**options):
-    return AttributeJudge(space="shapes3d", channels=4, hidden=16, **options)
+    return AttributeJudge(**{"space": "shapes3d", "channels": 4, "hidden": 16} | options)
 
 
-@pytest.mark.parametrize("image_size", [16, 32, 64])
+@pytest.mark.parametrize("image_size", [8, 13, 16, 32, 40, 64])
 def test_predicts_one_value_per_factor(image_size):
     judge = small_judge(space="mpi3d", image_size=image_size).eval()
     values = judge.predict_values(torch.rand(3, 3, image_size, image_size) * 2 - 1)
     assert values.shape == (3, 7) and values.dtype == torch.int64
-    assert (values < torch.tensor(judge.space.factors_num_values)).all()
+    assert (values < torch.tensor(judge.sizes)).all()
 
 
 def test_factors_of_a_data_set_without_a_published_space(tmp_path):
@@ -48,8 +48,12 @@ def test_other_sizes_are_refused():
         small_judge(image_size=32).predict_values(torch.zeros(1, 3, 64, 64))
     with pytest.raises(UserError, match="image_size"):
         small_judge(image_size=32).get_input({"image": torch.zeros(1, 64, 64, 3)})
-    with pytest.raises(ConfigError, match="power of two"):
-        small_judge(image_size=40)
+    with pytest.raises(ConfigError, match="at least 8 pixels, got 7"):
+        small_judge(image_size=7)
+    with pytest.raises(ConfigError, match="got neither"):
+        AttributeJudge()
+    with pytest.raises(ConfigError, match="got both"):
+        small_judge(vocabulary=world_vocabulary().to_dict())
 
 
 def test_softening_is_mild_and_follows_the_global_seed():
@@ -69,7 +73,7 @@ def test_training_testing_and_loading_back(tmp_path):
     trainer.fit(judge, loader("train", 96), loader("validation", 32))
     (figures,) = trainer.test(judge, loader("validation", 50), verbose=False)
     assert 0 <= figures["figure/judge_value_accuracy"] <= figures["figure/judge_accuracy"] <= 1
-    words = [value for name, value in figures.items() if name.startswith("test/word_accuracy/")]
+    words = [figures[f"figure/judge_accuracy_{name}"] for name in judge.names]
     assert sum(words) / 6 == pytest.approx(figures["figure/judge_accuracy"])
 
     trainer.save_checkpoint(tmp_path / "checkpoints" / "last.ckpt")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ldm.config.loading import load_config
 from ldm.runs import records
 from ldm.runs.find import find_run, resolve_resume
 from ldm.runs.folder import last_checkpoint, new_run_folder
@@ -111,3 +112,21 @@ def test_the_hint_how_to_train_a_missing_run_is_the_command_in_the_head_of_its_c
         find_run("clip", [str(tmp_path)])
     with pytest.raises(UserError, match="--base CONFIG.yaml -t -n nothing"):
         find_run("nothing", [str(tmp_path)])
+
+
+def test_the_hint_names_the_data_at_hand(tmp_path, monkeypatch):
+    """Own data take the place of the world, and configs beside those at hand are preferred."""
+    monkeypatch.chdir(Path(__file__).parents[2])
+    (tmp_path / "mine.yaml").write_text("data: {params: {train: {target: stand_ins.World64}}}")
+    mine = str(tmp_path / "mine.yaml")
+    for folder, stages in {
+        "quickstart": "configs/quickstart/latents.yaml configs/quickstart/ldm.yaml",
+        "own_data": "configs/own_data/first_stage_vq.yaml configs/own_data/ldm.yaml",
+    }.items():
+        (tmp_path / folder).mkdir()
+        stage = tmp_path / folder / "stage.yaml"
+        stage.write_text("model: {params: {ckpt_path: '${last_ckpt:ldm}'}}")
+        with pytest.raises(UserError, match=f"--base {mine} {stages} -t -n ldm -l {tmp_path}"):
+            load_config([mine, stage], roots=[tmp_path])
+    with pytest.raises(UserError, match=f"--base {mine} CONFIG.yaml -t -n nothing"):
+        load_config([mine], ["model.x=${last_run:nothing}"], roots=[tmp_path])

@@ -15,6 +15,7 @@ from script_modules import load_script
 
 import main as front_door
 from ldm.data.formats.clip_embeddings import read_table, write_table
+from ldm.data.world import world_vocabulary
 from ldm.diffusion.samplers import DDIMSampler, DDPMSampler, DPMSolverSampler
 from ldm.modules.diffusionmodules.clip_guided import UNet
 from ldm.runs.load import load_run
@@ -319,7 +320,8 @@ def test_bad_commands_of_generate(words, message, clip_folder, tmp_path, monkeyp
     torch.save({"model": {"a.weight": torch.zeros(2)}, "optimizer": {}, "epoch": 1}, "other.pth")
     (tmp_path / "broken.pth").write_bytes(b"damaged")
     vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
-    AttributeCLIP(embed_dim=32, vision_cfg=vision, text_cfg={"width": 32, "heads": 2, "layers": 1}).save_folder("CLIP-32")
+    text = {"width": 32, "heads": 2, "layers": 1}
+    AttributeCLIP(world_vocabulary().to_dict(), 32, vision, text).save_folder("CLIP-32")
     given = words if "--clip" in words else [*words, "--clip", clip_folder]
     assert generate(*given, "--prompts", "red floor") == 1
     assert message in capsys.readouterr().err

@@ -191,6 +191,51 @@ def test_messages(run):
 
 def test_help_shows_commands_that_parse(tool):
     lines = [line.split("#")[0].split()[2:] for line in tool.__doc__.splitlines() if line.startswith("    python ")]
-    assert len(lines) == 8 and {line[0] for line in lines} == {"check", "convert", "write", "world"}
+    assert len(lines) == 9 and {line[0] for line in lines} == {"check", "convert", "write", "world", "emoji"}
     for words in lines:
         tool.parse(words)
+
+
+def test_check_lists_attributes(run, tmp_path):
+    write_photos(tmp_path / "photos", 12)
+    rows = [f"{k}.png,{'red' if k % 3 else 'blue'},{'' if k == 4 else k % 2}" for k in range(11)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,hue,kind", *rows, "11.png,green,0"]))
+    status, said = run("check folder --path photos attributes=t.csv")
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert status == 0 and "attribute hue: blue, green, red" in lines
+    assert "attribute kind: 0, 1; unknown for 1 images" in lines
+    assert "combinations: 5 of 6, 1 to 3 images each, 1 missing" in lines
+    status, said = run("check folder --path photos attributes=t.csv holdout=0.2 split=train")
+    assert "held out: 1 of 5 combinations" in " ".join(said.split())
+    (tmp_path / "n.csv").write_text("\n".join(["image,note", *(f"{k}.png,no. {k}" for k in range(12))]))
+    status, said = run("check folder --path photos attributes=n.csv max_words=1")
+    assert status == 0 and "no vocabulary:" in said and "'note' has 12 different entries" in " ".join(said.split())
+    status, said = run("check world --quick keep.floor_hue=2 keep.wall_hue=1 limit=50")
+    assert "red, blue" not in said and "attribute scale" in said and "words without an image" in said
+
+
+def test_check_explains_the_instance(run, tmp_path):
+    write_photos(tmp_path / "photos", 8)
+    rows = [f"{k}.png,{'ab'[k % 2]},{'cd'[k // 4]}" for k in range(8)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,hue,kind", *rows]))
+    said = " ".join(run("check folder --path photos attributes=t.csv")[1].split())
+    assert "factors: hue 2, kind 2, instance 2" in said and "number of an image among those of one combination" in said
+
+
+def test_check_warns_of_test_images_that_are_trained_on(run, tmp_path):
+    write_photos(tmp_path / "photos", 12)
+
+    def check(train="", test=""):
+        section = "{{target: ldm.data.formats.folder.ImageFolder, params: {{path: photos{}}}}}"
+        train, test = section.format(train), section.format(test)
+        (tmp_path / "c.yaml").write_text(f"data: {{params: {{batch_size: 2, train: {train}, test: {test}}}}}\n")
+        status, said = run("check c.yaml")
+        assert status == 0
+        return " ".join(said.split())
+
+    assert "WARNING: 12 of its images are also in data.params.train" in check()
+    assert "WARNING: 11 of its images" in check(", split: train")
+    assert "WARNING" not in check(", split: train", ", split: validation")
+    world = "{target: ldm.data.world.World3D, params: {limit: 4}}"
+    (tmp_path / "w.yaml").write_text(f"data: {{params: {{batch_size: 2, train: {world}, test: {world}}}}}\n")
+    assert "WARNING" not in run("check w.yaml")[1]

@@ -105,3 +105,14 @@ def test_errors_are_one_message(run, script, capsys):
     assert script.main(["-r", str(run), "--judge", str(run / "nothing")]) == 1
     assert "checkpoint of a factor judge" in capsys.readouterr().err
     assert script.main(["-r", str(run / "nothing")]) == 1
+
+
+def test_several_guidance_scales_and_ordered_attributes(run, script):
+    options = ["--guidance-scale", "1", "3", "--num-guidance-samples", "2", "--ordered", "scale"]
+    assert script.main(["-r", str(run), *options]) == 0
+    report = json.loads((run / "edit_score" / "700.json").read_text())
+    assert [point["guidance_scale"] for point in report["sampler"]["guidance_curve"]] == [1, 3]
+    assert "edit_neighbour_errors_scale" in report
+    assert script.main(["-r", str(run), "--guidance-scale", "1.5"]) == 0
+    report = json.loads((run / "edit_score" / "700.json").read_text())
+    assert report["sampler"]["guidance_scale"] == 1.5 and "guidance_curve" not in report["sampler"]

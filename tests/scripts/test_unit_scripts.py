@@ -13,16 +13,16 @@ from ldm.util import ConfigError, UserError
 def test_words_come_from_the_data_set_or_a_file(tmp_path):
     script = load_script("name_units")
     world = World3D(size=32, split="validation")
-    assert script.read_words(None, world) is world.vocabulary
+    assert script.choose_vocabulary(None, world) is world.vocabulary
     path = tmp_path / "words.yaml"
     path.write_text(yaml.safe_dump({"floor": ["a red floor", "a blue floor"], "shape": ["a cube", "a ball"]}))
-    assert script.read_words(str(path), world).factor_names == ("floor", "shape")
-    with pytest.raises(UserError, match="--words"):
-        script.read_words(None, [])
+    assert script.choose_vocabulary(str(path), world).factor_names == ("floor", "shape")
+    with pytest.raises(UserError, match="--vocabulary"):
+        script.choose_vocabulary(None, [])
     for words in ({}, {"face": ["a"], "hair": ["b", "c"]}, {"face": "smiling", "hair": ["b", "c"]}):
         path.write_text(yaml.safe_dump(words))
-        with pytest.raises(ConfigError, match="two or more"):
-            script.read_words(str(path), world)
+        with pytest.raises(ConfigError, match="words.yaml: "):
+            script.choose_vocabulary(str(path), world)
     images = script.some_images(world, 5, seed=0)
     assert images.shape == (5, 3, 32, 32) and images.abs().max() <= 1
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ldm.data.factors import factor_space
 from ldm.data.factors.stored import StoredFactors
+from ldm.data.factors.words import factor_words
 from ldm.data.formats.image_sources import CachedSource, ImageArray, ImageSource
 from ldm.data.paths import AnyPath, array_names, find_source
 from ldm.data.rows import BLOCK, readable
@@ -92,4 +93,5 @@ class Cars3D(StoredFactors):
     """
 
     def __init__(self, path: AnyPath | None = None, size: int = 64, **options: Any) -> None:
-        super().__init__(space=factor_space("cars3d"), source=open_source(path), size=size, **options)
+        space, vocabulary = factor_space("cars3d"), factor_words("cars3d")
+        super().__init__(space=space, source=open_source(path), size=size, vocabulary=vocabulary, **options)

@@ -13,6 +13,7 @@ import numpy as np
 
 from ldm.data.factors import FactorSpace, factor_space
 from ldm.data.factors.stored import StoredFactors
+from ldm.data.factors.words import factor_words
 from ldm.data.formats.image_sources import ImageArray
 from ldm.data.paths import AnyPath, array_names, find_source
 from ldm.data.rows import npz_blocks
@@ -68,4 +69,5 @@ class DSprites(StoredFactors):
     """
 
     def __init__(self, path: AnyPath | None = None, size: int = 64, **options: Any) -> None:
-        super().__init__(space=factor_space("dsprites"), source=open_source(path), size=size, **options)
+        space, vocabulary = factor_space("dsprites"), factor_words("dsprites")
+        super().__init__(space=space, source=open_source(path), size=size, vocabulary=vocabulary, **options)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm.data.factors import factor_space
 from ldm.data.factors.stored import StoredFactors
+from ldm.data.factors.words import factor_words
 from ldm.data.formats.image_sources import ImageArray
 from ldm.data.options import require_choice
 from ldm.data.paths import AnyPath, array_names, find_source
@@ -48,5 +49,6 @@ class MPI3D(StoredFactors):
 
     def __init__(self, path: AnyPath | None = None, variant: str = "toy", size: int = 64, **options: Any) -> None:
         source = open_source(path, variant)
-        space = factor_space("mpi3d_complex" if variant == "complex" else "mpi3d")
-        super().__init__(space=space.named(f"mpi3d_{variant}"), source=source, size=size, **options)
+        published = "mpi3d_complex" if variant == "complex" else "mpi3d"
+        space, vocabulary = factor_space(published).named(f"mpi3d_{variant}"), factor_words(published)
+        super().__init__(space=space, source=source, size=size, vocabulary=vocabulary, **options)

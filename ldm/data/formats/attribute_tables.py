@@ -10,9 +10,8 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,6 @@ from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
 
-MAX_WORDS = 64  # a column with more different entries, each of few images, is free text
 INSTANCE = "instance"  # factor that numbers the images of one combination
 
 
@@ -37,6 +35,8 @@ class AttributeTable:
     pictures: tuple[str, ...]  # name of each image
     cells: tuple[tuple[str, ...], ...]  # U entries of each image; "" for an unknown attribute
     words: dict[str, list[str]]  # different known entries of each column in the whole file, sorted as numbers or text
+    sources: dict[str, str] = field(default_factory=dict)  # attribute -> column of the file (``arrange``)
+    num_known: int = 0  # number of images that the words were taken from (``arrange``)
 
     def select(self, positions: Sequence[int]) -> AttributeTable:
         """Return the table of some images, in the given order; words remain those of the file."""
@@ -69,15 +69,29 @@ def read_table(path: Path) -> AttributeTable:
     if twice:
         raise UserError(f"{path}: expected each image once, got {twice[0]!r} more than once.")
     pictures, cells = zip(*rows)
-    words = {name: _sorted(set(entries) - {""}) for name, entries in zip(columns, zip(*cells))}
-    return AttributeTable(path, tuple(columns), pictures, cells, words)
+    return make_table(path, columns, pictures, cells)
 
 
-def _sorted(entries: set[str]) -> list[str]:
+def make_table(
+    path: Path, columns: Sequence[str], pictures: Sequence[str], cells: Sequence[tuple[str, ...]]
+) -> AttributeTable:
+    """Return the table of the entries of N images."""
+    words = {name: sort_words(set(entries) - {""}) for name, entries in zip(columns, zip(*cells))}
+    return AttributeTable(path, tuple(columns), tuple(pictures), tuple(cells), words)
+
+
+def is_number(entry: str) -> bool:
+    """Return whether an entry is a finite number."""
     try:
-        return sorted(entries, key=float)
+        return math.isfinite(float(entry))
     except ValueError:
-        return sorted(entries)
+        return False
+
+
+def sort_words(entries: set[str]) -> list[str]:
+    """Return entries in ascending order: as numbers if all are, else as text."""
+    is_numeric = all(map(is_number, entries))
+    return sorted(entries, key=lambda entry: (float(entry), entry) if is_numeric else entry)
 
 
 def _from_json(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tuple[str, ...]]]]:
@@ -189,34 +203,24 @@ def _problem(table: AttributeTable, columns: Sequence[str], words: Sequence[Sequ
     return f"of {product} combinations {product - len(counts)} have no image, such as {' + '.join(missing)}"
 
 
-def table_vocabulary(
-    table: AttributeTable, templates: Mapping[str, str | Sequence[str]]
-) -> AttributeVocabulary | None:
-    """Return the words of all columns; None if a column contains free text or nothing.
+def table_vocabulary(table: AttributeTable, templates: Mapping[str, str | Sequence[str]]) -> AttributeVocabulary:
+    """Return the words of all columns.
 
     Args:
-        table: the table.
+        table: the table; every column has entries.
         templates: column -> one or more phrases with ``{}`` for the entry; by default the entry itself.
 
     Raises:
-        ConfigError: a template has no column, or not exactly one ``{}``.
+        ConfigError: a template does not have exactly one ``{}``.
     """
-    phrases = table_phrases(table, templates)
     words = [table.words[name] for name in table.columns]
-    if not all(map(is_attribute, words, [len(table.pictures)] * len(words))):
-        return None
+    phrases = table_phrases(table, templates)
     return AttributeVocabulary(table.columns, words, [range(len(known)) for known in words], phrases)
-
-
-def is_attribute(words: Sequence[str], num_images: int) -> bool:
-    """Return whether a column is an attribute: at most ``MAX_WORDS`` entries, or each in four images on average."""
-    return 1 <= len(words) <= max(MAX_WORDS, num_images // 4)
 
 
 def table_phrases(table: AttributeTable, templates: Mapping[str, str | Sequence[str]]) -> list[list[str]]:
     """Return the templates of every column, the canonical one first."""
     for name, given in templates.items():
-        require_choice("templates", name, table.columns)
         listed = [given] if isinstance(given, str) else given
         for template in listed if isinstance(listed, Sequence) and listed else [listed]:
             if not isinstance(template, str) or template.count("{}") != 1:
@@ -230,7 +234,9 @@ def table_values(table: AttributeTable) -> np.ndarray:
 
     The positions are the values of ``table_vocabulary``.
     """
-    numbers = [{"": UNKNOWN} | {word: number for number, word in enumerate(table.words[name])} for name in table.columns]
+    numbers = [
+        {"": UNKNOWN} | {word: number for number, word in enumerate(table.words[name])} for name in table.columns
+    ]
     return np.array([[number[entry] for number, entry in zip(numbers, row)] for row in table.cells], dtype=np.int64)
 
 
@@ -254,10 +260,12 @@ def held_out_combinations(values: np.ndarray, share: float, seed: int) -> np.nda
     known = values[(values != UNKNOWN).all(axis=1)]
     combinations, counts = np.unique(known, axis=0, return_counts=True)
     left = [np.bincount(column[column != UNKNOWN]) for column in values.T]
-    held_out, wanted = [], round(share * len(combinations))
+    held_out, wanted = [], max(1, round(share * len(combinations)))
     for index in np.random.RandomState(seed).permutation(len(combinations)):
         row = combinations[index]
-        if len(held_out) < wanted and all(left[k][value] > counts[index] for k, value in enumerate(row)):
+        if len(held_out) == wanted:
+            break
+        if all(left[k][value] > counts[index] for k, value in enumerate(row)):
             held_out.append(index)
             for k, value in enumerate(row):
                 left[k][value] -= counts[index]

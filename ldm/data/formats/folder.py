@@ -10,19 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.data.attributes import AttributeTexts, leave_unset
-from ldm.data.dataset import ImageDataset, held_out_rows, split_rows
-from ldm.data.formats.attribute_tables import (
-    AttributeTable,
-    held_out_combinations,
-    read_table,
-    table_factors,
-    table_texts,
-    table_values,
-    table_vocabulary,
-)
+from ldm.data.dataset import SPLITS, ImageDataset, Transforms, split_rows
+from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_factors, table_texts
 from ldm.data.formats.picture_files import PICTURE_SUFFIXES, decode_picture, find_pictures, square, stretch, to_array
-from ldm.data.options import require_choice, require_count, require_share
+from ldm.data.formats.table_columns import Bins, arrange, find_table, read_splits, templates_of
+from ldm.data.formats.texts import MAX_WORDS, AttributeImages
+from ldm.data.memory import DecodedImages
+from ldm.data.options import require_choice, require_count
 from ldm.data.paths import AnyPath, data_root
 from ldm.util import ConfigError, UserError
 
@@ -30,9 +24,8 @@ logger = logging.getLogger(__name__)
 
 BY_FOLDER = "folder"
 _FITS = {"crop": square, "random_crop": square, "stretch": stretch}
-_HOLDOUT_SEED = 13
 _CROP_SEED = 11  # random crops have a random stream of their own
-# split -> names of its sub-folder, in order of preference
+# split -> names of its sub-folder, or in the column of splits, in order of preference
 _SPLIT_FOLDERS = {
     "train": ("train",),
     "validation": ("val", "valid", "validation", "test"),
@@ -40,10 +33,11 @@ _SPLIT_FOLDERS = {
 }
 
 
-class ImageFolder(ImageDataset):
+class ImageFolder(AttributeImages, ImageDataset):
     """Images of a folder and its sub-folders, sorted by path; with a table, the images that it names.
 
-    Every attribute column of the table gives one text per image (``text``, which CLIP-DisDiff reads). Columns whose
+    Every column of the table is an attribute (see ``AttributeTexts`` for the entries of items), unless it is free text:
+    then a warning names the column, and the data set has texts but no vocabulary (``free_text``). Columns whose
     combinations all have the same number of images are also factors: then items contain ``factors``, the rows are in
     the order of the factors, and the disentanglement metrics can be computed.
 
@@ -52,15 +46,15 @@ class ImageFolder(ImageDataset):
     Args:
         path: the folder; None takes ``DATA_ROOT``.
         attributes: .csv or .json of the attributes (``read_table``), beside the folder or in it; None for no table.
-        image_size: side of the images in pixels.
+        image_size: side of the images in pixels. Images are decoded once if all of them fit in 512 MB.
         fit: "crop" resizes the shorter side (bilinear) and cuts out the centre; "random_crop" cuts out a random part of
             it, for training; "stretch" resizes both sides (bicubic).
         split: null (all), train, validation or test: the sub-folders train, val (valid, validation) and test if the
-            folder has them, else see ``split_rows``.
+            folder has them, else the entries of ``split_column``, else see ``split_rows``.
         limit: see ``split_rows``.
-        factors: columns that are factors; null takes all columns if they make a full product, [] takes none.
-        templates: column -> phrase with ``{}`` for the entry, such as ``{size: "{} in size"}``; without a template
-            the text is the entry.
+        factors: attributes that are factors; null takes all if they make a full product, [] takes none.
+        templates: column -> phrase with ``{}`` for the entry, such as ``{size: "{} in size"}``, or a list of phrases,
+            of which one is drawn for each text; without a template the text is the entry.
         num_attributes: number of texts per image that the model expects (its units); null takes that of the table.
         unset_prob: probability with which each text is left empty.
         do_augment: mirror half of the images at random.
@@ -70,6 +64,20 @@ class ImageFolder(ImageDataset):
         label: "folder" takes the class from the folder of each image, below that of the split: the position of its name
             among the sorted names of all splits (as in ImageNet). The name of a column takes the entry itself if all of
             them are integers from 0, else its position among the sorted entries. null delivers no classes.
+        text, phrasing, caption_weights, single_caption_share: see ``AttributeTexts``.
+        holdout: share of the combinations of attributes that the training split does not contain, and of which the
+            validation split consists, in [0, 1), see ``FactorDataset``. Every word remains in the training split.
+        columns: columns that are attributes; null takes all but ``split_column``. Others (identifiers) are ignored.
+        bins: column of numbers -> number of bins of equal frequency, or list of edges: ``{age: [18, 40]}`` makes the
+            words "below 18", "18 to 40" (without 40) and "40 or more".
+        several: column of several labels -> their separator: ``{wears: ";"}`` makes an attribute of each label, such as
+            "wears hat" with the words "hat" and "no hat".
+        split_column: column of the splits (train, validation or val, test). Words and factors remain those of the whole
+            table.
+        words_from: other tables, which determine the words and bins: give train and test sets in two tables the same
+            list of both.
+        augment: see ``ImageDataset``.
+        max_words: a column with more different entries, and fewer than four images of each on average, is free text.
 
     Attributes:
         class_names: name of each class number; empty without ``label``.
@@ -101,59 +109,68 @@ class ImageFolder(ImageDataset):
         caption_weights: Sequence[float] | None = None,
         single_caption_share: float = 0.5,
         holdout: float = 0.0,
+        columns: Sequence[str] | None = None,
+        bins: Mapping[str, Bins] | None = None,
+        several: Mapping[str, str] | None = None,
+        split_column: str | None = None,
+        words_from: AnyPath | Sequence[AnyPath] | None = None,
+        max_words: int = MAX_WORDS,
+        augment: Transforms | None = None,
     ) -> None:
         require_count("image_size", image_size)
         require_choice("fit", fit, _FITS)
-        require_share("unset_prob", unset_prob)
-        require_share("holdout", holdout)
-        if attributes is None and (factors or templates or num_attributes or holdout or label not in (None, BY_FOLDER)):
-            raise ConfigError(
-                "factors, templates, num_attributes, holdout and a label other than 'folder' apply to a table. Set "
-                "attributes: to its path."
-            )
+        of_table = {"factors": factors, "templates": templates, "num_attributes": num_attributes, "holdout": holdout}
+        of_table |= {"columns": columns, "bins": bins, "several": several, "split_column": split_column}
+        of_table |= {"words_from": words_from, "caption_weights": caption_weights, "text: caption": text == "caption"}
+        of_table["a label other than 'folder'"] = label not in (None, BY_FOLDER)
+        if attributes is None and any(of_table.values()):
+            given = ", ".join(option for option, value in of_table.items() if value)
+            raise ConfigError(f"{given}: expected a table of attributes, got none. Set attributes: to its path.")
         self.path = data_root() if path is None else Path(path).expanduser()
-        self.image_size, self.fit, self.unset_prob = image_size, fit, unset_prob
+        self.image_size, self.fit = image_size, fit
         self.name = name or self.path.resolve().name
         self.pictures = everything = _pictures(self.path)
-        self._texts: list[list[str]] | None = None
         self.class_names: dict[int, str] = {}
-        prefix, rest = _split_folder(self.path, self.pictures, split)
+        self._splits: dict[str, str] = {}
+        prefix, rest = ("", split) if split_column else _split_folder(self.path, self.pictures, split)
+        if holdout and (split_column or prefix):
+            raise ConfigError(
+                f"holdout: expected splits made by it, got those of {split_column or prefix}. Remove split_column: (or "
+                "rename the folder), or set holdout: 0."
+            )
         if attributes is not None:
-            table = _table(self.path, attributes, frozenset(self.pictures))
-            table = self._use(_below(table, prefix), factors, templates or {}, num_attributes)
-            if self.vocabulary is not None:
-                options = (text, phrasing, unset_prob, caption_weights, single_caption_share)
-                self.attribute_texts = AttributeTexts(self.vocabulary, *options)
+            read = _table(self.path, attributes, frozenset(self.pictures))
+            if columns is None and split_column:
+                columns = [name for name in read.columns if name != split_column]
+            others = [words_from] if isinstance(words_from, (str, Path)) else words_from or []
+            references = [read_table(find_table(self.path, other)) for other in others]
+            table = _below(arrange(read, references, columns, bins, several), prefix)
+            table = self._use(table, factors, num_attributes)
+            texts = {"text": text, "phrasing": phrasing, "unset_prob": unset_prob, "caption_weights": caption_weights}
+            texts |= {"single_caption_share": single_caption_share, "holdout": holdout}
+            self.use_table(table, max_words, templates or {}, **texts)
+            if self.missing_vocabulary:
+                logger.warning("%s; until then, the data set has no vocabulary", self.missing_vocabulary)
+                self._texts = table_texts(table, templates_of(table, templates or {}))
+            if split_column:
+                self._splits = read_splits(read, split_column, _SPLIT_FOLDERS)
         else:
-            table, self.pictures = None, [name for name in self.pictures if name.startswith(prefix)]
+            read, self.pictures = None, [name for name in self.pictures if name.startswith(prefix)]
         if label is not None:
-            found = None if label == BY_FOLDER else _column_classes(table, label)
+            found = None if label == BY_FOLDER else _column_classes(_below(read, prefix), label, self.pictures)
             self.class_names, self._classes = found or self._folder_classes(everything, bool(prefix))
-        self.holdout = holdout
-        if holdout:
-            held_out = held_out_combinations(self._values, holdout, _HOLDOUT_SEED)
-            self._held_out = {row.tobytes() for row in held_out}
-        super().__init__(self.rows_of(rest, limit), repeat, do_augment, seed)
+        self._decoded = DecodedImages(len(self.pictures), image_size)
+        self.in_memory = fit != "random_crop" and self._decoded.fits
+        super().__init__(self.rows_of(rest, limit), repeat, do_augment, seed, augment)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
         """See ``ImageDataset``."""
-        if not self.holdout or split in (None, "test"):
-            return split_rows(len(self.pictures), split, limit)
-        rows = np.arange(len(self.pictures))
-        return held_out_rows(rows, self.is_unseen(self._values), split, limit, np.random.RandomState(_HOLDOUT_SEED))
+        if self._splits:
+            return self._listed_rows(split, limit)
+        return super().rows_of(split, limit) if self.holdout else split_rows(len(self.pictures), split, limit)
 
-    def is_unseen(self, values: np.ndarray) -> np.ndarray:
-        """See ``ImageDataset``."""
-        return np.array([row.tobytes() in self._held_out for row in np.ascontiguousarray(values)], dtype=bool)
-
-    def attribute_values(self, rows: np.ndarray) -> np.ndarray:
-        """See ``ImageDataset``."""
-        return self._values[rows]
-
-    def _use(
-        self, table: AttributeTable, factors: Sequence[str] | None, templates: Mapping[str, str], expected: int | None
-    ) -> AttributeTable:
-        """Set the texts, factors and words of a table; return it in the order of the rows."""
+    def _use(self, table: AttributeTable, factors: Sequence[str] | None, expected: int | None) -> AttributeTable:
+        """Set the factors of a table; return it in the order of the rows."""
         found = None if factors is not None and not factors else table_factors(table, factors)
         if found is not None:
             space, table = found
@@ -163,9 +180,23 @@ class ImageFolder(ImageDataset):
                 f"{table.path}: expected {expected} attributes, got {len(table.columns)} ({', '.join(table.columns)}). "
                 "Set num_attributes and the model's latent_unit to the number of columns."
             )
-        self.pictures, self._texts = list(table.pictures), table_texts(table, templates)
-        self.vocabulary, self._values = table_vocabulary(table, templates), table_values(table)
+        self.pictures = list(table.pictures)
         return table
+
+    def _listed_rows(self, split: str | None, limit: int | None) -> np.ndarray:
+        """Return the rows of a split in the column of splits; evaluation is validation."""
+        split = {"val": "validation", "valid": "validation", "evaluation": "validation"}.get(split, split)
+        require_choice("split", split, SPLITS)
+        entries = np.array([self._splits[name] for name in self.pictures])
+        names = _SPLIT_FOLDERS.get(split, ())
+        name = next((name for name in names if name in entries), None)
+        if names and name is None:
+            raise ConfigError(
+                f"split: {split} needs one of {', '.join(names)} in split_column, got none. Use split: null for all "
+                "images."
+            )
+        rows = np.flatnonzero(entries == name) if names else np.arange(len(entries))
+        return rows[split_rows(len(rows), "test", limit)]
 
     def _folder_classes(self, everything: Sequence[str], is_split: bool) -> tuple[dict[int, str], np.ndarray]:
         """Return the names of all class folders, and the number of that of each image.
@@ -187,12 +218,14 @@ class ImageFolder(ImageDataset):
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, image_size, image_size, 3) uint8."""
-        fit, files = _FITS[self.fit], [self.path / self.pictures[row] for row in rows.tolist()]
-        options: list[dict[str, Any]] = [{}] * len(files)
-        if self.fit == "random_crop":
-            options = [{"offset": offset} for offset in self._rng(rows, _CROP_SEED).random((len(files), 2)).tolist()]
-        pictures = (decode_picture(file, str(file)) for file in files)
-        return np.stack([to_array(fit(picture, self.image_size, **how)) for picture, how in zip(pictures, options)])
+        if self.fit != "random_crop":
+            return self._decoded.read(rows, self._image)
+        offsets = self._rng(rows, _CROP_SEED).random((len(rows), 2)).tolist()
+        return np.stack([self._image(row, offset=offset) for row, offset in zip(rows.tolist(), offsets)])
+
+    def _image(self, row: int, **options: Any) -> np.ndarray:
+        file = self.path / self.pictures[row]
+        return to_array(_FITS[self.fit](decode_picture(file, str(file)), self.image_size, **options))
 
     def original(self, row: int) -> bytes:
         """See ``ImageDataset``."""
@@ -202,14 +235,13 @@ class ImageFolder(ImageDataset):
         """See ``ImageDataset``."""
         return (self.path / self.pictures[row]).as_posix()
 
+    def texts(self, index: int) -> list[str]:
+        """See ``AttributeImages``."""
+        return self._texts[index]
+
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
-        """Return texts and factors of rows, if the data set has them."""
-        labels = {}
-        if self.attribute_texts is not None:
-            labels |= self.attribute_labels(self._values[rows], rows)
-        elif self._texts is not None:
-            texts = [self._texts[row] for row in rows.tolist()]
-            labels["text"] = leave_unset(texts, self.unset_prob, self._rng(rows))
+        """Return attributes, texts, factors and classes of rows, if the data set has them."""
+        labels = super().labels(rows)
         if self.space is not None:
             labels["factors"] = torch.from_numpy(self.space.factors_of(rows))
         if self.class_names:
@@ -247,33 +279,32 @@ def _split_folder(folder: Path, pictures: Sequence[str], split: str | None) -> t
     )
 
 
-def _column_classes(table: AttributeTable, name: str) -> tuple[dict[int, str], np.ndarray]:
-    """Return the classes in a column, and that of each image: integers as they are, else positions in the order."""
+def _column_classes(table: AttributeTable, name: str, pictures: Sequence[str]) -> tuple[dict[int, str], np.ndarray]:
+    """Return the classes in a column, and that of each picture: integers as they are, else positions in the order."""
     require_choice("label", name, table.columns)
-    entries, known = table.column(name), table.words[name]
-    if "" in entries:
+    entries, known = dict(zip(table.pictures, table.column(name))), table.words[name]
+    if empty := [picture for picture, entry in entries.items() if not entry]:
         raise UserError(
-            f"{table.path}: expected an entry in the column {name!r} (label) for every image, got none for "
-            f"{table.pictures[entries.index('')]}. Fill it in, or remove the image from the table."
+            f"{table.path}: expected an entry in the column {name!r} (label) for every image, got none for {empty[0]}. "
+            "Fill it in, or remove the image from the table."
         )
-    is_number = all(entry.isascii() and entry.isdigit() for entry in known)
-    numbers = {entry: int(entry) if is_number else position for position, entry in enumerate(known)}
-    return {number: entry for entry, number in numbers.items()}, np.array([numbers[entry] for entry in entries])
+    is_integer = all(entry.isascii() and entry.isdigit() for entry in known)
+    numbers = {entry: int(entry) if is_integer else position for position, entry in enumerate(known)}
+    classes = np.array([numbers[entries[picture]] for picture in pictures])
+    return {number: entry for entry, number in numbers.items()}, classes
 
 
 def _table(folder: Path, attributes: AnyPath, pictures: frozenset[str]) -> AttributeTable:
-    path = Path(attributes).expanduser()
-    if not path.is_file() and (folder / path).is_file():
-        path = folder / path
-    table = read_table(path)
+    table = read_table(find_table(folder, attributes))
     missing = [name for name in table.pictures if name not in pictures]
     if missing:
         raise UserError(
-            f"{path}: expected the paths of images below {folder}, got {len(missing)} that do not exist, such as "
+            f"{table.path}: expected the paths of images below {folder}, got {len(missing)} that do not exist, such as "
             f"{missing[0]}."
         )
     if len(table.pictures) < len(pictures):
-        logger.info("%s names %d of %d images; the others were left out", path, len(table.pictures), len(pictures))
+        count, total = len(table.pictures), len(pictures)
+        logger.info("%s names %d of %d images; the others were left out", table.path, count, total)
     return table
 
 

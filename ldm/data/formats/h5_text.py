@@ -6,13 +6,14 @@ Layout of the latter: ``images`` (N, R, R, 3) uint8, ``texts`` (N) UTF-8 strings
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ldm.data.dataset import ImageDataset, split_rows
+from ldm.data.dataset import ImageDataset, Transforms, split_rows
 from ldm.data.formats.image_sources import ImageArray
 from ldm.data.formats.picture_files import square, to_array
 from ldm.data.formats.texts import StoredTexts
@@ -33,8 +34,7 @@ class ArrayImages(ImageDataset):
         image_size: side of the images in pixels: the shorter side is resized and the centre cut out. None keeps the
             size of the file.
         split, limit: see ``split_rows``.
-        do_augment: mirror half of the images at random.
-        seed: seed of all random choices.
+        do_augment, seed, repeat, augment: see ``ImageDataset``.
 
     Raises:
         ConfigError: an option is outside its choices.
@@ -50,13 +50,19 @@ class ArrayImages(ImageDataset):
         limit: int | None = None,
         do_augment: bool = False,
         seed: int = 0,
+        repeat: int = 1,
+        augment: Transforms | None = None,
     ) -> None:
         require_count("image_size", image_size, or_null=True)
         self.path = find_source(type(self).__name__, path, (), _NEXT_STEP)
         self._source = ImageArray(self.path, key, size=None)
         self._source.prepare()
         self.image_size = image_size
-        super().__init__(split_rows(self._source.count, split, limit), do_augment=do_augment, seed=seed)
+        super().__init__(self.rows_of(split, limit), repeat, do_augment, seed, augment)
+
+    def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
+        """See ``ImageDataset``."""
+        return split_rows(self._source.count, split, limit)
 
     def original(self, row: int) -> np.ndarray:
         """See ``ImageDataset``."""
@@ -71,12 +77,11 @@ class ArrayImages(ImageDataset):
 
 
 class H5TextImages(StoredTexts, ArrayImages):
-    """Images of an HDF5 file with attribute texts: ``ArrayImages`` and ``text``, U strings per image.
+    """Images of an HDF5 file with attribute texts: ``ArrayImages`` and the entries of ``StoredTexts``.
 
     Args:
-        path: the file; None takes example.h5 in ``DATA_ROOT``. For further options see ``ArrayImages``.
-        num_attributes: U, the model's number of units; None takes that of the first image.
-        unset_prob: probability with which each text is left empty.
+        path: the file; None takes example.h5 in ``DATA_ROOT``.
+        num_attributes, unset_prob: see ``StoredTexts``, also for further options, and ``ArrayImages``.
 
     Raises:
         UserError: the file has no texts, is truncated, or has another number of attributes.
@@ -85,13 +90,20 @@ class H5TextImages(StoredTexts, ArrayImages):
     def __init__(
         self, path: AnyPath | None = None, num_attributes: int | None = None, unset_prob: float = 0.0, **options: Any
     ) -> None:
-        super().__init__(find_source("H5TextImages", path, ("example.h5",), _NEXT_STEP), **options)
-        self._texts = _read_texts(self.path, self._source.count)
-        self.check_texts(num_attributes, unset_prob)
+        found = find_source("H5TextImages", path, ("example.h5",), _NEXT_STEP)
+        super().__init__(path=found, num_attributes=num_attributes, unset_prob=unset_prob, **options)
+
+    @functools.cached_property
+    def _texts(self) -> list[str]:
+        return _read_texts(self.path, self._source.count)
 
     def joined_texts(self, index: int) -> str:
         """See ``StoredTexts``."""
         return self._texts[index]
+
+    def all_joined_texts(self) -> list[str]:
+        """See ``StoredTexts``."""
+        return self._texts
 
 
 def _read_texts(path: Path, count: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.dataset import ImageDataset
+from ldm.data.dataset import ImageDataset, Transforms
 from ldm.data.formats.picture_files import decode_picture, square, to_array
 from ldm.data.options import require_count
 from ldm.data.paths import AnyPath
@@ -25,7 +25,7 @@ class ImageList(ImageDataset):
         paths: the paths themselves, in place of ``list_file``.
         size: side in pixels: the shorter side is resized (bilinear), and a square is cut out; null or 0 keeps the
             images, which must then have one size.
-        do_augment, repeat, seed: see ``ImageDataset``.
+        do_augment, repeat, seed, augment: see ``ImageDataset``.
 
     Raises:
         ConfigError: an option is outside its choices.
@@ -40,6 +40,7 @@ class ImageList(ImageDataset):
         do_augment: bool = False,
         repeat: int = 1,
         seed: int = 0,
+        augment: Transforms | None = None,
     ) -> None:
         require_count("size", size or None, or_null=True)
         if (list_file is None) == (paths is None):
@@ -56,7 +57,7 @@ class ImageList(ImageDataset):
             found = f"{len(missing)} that do not exist, such as {missing[0]}" if missing else "none"
             places = f"relative to {Path.cwd()} or to the folder of the list"
             raise UserError(f"{self.path or 'paths'}: expected paths of images, {places}, got {found}.")
-        super().__init__(np.arange(len(self.names)), repeat, do_augment, seed)
+        super().__init__(np.arange(len(self.names)), repeat, do_augment, seed, augment)
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, H, W, 3) uint8."""

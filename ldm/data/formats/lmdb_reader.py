@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,21 +87,29 @@ class LMDBReader:
 
     def require(self, *keys: str) -> bytes:
         """Return the value of the first of ``keys`` that exists; raise a ``UserError`` if there is none."""
-        lmdb = import_lmdb()
-        for key in keys:
-            try:
-                with _environments_lock, _environment(self.path).begin(write=False) as transaction:
-                    value = transaction.get(key.encode())
-            except lmdb.Error as error:
-                raise UserError(
-                    f"{self.path}: key {key!r} cannot be read ({error}). The LMDB is damaged: write it again."
-                ) from error
+        for value in self._values(keys):
             if value is not None:
                 return value
         raise UserError(
             f"{self.path} has no key {' or '.join(map(repr, keys))}. Check original_resolution (now "
             f"{self.resolution}), and that writing of the LMDB was completed."
         )
+
+    def require_all(self, keys: Sequence[str]) -> list[bytes]:
+        """Return the values of all ``keys``; raise a ``UserError`` if one does not exist."""
+        return [self.require(key) if value is None else value for key, value in zip(keys, self._values(keys))]
+
+    def _values(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the values of keys, read in one transaction; None for those that do not exist."""
+        lmdb = import_lmdb()
+        try:
+            with _environments_lock, _environment(self.path).begin(write=False) as transaction:
+                return [transaction.get(key.encode()) for key in keys]
+        except lmdb.Error as error:
+            raise UserError(
+                f"{self.path}: keys {keys[0]!r} to {keys[-1]!r} cannot be read ({error}). The LMDB is damaged: write "
+                "it again."
+            ) from error
 
     def __len__(self) -> int:
         value = self.require("length")

@@ -38,8 +38,9 @@ class FFHQ(LMDBImages):
     ) -> None:
         super().__init__(path, image_size, original_resolution, zfill=zfill, split=split, **options)
 
-    @staticmethod
-    def _split(size: int, split: str | None, limit: int | None) -> np.ndarray:
+    def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
+        """See ``ImageDataset``."""
+        size = len(self.reader)
         rows = {
             "train": range(FFHQ_TEST, size),
             "validation": range(min(_FFHQ_VALIDATION, size)),

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ldm.data.dataset import ImageDataset, split_rows
+from ldm.data.dataset import ImageDataset, Transforms, split_rows
 from ldm.data.formats.lmdb_reader import LMDBReader, is_lmdb
 from ldm.data.formats.picture_files import crop_face, decode_picture, square, to_array
 from ldm.data.formats.texts import StoredTexts
+from ldm.data.memory import DecodedImages
 from ldm.data.options import require_count
 from ldm.data.paths import AnyPath, find_source
 from ldm.util import UserError
@@ -37,8 +37,7 @@ class LMDBImages(ImageDataset):
         crop_d2c: cut out the CelebA face window first (only for unresized images of 178 x 218 pixels).
         zfill: number of digits of the index in the keys.
         split, limit: see ``split_rows``.
-        do_augment: mirror half of the images at random.
-        seed: seed of all random choices.
+        do_augment, seed, repeat, augment: see ``ImageDataset``.
 
     Raises:
         ConfigError: an option is outside its choices.
@@ -60,16 +59,20 @@ class LMDBImages(ImageDataset):
         limit: int | None = None,
         do_augment: bool = False,
         seed: int = 0,
+        repeat: int = 1,
+        augment: Transforms | None = None,
     ) -> None:
         require_count("image_size", image_size)
         self.path = find_lmdb(type(self).__name__, path or os.environ.get(self._path_variable), self._candidates)
         self.reader = LMDBReader(self.path, original_resolution, zfill)
         self.image_size, self.crop_d2c = image_size, crop_d2c
-        super().__init__(self._split(len(self.reader), split, limit), do_augment=do_augment, seed=seed)
+        self._decoded = DecodedImages(len(self.reader), image_size)
+        self.in_memory = self._decoded.fits
+        super().__init__(self.rows_of(split, limit), repeat, do_augment, seed, augment)
 
-    @staticmethod
-    def _split(size: int, split: str | None, limit: int | None) -> np.ndarray:
-        return split_rows(size, split, limit)
+    def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
+        """See ``ImageDataset``."""
+        return split_rows(len(self.reader), split, limit)
 
     def image(self, index: int) -> np.ndarray:
         """Return image ``index``: (image_size, image_size, 3) uint8."""
@@ -85,16 +88,11 @@ class LMDBImages(ImageDataset):
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by index: (n,) int -> (n, image_size, image_size, 3) uint8."""
-        return np.stack([self.image(row) for row in rows.tolist()])
+        return self._decoded.read(rows, self.image)
 
 
 class LMDBTextImages(StoredTexts, LMDBImages):
-    """Images of an LMDB with attribute texts: ``LMDBImages`` and ``text``, U strings per image.
-
-    Args:
-        path: see ``LMDBImages``, also for the further options.
-        num_attributes: U, the model's number of units; None takes that of the first image.
-        unset_prob: probability with which each text is left empty.
+    """Images of an LMDB with attribute texts: ``LMDBImages`` and the entries of ``StoredTexts``.
 
     Raises:
         UserError: an image has another number of attributes, or its texts are not UTF-8.
@@ -102,17 +100,21 @@ class LMDBTextImages(StoredTexts, LMDBImages):
 
     _prefixes = ("img-", "")
 
-    def __init__(
-        self, path: AnyPath | None = None, num_attributes: int | None = None, unset_prob: float = 0.0, **options: Any
-    ) -> None:
-        super().__init__(path, **options)
-        self.check_texts(num_attributes, unset_prob)
-
     def joined_texts(self, index: int) -> str:
         """See ``StoredTexts``."""
-        key = f"txt-{self.reader.name(index)}"
+        return self._decode(self._key(index), self.reader.require(self._key(index)))
+
+    def all_joined_texts(self) -> list[str]:
+        """See ``StoredTexts``."""
+        keys = [self._key(index) for index in range(len(self.reader))]
+        return [self._decode(key, value) for key, value in zip(keys, self.reader.require_all(keys))]
+
+    def _key(self, index: int) -> str:
+        return f"txt-{self.reader.name(index)}"
+
+    def _decode(self, key: str, value: bytes) -> str:
         try:
-            return self.reader.require(key).decode("utf-8")
+            return value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{self.path}: expected UTF-8 text at key {key!r}, but decoding failed ({error}). Write the LMDB again."

@@ -16,11 +16,11 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _D2C_LEFT, _D2C_TOP, _D2C_SIDE = 25, 57, 128  # face crop of aligned 178 x 218 CelebA images
 
 
-def decode_picture(data: bytes | Path, name: str) -> Image.Image:
-    """Decode encoded bytes or a file to RGB; raise a ``UserError`` with ``name`` if they are damaged."""
+def decode_picture(data: bytes | Path, name: str, mode: str = "RGB") -> Image.Image:
+    """Decode encoded bytes or a file to a mode of Pillow; raise a ``UserError`` with ``name`` if they are damaged."""
     try:
         with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
-            return picture.convert("RGB")
+            return picture.convert(mode)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f"{name}: expected a complete PNG or JPEG image, but decoding failed ({error}). Write it again."

@@ -13,7 +13,6 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from ldm.data.dataset import FactorDataset
 from ldm.data.options import require_count
 from ldm.data.traits import unwrap, vocabulary_of
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
@@ -23,7 +22,7 @@ from ldm.evaluation.directions.report import BenchReport
 from ldm.evaluation.sampling.request import describe_sampler
 from ldm.evaluation.test_pass import TestPassCallback
 from ldm.evaluation.units.names import clip_reader
-from ldm.models.contracts import HasDirections, require
+from ldm.models.contracts import HasAttributes, HasDirections, missing_members, require
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
 from ldm.models.inputs import some_images
 from ldm.models.judge import load_judge
@@ -53,7 +52,7 @@ class DirectionBench(TestPassCallback):
     ``owned_factors`` and ``leakage`` by finder.
 
     Args:
-        judge: checkpoint or run folder of a ``AttributeJudge``; without one, no factors are reported.
+        judge: checkpoint or run folder of an ``AttributeJudge``; without one, no factors are reported.
         clip: CLIP that names directions, see ``find_clip``; without one, there are no names.
         finders: see ``build_finder``; a mapping gives them names. ``RandomRows`` is the control.
         num_samples: base images, N.
@@ -187,11 +186,11 @@ class DirectionBench(TestPassCallback):
 def captions(dataset: Any, denoiser: Any, count: int, seed: int) -> list[str] | None:
     """Return captions of the attributes of random images; None if the data set or the model has no texts."""
     dataset = unwrap(dataset)
-    if not isinstance(dataset, FactorDataset) or dataset.vocabulary is None or dataset.space is None:
+    if vocabulary_of(dataset) is None or missing_members(dataset, HasAttributes):
         return None
     rows = np.random.default_rng(seed).choice(dataset.rows, count, replace=count > len(dataset.rows))
     vocabulary = dataset.vocabulary
-    texts = [vocabulary.caption(phrases) for phrases in vocabulary.texts(dataset.space.factors_of(rows))]
+    texts = [vocabulary.caption(phrases) for phrases in vocabulary.texts(dataset.attribute_values(rows))]
     try:
         denoiser.condition_from_texts(texts[:1])
     except UserError as error:
@@ -213,7 +212,7 @@ def build_meters(
     if vocabulary is not None and judge_path:
         judge = load_judge(judge_path).to(device)
         expected = size, [len(values) for values in vocabulary.value_to_word]
-        found = (judge.image_size, judge.image_size), list(judge.space.factors_num_values)
+        found = (judge.image_size, judge.image_size), list(judge.sizes)
         if found != expected:
             raise UserError(
                 f"{judge_path}: expected a judge of images of {expected[0]} pixels and of factors with {expected[1]} "

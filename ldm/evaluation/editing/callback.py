@@ -3,50 +3,74 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 from torch import Tensor
 
-from ldm.data.collate import collate
-from ldm.data.traits import unwrap, vocabulary_of
+from ldm.data.module import DataModuleFromConfig
+from ldm.data.options import require_count
+from ldm.data.traits import unwrap
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
-from ldm.evaluation.editing.measure import EditResult, edit_grid, edit_score, judge_accuracy, plain_number, plan_edits
+from ldm.evaluation.editing.editor import GuidedEditor, check_needs, guided_editor
+from ldm.evaluation.editing.measure import (
+    SEEN,
+    UNSEEN,
+    EditPlan,
+    EditResult,
+    choose_guidance,
+    edit_grid,
+    edit_score,
+    plain_number,
+)
+from ldm.evaluation.editing.truth import TruePictures
 from ldm.evaluation.sampling.request import describe_sampler
 from ldm.evaluation.test_pass import Progress, TestPassCallback
 from ldm.models.contexts import averaged
-from ldm.models.contracts import Editable, require
 from ldm.models.judge import load_judge
 from ldm.pictures.charts import heat_map
 from ldm.pictures.draw import draw_grid, save_png
-from ldm.pictures.grid import CaptionedGrid
 from ldm.runs.records import update_results, write_json
-from ldm.util import UserError
+from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_REMOVE = "or remove the EditScore callback from lightning.callbacks"
+_GROUPS = {"unseen": UNSEEN, "seen": SEEN}
+_REFERENCES = ("accuracy_ceiling", "leakage_ceiling", "accuracy_chance")
 
 
 class EditScore(TestPassCallback):
     """Measures whether changing one attribute's text changes that attribute and no other.
 
-    See ``ldm.evaluation.editing.measure`` for the protocol and ``ldm.models.contracts.Editable`` for the models it is
-    computed for. The words of the attributes come from the test data set's vocabulary. The files are
-    ``<run>/edit_score/<step>.json`` and ``<step>.png``, and
+    See ``ldm.evaluation.editing.measure`` for the protocol, and ``Editable`` and ``SampledFromTexts`` in
+    ``ldm.models.contracts`` for the models it is computed for. The words of the attributes come from the test data
+    set's vocabulary. The files are ``<run>/edit_score/<step>.json`` and ``<step>.png``, and
     ``<run>/images/test/edit_grid_gs-<step>_e-<epoch>_b-000000.png``.
 
+    ``results.json`` receives ``edit_accuracy``, ``edit_leakage`` and ``all_right``, the first two also by attribute
+    (``edit_accuracy_<attribute>``), their ceiling, which is the judge's score on pictures of the data set, and
+    ``edit_accuracy_chance``. With held-out combinations they are those of the unseen ones, and there are figures with
+    the suffixes ``_unseen`` and ``_seen``.
+
     Args:
-        judge: checkpoint or run folder of a ``AttributeJudge`` trained on images of the same size.
-        num_samples: base images, N; (1 + U) * N images are sampled.
+        judge: checkpoint or run folder of an ``AttributeJudge`` of the same attributes and image size.
+        num_samples: base images of a group, N, which is also the number of edits of each unit; (1 + U) * N images are
+            sampled.
         batch_size: images sampled at once.
         sampler: see ``build_sampler``; by default DDIM with 50 steps and eta 0, which adds no noise.
-        guidance_scale: passed to ``sample_edit``; 1 as trained.
+        guidance_scale: scale of the sub-gradients or of classifier-free guidance; 1 as trained. Of a list the scale
+            with the largest accuracy minus leakage is taken, on other edits than those reported.
         seed: seed of texts, requested words and noise.
         columns: samples in the picture.
+        num_guidance_samples: base images for the choice of the guidance scale.
+        ordered: attributes whose words have an order, for the share of errors between neighbouring words.
     """
+
+    scores_samples = True
 
     def __init__(
         self,
@@ -54,36 +78,36 @@ class EditScore(TestPassCallback):
         num_samples: int = 256,
         batch_size: int = 64,
         sampler: Sampler | Mapping[str, Any] | str | None = None,
-        guidance_scale: float = 1.0,
+        guidance_scale: float | Sequence[float] = 1.0,
         seed: int = 0,
         columns: int = 8,
+        num_guidance_samples: int = 32,
+        ordered: Sequence[str] = (),
     ) -> None:
         self.judge_path, self.num_samples, self.batch_size = str(judge), num_samples, batch_size
         self.sampler = DDIMSampler() if sampler is None else build_sampler(sampler)
-        self.guidance_scale, self.seed, self.columns = guidance_scale, seed, columns
+        self.scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale]
+        if not self.scales:
+            raise ConfigError("EditScore.guidance_scale: expected a number or a list of numbers, got an empty list")
+        require_count("EditScore.num_guidance_samples", num_guidance_samples)
+        self.seed, self.columns = seed, columns
+        self.num_guidance_samples, self.ordered = num_guidance_samples, tuple(ordered)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check before training that the score can be computed after it; see ``check_needs``."""
+        super().on_fit_start(trainer, pl_module)
+        data = trainer.datamodule
+        if isinstance(data, DataModuleFromConfig) and "test" in data.dataset_configs and not trainer.fast_dev_run:
+            data.setup("test")  # the test pass uses the same data set
+            self._check(data.datasets["test"], pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check before the long test pass that the score can be computed.
+        """Check before the long test pass that the score can be computed; see ``check_needs``."""
+        self._check(self.test_loader(trainer).dataset, pl_module)
 
-        Raises:
-            UserError: the judge is missing or expects images of another size, the data set has no words or not one
-                factor per unit, or the model is not editable.
-        """
-        dataset = self.test_loader(trainer).dataset
-        vocabulary, name = vocabulary_of(dataset), type(unwrap(dataset)).__name__
-        if vocabulary is None:
-            raise UserError(
-                f"edit score: expected a test data set with a vocabulary, got {name}. Set data.params.test to a "
-                f"data set with words, {_REMOVE}"
-            )
-        require(pl_module, Editable, "edit score")
+    def _check(self, dataset: Any, model: pl.LightningModule) -> None:
         self._judge = load_judge(self.judge_path)
-        self._judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
-        if pl_module.latent_unit != vocabulary.num_units:
-            raise UserError(
-                f"edit score: expected one unit per attribute, got latent_unit {pl_module.latent_unit} and "
-                f"{vocabulary.num_units} attributes of the test data set {name}. Make them match, {_REMOVE}"
-            )
+        check_needs(dataset, model, self._judge, self.ordered)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sample, judge and write, in the first process only."""
@@ -91,41 +115,93 @@ class EditScore(TestPassCallback):
             return
         dataset, device = unwrap(self.test_loader(trainer).dataset), pl_module.device
         judge = self._judge.to(device)
-        plan = plan_edits(dataset.vocabulary, pl_module.latent_shape, self.num_samples, self.seed)
-
-        def edit(texts: list[list[str]], x_T: Tensor) -> Tensor:
-            return pl_module.sample_edit(texts, x_T, self.sampler, self.guidance_scale)
-
-        accuracy, num_images = judge_accuracy(judge.predict_values, dataset, self.batch_size, device)
+        truth = TruePictures(dataset, judge.predict_values, self.batch_size, device)
+        plans = truth.plans(pl_module.latent_shape, self.num_samples, self.seed)
+        plain = next(iter(plans.values()))  # of unseen combinations, if there are any
+        editor = guided_editor(pl_module, dataset.vocabulary, self.sampler)
         with averaged(pl_module):
-            grid = edit_grid(edit, plan, self.columns, device)
-            result = edit_score(edit, judge.predict_values, plan, self.batch_size, device)
-        record = {
+            scale, curve = self._choose(editor, truth, pl_module)
+            edit = partial(_at, editor, scale)
+            true = truth.images(truth.rows(plain.words[: self.columns]))
+            grid = edit_grid(edit, plain, self.columns, device, true)
+            results = {group: self._score(edit, plan, truth) for group, plan in plans.items()}
+        path = self.run_dir(trainer) / "edit_score" / f"{self.progress(trainer).step}.json"
+        guidance = {"guidance_scale": scale, **({"guidance_curve": curve} if curve else {})}
+        judge = self._judge_record(truth)
+        ceilings = {group: truth.ceiling(plan) for group, plan in plans.items()}
+        self._write(path, results, ceilings, self.progress(trainer), guidance, judge)
+        progress = self.progress(trainer)
+        picture = f"edit_grid_gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000.png"
+        save_png(draw_grid(grid), self.run_dir(trainer) / "images" / "test" / picture)
+
+    def _score(self, edit: Any, plan: EditPlan, truth: TruePictures) -> EditResult:
+        return edit_score(edit, truth.judge, plan, self.batch_size, truth.device)
+
+    def _choose(
+        self, editor: GuidedEditor, truth: TruePictures, model: pl.LightningModule
+    ) -> tuple[float, list[dict[str, float | None]]]:
+        """Return the guidance scale, and the figures it was chosen by: of other edits, and of seen combinations."""
+        if len(self.scales) == 1:
+            return self.scales[0], []
+        seed = int(np.random.SeedSequence([self.seed, 2]).generate_state(1)[0])
+        *_, plan = truth.plans(model.latent_shape, self.num_guidance_samples, seed).values()
+        return choose_guidance(lambda scale: self._score(partial(_at, editor, scale), plan, truth), self.scales)
+
+    def _judge_record(self, truth: TruePictures) -> dict[str, Any]:
+        accuracy, num_images = truth.judge_accuracy()
+        return {
             "path": self.judge_path,
-            "accuracy": plain_number(accuracy.mean()),
-            "accuracy_by_factor": dict(zip(result.factor_names, map(plain_number, accuracy))),
+            "accuracy": plain_number(np.nanmean(accuracy)),
+            "accuracy_by_factor": dict(zip(truth.dataset.vocabulary.factor_names, map(plain_number, accuracy))),
             "num_images": num_images,
         }
-        self._write(self.run_dir(trainer), result, grid, self.progress(trainer), record)
 
     def _write(
-        self, run_dir: Path, result: EditResult, grid: CaptionedGrid, progress: Progress, judge: Mapping[str, Any]
+        self,
+        path: Path,
+        results: Mapping[str, EditResult],
+        ceilings: Mapping[str, EditResult],
+        progress: Progress,
+        guidance: Mapping[str, Any],
+        judge: Mapping[str, Any],
     ) -> None:
-        """Write the numbers, the matrix as a heat map, the picture of the edits, and figures in ``results.json``."""
-        path = run_dir / "edit_score" / f"{progress.step}.json"
-        report = result.to_dict()
-        settings = {**describe_sampler(self.sampler), "guidance_scale": self.guidance_scale, "seed": self.seed}
-        write_json(path, {**report, "sampler": settings, **progress._asdict(), "judge": judge})
+        """Write the numbers, the matrix as a heat map, and figures in ``results.json``."""
+        settings = {**describe_sampler(self.sampler), **guidance, "seed": self.seed}
+        reports = {group: self._report(result, ceilings[group]) for group, result in results.items()}
+        group, result = next(iter(results.items()))
+        groups = {name: reports[suffix] for name, suffix in _GROUPS.items() if suffix in reports}
+        record = {**reports[group], **({"groups": groups} if groups else {})}
+        write_json(path, {**record, "sampler": settings, **progress._asdict(), "judge": judge})
         names = [name.replace("_", " ") for name in result.factor_names]
+        best = ceilings[group]
         title = (
             f"Edit accuracy {result.edit_accuracy:.2f} (diagonal), leakage {result.edit_leakage:.2f} (elsewhere)\n"
+            f"pictures of the data set: {best.edit_accuracy:.2f}, {best.edit_leakage:.2f}; chance "
+            f"{result.chance.mean():.2f}\n"
             f"rows: attribute changed, columns: factor judged; {result.num_samples} samples, step {progress.step:,}\n"
             f"accuracy of the judge on unseen real images: {judge['accuracy']:.3f}"
         )
         heat_map(result.matrix, names, names, title, path.with_suffix(".png"))
-        picture = f"edit_grid_gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000.png"
-        save_png(draw_grid(grid), run_dir / "images" / "test" / picture)
-        accuracy, leakage = report["edit_accuracy"], report["edit_leakage"]
-        update_results(run_dir, edit_accuracy=accuracy, edit_leakage=leakage, judge_accuracy=judge["accuracy"])
+        figures = dict(result.figures())
+        for suffix in filter(None, results):
+            figures |= results[suffix].figures(suffix)
+        figures |= {f"edit_{name}": record[f"edit_{name}"] for name in _REFERENCES}
+        update_results(path.parents[1], **figures, judge_accuracy=judge["accuracy"])
         scores = result.edit_accuracy, result.edit_leakage, judge["accuracy"]
         logger.info("edit accuracy %.3f, leakage %.3f (judge %.3f): %s", *scores, path)
+
+    def _report(self, result: EditResult, ceiling: EditResult) -> dict[str, Any]:
+        """Return the figures of a group, with those of the data set's own pictures and of chance."""
+        figures = {**ceiling.to_dict(self.ordered)}
+        kept = ("edit_accuracy", "edit_leakage", "all_right", "accuracy", "leakage", "num_samples")
+        return {
+            **result.to_dict(self.ordered),
+            "ceiling": {name: figures[name] for name in kept},
+            "edit_accuracy_ceiling": figures["edit_accuracy"],
+            "edit_leakage_ceiling": figures["edit_leakage"],
+            "edit_accuracy_chance": plain_number(result.chance.mean()),
+        }
+
+
+def _at(editor: GuidedEditor, scale: float, texts: list[list[str]], x_T: Tensor) -> Tensor:
+    return editor(texts, x_T, scale)

@@ -13,13 +13,22 @@ Protocol, for U text units where unit k describes factor k of F = U:
    one. ``matrix[k, f]``, f != k, is leakage: the share whose judged word of factor f differs from the base image's.
 
 Edit accuracy is the mean of the diagonal, edit leakage the mean of the other entries. A model that ignores its text has
-no leakage and an accuracy near chance, 1 / number of words. Dimensions: N samples, U units, F factors, C h w latent.
+no leakage and an accuracy near chance, 1 / number of words.
+
+In data sets without every combination of values the base texts are those of existing combinations. With held-out
+combinations (``holdout``) there are two groups, whose base texts, here called anchors, are held-out combinations
+(``unseen``) or others (``seen``), and the edits are read in reverse: from the text with another word of attribute k, to
+the anchor. Then the combination that is asked for was never trained on, and the accuracy of unit k is the share of
+anchors whose judged word of attribute k is the requested one; leakage is symmetric. Attributes with a single word are
+not edited.
+
+Dimensions: N samples, U units, F factors, E edited units, C h w latent.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +36,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.dataset import FactorDataset
-from ldm.data.vocabulary import AttributeVocabulary
+from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.diffusion.noise import fixed_noise, seeded_noise
-from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
+
+UNSEEN, SEEN = "_unseen", "_seen"  # groups, and the suffixes of their figures
 
 # (texts: B lists of U strings, x_T: (B, C, h, w)) -> images (B, 3, H, W) in [-1, 1].
 Editor = Callable[[list[list[str]], Tensor], Tensor]
@@ -49,9 +58,11 @@ class EditPlan:
     vocabulary: AttributeVocabulary  # words of the attributes
     factors: np.ndarray  # (N, F) int64 values of the base images
     words: np.ndarray  # (N, F) int64 words of the base images
-    asked: np.ndarray  # (U, N) int64, the other word requested of unit k
+    units: np.ndarray  # (E,) int64, the edited units
+    asked: np.ndarray  # (E, N) int64, another word of each edited unit
     noise: Tensor  # (N, C, h, w) float32 on the CPU, x_T of each image and of its edits
     seed: int  # seed of all draws
+    is_reversed: bool = False  # whether edits lead from the other word to the base text
 
     def base_texts(self, part: slice) -> list[list[str]]:
         """Return the texts of some base images."""
@@ -64,34 +75,60 @@ class EditPlan:
             strings[unit] = self.vocabulary.phrases(unit, word)[0]
         return texts
 
+    def edited_words(self, row: int) -> np.ndarray:
+        """Return the words of the base images with the other word of edited unit number ``row``, (N, F) int64."""
+        words = self.words.copy()
+        words[:, self.units[row]] = self.asked[row]
+        return words
+
 
 def available_words(vocabulary: AttributeVocabulary, unit: int) -> np.ndarray:
     """Return the words of an attribute that belong to a factor value, sorted."""
     return np.unique(vocabulary.value_to_word[unit])
 
 
-def plan_edits(vocabulary: AttributeVocabulary, latent_shape: tuple[int, ...], num_samples: int, seed: int) -> EditPlan:
+def plan_edits(
+    vocabulary: AttributeVocabulary,
+    latent_shape: tuple[int, ...],
+    num_samples: int,
+    seed: int,
+    combinations: np.ndarray | None = None,
+    is_reversed: bool = False,
+) -> EditPlan:
     """Draw base factors, requested words and noises.
 
+    Args:
+        vocabulary: words of the attributes.
+        latent_shape: C, h, w.
+        num_samples: N.
+        seed: seed of all draws.
+        combinations: (n, F) int64, the combinations of values to draw from, each about equally often; None: all.
+        is_reversed: see ``EditPlan``.
+
     Raises:
-        ConfigError: an attribute has one word only, or ``num_samples`` is not positive.
+        ConfigError: all attributes have one word only, or ``num_samples`` is not positive.
     """
     if num_samples < 1:
         raise ConfigError(f"edit score: expected num_samples of at least 1, got num_samples={num_samples}")
     random_state = np.random.RandomState(seed)
-    columns = [random_state.randint(len(values), size=num_samples) for values in vocabulary.value_to_word]
-    factors = np.stack(columns, axis=1).astype(np.int64)
-    words = vocabulary.word_labels(factors)
-    asked = np.empty((vocabulary.num_units, num_samples), dtype=np.int64)
-    for k, name in enumerate(vocabulary.factor_names):
-        choices = available_words(vocabulary, k)
-        if len(choices) < 2:
-            raise ConfigError(
-                f"edit score: expected two or more words of {name!r}, got the single word {vocabulary.words[k]}"
-            )
-        shift = random_state.randint(1, len(choices), size=num_samples)  # at least 1: another word
-        asked[k] = choices[(np.searchsorted(choices, words[:, k]) + shift) % len(choices)]
-    return EditPlan(vocabulary, factors, words, asked, seeded_noise(num_samples, latent_shape, seed), seed)
+    if combinations is None:
+        columns = [random_state.randint(len(values), size=num_samples) for values in vocabulary.value_to_word]
+        factors = np.stack(columns, axis=1).astype(np.int64)
+    else:
+        factors = combinations[np.resize(random_state.permutation(len(combinations)), num_samples)]
+    words, choices = vocabulary.word_labels(factors), [available_words(vocabulary, k) for k in range(len(factors.T))]
+    single = [name for name, own in zip(vocabulary.factor_names, choices) if len(own) < 2]
+    units = np.array([k for k, own in enumerate(choices) if len(own) > 1], dtype=np.int64)
+    if single:
+        logger.warning("edit score: attributes of a single word are not edited: %s", ", ".join(single))
+    if not len(units):
+        raise ConfigError(f"edit score: expected two or more words of an attribute, got a single word of {single}")
+    asked = np.empty((len(units), num_samples), dtype=np.int64)
+    for row, k in enumerate(units):
+        shift = random_state.randint(1, len(choices[k]), size=num_samples)  # at least 1: another word
+        asked[row] = choices[k][(np.searchsorted(choices[k], words[:, k]) + shift) % len(choices[k])]
+    noise = seeded_noise(num_samples, latent_shape, seed)
+    return EditPlan(vocabulary, factors, words, units, asked, noise, seed, is_reversed)
 
 
 def sample_from(
@@ -117,15 +154,17 @@ def sample_from(
 
 @dataclass(frozen=True)
 class EditResult:
-    """The score; see the module's documentation."""
+    """The score; see the module's documentation. Figures are NaN where nothing was judged."""
 
-    factor_names: tuple[str, ...]  # names of the U = F factors
-    num_samples: int  # N
-    matrix: np.ndarray  # (U, F) float in [0, 1]; accuracy on the diagonal, leakage off it
+    factor_names: tuple[str, ...]  # names of the E edited attributes
+    num_samples: int  # base images that were judged, at most N
+    matrix: np.ndarray  # (E, E) float in [0, 1]; accuracy on the diagonal, leakage off it
     # Share of edits after which the judged *value* differs: stricter than words, and sensitive to the judge's errors.
-    value_changes: np.ndarray  # (U, F) float in [0, 1]
-    base_accuracy: np.ndarray  # (F,) float, share of base images whose judged word is the requested one
-    chance: np.ndarray  # (U,) float, accuracy of a model that ignores the text
+    value_changes: np.ndarray  # (E, E) float in [0, 1]
+    base_accuracy: np.ndarray  # (E,) float, share of base images whose judged word is the requested one
+    all_right: float  # share of base images of which every judged word is the requested one
+    neighbour_errors: np.ndarray  # (E,) float, share of wrong edits whose judged word is next to the requested one
+    chance: np.ndarray  # (E,) float, accuracy of a model that ignores the text
 
     @property
     def edit_accuracy(self) -> float:
@@ -137,8 +176,15 @@ class EditResult:
         """Mean leakage over units; NaN for a single factor."""
         return float(_off_diagonal_means(self.matrix).mean())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON; NaN becomes ``None``."""
+    def figures(self, suffix: str = "") -> dict[str, float | None]:
+        """Return accuracy and leakage, also of each attribute, and ``all_right``, by names that end in ``suffix``."""
+        figures = {"edit_accuracy": self.edit_accuracy, "edit_leakage": self.edit_leakage, "all_right": self.all_right}
+        for name, accuracy, leakage in zip(self.factor_names, np.diag(self.matrix), _off_diagonal_means(self.matrix)):
+            figures |= {f"edit_accuracy_{name}": accuracy, f"edit_leakage_{name}": leakage}
+        return {f"{name}{suffix}": plain_number(value) for name, value in figures.items()}
+
+    def to_dict(self, ordered: Sequence[str] = ()) -> dict[str, Any]:
+        """Return plain values for JSON; NaN becomes ``None``. ``ordered``: attributes whose words have an order."""
         by_factor = {
             "accuracy": np.diag(self.matrix),
             "leakage": _off_diagonal_means(self.matrix),
@@ -146,10 +192,13 @@ class EditResult:
             "base_accuracy": self.base_accuracy,
             "value_leakage": _off_diagonal_means(self.value_changes),
         }
+        errors = dict(zip(self.factor_names, map(plain_number, self.neighbour_errors)))
         return {
             "edit_accuracy": plain_number(self.edit_accuracy),
             "edit_leakage": plain_number(self.edit_leakage),
+            "all_right": plain_number(self.all_right),
             **{key: dict(zip(self.factor_names, map(plain_number, row))) for key, row in by_factor.items()},
+            **{f"edit_neighbour_errors_{name}": errors[name] for name in ordered if name in errors},
             "factor_names": list(self.factor_names),
             "matrix": [[plain_number(value) for value in row] for row in self.matrix],
             "value_changes": [[plain_number(value) for value in row] for row in self.value_changes],
@@ -162,6 +211,12 @@ def plain_number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 6)
 
 
+def share(hits: np.ndarray, counted: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Return the share of hits among the counted entries; NaN where there is none."""
+    with np.errstate(invalid="ignore"):
+        return (hits & counted).sum(axis=axis) / counted.sum(axis=axis)
+
+
 def _off_diagonal_means(matrix: np.ndarray) -> np.ndarray:
     """Return the mean of each row without its diagonal entry; NaN for a single column."""
     others = matrix[~np.eye(len(matrix), dtype=bool)].reshape(len(matrix), -1)
@@ -169,19 +224,31 @@ def _off_diagonal_means(matrix: np.ndarray) -> np.ndarray:
 
 
 def summarise_edits(plan: EditPlan, base: np.ndarray, edited: np.ndarray) -> EditResult:
-    """Compute the score from judged values of the base images (N, F) and of the edits (U, N, F)."""
-    vocabulary = plan.vocabulary
-    base_words = vocabulary.word_labels(base)
-    edited_words = np.stack([vocabulary.word_labels(values) for values in edited])
-    matrix = (edited_words != base_words).mean(axis=1)
-    units = np.arange(vocabulary.num_units)
-    matrix[units, units] = [(edited_words[k, :, k] == plan.asked[k]).mean() for k in units]
+    """Compute the score from judged values of the base images (N, F) and of the edits (E, N, F).
+
+    Values of images that do not exist are ``UNKNOWN``; these images are left out.
+    """
+    vocabulary, units = plan.vocabulary, plan.units
+    base_words = vocabulary.word_labels(base)[:, units]  # (N, E)
+    edited_words = np.stack([vocabulary.word_labels(values)[:, units] for values in edited])  # (E, N, E)
+    has_base, has_edit = base_words[:, 0] != UNKNOWN, edited_words[:, :, 0] != UNKNOWN
+    pairs = (has_base & has_edit)[..., None]
+    rows = np.arange(len(units))
+    if plan.is_reversed:  # the edits of an image all lead to the base image
+        judged, asked, counted = base_words.T, plan.words[:, units].T, np.broadcast_to(has_base, has_edit.shape)
+    else:
+        judged, asked, counted = edited_words[rows, :, rows], plan.asked, has_edit
+    matrix = share(edited_words != base_words, pairs, axis=1)
+    matrix[rows, rows] = share(judged == asked, counted, axis=1)
+    is_right = base_words == plan.words[:, units]
     return EditResult(
-        factor_names=tuple(vocabulary.factor_names),
-        num_samples=len(base),
+        factor_names=tuple(vocabulary.factor_names[k] for k in units),
+        num_samples=int(has_base.sum()),
         matrix=matrix,
-        value_changes=(edited != base).mean(axis=1),
-        base_accuracy=(base_words == plan.words).mean(axis=0),
+        value_changes=share((edited != base)[:, :, units], pairs, axis=1),
+        base_accuracy=share(is_right, has_base[:, None], axis=0),
+        all_right=float(share(is_right.all(axis=1), has_base)),
+        neighbour_errors=share(np.abs(judged - asked) == 1, counted & (judged != asked), axis=1),
         chance=np.array([1 / len(available_words(vocabulary, k)) for k in units]),
     )
 
@@ -189,14 +256,14 @@ def summarise_edits(plan: EditPlan, base: np.ndarray, edited: np.ndarray) -> Edi
 def edit_score(
     edit: Editor, judge: Judge, plan: EditPlan, batch_size: int, device: torch.device | str = "cpu"
 ) -> EditResult:
-    """Sample and judge the base images and all edits, (1 + U) * N images, ``batch_size`` at once."""
-    num_samples, num_units = len(plan.factors), plan.vocabulary.num_units
-    values = np.empty((1 + num_units, num_samples, num_units), dtype=np.int64)  # row 0: the base images
+    """Sample and judge the base images and all edits, (1 + E) * N images, ``batch_size`` at once."""
+    num_samples, num_factors = plan.factors.shape
+    values = np.empty((1 + len(plan.units), num_samples, num_factors), dtype=np.int64)  # row 0: the base images
     for start in range(0, num_samples, batch_size):
         part = slice(start, min(start + batch_size, num_samples))
         x_T = plan.noise[part].to(device)
         texts = [plan.base_texts(part)]
-        texts += [plan.edited_texts(k, plan.asked[k, part], part) for k in range(num_units)]
+        texts += [plan.edited_texts(k, asked[part], part) for k, asked in zip(plan.units, plan.asked)]
         for row, row_texts in enumerate(texts):
             images = sample_from(edit, row_texts, x_T, plan.seed + start)
             values[row, part] = judge(images).cpu().numpy()
@@ -204,38 +271,39 @@ def edit_score(
     return summarise_edits(plan, values[0], values[1:])
 
 
-def edit_grid(edit: Editor, plan: EditPlan, columns: int, device: torch.device | str = "cpu") -> CaptionedGrid:
+def edit_grid(
+    edit: Editor, plan: EditPlan, columns: int, device: torch.device | str = "cpu", true: Tensor | None = None
+) -> CaptionedGrid:
     """Return a picture of the first ``columns`` samples: the base images, then one row per changed attribute.
 
-    All images of a row are asked for the same word, the one that the fewest base images have already.
+    All images of a row are asked for the same word, the one that the fewest base images have already. ``true`` are
+    pictures of the data set with the attributes of the base images, (columns, 3, H, W), for a row at the top.
     """
     part = slice(0, min(columns, len(plan.factors)))
     x_T = plan.noise[part].to(device)
     texts, rows = plan.base_texts(part), ["as in the text above"]
     images = [sample_from(edit, texts, x_T, plan.seed)]
-    for k, name in enumerate(plan.vocabulary.factor_names):
+    for k in plan.units:
         choices = available_words(plan.vocabulary, k)
         choices = np.roll(choices, -((plan.seed + k) % len(choices)))  # ties go to another word in each row
         word = min(choices, key=lambda choice, k=k: (plan.words[part, k] == choice).sum())
         edited = plan.edited_texts(k, np.full(len(texts), word), part)
         images.append(sample_from(edit, edited, x_T, plan.seed))
-        rows.append(f"{name.replace('_', ' ')}\n→ {plan.vocabulary.phrases(k, word)[0]}")
+        rows.append(f"{plan.vocabulary.factor_names[k].replace('_', ' ')}\n→ {plan.vocabulary.phrases(k, word)[0]}")
+    if true is not None:
+        images, rows = [true[part].to(device), *images], ["pictures of the data set", *rows]
     captions = ["\n".join(strings) for strings in texts]
     return CaptionedGrid(torch.cat(images).cpu(), rows, captions, "One attribute's text changed, same noise")
 
 
-def judge_accuracy(
-    judge: Judge, dataset: FactorDataset, batch_size: int, device: torch.device | str = "cpu"
-) -> tuple[np.ndarray, int]:
-    """Judge the images of a data set's validation split, which the judge was not trained on.
-
-    Returns:
-        (F,) float share of correct words of each factor, and the number of images.
-    """
-    rows, words = dataset.rows_of("validation"), dataset.vocabulary.word_labels
-    values = []
-    for start in range(0, len(rows), batch_size):
-        pixels = torch.from_numpy(dataset.images(rows[start : start + batch_size])).to(device)
-        values.append(judge(images_from_batch({"image": pixels})).cpu().numpy())
-    hits = words(np.concatenate(values)) == words(dataset.space.factors_of(rows))
-    return hits.mean(axis=0), len(rows)
+def choose_guidance(
+    score: Callable[[float], EditResult], scales: Sequence[float]
+) -> tuple[float, list[dict[str, float | None]]]:
+    """Return the guidance scale with the largest accuracy minus leakage, and the figures of each scale."""
+    curve, best = [], []
+    for scale in scales:
+        result = score(scale)
+        figures = {"edit_accuracy": result.edit_accuracy, "edit_leakage": result.edit_leakage}
+        curve.append({"guidance_scale": scale, **{name: plain_number(value) for name, value in figures.items()}})
+        best.append(result.edit_accuracy - np.nan_to_num(result.edit_leakage))  # NaN for a single attribute
+    return scales[int(np.argmax(best))], curve

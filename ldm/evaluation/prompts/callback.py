@@ -10,9 +10,9 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.data.collate import collate
-from ldm.data.dataset import FactorDataset
-from ldm.data.traits import unwrap
+from ldm.data.traits import unwrap, vocabulary_of
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
+from ldm.evaluation.editing.editor import check_judge
 from ldm.evaluation.editing.measure import plain_number
 from ldm.evaluation.prompts.measure import PromptResult, joint_figures, plan_prompts, prompt_score
 from ldm.evaluation.prompts.pictures import PromptPictures, accuracy_map
@@ -20,7 +20,7 @@ from ldm.evaluation.prompts.samplers import PromptSamplers
 from ldm.evaluation.sampling.request import describe_sampler
 from ldm.evaluation.test_pass import TestPassCallback
 from ldm.models.contexts import averaged
-from ldm.models.contracts import SampledFromTexts, require
+from ldm.models.contracts import HasAttributes, SampledFromTexts, require
 from ldm.models.judge import load_judge
 from ldm.runs.records import update_results, write_json
 from ldm.util import ConfigError, UserError
@@ -44,7 +44,7 @@ class PromptScore(TestPassCallback):
     sampled under the images of the prompts, and the figures of ``joint_figures``.
 
     Args:
-        judge: checkpoint or run folder of a ``AttributeJudge`` trained on images of the same size.
+        judge: checkpoint or run folder of an ``AttributeJudge`` trained on images of the same size.
         guidance: w of the figures, chosen before the test.
         strengths: w of the table; -1 leaves the prompt out.
         num_prompts: prompts, N.
@@ -58,6 +58,8 @@ class PromptScore(TestPassCallback):
     Raises:
         ConfigError: ``guidance`` is not one of the strengths.
     """
+
+    scores_samples = True
 
     def __init__(
         self,
@@ -86,13 +88,15 @@ class PromptScore(TestPassCallback):
                 images, or the model is not sampled from texts.
         """
         dataset = unwrap(self.test_loader(trainer).dataset)
-        if not isinstance(dataset, FactorDataset) or dataset.vocabulary is None:
+        if vocabulary_of(dataset) is None:
             raise UserError(
-                f"prompt score: expected a test data set of factors with a vocabulary, got {type(dataset).__name__}. "
-                f"Set data.params.test to a data set with words, {_REMOVE}"
+                f"prompt score: expected a test data set with a vocabulary, got {type(dataset).__name__}. Set "
+                f"data.params.test to a data set with words, {_REMOVE}"
             )
+        require(dataset, HasAttributes, "prompt score")
         require(pl_module, SampledFromTexts, "prompt score")
         self._judge = load_judge(self.judge_path)
+        check_judge(self._judge, dataset.vocabulary, "prompt score: expected a judge of the test data's attributes")
         self._judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
         self._plan = plan_prompts(dataset, pl_module.latent_shape, self.num_prompts, self.seed, self.template)
         with torch.no_grad():

@@ -24,13 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.data.dataset import FactorDataset
-from ldm.data.vocabulary import AttributeVocabulary
+from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.diffusion.noise import seeded_noise
 from ldm.evaluation.editing.measure import available_words, plain_number, sample_from
 from ldm.evaluation.images.distances import Moments, frechet_distance
 from ldm.losses.modality_gap import modality_gap
-from ldm.models.contracts import HasJointSpace
+from ldm.models.contracts import HasAttributes, HasJointSpace
 from ldm.models.inputs import images_from_batch
 from ldm.models.judge import AttributeJudge
 from ldm.util import ConfigError
@@ -55,18 +54,19 @@ class PromptPlan:
 
 
 def plan_prompts(
-    dataset: FactorDataset, latent_shape: tuple[int, ...], num_prompts: int, seed: int, template: str | None = None
+    dataset: HasAttributes, latent_shape: tuple[int, ...], num_prompts: int, seed: int, template: str | None = None
 ) -> PromptPlan:
-    """Draw images with their prompts, other images, and noises.
+    """Draw images of which all attributes are known with their prompts, other images, and noises.
 
     Raises:
-        ConfigError: the data set has fewer than 2 ``num_prompts`` images, or the template names an unknown factor.
+        ConfigError: the data set has fewer than 2 ``num_prompts`` such images, or the template names an unknown factor.
     """
     rows = np.unique(dataset.rows)
+    rows = rows[(dataset.attribute_values(rows) != UNKNOWN).all(axis=1)]
     if not 2 <= 2 * num_prompts <= len(rows):
         raise ConfigError(f"prompt score: expected num_prompts of 1 to {len(rows) // 2}, got {num_prompts}")
     rows = np.random.default_rng(seed).choice(rows, 2 * num_prompts, replace=False)
-    factors, vocabulary = dataset.space.factors_of(rows[:num_prompts]), dataset.vocabulary
+    factors, vocabulary = dataset.attribute_values(rows[:num_prompts]), dataset.vocabulary
     words = vocabulary.word_labels(factors)
     if template is None:
         texts = [vocabulary.caption(phrases) for phrases in vocabulary.texts(factors)]

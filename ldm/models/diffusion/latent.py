@@ -295,10 +295,9 @@ class LatentDiffusion(DDPM):
         if isinstance(loader, DataLoader):
             self.prepare_representation(loader.dataset)
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        """Return the representation of the batch; callbacks write and score it."""
-        require(self, HasRepresentation, "test")
-        return self.encode_representation(batch)
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
+        """Return the representation of the batch, which callbacks write and score; ``None`` for a model without."""
+        return self.encode_representation(batch) if isinstance(self, HasRepresentation) else None
 
 
 def _condition_method(stage: nn.Module, name: str | None) -> Callable[[Any], Any]:

@@ -21,6 +21,7 @@ import copy
 import json
 import logging
 import os
+import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -309,3 +310,10 @@ def load_tokenizer(source: ClipSource) -> Any:
     if source.folder is not None and (source.folder / WORDS_FILE).is_file():
         return WordTokenizer.load(source.folder / WORDS_FILE)
     return import_open_clip().get_tokenizer(source.architecture or f"local-dir:{source.folder}")
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the files of a tokenizer from one folder of a CLIP to another: all files but config and weights."""
+    for path in source.iterdir():
+        if path.is_file() and path.name != CONFIG_FILE and path.suffix not in WEIGHT_SUFFIXES:
+            shutil.copy2(path, target / path.name)
