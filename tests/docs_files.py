@@ -19,6 +19,7 @@ import yaml
 from docs_commands import ROOT, data_blocks
 from PIL import Image
 from safetensors.torch import save_file
+from script_modules import load_module
 
 from ldm.data.factors import FactorSpace, factor_space
 from ldm.data.factors import space as factors
@@ -74,11 +75,11 @@ def write_data(root: Path) -> None:
 
 
 def write_photos(folder: Path) -> None:
-    """Write images of all combinations of the words in the table of docs/datasets.md, three times, and their table."""
+    """Write images of all combinations of the words in the table of docs/datasets.md, five times, and their table."""
     (block,) = (text for _, language, text in data_blocks(ROOT / "docs" / "datasets.md") if language == "csv")
     header, *rows = csv.reader(io.StringIO(block))
     words = [list(dict.fromkeys(column)) for column in list(zip(*rows))[1:]]
-    lines = [[f"{k}.jpg", *line] for k, line in enumerate([*itertools.product(*words)] * 3)]
+    lines = [[f"{k}.jpg", *line] for k, line in enumerate([*itertools.product(*words)] * 5)]
     pictures(folder, [line[0] for line in lines])
     with (folder / "table.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([header, *lines])
@@ -116,7 +117,12 @@ def _clip_guided_weights(path: Path) -> None:
 
 
 def _noiseclr_config(path: Path) -> None:
-    config = {"pretrained_model": str(make(path.with_name("PIPELINE"))), "train_data_dir": "pictures", "resolution": 16, "train_batch_size": 2}
+    config = {
+        "pretrained_model": str(make(path.with_name("PIPELINE"))),
+        "train_data_dir": "pictures",
+        "resolution": 16,
+        "train_batch_size": 2,
+    }
     config |= {"placeholder_token_count": 4, "tokens_per_iter": 2, "num_train_iters": 1, "output_dir": "outputs/tokens"}
     path.write_text("".join(f"{name} = {value!r}\n" for name, value in config.items()))
 
@@ -163,7 +169,9 @@ def _old_run(path: Path) -> None:
     (path / "configs" / "2023-01-01T00-00-00-lightning.yaml").write_text(yaml.safe_dump({"lightning": {}}))
     header = {"epoch": 0, "global_step": 2, "pytorch-lightning_version": "1.4.2", "callbacks": {}}
     state = weights_of(content["model"])
-    torch.save({**header, "optimizer_states": [], "lr_schedulers": [], "state_dict": state}, path / "checkpoints/last.ckpt")
+    torch.save(
+        {**header, "optimizer_states": [], "lr_schedulers": [], "state_dict": state}, path / "checkpoints/last.ckpt"
+    )
 
 
 def _alexnet(path: Path) -> None:
@@ -199,6 +207,13 @@ def _photo(path: Path) -> None:
     pictures(path.parent, [path.name], side=32)
 
 
+def _packages(path: Path) -> None:
+    emoji = load_module(Path(__file__).parent / "scripts" / "test_dataset_emoji.py")
+    entries = [emoji.entry(f"{person} {role}") for role in ("PILOT", "COOK", "JUDGE") for person in ("MAN", "WOMAN")]
+    for vendor in ("google", "twitter"):
+        emoji.write_archive(path, vendor, entries)
+
+
 def weights_of(model: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return random weights of a ``model`` section."""
     torch.manual_seed(0)
@@ -224,6 +239,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "samples.npz": lambda path: np.savez(path, noise(8, 64, 64, 3)),
     "test_celeba.npz": _labelled_images,
     "photo.png": _photo,
+    "packages": _packages,
 }
 
 

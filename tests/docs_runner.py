@@ -27,7 +27,6 @@ from script_modules import load_script
 import main as front_door
 import run_para_metrics
 from ldm.config.loading import load_config
-from ldm.metrics.registry import METRICS
 from ldm.runs.find import is_named, list_runs
 from ldm.runs.folder import last_checkpoint
 from ldm.scoring.engine import Outcome, _answer
@@ -49,7 +48,7 @@ SIZES = {  # by a key of the section
 CALLBACKS = {  # by the class
     "EditScore": {"num_samples": 4, "columns": 2},
     "PromptScore": {"num_prompts": 4, "strengths": [-1, 0, 1], "rows": 2},
-    "ScoreWhileTraining": {"metrics": ["factor_vae"]},
+    "ScoreWhileTraining": {"metrics": ["factor_vae"], "settings": {"factor_vae": {"num_train": 20, "num_eval": 20}}},
     "DirectionBench": {"num_samples": 4, "num_images": 8, "columns": 2, "strengths": [2], "num_directions": 2},
 }
 # Words added to a script, whose own words they override; a script without an entry is not run.
@@ -72,6 +71,7 @@ ADDED_IF = {  # by a word of the command
     "recon": "-n 4 --num-steps 2",
     "world": "--keep " + " ".join(f"{name}={count}" for name, count in TWO.items()),
     "--size": "--size 32 32",
+    "emoji": "--packages packages",
     "--seeds": "--seeds 0,1",
 }
 REQUIRED = {  # where a script is named without arguments
@@ -119,7 +119,10 @@ def small_sizes(section: Any, key: str) -> dict[str, Any]:
         found.pop(f"{key}.width"), found.pop(f"{key}.layers"), found.pop(f"{key}.head_width")
     if "ch_mult" in section:
         found[f"{key}.ch_mult"] = [1] * len(section["ch_mult"])
-    return {**found, **{k: v for name, value in section.items() for k, v in small_sizes(value, f"{key}.{name}").items()}}
+    return {
+        **found,
+        **{k: v for name, value in section.items() for k, v in small_sizes(value, f"{key}.{name}").items()},
+    }
 
 
 def short_run(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,13 +138,17 @@ def short_run(content: Mapping[str, Any]) -> dict[str, Any]:
         if str(section.get("target")).endswith(".World3D"):
             found[f"data.params.{part}.params.limit"] = 64
             if part == "test" and not (section.get("params") or {}).get("holdout"):
-                found |= {f"data.params.test.params.{name}": value for name, value in {"keep": TWO, "limit": None}.items()}
+                found |= {
+                    f"data.params.test.params.{name}": value for name, value in {"keep": TWO, "limit": None}.items()
+                }
     for name, callback in (lightning.get("callbacks") or {}).items():
         if not callback or name == "image_logger":
             continue
         path = f"lightning.callbacks.{name}.params"
         params = callback.get("params") or {}
-        found |= {f"{path}.{key}": value for key, value in CALLBACKS.get(callback["target"].rpartition(".")[2], {}).items()}
+        found |= {
+            f"{path}.{key}": value for key, value in CALLBACKS.get(callback["target"].rpartition(".")[2], {}).items()
+        }
         if isinstance(params.get("sampler"), Mapping):
             found[f"{path}.sampler.params.num_steps"] = 2
     return found
@@ -149,7 +156,10 @@ def short_run(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def words_of(keys: Mapping[str, Any]) -> list[str]:
     """Return assignments as words of a command line."""
-    return [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=1e6).split(chr(10))[0]}" for key, value in keys.items()]
+    return [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=1e6).split(chr(10))[0]}"
+        for key, value in keys.items()
+    ]
 
 
 class Checkout:
@@ -176,16 +186,14 @@ class Checkout:
                 self._run(command, [self._filled(word, command) for word in command.words])
 
     def _run(self, command: Command, words: list[str]) -> None:
-        self._write_block(command)
+        self._write_shown(command)
         match words:
             case ["export", _]:
                 pass  # an entry of ``exports`` of the commands below
             case ["cp", "-r", source, target]:
                 shutil.copytree(source, target)
-            case ["bash", script]:
-                self._run_shell(command, [script])
-            case ["bash", script, *rest]:
-                self._run_shell(command, [script, *rest])
+            case ["bash", *rest]:
+                self._run_shell(command, rest)
             case ["python", "main.py", *rest]:
                 self._check(front_door.main(self._main_words(rest)), words)
             case ["python", "run_para_metrics.py", *rest]:
@@ -237,21 +245,23 @@ class Checkout:
         return word
 
     def _compute(self, file: str) -> None:
-        """Run the command that writes a file of embeddings."""
+        """Run the command that writes a file of embeddings, if there is one."""
         if not (self.folder / file).exists():
             for command in commands():
-                if command.words[-len(command.words) :] and "preprocess_clip" in command.program:
-                    if command.words[command.words.index("--output") + 1] == file:
-                        return self.run(command)
+                if "preprocess_clip" in command.program and command.words[command.words.index("--output") + 1] == file:
+                    self.run(command)
+                    break
 
-    def _write_block(self, command: Command) -> None:
-        """Write the YAML blocks that a page shows under the names that its commands use."""
+    def _write_shown(self, command: Command) -> None:
+        """Write the files of a user, ``mine.yaml`` and so on, which the docs show; and run what makes their data."""
         for word in command.words:
-            name = word.rpartition("=")[2]
-            if name.endswith(".yaml") and "/" not in name and not (self.folder / name).exists():
-                text = shown_file(command, name)
-                if text is not None:
-                    (self.folder / name).write_text(text)
+            option, _, name = word.rpartition("=")
+            if re.fullmatch(r"mine\w*\.yaml", name) and not (self.folder / name).exists():
+                (self.folder / name).write_text(shown_file(command, option == "data"))
+            if (found := re.fullmatch(r"(logs/\w+)/data\.yaml", word)) and not (self.folder / word).exists():
+                self.run(command_of("--recipe", f"logdir: {found[1]}"))
+        if "emoji" in " ".join(command.words) and command.program == "main.py":
+            self.run(command_of("emoji"))
 
     def _main_words(self, words: list[str]) -> list[str]:
         options = parse_arguments(words)
@@ -311,6 +321,8 @@ class Checkout:
             words = [*words, "--clip", str(make(self.folder / "CLIP"))]
         if script == "sample_diffusion" and "--base" in words or "-b" in words:
             words += self._weights(words)
+        if "emoji" in words:
+            make(self.folder / "packages")
         return [*added(words), *ADDED[script].split()]
 
     def _weights(self, words: list[str]) -> list[str]:
@@ -326,7 +338,7 @@ class Checkout:
         return []
 
     def need(self, name: str) -> Path:
-        """Return the newest run of a name or of a config ``folder/stem``; the command of the docs trains it if needed."""
+        """Return the newest run of a name, or of a config ``folder/stem``; a command of the docs trains it if needed."""
         for is_last in (False, True):
             for path, record in list_runs([self.folder / "logs", self.folder]):
                 if is_named(record, name) and record.get("status") == "finished":
@@ -343,7 +355,9 @@ class Checkout:
             (environment / "bin").mkdir(parents=True)
             stamp = subprocess.run("cat setup.py constraints.txt | cksum", shell=True, capture_output=True, text=True)
             (environment / ".stamp").write_text(stamp.stdout)
-            (environment / "bin" / "python").write_text('#!/bin/sh\nprintf "%s\\t" "$@" >> "$RECORD"; echo >> "$RECORD"\n')
+            (environment / "bin" / "python").write_text(
+                '#!/bin/sh\nprintf "%s\\t" "$@" >> "$RECORD"; echo >> "$RECORD"\n'
+            )
             (environment / "bin" / "python").chmod(0o755)
         record = self.folder / "record.txt"
         record.write_text("")
@@ -379,6 +393,15 @@ def strings(content: Any, key: str = "") -> Iterator[tuple[str, str]]:
         yield key, content
 
 
+def command_of(word: str, text: str = "") -> Command:
+    """Return the first command with a word; ``text`` is part of a file that it names."""
+    for command in commands():
+        files = [ROOT / name for name in command.words if name.startswith("configs/")]
+        if word in command.words and (not text or any(text in file.read_text() for file in files)):
+            return command
+    raise UserError(f"no command of the docs with {word} and {text}")
+
+
 def command_that_trains(name: str) -> Command:
     """Return the command of the docs that trains a run of a name: below ``logs``, and by ``-n``, if there is one."""
     found = []
@@ -388,21 +411,23 @@ def command_that_trains(name: str) -> Command:
             if options.base and not options.resume:
                 record = {"name": options.name or Path(options.base[0]).stem, "configs": options.base}
                 if is_named(record, name):
-                    found.append((options.logdir is not None, options.name != name, len(found), command))
+                    is_own = not all(file.startswith("configs/") for file in options.base)
+                    found.append((is_own, options.logdir is not None, options.name != name, len(found), command))
     if found:
         return min(found)[-1]
     raise UserError(f"no command of the docs trains {name}")
 
 
-def shown_file(command: Command, name: str) -> str | None:
-    """Return the block of YAML that shows a file: one whose first line is ``# NAME``, else the last one before."""
-    pages = [command.page, *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+def shown_file(command: Command, is_own_data: bool) -> str:
+    """Return the block of YAML that shows a file of a user: the data of a recipe, or a section ``data`` of a config.
+
+    A block of the page of the command has precedence.
+    """
+    pages = [command.page, *sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
     for page in pages:
         for _, language, text in data_blocks(page) if page.suffix == ".md" else ():
-            if language == "yaml" and text.startswith(f"# {name}"):
+            if language == "yaml" and re.search(
+                r"^path: photos" if is_own_data else r"^data:\n(.*\n)*.*photos", text, re.M
+            ):
                 return text
-    for page in pages:
-        blocks = [text for _, language, text in data_blocks(page) if language == "yaml"] if page.suffix == ".md" else []
-        if found := [text for text in blocks if "photos" in text]:
-            return found[0]
-    return None
+    raise UserError(f"no block of the docs shows the file of {command.words}")

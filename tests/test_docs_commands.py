@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,10 +18,13 @@ import run_para_metrics
 from ldm.metrics.registry import METRICS
 from ldm.modules import inception
 from ldm.training import recipe as recipes
-from ldm.training.cli import parse_arguments
 from ldm.util import UserError
 
-SLOW_STAGES, SLOW_PATTERN = 6, r"size=64|full_size"
+# Slow are recipes of many stages or of the sizes of the papers, and the commands in the heads of configs that other
+# fast tests train: stages of recipes, which the recipes train, and the variants of a config for other data sets and first
+# stages, which test_configs.py trains.
+SLOW_STAGES, SLOW_RECIPE = 6, r"size=64|full_size"
+SLOW_HEAD = r"configs/(quickstart|own_data|emoji)/(?!recipe)|configs/.*(cars3d|mpi3d|celeba|_kl|-kl)"
 
 
 def listed() -> list:
@@ -37,10 +37,12 @@ def listed() -> list:
 
 
 def is_slow(command) -> bool:
-    """Return whether a command trains more than some stages, or at the size of the papers."""
+    """Return whether a command is run by the slow tests only; see above."""
+    if re.match(SLOW_HEAD, command.place):
+        return True
     recipes = [word for word in command.words if "recipe" in word and word.endswith(".yaml")]
     text = (ROOT / recipes[0]).read_text() if recipes else ""
-    return text.count("base: [") > SLOW_STAGES or bool(re.search(SLOW_PATTERN, text))
+    return text.count("base: [") > SLOW_STAGES or bool(re.search(SLOW_RECIPE, text))
 
 
 def checkout_of(command) -> str:
@@ -49,6 +51,8 @@ def checkout_of(command) -> str:
     if command.page.name == "datasets.md":
         return "datasets"
     text = " ".join(command.words)
+    if re.search(r"\bmine\w*\.yaml", text):
+        return "own_data"
     if found := re.search(r"logs/(\w+)", text):
         return found[1]
     if "--recipe" in command.words:
@@ -89,7 +93,7 @@ def checkouts(tmp_path_factory):
         patch.setattr("ldm.scoring.command.time", SimpleNamespace(sleep=wait))
         for metric in METRICS.values():
             for name in metric.protocol.keys() & {"num_train", "num_test", "num_eval", "num_variance_estimate"}:
-                patch.setitem(metric.protocol, name, 60)
+                patch.setitem(metric.protocol, name, 400)
         patch.setattr("ldm.modules.inception.Inception", MeanColour)
         yield lambda name: found.get(name) or found.setdefault(name, Checkout(root / name))
     os.environ.clear()
