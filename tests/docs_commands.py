@@ -13,7 +13,7 @@ PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 PROGRAMS = ("python", "bash")
 _FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 _INLINE = re.compile(r"`((?:python|bash) [^`]+)`")
-_HEAD = re.compile(r"(?:^#|  ) *((?:python|bash) .*)")
+_HEAD = re.compile(r"(?:^#|  )  +((?:python|bash) .*)|  ((?:python|bash) .*)")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def of_config(path: Path) -> list[Command]:
     found = []
     for number, line in enumerate(head):
         if start := _HEAD.search(line):
-            text = "\n".join([start[1], *(after.removeprefix("#") for after in head[number + 1 :])])
+            text = "\n".join([start[1] or start[2], *(after.removeprefix("#") for after in head[number + 1 :])])
             found.append(replace(next(_of_lines(text, path, number + 1)), exports=("DATA_ROOT=data",)))
     return found
 

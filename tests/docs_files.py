@@ -1,4 +1,4 @@
-"""Files that the command lines of the docs name: data sets in their published formats, weights, models of other code."""
+"""Files that the command lines of the docs name: data sets in published formats, weights, models of other code."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def write_photos(folder: Path) -> None:
         csv.writer(stream).writerows([header, *lines])
 
 
-# Files by the names that the docs give them. A function gets the path, in a folder where ``pictures`` and CLIP exist. ----
+# Files by the names that the docs give them. A function gets the path, in a folder with ``pictures``. ----------------
 
 
 def _clip(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -43,7 +44,7 @@ SIZES = {  # by a key of the section
     "model_channels": {"model_channels": 32, "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [2]},
     "down_chs": {"down_chs": [32, 32, 64]},
     "disc_start": {"disc_ndf": 8, "perceptual_weight": 0.0},
-    "num_directions": {"num_directions": 4, "directions_per_iteration": 2},
+    "num_directions": {"num_directions": 8, "directions_per_iteration": 2},
 }
 CALLBACKS = {  # by the class
     "EditScore": {"num_samples": 4, "columns": 2},
@@ -55,7 +56,7 @@ CALLBACKS = {  # by the class
 ADDED = {
     "sample_diffusion": "-n 2 -c 2 --batch_size 2",
     "generate": "--steps 2",
-    "edit": "-n 2",
+    "edit": "-c 31",
     "edit_score": "--num-samples 4 --num-steps 2 --columns 2",
     "image_scores": "",
     "name_units": "--num-images 2 --points 2 --num-steps 2",
@@ -183,7 +184,11 @@ class Checkout:
                 patch.setenv("DATA_ROOT", "data")
                 for word in command.exports:
                     patch.setenv(*word.split("=", 1))
-                self._run(command, [self._filled(word, command) for word in command.words])
+                try:
+                    self._run(command, [self._filled(word, command) for word in command.words])
+                except (Exception, SystemExit) as error:
+                    error.add_note(f"{command.place}: {shlex.join(command.words)}")
+                    raise
 
     def _run(self, command: Command, words: list[str]) -> None:
         self._write_shown(command)
@@ -338,7 +343,7 @@ class Checkout:
         return []
 
     def need(self, name: str) -> Path:
-        """Return the newest run of a name, or of a config ``folder/stem``; a command of the docs trains it if needed."""
+        """Return the newest run of a name or of a config ``folder/stem``; a command of the docs trains it if needed."""
         for is_last in (False, True):
             for path, record in list_runs([self.folder / "logs", self.folder]):
                 if is_named(record, name) and record.get("status") == "finished":
