@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import docs_files
 import pytest
 import torch
+import yaml
 from docs_commands import ROOT, Command, commands, of_config, of_page
 from docs_runner import Checkout, SerialEngine
 
@@ -23,16 +24,18 @@ from ldm.util import UserError
 
 # Slow are recipes of many stages, of the sizes of the papers, of other methods on a user's images, and those that are
 # repeated with another seed and folder; and the commands in the heads of configs that other fast tests train: stages,
-# which the recipes train, and variants of a config for other data sets and first stages, which test_configs.py trains.
+# which the recipes train, configs that a command on a page trains, and variants of a config for other data sets and
+# first stages, which test_configs.py trains.
 # scripts/quickstart.sh, scripts/test.sh and .ci/run create an environment and take the whole quickstart, or all tests:
 # they are run with a Python that records its words. The recorded recipe is then run as any other.
 SLOW_STAGES, SLOW_RECIPE = 6, r"size=64|full_size"
 SLOW_HEAD = r"configs/(quickstart|own_data|emoji)/(?!recipe)|configs/.*(cars3d|mpi3d|celeba|_kl|-kl)"
 SLOW_WORDS = r"logs/SEED|own_data/recipe_"
+ON_PAGES = {word for command in commands() if command.page.suffix == ".md" for word in command.words}
 
 
 def listed() -> list:
-    """Return the commands as parameters; those of large recipes are slow.
+    """Return the commands as parameters.
 
     The examples of CONTRIBUTING.md are run by test_contributing.py, in a folder with their files.
     """
@@ -42,7 +45,8 @@ def listed() -> list:
 
 def is_slow(command) -> bool:
     """Return whether a command is run by the slow tests only; see above."""
-    if re.match(SLOW_HEAD, command.place) or re.search(SLOW_WORDS, " ".join(command.words)):
+    config = command.place.partition(":")[0]
+    if re.match(SLOW_HEAD, config) or config in ON_PAGES or re.search(SLOW_WORDS, " ".join(command.words)):
         return True
     recipes = [word for word in command.words if "recipe" in word and word.endswith(".yaml")]
     text = (ROOT / recipes[0]).read_text() if recipes else ""
@@ -61,7 +65,8 @@ def checkout_of(command) -> str:
         return found[1]
     if "--recipe" in command.words:
         file = ROOT / command.words[command.words.index("--recipe") + 1]
-        return re.search(r"^logdir: logs/(\w+)", file.read_text(), re.MULTILINE)[1]
+        content = yaml.safe_load(file.read_text())
+        return Path(content.get("logdir", content["name"])).name
     return "quickstart"
 
 
