@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +24,9 @@ class Progress(NamedTuple):
 
 
 class TestPassCallback(pl.Callback):
-    """Callback with access to the run folder, the test data set and the progress of the tested weights.
-
-    Attributes:
-        scores_samples: whether the callback samples from the model, and needs no ``test_step``.
-    """
+    """Callback with access to the run folder, the test data set and the progress of the tested weights."""
 
     __test__ = False  # keeps pytest from collecting it
-    scores_samples = False
     _loaded: Progress | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,8 +79,3 @@ class TestPassCallback(pl.Callback):
         if trainer.is_global_zero:
             logger.warning("%s: nothing is written: %s", type(self).__name__, reason)
         return False
-
-
-def scores_samples(callbacks: Iterable[pl.Callback]) -> bool:
-    """Return whether a callback scores samples after the test pass, which a model without ``test_step`` has then."""
-    return any(isinstance(callback, TestPassCallback) and callback.scores_samples for callback in callbacks)

@@ -21,7 +21,7 @@ from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.losses.contrastive import caption_matches, multi_positive_loss
 from ldm.lr_scheduler import with_schedule
 from ldm.models.attribute_accuracy import AttributeAccuracy
-from ldm.models.inputs import attribute_values, batch_value, check_image_size, images_from_batch
+from ldm.models.inputs import attribute_values, batch_value, check_image_size, check_words, images_from_batch
 from ldm.modules.encoders.clip_loading import (
     CONFIG_FILE,
     WEIGHT_FILES,
@@ -120,6 +120,7 @@ class AttributeCLIP(pl.LightningModule):
         self.image_size = int(side if isinstance(side, int) else side[0])
         self.pixels_cfg = {"resize_mode": "squash", **pixels, "size": [self.image_size, self.image_size]}
         self.context_length = self.model_cfg["text_cfg"].get("context_length", 77)
+        self.tokenizer(self.vocabulary.all_words(), context_length=self.context_length)  # raises for unknown words
         for name, (factor, offset) in {"mean": (2, -1), "std": (2, 0)}.items():  # of pixels in [-1, 1]
             value = torch.tensor(self.pixels_cfg[name]).view(1, 3, 1, 1) * factor + offset
             self.register_buffer(f"pixel_{name}", value, persistent=False)
@@ -203,6 +204,14 @@ class AttributeCLIP(pl.LightningModule):
             self.encode_text([self.vocabulary.phrases(k, w)[0] for w in range(len(words))])
             for k, words in enumerate(self.vocabulary.words)
         ]
+
+    def on_validation_start(self) -> None:
+        """Check that the validation data have the words of the model."""
+        check_words(self.trainer.val_dataloaders, self.vocabulary)
+
+    def on_test_start(self) -> None:
+        """Check that the test data have the words of the model."""
+        check_words(self.trainer.test_dataloaders, self.vocabulary)
 
     def on_validation_epoch_start(self) -> None:
         """Embed the vocabulary once for all batches."""

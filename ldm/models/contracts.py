@@ -152,6 +152,13 @@ class Editable(Protocol):
 
 
 @runtime_checkable
+class ScoresSamples(Protocol):
+    """A callback that scores samples after the test pass, and needs no representation of the test data."""
+
+    scores_samples: bool
+
+
+@runtime_checkable
 class HasAttributes(Protocol):
     """A data set with attributes (see the methods of ``ldm.data.dataset.ImageDataset``)."""
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ldm.data.collate import collate
+from ldm.data.traits import unwrap, vocabulary_of
+from ldm.data.vocabulary import AttributeVocabulary
 from ldm.util import UserError
 
 
@@ -50,6 +52,20 @@ def attribute_values(batch: Mapping[str, Any], names: Sequence[str], sizes: Sequ
     if key == "factors" and (values.amax(dim=0).cpu() >= torch.tensor(sizes)).any():
         raise UserError(f"{expected}, got values up to {values.amax(dim=0).tolist()}. {advice}")
     return values
+
+
+def check_words(loader: Any, vocabulary: AttributeVocabulary | None) -> None:
+    """Raise a ``UserError`` if a loader's data set has other attributes or words than a model: values would differ."""
+    found = vocabulary_of(loader.dataset) if isinstance(loader, DataLoader) else None
+    if found is None or vocabulary is None:
+        return
+    own, other = ({**each.to_dict(), "templates": None} for each in (vocabulary, found))
+    if own != other:
+        raise UserError(
+            f"{type(unwrap(loader.dataset)).__name__}: expected the attributes and words of the model, "
+            f"{dict(zip(own['factor_names'], own['words']))}, got {dict(zip(other['factor_names'], other['words']))}. "
+            "Use one table for the images of all splits, or train a model on these"
+        )
 
 
 def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:

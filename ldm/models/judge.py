@@ -25,7 +25,7 @@ from ldm.data.traits import vocabulary_of
 from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.lr_scheduler import LambdaWarmUpCosineScheduler
 from ldm.models.attribute_accuracy import AttributeAccuracy
-from ldm.models.inputs import attribute_values, check_image_size, images_from_batch
+from ldm.models.inputs import attribute_values, check_image_size, check_words, images_from_batch
 from ldm.modules.weights import without_wrappers
 from ldm.util import ConfigError, UserError
 
@@ -187,9 +187,14 @@ class AttributeJudge(pl.LightningModule):
 
     test_step = validation_step
 
+    def on_validation_start(self) -> None:
+        """Check that the validation data have the words of the judge."""
+        check_words(self.trainer.val_dataloaders, self.vocabulary)
+
     def on_test_start(self) -> None:
         """Take the words of the test data set if the judge has none of its own."""
         loader = self.trainer.test_dataloaders
+        check_words(loader, self.vocabulary)
         self._words_of = self.vocabulary or (vocabulary_of(loader.dataset) if isinstance(loader, DataLoader) else None)
 
     def on_validation_epoch_end(self) -> None:
@@ -257,8 +262,8 @@ def load_judge(path: str | Path) -> AttributeJudge:
     path = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not path.is_file():
         raise UserError(
-            f"{path}: expected a checkpoint of a factor judge, got no such file. Train one: python main.py --base "
-            "configs/quickstart/world.yaml configs/quickstart/judge.yaml -t -n judge"
+            f"{path}: expected a checkpoint of a factor judge, got no such file. Train one on the same data: "
+            "python main.py --base DATA.yaml configs/quickstart/judge.yaml -t -n judge"
         )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)

@@ -15,7 +15,6 @@ from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
-_QUICKSTART = "quickstart"
 _DATA_FILES = ("world.yaml", "data.yaml")  # configs of data in the commands of other configs
 
 
@@ -84,7 +83,7 @@ def _command_for(name: str, files: Sequence[str], data_file: str | None) -> str:
 
     The config is preferably one beside the files at hand, and ``data_file`` takes the place of the data there.
     """
-    beside = {Path(file).parent.name for file in files} or {_QUICKSTART}
+    beside = {Path(file).parent.name for file in files} or {"quickstart"}
     found = sorted(Path("configs").rglob(f"{name}.yaml"), key=lambda path: (path.parent.name not in beside, path))
     if not found:
         return f"python main.py --base {f'{data_file} ' if data_file else ''}CONFIG.yaml -t -n {name}"

@@ -35,7 +35,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ldm.config.loading import Config, load_config
+from ldm.config.loading import Config, load_config, save_config
 from ldm.config.validation import check_keys
 from ldm.runs.find import list_runs
 from ldm.runs.folder import RunFolder
@@ -47,6 +47,7 @@ from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
+DATA_FILE = "data.yaml"
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -100,20 +101,14 @@ def load_recipe(options: Options) -> Recipe:
 
 def _own_data(config: Config, words: Sequence[str]) -> OwnData | None:
     """Return the contents of the user's file; None for a recipe that names its data itself."""
-    path = config.files[0]
-    if "data" not in config.content:
-        if words:
-            raise ConfigError(
-                f"command line: {words[0]}: expected a recipe for any data (with the key data), such as "
-                f"configs/own_data/recipe.yaml, got {path}. Change the recipe"
-            )
-        return None
-    file = words[-1].partition("=")[2] if words else config.content["data"]
-    if not file:
-        raise config.error(
-            "data", f"expected the file of your images, got none. Run: python main.py --recipe {path} data=mine.yaml"
-        )
-    return read_own_data(str(file))
+    path, file = config.files[0], words[-1].partition("=")[2] if words else config.content.get("data")
+    if "data" not in config.content and words:
+        expected = "expected a recipe with the key data, such as configs/own_data/recipe.yaml"
+        raise ConfigError(f"command line: {words[0]}: {expected}, got {path}. Change the recipe")
+    if "data" in config.content and not file:
+        command = f"python main.py --recipe {path} data=mine.yaml"
+        raise config.error("data", f"expected the file of your images, got none. Run: {command}")
+    return read_own_data(str(file)) if file else None
 
 
 def _stages(config: Config, first_stage: str | None) -> Iterator[dict[str, Any]]:
@@ -131,15 +126,16 @@ def _stages(config: Config, first_stage: str | None) -> Iterator[dict[str, Any]]
 
 def _with_own_data(recipe: Recipe, own: OwnData) -> Recipe:
     """Return a recipe whose stages start with the user's data, without figures that cannot be computed."""
-    file = own.save(recipe.logdir)
-    stages = tuple(replace(stage, base=(file, *stage.base)) for stage in recipe.stages)
-    recipe = replace(recipe, stages=stages)
+    file = Path(recipe.logdir) / DATA_FILE
+    save_config(file, own.sections, f"Data of all stages, written by a recipe from {own.file}")
+    stages = tuple(replace(stage, base=(str(file), *stage.base)) for stage in recipe.stages)
+    figures, notes = {}, []
     if own.first_stage == "pixels":
-        recipe = replace(recipe, figures={"psnr": None}, notes=("no psnr: the models work on pixels",))
+        figures, notes = {"psnr": None}, ["no psnr: the models work on pixels"]
     if recipe.score is not None and not own.has_factors:
-        note = "no disentanglement metrics: they need every combination of the attributes with equally many images"
-        recipe = replace(recipe, score=None, notes=(*recipe.notes, note))
-    return recipe
+        notes.append("no disentanglement metrics: they need equally many images of every combination of the attributes")
+    score = recipe.score if own.has_factors else None
+    return replace(recipe, stages=stages, score=score, figures=figures, notes=tuple(notes))
 
 
 def run_recipe(options: Options) -> Path:
@@ -255,14 +251,9 @@ def _print_table(content: Mapping[str, Any], path: Path) -> None:
 
 
 def by_attribute(figures: Mapping[str, Any]) -> list[tuple[str, float, dict[str, float]]]:
-    """Group the figures of a stage.
+    """Return the name and value of each figure that is not of one attribute, and its values by attribute.
 
-    Args:
-        figures: figures by name, such as ``accuracy``, ``accuracy_hue``, ``accuracy_unseen`` and
-            ``accuracy_hue_unseen``; other entries are left out.
-
-    Returns:
-        the name and value of each figure that is not of one attribute, and its values by attribute.
+    Figures are ``accuracy``, ``accuracy_hue``, ``accuracy_unseen``, ``accuracy_hue_unseen``, ...; texts are left out.
     """
     numbers = {key: value for key, value in figures.items() if isinstance(value, (int, float))}
     groups: dict[str, dict[str, float]] = {}

@@ -14,7 +14,6 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.config.loading import save_config
-from ldm.evaluation.test_pass import scores_samples
 from ldm.models.diffusion.latent import has_test_pass
 from ldm.modules.weights import NeedsWeights
 from ldm.runs.folder import RunFolder, new_run_folder, now_text
@@ -133,8 +132,7 @@ def _fit_and_test(
     try:
         if plan.options.train:
             trainer.fit(model, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        is_tested = has_test_pass(model) or scores_samples(trainer.callbacks)
-        if not plan.options.no_test and plan.data_params.get("test") and is_tested:
+        if not plan.options.no_test and plan.data_params.get("test") and has_test_pass(model, trainer.callbacks):
             loaded = None if plan.options.train else checkpoint
             trainer.test(model, datamodule=data, ckpt_path=loaded, weights_only=True, verbose=False)
             figures = figures_of(trainer) or trainer.callback_metrics

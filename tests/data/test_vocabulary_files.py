@@ -24,8 +24,8 @@ def test_words_and_templates(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[a, b]", r"words.yaml: expected attributes with words.*got \['a', 'b'\]"),
-        ("", "words.yaml: expected attributes with words"),
+        ("[a, b]", r"words.yaml: expected attributes and their words.*got \['a', 'b'\]"),
+        ("", "words.yaml: expected attributes and their words"),
         ("mood: [calm]", "words.yaml: mood.words: expected a list of 2 or more"),
         ("mood: calm", "mood.words: .*got 'calm'"),
         ("mood: null", "mood.words: .*got None"),

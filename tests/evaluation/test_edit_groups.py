@@ -18,7 +18,7 @@ from ldm.data.vocabulary import AttributeVocabulary
 from ldm.data.world import World3D
 from ldm.diffusion.conditions import TensorCondition
 from ldm.evaluation.editing.callback import EditScore
-from ldm.evaluation.editing.editor import check_needs, guided_editor
+from ldm.evaluation.editing.editor import build_editor, check_needs
 from ldm.evaluation.editing.measure import choose_guidance, edit_grid, edit_score, plan_edits, summarise_edits
 from ldm.evaluation.editing.truth import TruePictures, first_of_each
 from ldm.models.judge import AttributeJudge
@@ -105,14 +105,16 @@ def test_the_figures_of_reversed_edits_are_those_of_anchors(pictures):
 def test_errors_between_neighbouring_words(pictures):
     plan = plan_edits(pictures.vocabulary, LATENT, 40, seed=0)
     edited = np.stack([plan.edited_words(row) for row in range(3)])
-    right = summarise_edits(plan, plan.words, edited).to_dict(ordered=["hue"])
+    right = summarise_edits(plan, plan.words, edited).to_dict({"hue": WORDS["hue"]})
     assert right["edit_neighbour_errors_hue"] is None and "edit_neighbour_errors_size" not in right
     edited[0, :10, 0] = np.where(plan.asked[0, :10] < 3, plan.asked[0, :10] + 1, 2)  # next to the requested word
     far = np.flatnonzero((plan.asked[0] == 0) & (np.arange(40) >= 10))
     edited[0, far, 0] = 2
-    report = summarise_edits(plan, plan.words, edited).to_dict(ordered=["hue", "size"])
+    report = summarise_edits(plan, plan.words, edited).to_dict({name: WORDS[name] for name in ("hue", "size")})
     assert len(far) and report["edit_neighbour_errors_hue"] == pytest.approx(10 / (10 + len(far)), abs=1e-6)
     assert report["edit_neighbour_errors_size"] is None
+    other = summarise_edits(plan, plan.words, edited).neighbour_errors("hue", [WORDS["hue"][k] for k in (0, 2, 1, 3)])
+    assert other != report["edit_neighbour_errors_hue"]
 
 
 def test_incomplete_grids_are_edited_from_existing_combinations(tmp_path):
@@ -122,7 +124,13 @@ def test_incomplete_grids_are_edited_from_existing_combinations(tmp_path):
     existing = {tuple(row) for row in dataset.attribute_values(np.arange(13)).tolist()}
     assert {tuple(row) for row in plan.factors.tolist()} == existing and not plan.is_reversed
     ceiling = truth.ceiling(plan)
-    assert ceiling.num_samples == 26 and ceiling.edit_accuracy == 1 and ceiling.edit_leakage == 0
+    pairs = sum(tuple(words) in existing for row in range(3) for words in plan.edited_words(row).tolist())
+    assert (
+        ceiling.num_samples == 26
+        and ceiling.num_edits == pairs < 3 * 26
+        and ceiling.edit_accuracy == 1
+        and ceiling.edit_leakage == 0
+    )
     missing = truth.rows(np.array([[0, 0, 0]]))
     assert missing.tolist() == [-1] and (truth.images(missing) == -1).all()
 
@@ -226,8 +234,8 @@ class Captioned(pl.LightningModule):
 
 def test_texts_are_joined_to_captions_and_guided(pictures):
     model = Captioned()
-    edit = guided_editor(model, pictures.vocabulary, sampler=None)
-    images = edit([["blue", "large", "calm"], ["dun", "small", "wild"]], torch.zeros(2, *LATENT), 2)
+    edit = build_editor(model, pictures.vocabulary, sampler=None, guidance_scale=2)
+    images = edit([["blue", "large", "calm"], ["dun", "small", "wild"]], torch.zeros(2, *LATENT))
     assert model.texts == ["blue, large, calm", "dun, small, wild"] and model.guidance_scale == 2
     assert read(images).tolist() == [[1, 0, 0], [3, 1, 1]]
 
@@ -256,7 +264,7 @@ def test_a_run_reports_groups_ceiling_and_guidance(tmp_path, monkeypatch):
     params = draw(tmp_path / "pictures", rows_of(copies=3)) | {"holdout": 0.25, "text": "caption"}
     judge = save_judge(tmp_path / "judge.ckpt", ImageFolder(**params).vocabulary)
     monkeypatch.setattr(AttributeJudge, "predict_values", lambda self, images: read(images))
-    options = {"guidance_scale": [1.0, 2.0], "num_guidance_samples": 5, "ordered": ["hue"]}
+    options = {"guidance_scale": [1.0, 2.0], "num_guidance_samples": 5, "ordered": {"hue": WORDS["hue"][::-1]}}
     fit(tmp_path / "run", params, Captioned(), judge=judge, **options)
     report = json.loads((tmp_path / "run" / "edit_score" / "1.json").read_text())
     assert report["sampler"]["guidance_scale"] == 2 and len(report["sampler"]["guidance_curve"]) == 2
@@ -286,7 +294,8 @@ def test_a_judge_of_other_attributes_is_refused_before_the_first_step(tmp_path):
     [
         ({"judge": "nowhere"}, "checkpoint of a factor judge"),
         ({"image_size": 8}, "8 x 8 pixels, got 16 x 16"),
-        ({"ordered": ["shade"]}, "some of hue, size, mood, got shade"),
+        ({"ordered": {"shade": []}}, "expected one of hue, size, mood; got 'shade'"),
+        ({"ordered": {"size": ["small"]}}, "EditScore.ordered.size: expected the words"),
         ({"words": True}, "the words .*amber.*got the words"),
         ({"skip": range(8)}, "at least 10 images"),
         ({"plain": True}, "with a vocabulary, got ImageFolder"),
@@ -306,11 +315,23 @@ def test_requirements_are_checked_before_training(tmp_path, options, message):
     options = {"judge": save_judge(tmp_path / "judge.ckpt", vocabulary, **size)} | options
     if type(model) is pl.LightningModule:
         with pytest.raises(UserError, match=message):
-            check_needs(ImageFolder(**params), model, AttributeJudge(vocabulary.to_dict(), image_size=16), ())
+            check_needs(ImageFolder(**params), model, AttributeJudge(vocabulary.to_dict(), image_size=16), {})
         return
     with pytest.raises((UserError, ConfigError), match=message):
         fit(tmp_path / "run", params, model, **options)
     assert model.steps == 0
+
+
+def test_the_check_before_training_draws_no_random_numbers(tmp_path):
+    params = draw(tmp_path / "pictures", rows_of(copies=2))
+    section = {"target": "ldm.data.formats.folder.ImageFolder", "params": params}
+    callback = EditScore(save_judge(tmp_path / "judge.ckpt", ImageFolder(**params).vocabulary))
+    trainer = pl.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    trainer.datamodule = DataModuleFromConfig(2, test=section, num_workers=0)  # set by trainer.fit otherwise
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    callback.on_fit_start(trainer, Captioned())
+    assert torch.equal(state, torch.get_rng_state()) and "test" in trainer.datamodule.datasets
 
 
 @pytest.mark.parametrize("options", [{"guidance_scale": []}, {"num_guidance_samples": 0}])

@@ -12,9 +12,10 @@ from test_edit_groups import WORDS, draw, rows_of
 import main as front_door
 from ldm.data.formats.folder import ImageFolder
 from ldm.evaluation.editing.callback import EditScore
+from ldm.evaluation.prompts.callback import PromptScore
 from ldm.evaluation.prompts.measure import plan_prompts
 from ldm.evaluation.representation import RepresentationWriter
-from ldm.evaluation.test_pass import scores_samples
+from ldm.models.diffusion.latent import LatentDiffusion, has_test_pass
 
 CLIP = {
     "vocabulary": "${data:vocabulary}",
@@ -86,7 +87,7 @@ def stage(tmp_path, name, target, params, callbacks=None):
 def test_own_pictures_from_clip_to_edits(tmp_path, capsys):
     draw(tmp_path / "pictures", rows_of(copies=5))
     edit = {"judge": "${last_ckpt:judge}", "num_samples": 5, "batch_size": 8, "columns": 2, "sampler": sampled(2)}
-    edit |= {"guidance_scale": [1.0, 2.0], "num_guidance_samples": 4, "ordered": ["hue"]}
+    edit |= {"guidance_scale": [1.0, 2.0], "num_guidance_samples": 4, "ordered": {"hue": WORDS["hue"]}}
     callbacks = {"edit_score": {"target": "ldm.evaluation.editing.callback.EditScore", "params": edit}}
     for name, target, params in (
         ("clip", "ldm.models.clip.AttributeCLIP", CLIP),
@@ -113,8 +114,11 @@ def test_own_pictures_from_clip_to_edits(tmp_path, capsys):
 
 
 def test_only_scores_of_samples_ask_for_a_test_pass():
-    assert scores_samples([RepresentationWriter(), EditScore("judge")])
-    assert not scores_samples([RepresentationWriter()]) and not scores_samples([])
+    model = object.__new__(LatentDiffusion)
+    assert has_test_pass(model, [RepresentationWriter(), EditScore("judge")])
+    assert has_test_pass(model, [PromptScore("judge")])
+    assert not has_test_pass(model, [RepresentationWriter()]) and not has_test_pass(model)
+    assert LatentDiffusion.test_step(model, {}, 0) is None
 
 
 def test_prompts_are_those_of_pictures_with_all_attributes(tmp_path):

@@ -132,6 +132,25 @@ def test_factors_of_a_users_data_set_take_the_place_of_attributes(kind):
         model.get_labels(batch_of())
 
 
+@pytest.mark.parametrize("kind", ["clip", "judge"])
+def test_data_with_other_words_are_refused_before_the_first_step(kind, tmp_path):
+    model, train, other, same = build(kind), Cells(), Cells(), Cells()
+    state = VOCABULARY.to_dict()
+    same.vocabulary = AttributeVocabulary.from_dict({**state, "templates": [["{}"], ["{}"], ["{}"]]})
+    other.vocabulary = AttributeVocabulary.from_dict(
+        {**state, "words": [["blue", "green", "red"], *state["words"][1:]]}
+    )
+    train, other, same = (DataLoader(data, batch_size=3) for data in (train, other, same))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserError, match="Cells: expected the attributes and words of the model, {'hue': .'red'.*got"):
+        trainer(tmp_path, max_steps=1).fit(model, train, other)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(UserError, match="one table for the images of all splits"):
+        trainer(tmp_path).test(model, other, verbose=False)
+    trainer(tmp_path, max_steps=1).fit(model, train, same)
+    trainer(tmp_path).test(model, same, verbose=False)
+
+
 SCRIPT = """
 import json, sys
 import torch

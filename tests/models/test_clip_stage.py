@@ -236,3 +236,9 @@ def test_images_of_another_size_than_the_pretrained_clip(trained):
     model = AttributeCLIP(vocabulary=VOCABULARY.to_dict(), pretrained=str(trained[0] / "clip"))
     with pytest.raises(UserError, match="params.pretrained: expected images of 16 x 16 pixels, got 32 x 32"):
         model.get_input({"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8)})
+
+
+def test_words_that_the_pretrained_tokenizer_does_not_have(trained):
+    words = VOCABULARY.to_dict() | {"words": [["red", "green", "teal"], ["small", "large"]]}
+    with pytest.raises(UserError, match="teal"):
+        AttributeCLIP(vocabulary=words, pretrained=str(trained[0] / "clip"))

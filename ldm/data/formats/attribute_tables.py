@@ -54,7 +54,7 @@ def read_table(path: Path) -> AttributeTable:
 
     A .csv has a header; the name of the image is in the column ``path``, else in the first one, and every other column
     is an attribute. A .json is an object: ``{"a.png": ["red cube", ...], ...}`` or ``{"a.png": {"hue": "red", ...},
-    ...}``.
+    ...}``. Empty cells and null are unknown.
 
     Raises:
         UserError: the file is missing or malformed; the message names the line or image.
@@ -105,10 +105,12 @@ def _from_json(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tu
     for name, entries in table.items():
         if isinstance(entries, dict) and columns is not None and set(entries) == set(columns):
             entries = [entries[column] for column in columns]
-        if not isinstance(entries, list) or not all(isinstance(entry, (str, int, float)) for entry in entries):
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, (str, int, float, type(None))) for entry in entries
+        ):
             wanted = "a list of strings" if columns is None else f"an object with the keys {', '.join(columns)}"
             raise UserError(f"{path}: expected {wanted} for {name!r}, got {entries!r}.")
-        rows.append((name, tuple(str(entry) for entry in entries)))
+        rows.append((name, tuple("" if entry is None else str(entry).strip() for entry in entries)))
     width = len(rows[0][1])
     for name, entries in rows:
         if len(entries) != width:

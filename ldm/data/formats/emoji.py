@@ -16,10 +16,10 @@ import subprocess
 import tarfile
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -58,14 +58,6 @@ and renamed. If you show or redistribute the pictures, keep this notice.
 """
 
 
-class Combination(NamedTuple):
-    """Attributes of one picture, except the style."""
-
-    role: str
-    gender: str
-    tone: str
-
-
 def write_emoji(out: AnyPath, packages: AnyPath | None = None) -> tuple[int, int]:
     """Write the pictures, ``attributes.csv`` and ``LICENSE.txt``, atomically.
 
@@ -102,41 +94,29 @@ def write_emoji(out: AnyPath, packages: AnyPath | None = None) -> tuple[int, int
             ) from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return len(rows), len({combination.role for combination in combinations})
-
-
-def _package(vendor: str) -> str:
-    return f"emoji-datasource-{vendor}"
+    return len(rows), len({role for role, *_ in combinations})
 
 
 @contextmanager
 def _archives(packages: AnyPath | None) -> Iterator[dict[str, Path]]:
-    """Yield the archive of each vendor; fetch those that are missing."""
+    """Yield the archive of each vendor; fetch those that are missing with ``npm pack``."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary if packages is None else packages)
-        files = {vendor: folder / f"{_package(vendor)}-{VERSION}.tgz" for vendor in STYLES}
-        missing = [f"{_package(vendor)}@{VERSION}" for vendor, file in files.items() if not file.is_file()]
+        files = {vendor: folder / f"emoji-datasource-{vendor}-{VERSION}.tgz" for vendor in STYLES}
+        missing = {f"emoji-datasource-{vendor}@{VERSION}": file for vendor, file in files.items() if not file.is_file()}
         if missing:
-            _fetch(folder, missing, "a folder" if packages is None else str(folder))
+            wanted, place = " and ".join(file.name for file in missing.values()), packages or "a folder"
+            command = ["npm", "pack", *missing]
+            next_step = f"Run '{' '.join(command)}' where npm exists, put {wanted} in {place}, and pass --packages."
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            except FileNotFoundError as error:
+                raise UserError(f"npm: expected the command npm to fetch {wanted}, got none. {next_step}") from error
+            if done.returncode or not all(file.is_file() for file in missing.values()):
+                reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise UserError(f"npm pack: expected {wanted}, got status {done.returncode} ({reason}). {next_step}")
         yield files
-
-
-def _fetch(folder: Path, names: list[str], place: str) -> None:
-    """Run ``npm pack`` in a folder."""
-    files = " and ".join(name.replace("@", "-") + ".tgz" for name in names)
-    by_hand = f"Run 'npm pack {' '.join(names)}' on a machine with npm, put {files} in {place}, and pass --packages."
-    npm = shutil.which("npm")
-    if npm is None:
-        raise UserError(f"npm: expected the command npm to fetch {files}, got none. {by_hand}")
-    folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run([npm, "pack", *names], cwd=folder, capture_output=True, text=True, check=False)
-    absent = [name for name in names if not (folder / f"{name.replace('@', '-')}.tgz").is_file()]
-    if done.returncode or absent:
-        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(
-            f"npm pack {' '.join(names)}: expected two archives, got status {done.returncode} ({reason}). "
-            f"Check the network. {by_hand}"
-        )
 
 
 def _read_archive(path: Path, vendor: str) -> dict[str, bytes]:
@@ -158,47 +138,30 @@ def _read_archive(path: Path, vendor: str) -> dict[str, bytes]:
     return found
 
 
-def _full_product(path: Path, contents: Mapping[str, Mapping[str, bytes]]) -> dict[Combination, str]:
-    """Return the file name of each combination, in order; roles that lack a combination are left out."""
+def _full_product(path: Path, contents: Mapping[str, Mapping[str, bytes]]) -> dict[tuple[str, str, str], str]:
+    """Return (role, gender, tone) -> file name, in order; roles that lack a combination are left out."""
+    images: dict[tuple[str, str, str], str] = {}
     try:
-        images = _images(json.loads(contents["google"]["emoji.json"]))
+        for entry in json.loads(contents["google"]["emoji.json"]):
+            words = re.findall(r"[a-z0-9-]+", entry["name"].lower())  # such as WOMAN: RED HAIR
+            is_one_person = words[:1] in (["woman"], ["man"]) and "and" not in words
+            if is_one_person and words[-2:] != ["facing", "right"] and "skin_variations" in entry:
+                variants = {"": entry, **entry["skin_variations"]}
+                named = " ".join(words[1:]) or "adult", words[0]
+                images |= {(*named, TONES[code]): variants[code]["image"] for code in TONES if code in variants}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path}: expected a list of emoji in emoji.json, got: {error!r}. Fetch it again.") from error
     images = {key: image for key, image in images.items() if all(image in content for content in contents.values())}
-    roles: dict[str, int] = {}
-    for combination in images:
-        roles[combination.role] = roles.get(combination.role, 0) + 1
-    complete = {role for role, count in roles.items() if count == 2 * len(TONES)}
+    counts = Counter(role for role, *_ in images)
+    complete = {key: images[key] for key in sorted(images) if counts[key[0]] == 2 * len(TONES)}
     if not complete:
         raise UserError(f"{path}: expected roles with both genders and {len(TONES)} skin tones, got none.")
-    return {key: images[key] for key in sorted(images) if key.role in complete}
-
-
-def _images(entries: list[Mapping[str, Any]]) -> dict[Combination, str]:
-    """Return the file name of every combination in ``emoji.json``; the last entry of a name is the current one."""
-    images = {}
-    for entry in entries:
-        named = _role_and_gender(entry["name"])
-        variants = {"": entry} | entry.get("skin_variations", {})
-        if named is not None and len(variants) > 1:
-            for code, tone in TONES.items():
-                if code in variants:
-                    images[Combination(*named, tone)] = variants[code]["image"]
-    return images
-
-
-def _role_and_gender(name: str) -> tuple[str, str] | None:
-    """Return role and gender of a name such as "WOMAN: RED HAIR"; None unless it names one person in the usual view."""
-    words = re.findall(r"[a-z0-9-]+", name.lower())
-    is_one_person = words[:1] in (["woman"], ["man"]) and "and" not in words
-    if not is_one_person or words[-2:] == ["facing", "right"]:
-        return None
-    return " ".join(words[1:]) or "adult", words[0]
+    return complete
 
 
 def _write_pictures(
     folder: Path,
-    combinations: Mapping[Combination, str],
+    combinations: Mapping[tuple[str, str, str], str],
     archives: Mapping[str, Path],
     contents: Mapping[str, Mapping[str, bytes]],
 ) -> Iterator[tuple[str, ...]]:

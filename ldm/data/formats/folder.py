@@ -25,10 +25,12 @@ logger = logging.getLogger(__name__)
 BY_FOLDER = "folder"
 _FITS = {"crop": square, "random_crop": square, "stretch": stretch}
 _CROP_SEED = 11  # random crops have a random stream of their own
+_SYNONYMS = {"val": "validation", "valid": "validation"}
 # split -> names of its sub-folder, or in the column of splits, in order of preference
 _SPLIT_FOLDERS = {
     "train": ("train",),
     "validation": ("val", "valid", "validation", "test"),
+    "evaluation": ("val", "valid", "validation", "test"),
     "test": ("test", "val", "valid", "validation"),
 }
 
@@ -184,8 +186,8 @@ class ImageFolder(AttributeImages, ImageDataset):
         return table
 
     def _listed_rows(self, split: str | None, limit: int | None) -> np.ndarray:
-        """Return the rows of a split in the column of splits; evaluation is validation."""
-        split = {"val": "validation", "valid": "validation", "evaluation": "validation"}.get(split, split)
+        """Return the rows of a split in the column of splits."""
+        split = _SYNONYMS.get(split, split)
         require_choice("split", split, SPLITS)
         entries = np.array([self._splits[name] for name in self.pictures])
         names = _SPLIT_FOLDERS.get(split, ())
@@ -266,7 +268,7 @@ def _pictures(folder: Path) -> list[str]:
 
 def _split_folder(folder: Path, pictures: Sequence[str], split: str | None) -> tuple[str, str | None]:
     """Return the sub-folder of a split (with ``/``, or empty), and the split that remains to be made."""
-    split = {"val": "validation", "valid": "validation"}.get(split, split)
+    split = _SYNONYMS.get(split, split)
     folders = {name.partition("/")[0] for name in pictures if "/" in name}
     if split not in _SPLIT_FOLDERS or "train" not in folders:
         return "", split

@@ -33,7 +33,8 @@ def find_pictures(folder: Path) -> list[str]:
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         names = [name for name in names if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith(".")]
-        found += [(Path(parent) / name).relative_to(folder).as_posix() for name in names]
+        below = Path(parent).relative_to(folder).as_posix()
+        found += names if below == "." else [f"{below}/{name}" for name in names]
     return sorted(found)
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from torch import Tensor
 
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.options import require_count
 from ldm.data.traits import unwrap
+from ldm.diffusion.noise import kept_random_state
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
-from ldm.evaluation.editing.editor import GuidedEditor, check_needs, guided_editor
+from ldm.evaluation.editing.editor import build_editor, check_needs
 from ldm.evaluation.editing.measure import (
     SEEN,
     UNSEEN,
@@ -40,7 +40,7 @@ from ldm.util import ConfigError
 logger = logging.getLogger(__name__)
 
 _GROUPS = {"unseen": UNSEEN, "seen": SEEN}
-_REFERENCES = ("accuracy_ceiling", "leakage_ceiling", "accuracy_chance")
+_REFERENCES = ("edit_accuracy_ceiling", "edit_leakage_ceiling", "edit_accuracy_chance")
 
 
 class EditScore(TestPassCallback):
@@ -67,7 +67,8 @@ class EditScore(TestPassCallback):
         seed: seed of texts, requested words and noise.
         columns: samples in the picture.
         num_guidance_samples: base images for the choice of the guidance scale.
-        ordered: attributes whose words have an order, for the share of errors between neighbouring words.
+        ordered: attribute -> all of its words in their order, for the share of errors between neighbouring words
+            (``edit_neighbour_errors_<attribute>`` in the JSON file).
     """
 
     scores_samples = True
@@ -82,7 +83,7 @@ class EditScore(TestPassCallback):
         seed: int = 0,
         columns: int = 8,
         num_guidance_samples: int = 32,
-        ordered: Sequence[str] = (),
+        ordered: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.judge_path, self.num_samples, self.batch_size = str(judge), num_samples, batch_size
         self.sampler = DDIMSampler() if sampler is None else build_sampler(sampler)
@@ -91,15 +92,16 @@ class EditScore(TestPassCallback):
             raise ConfigError("EditScore.guidance_scale: expected a number or a list of numbers, got an empty list")
         require_count("EditScore.num_guidance_samples", num_guidance_samples)
         self.seed, self.columns = seed, columns
-        self.num_guidance_samples, self.ordered = num_guidance_samples, tuple(ordered)
+        self.num_guidance_samples, self.ordered = num_guidance_samples, dict(ordered or {})
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check before training that the score can be computed after it; see ``check_needs``."""
         super().on_fit_start(trainer, pl_module)
         data = trainer.datamodule
         if isinstance(data, DataModuleFromConfig) and "test" in data.dataset_configs and not trainer.fast_dev_run:
-            data.setup("test")  # the test pass uses the same data set
-            self._check(data.datasets["test"], pl_module)
+            with kept_random_state(pl_module.device):  # training draws the same numbers as without the check
+                data.setup("test")  # the test pass uses the same data set
+                self._check(data.datasets["test"], pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check before the long test pass that the score can be computed; see ``check_needs``."""
@@ -114,38 +116,37 @@ class EditScore(TestPassCallback):
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
         dataset, device = unwrap(self.test_loader(trainer).dataset), pl_module.device
-        judge = self._judge.to(device)
-        truth = TruePictures(dataset, judge.predict_values, self.batch_size, device)
+        truth = TruePictures(dataset, self._judge.to(device).predict_values, self.batch_size, device)
         plans = truth.plans(pl_module.latent_shape, self.num_samples, self.seed)
         plain = next(iter(plans.values()))  # of unseen combinations, if there are any
-        editor = guided_editor(pl_module, dataset.vocabulary, self.sampler)
-        with averaged(pl_module):
-            scale, curve = self._choose(editor, truth, pl_module)
-            edit = partial(_at, editor, scale)
-            true = truth.images(truth.rows(plain.words[: self.columns]))
-            grid = edit_grid(edit, plain, self.columns, device, true)
-            results = {group: self._score(edit, plan, truth) for group, plan in plans.items()}
-        path = self.run_dir(trainer) / "edit_score" / f"{self.progress(trainer).step}.json"
-        guidance = {"guidance_scale": scale, **({"guidance_curve": curve} if curve else {})}
-        judge = self._judge_record(truth)
-        ceilings = {group: truth.ceiling(plan) for group, plan in plans.items()}
-        self._write(path, results, ceilings, self.progress(trainer), guidance, judge)
-        progress = self.progress(trainer)
-        picture = f"edit_grid_gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000.png"
-        save_png(draw_grid(grid), self.run_dir(trainer) / "images" / "test" / picture)
 
-    def _score(self, edit: Any, plan: EditPlan, truth: TruePictures) -> EditResult:
-        return edit_score(edit, truth.judge, plan, self.batch_size, truth.device)
+        def score(plan: EditPlan, scale: float) -> EditResult:
+            editor = build_editor(pl_module, dataset.vocabulary, self.sampler, scale)
+            return edit_score(editor, truth.judge, plan, self.batch_size, device)
+
+        with averaged(pl_module):
+            guidance = self._choose(score, truth, pl_module)
+            scale = guidance["guidance_scale"]
+            editor = build_editor(pl_module, dataset.vocabulary, self.sampler, scale)
+            true = truth.images(truth.rows(plain.words[: self.columns]))
+            grid = edit_grid(editor, plain, self.columns, device, true)
+            results = {group: score(plan, scale) for group, plan in plans.items()}
+        ceilings = {group: truth.ceiling(plan) for group, plan in plans.items()}
+        run_dir, progress = self.run_dir(trainer), self.progress(trainer)
+        self._write(run_dir, results, ceilings, progress, guidance, self._judge_record(truth))
+        picture = f"edit_grid_gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000.png"
+        save_png(draw_grid(grid), run_dir / "images" / "test" / picture)
 
     def _choose(
-        self, editor: GuidedEditor, truth: TruePictures, model: pl.LightningModule
-    ) -> tuple[float, list[dict[str, float | None]]]:
-        """Return the guidance scale, and the figures it was chosen by: of other edits, and of seen combinations."""
+        self, score: Callable[[EditPlan, float], EditResult], truth: TruePictures, model: pl.LightningModule
+    ) -> dict[str, Any]:
+        """Return the guidance scale and, of a list, the figures it was chosen by: other edits, seen combinations."""
         if len(self.scales) == 1:
-            return self.scales[0], []
+            return {"guidance_scale": self.scales[0]}
         seed = int(np.random.SeedSequence([self.seed, 2]).generate_state(1)[0])
         *_, plan = truth.plans(model.latent_shape, self.num_guidance_samples, seed).values()
-        return choose_guidance(lambda scale: self._score(partial(_at, editor, scale), plan, truth), self.scales)
+        best, curve = choose_guidance(partial(score, plan), self.scales)
+        return {"guidance_scale": best, "guidance_curve": curve}
 
     def _judge_record(self, truth: TruePictures) -> dict[str, Any]:
         accuracy, num_images = truth.judge_accuracy()
@@ -158,7 +159,7 @@ class EditScore(TestPassCallback):
 
     def _write(
         self,
-        path: Path,
+        run_dir: Path,
         results: Mapping[str, EditResult],
         ceilings: Mapping[str, EditResult],
         progress: Progress,
@@ -166,6 +167,7 @@ class EditScore(TestPassCallback):
         judge: Mapping[str, Any],
     ) -> None:
         """Write the numbers, the matrix as a heat map, and figures in ``results.json``."""
+        path = run_dir / "edit_score" / f"{progress.step}.json"
         settings = {**describe_sampler(self.sampler), **guidance, "seed": self.seed}
         reports = {group: self._report(result, ceilings[group]) for group, result in results.items()}
         group, result = next(iter(results.items()))
@@ -182,18 +184,17 @@ class EditScore(TestPassCallback):
             f"accuracy of the judge on unseen real images: {judge['accuracy']:.3f}"
         )
         heat_map(result.matrix, names, names, title, path.with_suffix(".png"))
-        figures = dict(result.figures())
-        for suffix in filter(None, results):
-            figures |= results[suffix].figures(suffix)
-        figures |= {f"edit_{name}": record[f"edit_{name}"] for name in _REFERENCES}
-        update_results(path.parents[1], **figures, judge_accuracy=judge["accuracy"])
+        figures = {name: record[name] for name in _REFERENCES}
+        for suffix, each in {"": result, **results}.items():
+            figures |= each.figures(suffix)
+        update_results(run_dir, **figures, judge_accuracy=judge["accuracy"])
         scores = result.edit_accuracy, result.edit_leakage, judge["accuracy"]
         logger.info("edit accuracy %.3f, leakage %.3f (judge %.3f): %s", *scores, path)
 
     def _report(self, result: EditResult, ceiling: EditResult) -> dict[str, Any]:
         """Return the figures of a group, with those of the data set's own pictures and of chance."""
-        figures = {**ceiling.to_dict(self.ordered)}
-        kept = ("edit_accuracy", "edit_leakage", "all_right", "accuracy", "leakage", "num_samples")
+        figures = ceiling.to_dict()
+        kept = ("edit_accuracy", "edit_leakage", "all_right", "accuracy", "leakage", "num_samples", "num_edits")
         return {
             **result.to_dict(self.ordered),
             "ceiling": {name: figures[name] for name in kept},
@@ -201,7 +202,3 @@ class EditScore(TestPassCallback):
             "edit_leakage_ceiling": figures["edit_leakage"],
             "edit_accuracy_chance": plain_number(result.chance.mean()),
         }
-
-
-def _at(editor: GuidedEditor, scale: float, texts: list[list[str]], x_T: Tensor) -> Tensor:
-    return editor(texts, x_T, scale)

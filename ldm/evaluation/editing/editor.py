@@ -2,58 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from ldm.data.collate import collate
+from ldm.data.options import require_choice
 from ldm.data.traits import unwrap, vocabulary_of
 from ldm.data.vocabulary import AttributeVocabulary
-from ldm.diffusion.noise import kept_random_state
 from ldm.diffusion.samplers import Sampler
+from ldm.evaluation.editing.measure import Editor
 from ldm.models.contracts import Editable, HasAttributes, SampledFromTexts, missing_members, require
 from ldm.models.judge import AttributeJudge
 from ldm.util import ConfigError, UserError
 
 _REMOVE = "or remove the EditScore callback from lightning.callbacks"
 
-# (texts: B lists of U strings, x_T, guidance scale) -> images (B, 3, H, W) in [-1, 1]
-GuidedEditor = Callable[[list[list[str]], Tensor, float], Tensor]
 
-
-def guided_editor(model: nn.Module, vocabulary: AttributeVocabulary, sampler: Sampler) -> GuidedEditor:
+def build_editor(model: nn.Module, vocabulary: AttributeVocabulary, sampler: Sampler, guidance_scale: float) -> Editor:
     """Return a function that samples images of U texts each.
 
     A model that is sampled from one text gets the U texts as a caption, and classifier-free guidance.
-
-    Raises:
-        UserError: the model is sampled from neither.
     """
-    if not missing_members(model, Editable):
-        return lambda texts, x_T, scale: model.sample_edit(texts, x_T, sampler, scale)
-    if missing_members(model, SampledFromTexts):
-        require(model, Editable, "edit score")
 
-    def from_captions(texts: list[list[str]], x_T: Tensor, scale: float) -> Tensor:
+    def from_captions(texts: list[list[str]], x_T: Tensor) -> Tensor:
         cond = model.condition_from_texts([vocabulary.caption(strings) for strings in texts])
-        return model.decode_first_stage(model.sample(x_T, cond, sampler, guidance_scale=scale))
+        return model.decode_first_stage(model.sample(x_T, cond, sampler, guidance_scale=guidance_scale))
 
-    return from_captions
+    def from_units(texts: list[list[str]], x_T: Tensor) -> Tensor:
+        return model.sample_edit(texts, x_T, sampler, guidance_scale)
+
+    return from_captions if missing_members(model, Editable) else from_units
 
 
-def check_needs(dataset: object, model: nn.Module, judge: AttributeJudge, ordered: Sequence[str]) -> None:
+def check_needs(dataset: object, model: nn.Module, judge: AttributeJudge, ordered: Mapping[str, Sequence[str]]) -> None:
     """Check that the edit score of a model can be computed.
 
     Args:
         dataset: the test data set.
         model: the model.
         judge: the judge.
-        ordered: names of attributes whose words have an order.
+        ordered: attribute -> its words in their order.
 
     Raises:
         UserError: the data set has no words or too few images, the judge is one of other attributes or of images of
             another size, or the model does not take one text per attribute.
-        ConfigError: ``ordered`` contains other names than those of attributes.
+        ConfigError: ``ordered`` contains other attributes or words than those of the data set.
     """
     vocabulary, name = vocabulary_of(dataset), type(unwrap(dataset)).__name__
     if vocabulary is None:
@@ -63,11 +57,14 @@ def check_needs(dataset: object, model: nn.Module, judge: AttributeJudge, ordere
         )
     require(unwrap(dataset), HasAttributes, "edit score")
     unwrap(dataset).rows_of("validation")  # raises if there are too few images
-    if unknown := sorted(set(ordered) - set(vocabulary.factor_names)):
-        raise ConfigError(
-            f"EditScore.ordered: expected some of {', '.join(vocabulary.factor_names)}, got {', '.join(unknown)}. "
-            "Correct the name"
-        )
+    known = dict(zip(vocabulary.factor_names, vocabulary.words))
+    for attribute, order in ordered.items():
+        require_choice("EditScore.ordered", attribute, known)
+        if sorted(order) != sorted(known[attribute]):
+            raise ConfigError(
+                f"EditScore.ordered.{attribute}: expected the words {', '.join(known[attribute])} in their order, got "
+                f"{', '.join(map(str, order))}."
+            )
     check_judge(judge, vocabulary, f"edit score: expected a judge of the attributes of the test data set {name}")
     judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
     _check_model(model, vocabulary, name)
@@ -101,5 +98,4 @@ def _check_model(model: nn.Module, vocabulary: AttributeVocabulary, name: str) -
         require(model, Editable, "edit score")
     else:
         phrases = [vocabulary.phrases(k, 0)[0] for k in range(vocabulary.num_units)]
-        with kept_random_state(model.device):
-            model.condition_from_texts([vocabulary.caption(phrases)])  # raises without an encoder of such texts
+        model.condition_from_texts([vocabulary.caption(phrases)])  # raises without an encoder of such texts

@@ -28,7 +28,7 @@ Dimensions: N samples, U units, F factors, E edited units, C h w latent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,12 +158,14 @@ class EditResult:
 
     factor_names: tuple[str, ...]  # names of the E edited attributes
     num_samples: int  # base images that were judged, at most N
+    num_edits: int  # judged pairs of a base image and its edit, at most E * N
     matrix: np.ndarray  # (E, E) float in [0, 1]; accuracy on the diagonal, leakage off it
     # Share of edits after which the judged *value* differs: stricter than words, and sensitive to the judge's errors.
     value_changes: np.ndarray  # (E, E) float in [0, 1]
     base_accuracy: np.ndarray  # (E,) float, share of base images whose judged word is the requested one
     all_right: float  # share of base images of which every judged word is the requested one
-    neighbour_errors: np.ndarray  # (E,) float, share of wrong edits whose judged word is next to the requested one
+    words: tuple[tuple[str, ...], ...]  # words of the E edited attributes
+    confusions: tuple[np.ndarray, ...]  # E arrays (W, W) int, number of edits by requested and by judged word
     chance: np.ndarray  # (E,) float, accuracy of a model that ignores the text
 
     @property
@@ -183,8 +185,16 @@ class EditResult:
             figures |= {f"edit_accuracy_{name}": accuracy, f"edit_leakage_{name}": leakage}
         return {f"{name}{suffix}": plain_number(value) for name, value in figures.items()}
 
-    def to_dict(self, ordered: Sequence[str] = ()) -> dict[str, Any]:
-        """Return plain values for JSON; NaN becomes ``None``. ``ordered``: attributes whose words have an order."""
+    def neighbour_errors(self, name: str, order: Sequence[str]) -> float:
+        """Return the share of an attribute's wrong edits whose judged word is next to the requested one in an order."""
+        k = self.factor_names.index(name)
+        places = np.array([order.index(word) for word in self.words[k]])
+        distance = np.abs(places[:, None] - places)
+        errors = self.confusions[k] * (distance > 0)
+        return float(errors[distance == 1].sum() / errors.sum()) if errors.any() else np.nan
+
+    def to_dict(self, ordered: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+        """Return plain values for JSON; NaN becomes ``None``. ``ordered``: attribute -> its words in their order."""
         by_factor = {
             "accuracy": np.diag(self.matrix),
             "leakage": _off_diagonal_means(self.matrix),
@@ -192,17 +202,22 @@ class EditResult:
             "base_accuracy": self.base_accuracy,
             "value_leakage": _off_diagonal_means(self.value_changes),
         }
-        errors = dict(zip(self.factor_names, map(plain_number, self.neighbour_errors)))
+        errors = {
+            f"edit_neighbour_errors_{name}": plain_number(self.neighbour_errors(name, order))
+            for name, order in (ordered or {}).items()
+            if name in self.factor_names
+        }
         return {
             "edit_accuracy": plain_number(self.edit_accuracy),
             "edit_leakage": plain_number(self.edit_leakage),
             "all_right": plain_number(self.all_right),
             **{key: dict(zip(self.factor_names, map(plain_number, row))) for key, row in by_factor.items()},
-            **{f"edit_neighbour_errors_{name}": errors[name] for name in ordered if name in errors},
+            **errors,
             "factor_names": list(self.factor_names),
             "matrix": [[plain_number(value) for value in row] for row in self.matrix],
             "value_changes": [[plain_number(value) for value in row] for row in self.value_changes],
             "num_samples": self.num_samples,
+            "num_edits": self.num_edits,
         }
 
 
@@ -244,13 +259,23 @@ def summarise_edits(plan: EditPlan, base: np.ndarray, edited: np.ndarray) -> Edi
     return EditResult(
         factor_names=tuple(vocabulary.factor_names[k] for k in units),
         num_samples=int(has_base.sum()),
+        num_edits=int(pairs.sum()),
         matrix=matrix,
         value_changes=share((edited != base)[:, :, units], pairs, axis=1),
         base_accuracy=share(is_right, has_base[:, None], axis=0),
         all_right=float(share(is_right.all(axis=1), has_base)),
-        neighbour_errors=share(np.abs(judged - asked) == 1, counted & (judged != asked), axis=1),
+        words=tuple(tuple(vocabulary.words[k]) for k in units),
+        confusions=tuple(
+            _confusion(wanted[valid], found[valid], len(vocabulary.words[k]))
+            for k, wanted, found, valid in zip(units, asked, judged, counted)
+        ),
         chance=np.array([1 / len(available_words(vocabulary, k)) for k in units]),
     )
+
+
+def _confusion(asked: np.ndarray, judged: np.ndarray, size: int) -> np.ndarray:
+    """Count pairs of words, (n,) each, in (size, size) int64."""
+    return np.bincount(asked * size + judged, minlength=size**2).reshape(size, size)
 
 
 def edit_score(

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ldm.diffusion.conditions import Condition, PartsCondition, TensorCondition, as_condition
-from ldm.models.contracts import ClassStage, ConditionStage, FirstStage, HasRepresentation, LabelStage, require
+from ldm.models.contracts import (
+    ClassStage,
+    ConditionStage,
+    FirstStage,
+    HasRepresentation,
+    LabelStage,
+    ScoresSamples,
+    require,
+)
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
 from ldm.modules.encoders.labels import class_labels
@@ -309,8 +317,10 @@ def _condition_method(stage: nn.Module, name: str | None) -> Callable[[Any], Any
     return found or stage.__call__
 
 
-def has_test_pass(model: pl.LightningModule) -> bool:
-    """Return whether a model has a representation of test data, or a ``test_step`` of its own."""
+def has_test_pass(model: pl.LightningModule, callbacks: Sequence[pl.Callback] = ()) -> bool:
+    """Return whether a model has a representation of test data, a ``test_step`` of its own, or samples to be scored."""
+    if any(isinstance(callback, ScoresSamples) for callback in callbacks):
+        return True
     if type(model).test_step is LatentDiffusion.test_step:
         return isinstance(model, HasRepresentation)
     return is_overridden("test_step", model)

@@ -53,6 +53,8 @@ class UNetModel(openaimodel.UNetModel):
             ``ckpt_path``, call :meth:`copy_base_to_shift` after loading the weights of the frozen network.
         unit_chunk: number of units computed in one pass, None for all; the activations of each chunk are recomputed in
             the backward pass, which reduces memory to that of one chunk.
+        code_scale: factor of the codes. A network learns slowly from inputs far below 1: use sqrt(D) for codes of length
+            1, such as normalized embeddings of CLIP.
         params: keyword arguments of :class:`UNetConfig`.
 
     Attributes:
@@ -79,6 +81,7 @@ class UNetModel(openaimodel.UNetModel):
         legacy_load_ema_flag: bool = False,
         init_shift_from_base: bool = False,
         unit_chunk: int | None = None,
+        code_scale: float = 1.0,
         **params: Any,
     ) -> None:
         super().__init__(**{**params, "dropout": 0.0})  # no dropout in the frozen half
@@ -91,7 +94,7 @@ class UNetModel(openaimodel.UNetModel):
         if unit_chunk is not None and unit_chunk < 1:
             raise ConfigError(f"unet_config.params.unit_chunk: expected at least 1 or null, got {unit_chunk}.")
         self.latent_unit, self.repre_emb_channels = latent_unit, repre_emb_channels
-        self.is_separate, self.unit_chunk = seprate_decoder, unit_chunk
+        self.is_separate, self.unit_chunk, self.code_scale = seprate_decoder, unit_chunk, code_scale
         self.requires_grad_(False)
         self.base_names = [name for name, _ in self.named_parameters()]
         self.base_modules = list(self.children())
@@ -228,7 +231,7 @@ class UNetModel(openaimodel.UNetModel):
         return ShiftOutput(pred, unit_grad)
 
     def _unit_codes(self, context: Tensor | None) -> Tensor:
-        """Check the shape of the context and return it as (B, U, D)."""
+        """Check the shape of the context and return it as (B, U, D), times ``code_scale``."""
         units, width = self.latent_unit, self.repre_emb_channels
         if context is None:
             raise ValueError(
@@ -241,7 +244,7 @@ class UNetModel(openaimodel.UNetModel):
                 "unet_config.params.latent_unit and unet_config.params.repre_emb_channels to the number and the width "
                 "of the codes that the condition stage returns."
             )
-        return context.reshape(-1, units, width)
+        return context.reshape(-1, units, width) * self.code_scale
 
     def _gradients(self, h0: Tensor, skips: list[Tensor], emb: Tensor, codes: Tensor) -> Tensor:
         """Return the gradients of K units, in chunks: emb (B, K, E), codes (B, K, D) to (B, K, C, H, W)."""

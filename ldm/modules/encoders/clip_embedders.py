@@ -116,6 +116,8 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         n_repeat: a flat list of texts gives (B, n_repeat, D), a sequence for the cross-attention of latent diffusion
             models; None gives (B, D), as in CLIP-DisDiff.
         normalize: scale every embedding to length 1.
+        scale: factor of the result. A network learns slowly from inputs far below 1: use sqrt(D) with ``normalize``, so
+            that the mean square of the entries is 1.
         max_phrases: U; a flat list of texts gives (B, U, D), one vector for each phrase of a text, which commas
             separate, and zeros for missing phrases. A small CLIP binds the words of a long text badly.
         weights: weight file or folder; None: see :mod:`ldm.modules.encoders.clip_loading`.
@@ -140,6 +142,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         n_repeat: int | None = None,
         normalize: bool = True,
         max_phrases: int | None = None,
+        scale: float = 1.0,
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
     ) -> None:
@@ -152,7 +155,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         self.clip = load_clip(source)
         self.name, self.fingerprint = source.name, weights_fingerprint(self.clip)
         del self.clip.visual  # unused by encode_text
-        self.normalize = normalize
+        self.normalize, self.scale = normalize, scale
         self.n_repeat, self.max_phrases, self.caches_texts = n_repeat, max_phrases, True
         self.context_length = source.model_cfg["text_cfg"].get("context_length", 77)
         self.max_length = min(max_length, self.context_length)
@@ -187,7 +190,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         if isinstance(texts[0], str) and self.max_phrases is not None:
             texts = [self._phrases(text, self.max_phrases) for text in texts]
         if isinstance(texts[0], str):
-            rows = self._look_up(texts)
+            rows = self._look_up(texts) * self.scale
             return rows if self.n_repeat is None else rows[:, None].expand(-1, self.n_repeat, -1)
         num_units = {len(sample) for sample in texts}
         if len(num_units) != 1:
@@ -195,7 +198,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
                 "CLIP text embedder: expected the same number of attribute texts in every sample, got "
                 f'{sorted(num_units)} in one batch. Use "" for an attribute without text.'
             )
-        rows = self._look_up([text for sample in texts for text in sample])
+        rows = self._look_up([text for sample in texts for text in sample]) * self.scale
         return rearrange(rows, "(b u) d -> b u d", b=len(texts))
 
     def vocabulary_embeddings(self, vocabulary: Sequence[Sequence[str]]) -> list[Tensor]:
