@@ -11,7 +11,12 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 def load_script(name: str) -> ModuleType:
     """``scripts/<name>.py``, freshly executed."""
-    spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
+    return load_module(SCRIPTS / f"{name}.py")
+
+
+def load_module(path: Path) -> ModuleType:
+    """A Python file, freshly executed."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

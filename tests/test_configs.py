@@ -1,6 +1,7 @@
 """Every config that ships trains, and a run that was cut off goes on as if it had not been."""
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -192,7 +193,13 @@ def test_recipes_are_valid_and_their_models_can_be_built(recipe, clip_folder):
         assert sum(p.numel() for p in plan.config.build("model").parameters()) > 1000
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+# Configs that the commands on the pages of the docs train in the fast tests (test_docs_commands.py).
+IN_DOCS = re.compile(r"quickstart/|.*example_vq_4_16|.*/shapes3d[-_](vq|encdiff)|text-to-image/tiny")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if IN_DOCS.match(name) else []) for name in CONFIGS]
+)
 def test_two_steps(name, clip_folder, tmp_path):
     plan = make_plan(options_of(name, clip_folder, tmp_path))
     folder = run(plan)
