@@ -42,10 +42,19 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     text = "scale of sub-gradients or guidance; of several the best is chosen on other edits"
     parser.add_argument("--guidance-scale", type=float, nargs="+", metavar="S", help=text)
     parser.add_argument("--num-guidance-samples", type=int, metavar="N", help="base images for that choice")
-    parser.add_argument("--ordered", nargs="+", metavar="ATTRIBUTE", help="attributes whose words have an order")
+    text = "all words of an attribute in their order, to count errors between neighbouring words"
+    parser.add_argument("--ordered", nargs="+", type=ordered_words, metavar="ATTRIBUTE=WORD,WORD,...", help=text)
     parser.add_argument("--seed", type=int, help="seed of texts, requested words and noise")
     parser.add_argument("--columns", type=int, metavar="N", help="samples in the picture")
     return parser.parse_args(arguments)
+
+
+def ordered_words(text: str) -> tuple[str, list[str]]:
+    """Parse ``ATTRIBUTE=WORD,WORD,...``."""
+    name, separator, words = text.partition("=")
+    if not separator:
+        raise argparse.ArgumentTypeError(f"expected ATTRIBUTE=WORD,WORD,..., got {text!r}")
+    return name, [word.strip() for word in words.split(",")]
 
 
 def score_params(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,6 +63,8 @@ def score_params(config: Config, given: Mapping[str, Any]) -> dict[str, Any]:
     found = [entry for entry in entries if entry and str(entry.get("target", "")).endswith(".EditScore")]
     configured = sampling_options((found[0].get("params") or {}) if found else {}, num_steps=50, eta=0.0)
     given = dict(given)
+    if "ordered" in given:
+        given["ordered"] = dict(given["ordered"])
     settings = {name: given.pop(name) for name in ("num_steps", "eta") if name in given}
     name = given.pop("sampler", None)
     if name or settings:
