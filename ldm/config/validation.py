@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 TOP_LEVEL = ("base", "model", "data", "lightning")
 LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
-SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params")}
+SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params", "fingerprint")}
 _METHODS = "ldm.models.diffusion.methods."
 _AUTOENCODERS, _UNETS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.openaimodel"
 CHECKPOINT_KEY = "ckpt_path"
@@ -67,8 +67,7 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     for section in sections:
         if section not in config.content:
             raise ConfigError(
-                f"{' + '.join(config.files)}: the section `{section}` is missing. Add `{section}: "
-                f"{{{', '.join(SECTION_KEYS[section])}}}`"
+                f"{' + '.join(config.files)}: the section `{section}` is missing. Add `{section}: {{target, params}}`"
             )
         _check_object(config, section, config.content[section], is_certain=True)
     for section in sections:
