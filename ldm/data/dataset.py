@@ -225,14 +225,7 @@ class ImageDataset(Dataset):
         try:
             images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
             for transform in self._transforms:
-                changed = [transform(image) for image in images]
-                wrong = next((i for i in changed if i.shape != images.shape[1:] or i.dtype != torch.uint8), None)
-                if wrong is not None:
-                    raise ConfigError(
-                        f"augment: expected {tuple(images.shape[1:])} uint8 from {type(transform).__name__}, got "
-                        f"{tuple(wrong.shape)} {wrong.dtype}. Use a transform that keeps size and type."
-                    )
-                images = torch.stack(changed)
+                images = torch.stack([_transformed(transform, image) for image in images])
         finally:
             generator.set_state(before)
         return images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -244,6 +237,23 @@ class ImageDataset(Dataset):
         item = {key: value[0] for key, value in batch.items()}
         item["index"] = int(item["index"])
         return item
+
+
+def _transformed(transform: Callable[[torch.Tensor], Any], image: torch.Tensor) -> torch.Tensor:
+    """Apply a transform to an image, (3, H, W) uint8; raise a ``ConfigError`` if the result is no such image."""
+    try:
+        changed = transform(image)
+        found = (
+            f"{tuple(changed.shape)} {changed.dtype}" if isinstance(changed, torch.Tensor) else type(changed).__name__
+        )
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        changed, found = None, f"the error: {error}"
+    if not isinstance(changed, torch.Tensor) or changed.shape != image.shape or changed.dtype != torch.uint8:
+        raise ConfigError(
+            f"augment: expected {tuple(image.shape)} uint8 from {type(transform).__name__}, got {found}. Use a "
+            "transform that keeps size and type."
+        )
+    return changed
 
 
 class FactorDataset(ImageDataset):
@@ -264,7 +274,7 @@ class FactorDataset(ImageDataset):
         keep: values of the factors to keep, which select a smaller full product that metrics can be computed on:
             factor name -> number of values (evenly spread) or list of values (``FactorSpace.restrict``). Rows,
             factors and texts remain those of the whole set; splits divide the part.
-        repeat: see ``ImageDataset``.
+        repeat, augment: see ``ImageDataset``.
         name: name of the data set in tables of scores; None takes the name of the space, else of the class.
         holdout: share of the combinations of words that the training split does not contain, and of which the
             validation split consists, in [0, 1). They are the same for every seed. Then items and batches contain
@@ -300,6 +310,7 @@ class FactorDataset(ImageDataset):
         repeat: int = 1,
         name: str | None = None,
         holdout: float = 0.0,
+        augment: Transforms | None = None,
     ) -> None:
         if text is not None and vocabulary is None:
             raise ConfigError(f"text: {text} needs a vocabulary, and {type(self).__name__} has none. Set text: null.")
@@ -314,7 +325,7 @@ class FactorDataset(ImageDataset):
         if holdout and vocabulary is None:
             raise ConfigError(f"holdout: expected a data set with a vocabulary, got {type(self).__name__}.")
         self.holdout = holdout
-        super().__init__(self.rows_of(split, limit), repeat, seed=seed)
+        super().__init__(self.rows_of(split, limit), repeat, seed=seed, augment=augment)
 
     @property
     def position_space(self) -> FactorSpace:

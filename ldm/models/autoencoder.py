@@ -255,8 +255,8 @@ class IdentityFirstStage(nn.Module):
     """First stage of diffusion models on pixels, without weights.
 
     Args:
-        patch_size: p; blocks of p x p pixels are folded into channels, (B, C, H, W) to (B, C p^2, H / p, W / p), so that
-            the network works at a lower resolution. 1 leaves images unchanged.
+        patch_size: p; blocks of p x p pixels become channels, (B, C, H, W) to (B, C p^2, H / p, W / p), so that the
+            network works at a lower resolution. 1 leaves images unchanged.
         vq_interface: ``quantize`` also returns a loss and indices, of None.
 
     Example:

@@ -122,17 +122,18 @@ def _from_json(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tu
 
 
 def _from_csv(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tuple[str, ...]]]]:
-    lines = list(csv.reader(io.StringIO(text)))
-    if len(lines) < 2 or len(lines[0]) < 2:
+    with readable(path, "CSV", csv.Error):
+        reader = csv.reader(io.StringIO(text))
+        lines = [(reader.line_num, line) for line in reader if line]
+    header = [name.strip() for name in lines[0][1]] if lines else []
+    if len(lines) < 2 or len(header) < 2:
         raise UserError(
-            f"{path}: expected a header (image, attribute, ...) and one line per image, got {len(lines)} lines."
+            f"{path}: expected a header (image, attribute, ...) and one line per image, with commas between the cells; "
+            f"got {len(lines)} lines and the header {', '.join(header)!r}."
         )
-    header = [name.strip() for name in lines[0]]
     position = header.index("path") if "path" in header else 0
     rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
+    for number, line in lines[1:]:
         if len(line) != len(header):
             raise UserError(f"{path}, line {number}: expected {len(header)} columns as in the header, got {len(line)}.")
         cells = [cell.strip() for cell in line]

@@ -135,6 +135,7 @@ class ImageFolder(AttributeImages, ImageDataset):
         self.class_names: dict[int, str] = {}
         self._splits: dict[str, str] = {}
         prefix, rest = ("", split) if split_column else _split_folder(self.path, self.pictures, split)
+        self._is_split = bool(prefix)
         if holdout and (split_column or prefix):
             raise ConfigError(
                 f"holdout: expected splits made by it, got those of {split_column or prefix}. Remove split_column: (or "
@@ -166,9 +167,12 @@ class ImageFolder(AttributeImages, ImageDataset):
         super().__init__(self.rows_of(rest, limit), repeat, do_augment, seed, augment)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
-        """See ``ImageDataset``."""
+        """See ``ImageDataset``; all splits of the images of a sub-folder are these images."""
         if self._splits:
             return self._listed_rows(split, limit)
+        if self._is_split:
+            require_choice("split", split, SPLITS)
+            split = None
         return super().rows_of(split, limit) if self.holdout else split_rows(len(self.pictures), split, limit)
 
     def _use(self, table: AttributeTable, factors: Sequence[str] | None, expected: int | None) -> AttributeTable:

@@ -184,7 +184,7 @@ class StoredTexts(AttributeImages):
         else:
             self.use_table(table, max_words, {}, **chosen)
         if holdout:
-            self.rows = self.rows_of(split, limit)
+            self.rows = np.repeat(self.rows_of(split, limit), options.get("repeat", 1))
 
     def _table(self, columns: Sequence[str]) -> AttributeTable:
         stored = self.all_joined_texts()
