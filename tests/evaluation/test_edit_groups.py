@@ -296,6 +296,7 @@ def test_a_judge_of_other_attributes_is_refused_before_the_first_step(tmp_path):
         ({"image_size": 8}, "8 x 8 pixels, got 16 x 16"),
         ({"ordered": {"shade": []}}, "expected one of hue, size, mood; got 'shade'"),
         ({"ordered": {"size": ["small"]}}, "EditScore.ordered.size: expected the words"),
+        ({"ordered": {"size": [1, "small"]}}, "EditScore.ordered.size: expected the words .* got 1, small"),
         ({"words": True}, "the words .*amber.*got the words"),
         ({"skip": range(8)}, "at least 10 images"),
         ({"plain": True}, "with a vocabulary, got ImageFolder"),
@@ -330,7 +331,7 @@ def test_the_check_before_training_draws_no_random_numbers(tmp_path):
     trainer.datamodule = DataModuleFromConfig(2, test=section, num_workers=0)  # set by trainer.fit otherwise
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    callback.on_fit_start(trainer, Captioned())
+    callback.on_train_start(trainer, Captioned())
     assert torch.equal(state, torch.get_rng_state()) and "test" in trainer.datamodule.datasets
 
 

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from ldm.data.module import DataModuleFromConfig
 from ldm.data.options import require_count
 from ldm.data.traits import unwrap
-from ldm.diffusion.noise import kept_random_state
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
 from ldm.evaluation.editing.editor import build_editor, check_needs
 from ldm.evaluation.editing.measure import (
@@ -29,7 +27,7 @@ from ldm.evaluation.editing.measure import (
 )
 from ldm.evaluation.editing.truth import TruePictures
 from ldm.evaluation.sampling.request import describe_sampler
-from ldm.evaluation.test_pass import Progress, TestPassCallback
+from ldm.evaluation.test_pass import Progress, SampleScore
 from ldm.models.contexts import averaged
 from ldm.models.judge import load_judge
 from ldm.pictures.charts import heat_map
@@ -43,7 +41,7 @@ _GROUPS = {"unseen": UNSEEN, "seen": SEEN}
 _REFERENCES = ("edit_accuracy_ceiling", "edit_leakage_ceiling", "edit_accuracy_chance")
 
 
-class EditScore(TestPassCallback):
+class EditScore(SampleScore):
     """Measures whether changing one attribute's text changes that attribute and no other.
 
     See ``ldm.evaluation.editing.measure`` for the protocol, and ``Editable`` and ``SampledFromTexts`` in
@@ -71,8 +69,6 @@ class EditScore(TestPassCallback):
             (``edit_neighbour_errors_<attribute>`` in the JSON file).
     """
 
-    scores_samples = True
-
     def __init__(
         self,
         judge: str,
@@ -92,22 +88,11 @@ class EditScore(TestPassCallback):
             raise ConfigError("EditScore.guidance_scale: expected a number or a list of numbers, got an empty list")
         require_count("EditScore.num_guidance_samples", num_guidance_samples)
         self.seed, self.columns = seed, columns
-        self.num_guidance_samples, self.ordered = num_guidance_samples, dict(ordered or {})
+        self.num_guidance_samples = num_guidance_samples
+        self.ordered = {name: list(map(str, words)) for name, words in (ordered or {}).items()}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check before training that the score can be computed after it; see ``check_needs``."""
-        super().on_fit_start(trainer, pl_module)
-        data = trainer.datamodule
-        if isinstance(data, DataModuleFromConfig) and "test" in data.dataset_configs and not trainer.fast_dev_run:
-            with kept_random_state(pl_module.device):  # training draws the same numbers as without the check
-                data.setup("test")  # the test pass uses the same data set
-                self._check(data.datasets["test"], pl_module)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check before the long test pass that the score can be computed; see ``check_needs``."""
-        self._check(self.test_loader(trainer).dataset, pl_module)
-
-    def _check(self, dataset: Any, model: pl.LightningModule) -> None:
+    def check(self, dataset: Any, model: pl.LightningModule) -> None:
+        """Load the judge, and see ``check_needs``."""
         self._judge = load_judge(self.judge_path)
         check_needs(dataset, model, self._judge, self.ordered)
 
