@@ -76,6 +76,7 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     for section in sections:
         _check_nested(config, f"{section}.params", config.section(section).get("params"))
     _check_width(config)
+    _check_holdout(config)
     if check_files:
         _check_paths(config)
 
@@ -215,6 +216,20 @@ def _check_width(config: Config) -> None:
         if found == given:
             raise config.error(key, f"{message}. Make them match")
         logger.warning("%s: %s. Training and sampling need equal widths", key, message)
+
+
+def _check_holdout(config: Config) -> None:
+    """Compare the combinations held out of training with those that other sections of the same data call unseen."""
+    sections = config.section("data").get("params") or {}
+    train = sections.get("train")
+    for name in ("validation", "test"):
+        part = sections.get(name)
+        if isinstance(train, Mapping) and isinstance(part, Mapping) and train.get("target") == part.get("target"):
+            expected, found = ((one.get("params") or {}).get("holdout") or 0 for one in (train, part))
+            is_part = (part.get("params") or {}).get("split") in ("validation", "evaluation")
+            if found != expected and (found or is_part):  # a test set without holdout may be the whole set
+                message = f"expected {expected}, as in data.params.train, got {found}. Make them match"
+                raise config.error(f"data.params.{name}.params.holdout", message)
 
 
 def _look_up(config: Config, key: str, target: str, today: str) -> Signature | None:
