@@ -66,10 +66,8 @@ def read_own_data(file: str) -> OwnData:
     others = {key: value for key, value in params.items() if key not in OF_TRAINING}
     train = {"target": content["target"], "params": {**params, "split": "train"}}
     try:
-        images, whole = (
-            instantiate_from_config({**train, "params": part})
-            for part in (train["params"], {**others, "split": "test"})
-        )
+        images = instantiate_from_config(train)
+        whole = instantiate_from_config({**train, "params": {**others, "split": "test"}})
         side, count = (describe(images, key) for key in ("image_size", "num_images"))
     except (ConfigError, UserError) as error:
         kind = UserError if isinstance(error, UserError) else ConfigError
@@ -105,7 +103,8 @@ def fingerprint(datasets: Sequence[Any], paths: Sequence[Any]) -> str:
     """
     from ldm.data.dataset import FactorDataset, ImageDataset
 
-    named = [Path(path) for given in paths for path in (given if isinstance(given, list) else [given]) if path]
+    listed = [path for given in paths for path in (given if isinstance(given, list) else [given]) if path]
+    named = [Path(path).expanduser() for path in listed]
     files = {beside for path in named for beside in (path, path / "data.mdb", *(other / path for other in named))}
     for images in datasets:
         if isinstance(images, ImageDataset) and not isinstance(images, FactorDataset):

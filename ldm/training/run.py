@@ -75,7 +75,6 @@ def _is_child() -> bool:
 
 
 def _open_folder(plan: Plan) -> tuple[RunFolder, str]:
-    """Return the folder of the run and the time stamp of its configs."""
     stamp = now_text()
     if _is_child() and _RUN_DIR_VARIABLE in os.environ:
         folder = RunFolder(Path(os.environ[_RUN_DIR_VARIABLE]))

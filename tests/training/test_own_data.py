@@ -312,8 +312,6 @@ def test_other_methods_train(images: Path, tmp_path: Path, in_process: list, rec
     stages = {name: changes for name, changes in short().items() if name in ("clip", "judge") and has_texts}
     for name, callbacks in OTHERS[recipe].items():
         stages[name] = {"lightning": {**SHORT, "callbacks": {"image_logger": None, **callbacks}}}
-    if "text_to_image" in stages:
-        stages["text_to_image"]["data"] = {"params": {"test": {"params": {"split": "test"}}}}
     if "noiseclr" in stages:
         stages["noiseclr"]["model"] = {"params": {"num_directions": 4, "directions_per_iteration": 2}}
     texts = {"templates": {"shape": "the shape is a {}"}} if has_texts else {"attributes": None}
