@@ -229,9 +229,7 @@ def _register_resolvers(roots: list[str], config: Config, allow_pending: bool) -
 
     def environment(name: str, *default: Any) -> Any:
         if name not in os.environ and not default:
-            raise ConfigError(
-                f"the environment variable {name} is not set. Export it, or write ${{env:{name},default}}"
-            )
+            raise ConfigError(f"the environment variable {name} is not set. Export it, or use ${{env:{name},default}}")
         return os.environ.get(name, *default)
 
     def run_reference(kind: str, name: str) -> str:

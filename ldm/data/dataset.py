@@ -25,7 +25,7 @@ VALIDATION = 1_000
 SPLITS = ("train", "validation", "evaluation", "test", None)
 _SPLIT_SEED = 20_030
 _MIRROR_SEED, _AUGMENT_SEED = 7, 17  # they have random streams of their own, so that they do not change the texts
-Transforms = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Targets = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def split_rows(size: int, split: str | None, limit: int | None = None) -> np.ndarray:
@@ -132,12 +132,7 @@ class ImageDataset(Dataset):
     holdout: float = 0.0
 
     def __init__(
-        self,
-        rows: np.ndarray,
-        repeat: int = 1,
-        do_augment: bool = False,
-        seed: int = 0,
-        augment: Transforms | None = None,
+        self, rows: np.ndarray, repeat: int = 1, do_augment: bool = False, seed: int = 0, augment: Targets | None = None
     ) -> None:
         require_count("repeat", repeat)
         listed = [augment] if isinstance(augment, Mapping) else augment or []
@@ -243,9 +238,7 @@ def _transformed(transform: Callable[[torch.Tensor], Any], image: torch.Tensor) 
     """Apply a transform to an image, (3, H, W) uint8; raise a ``ConfigError`` if the result is no such image."""
     try:
         changed = transform(image)
-        found = (
-            f"{tuple(changed.shape)} {changed.dtype}" if isinstance(changed, torch.Tensor) else type(changed).__name__
-        )
+        found = f"{tuple(changed.shape)} {changed.dtype}" if torch.is_tensor(changed) else type(changed).__name__
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         changed, found = None, f"the error: {error}"
     if not isinstance(changed, torch.Tensor) or changed.shape != image.shape or changed.dtype != torch.uint8:
@@ -263,14 +256,8 @@ class FactorDataset(ImageDataset):
         space: factor space of the rows.
         vocabulary: words of the factors; None if the data set has no texts.
         split, limit: see ``split_rows``.
-        text: None (no text), "attributes" (U strings per image) or "caption" (one string per image that names a
-            random non-empty choice of the attributes in random order).
-        phrasing: "random" or "canonical".
-        unset_prob: probability with which each attribute text is left empty (only for "attributes").
+        text, phrasing, unset_prob, caption_weights, single_caption_share: see ``AttributeTexts``.
         seed: seed of the texts. They depend only on it and the rows of the batch, so a resumed run repeats them.
-        caption_weights: F positive numbers; captions name attributes of larger weight more often, and these are
-            learned sooner. None gives all the same weight.
-        single_caption_share: share of the captions that name a single attribute, in [0, 1].
         keep: values of the factors to keep, which select a smaller full product that metrics can be computed on:
             factor name -> number of values (evenly spread) or list of values (``FactorSpace.restrict``). Rows,
             factors and texts remain those of the whole set; splits divide the part.
@@ -310,7 +297,7 @@ class FactorDataset(ImageDataset):
         repeat: int = 1,
         name: str | None = None,
         holdout: float = 0.0,
-        augment: Transforms | None = None,
+        augment: Targets | None = None,
     ) -> None:
         if text is not None and vocabulary is None:
             raise ConfigError(f"text: {text} needs a vocabulary, and {type(self).__name__} has none. Set text: null.")

@@ -71,7 +71,6 @@ class QuantizedAutoencoder(Autoencoder):
     def loss_terms(
         self, x: Tensor, reconstruction: Tensor, bottleneck: tuple[Tensor, Tensor], optimizer_idx: int, split: str
     ) -> tuple[Tensor, Log]:
-        """See ``Autoencoder``."""
         codebook_loss, indices = bottleneck
         options = {"last_layer": self.get_last_layer(), "split": split, "predicted_indices": indices}
         return self.loss(codebook_loss, x, reconstruction, optimizer_idx, self.training_steps_done, **options)
@@ -234,7 +233,6 @@ class AutoencoderKL(Autoencoder):
     def loss_terms(
         self, x: Tensor, reconstruction: Tensor, bottleneck: DiagonalGaussian, optimizer_idx: int, split: str
     ) -> tuple[Tensor, Log]:
-        """See ``Autoencoder``."""
         options = {"last_layer": self.get_last_layer(), "split": split}
         return self.loss(x, reconstruction, bottleneck, optimizer_idx, self.training_steps_done, **options)
 

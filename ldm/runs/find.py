@@ -81,8 +81,7 @@ def find_run(
 def _command_for(name: str, files: Sequence[str], data_file: str | None) -> str:
     """Return the command that trains a run of that name: the one in the head of its config, if there is one.
 
-    The config is preferably one beside the files at hand. These and ``data_file`` take the places of the data and of
-    the first stage there.
+    Configs beside the files at hand are preferred; these and ``data_file`` replace data and first stage there.
     """
     beside = {Path(file).parent.name for file in files} or {"quickstart"}
     found = sorted(Path("configs").rglob(f"{name}.yaml"), key=lambda path: (path.parent.name not in beside, path))

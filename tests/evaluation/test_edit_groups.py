@@ -278,6 +278,15 @@ def test_a_run_reports_groups_ceiling_and_guidance(tmp_path, monkeypatch):
     assert results["edit_accuracy_chance"] == pytest.approx((0.25 + 0.5 + 0.5) / 3, abs=1e-6)
 
 
+def test_unknown_accuracy_of_the_judge(tmp_path, monkeypatch):
+    """No attribute of the validation images is known."""
+    params = draw(tmp_path / "pictures", rows_of(copies=3)) | {"text": "caption"}
+    judge = save_judge(tmp_path / "judge.ckpt", ImageFolder(**params).vocabulary)
+    monkeypatch.setattr(TruePictures, "judge_accuracy", lambda self: (np.full(3, np.nan), 4))
+    fit(tmp_path / "run", params, Captioned(), judge=judge)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["judge_accuracy"] is None
+
+
 def test_a_judge_of_other_attributes_is_refused_before_the_first_step(tmp_path):
     params = draw(tmp_path / "pictures", rows_of(copies=3))
     other = AttributeVocabulary(["hue", "size"], [["a", "b"], ["c", "d"]], [[0, 1], [0, 1]], [["{}"], ["{}"]])

@@ -9,10 +9,9 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ldm.data.collate import collate
-from ldm.data.traits import unwrap, vocabulary_of
+from ldm.data.traits import unwrap
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
-from ldm.evaluation.editing.editor import check_judge
+from ldm.evaluation.editing.editor import judged_vocabulary
 from ldm.evaluation.editing.measure import plain_number
 from ldm.evaluation.prompts.measure import PromptResult, joint_figures, plan_prompts, prompt_score
 from ldm.evaluation.prompts.pictures import PromptPictures, accuracy_map
@@ -20,14 +19,12 @@ from ldm.evaluation.prompts.samplers import PromptSamplers
 from ldm.evaluation.sampling.request import describe_sampler
 from ldm.evaluation.test_pass import SampleScore
 from ldm.models.contexts import averaged
-from ldm.models.contracts import HasAttributes, SampledFromTexts, require
+from ldm.models.contracts import SampledFromTexts, require
 from ldm.models.judge import load_judge
 from ldm.runs.records import update_results, write_json
-from ldm.util import ConfigError, UserError
+from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
-
-_REMOVE = "or remove the PromptScore callback from lightning.callbacks"
 
 
 class PromptScore(SampleScore):
@@ -86,16 +83,9 @@ class PromptScore(SampleScore):
                 images, or the model is not sampled from texts.
         """
         dataset = unwrap(dataset)
-        if vocabulary_of(dataset) is None:
-            raise UserError(
-                f"prompt score: expected a test data set with a vocabulary, got {type(dataset).__name__}. Set "
-                f"data.params.test to a data set with words, {_REMOVE}"
-            )
-        require(dataset, HasAttributes, "prompt score")
-        require(model, SampledFromTexts, "prompt score")
         self._judge = load_judge(self.judge_path)
-        check_judge(self._judge, dataset.vocabulary, "prompt score: expected a judge of the test data's attributes")
-        self._judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
+        judged_vocabulary(dataset, self._judge, "prompt score")
+        require(model, SampledFromTexts, "prompt score")
         self._plan = plan_prompts(dataset, model.latent_shape, self.num_prompts, self.seed, self.template)
         with torch.no_grad():
             model.condition_from_texts(self._plan.texts[:1])  # raises if the model has no text encoder
@@ -121,14 +111,8 @@ class PromptScore(SampleScore):
             draw.all(judge, self.strengths, self.guidance)
         path = run_dir / "prompt_score" / f"{progress.step}.json"
         sampler = {**describe_sampler(self.sampler), "guidance": self.guidance, "seed": self.seed}
-        record = {
-            **result.to_dict(),
-            "figures": figures,
-            "sampler": sampler,
-            "judge": self.judge_path,
-            "template": self.template,
-        }
-        write_json(path, {**record, **progress._asdict()})
+        record = {"figures": figures, "sampler": sampler, "judge": self.judge_path, "template": self.template}
+        write_json(path, {**result.to_dict(), **record, **progress._asdict()})
         update_results(run_dir, **figures)
         accuracy_map(result, progress.step, path.with_suffix(".png"))
         logger.info("prompt accuracy %.3f at w = %g: %s", figures["prompt_accuracy"], self.guidance, path)

@@ -56,11 +56,7 @@ class PromptPlan:
 
 
 def plan_prompts(
-    dataset: HasAttributes,
-    latent_shape: tuple[int, ...],
-    num_prompts: int | None,
-    seed: int,
-    template: str | None = None,
+    dataset: HasAttributes, latent_shape: Sequence[int], num_prompts: int | None, seed: int, template: str | None = None
 ) -> PromptPlan:
     """Draw images of which all attributes are known with their prompts, other images, and noises.
 
