@@ -52,8 +52,10 @@ class DisDiff(UnitDiffusion):
                 and its relatives.
             cond_stage_key: entry of the batch that the encoder reads.
             cond_stage_trainable: train the encoder as well; False freezes one that was trained before.
-            train_enc_flag: the disentangling loss also trains the encoder that judges the edits; else it is frozen.
-            kl_loss_flag: keep the codes near standard normal; needs an encoder with ``kl_loss`` (``Encoder4_vae``).
+            train_enc_flag: the disentangling loss also trains the encoder that judges the edits; by default it is
+                frozen there.
+            kl_loss_flag: keep the codes near a standard normal distribution; needs an encoder with ``kl_loss``
+                (``Encoder4_vae``).
             kl_weight: weight of that divergence.
             **kwargs: see ``UnitDiffusion``, ``LatentDiffusion`` and ``DDPM``.
 
@@ -71,7 +73,9 @@ class DisDiff(UnitDiffusion):
         self.unit_names: list[str] | None = None  # set once the units are named
         self._check_fit()
         if self.dis_loss_flag and not self.model.diffusion_model.is_separate:
-            logger.warning("dis_loss_flag has no effect: with seprate_decoder: false all units share one gradient")
+            logger.warning(
+                "dis_loss_flag has no effect: with seprate_decoder: false all units have one gradient together"
+            )
             self.dis_loss_flag = False
 
     def _check_fit(self) -> None:
