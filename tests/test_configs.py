@@ -174,7 +174,7 @@ def options_of(name, clip_folder, logdir, extra=(), **changes):
 def test_every_shipped_config_is_listed():
     shipped = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in ROOT.glob("configs/*/*.yaml")}
     sizes = ("full_size", "full_size_vq", "full_size_disdiff")
-    parts = {f"quickstart/{name}" for name in ("world", "diffusion", "latents", *sizes, *RECIPES)}
+    parts = {f"quickstart/{name}" for name in ("world", "diffusion", "latents", "clip_guided", *sizes, *RECIPES)}
     # In test_noiseclr_commands.py and test_noiseclr_configs.py, in training/test_own_data.py and test_docs_commands.py.
     elsewhere = ("_shared/", "directions/", "own_data/", "emoji/")
     assert {name for name in shipped - parts if not name.startswith(elsewhere)} == set(CONFIGS)

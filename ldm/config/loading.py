@@ -229,9 +229,7 @@ def _register_resolvers(roots: list[str], config: Config, allow_pending: bool) -
 
     def environment(name: str, *default: Any) -> Any:
         if name not in os.environ and not default:
-            raise ConfigError(
-                f"the environment variable {name} is not set. Export it, or write ${{env:{name},default}}"
-            )
+            raise ConfigError(f"the environment variable {name} is not set. Export it, or use ${{env:{name},default}}")
         return os.environ.get(name, *default)
 
     def run_reference(kind: str, name: str) -> str:
@@ -245,11 +243,26 @@ def _register_resolvers(roots: list[str], config: Config, allow_pending: bool) -
                 config.pending.append(str(error).splitlines()[0])
             return f"<{kind} {name}>"
 
+    opened: dict[str, Any] = {}  # the data set, while this config is resolved: its files may change later
+
     def data_property(key: str, divisor: int = 1, *, _root_: DictConfig) -> Any:
-        value = describe_data(OmegaConf.to_container(_root_.get("data") or {}, resolve=True), key)
-        if divisor != 1 and value % divisor:
+        from ldm.data.describe import describe  # imports torch, which configs without ``${data:...}`` do not need
+
+        sections = OmegaConf.to_container(_root_.get("data") or {}, resolve=True).get("params") or {}
+        name = next((name for name in ("train", "test", "validation") if sections.get(name)), None)
+        if name is None:
+            raise ConfigError(f"${{data:{key}}}: expected a section data.params.train, got none. Add data")
+        try:
+            if not opened:
+                opened["data"] = instantiate_from_config(sections[name])
+        except BuildError as error:
+            raise BuildError(error.args[0], error.target, f"data.params.{name}.{error.key}") from error
+        value = describe(opened["data"], key)
+        if divisor == 1:
+            return value
+        if not isinstance(value, int) or not isinstance(divisor, int) or divisor < 1 or value % divisor:
             raise ConfigError(f"${{data:{key},{divisor}}}: expected a multiple of {divisor}, got {value}")
-        return value if divisor == 1 else value // divisor
+        return value // divisor
 
     # OmegaConf 2.4 renamed register_new_resolver and warns about the old name.
     name = "register_resolver" if "register_resolver" in vars(OmegaConf) else "register_new_resolver"
@@ -258,23 +271,6 @@ def _register_resolvers(roots: list[str], config: Config, allow_pending: bool) -
     register("data", data_property, replace=True)
     for kind in ("last_run", "last_ckpt"):
         register(kind, functools.partial(run_reference, kind), replace=True)
-
-
-def describe_data(section: Mapping[str, Any], key: str) -> Any:
-    """Return a property (``ldm.data.describe``) of the training data of a config, else of its other data."""
-    from ldm.data.describe import describe  # imports torch, which configs without ``${data:...}`` do not need
-
-    sections = section.get("params") or {}
-    config = next((sections[name] for name in ("train", "test", "validation") if sections.get(name)), None)
-    if config is None:
-        raise ConfigError(f"${{data:{key}}}: expected a section data.params.train, got none. Merge a file with data")
-    return describe(data_set(json.dumps(config, sort_keys=True)), key)
-
-
-@functools.lru_cache(maxsize=4)
-def data_set(config: str) -> Any:
-    """Return the data set of a config in JSON; the last ones are kept."""
-    return instantiate_from_config(json.loads(config))
 
 
 def _resolve(merged: DictConfig, config: Config) -> dict[str, Any]:
@@ -287,6 +283,8 @@ def _resolve(merged: DictConfig, config: Config) -> dict[str, Any]:
             cause = cause.__cause__ or cause.__context__
         if cause is None:
             raise config.error(key, str(error).splitlines()[0]) from error
+        if isinstance(cause, BuildError):  # of a data set
+            raise config.error(cause.key, cause.args[0]) from error
         raise type(cause)(f"{config.origin(key)}: {key}: {cause}") from error
 
 

@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 TOP_LEVEL = ("base", "model", "data", "lightning")
 LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
-SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params")}
+SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params", "fingerprint")}
 _METHODS = "ldm.models.diffusion.methods."
 _AUTOENCODERS, _UNETS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.openaimodel"
 CHECKPOINT_KEY = "ckpt_path"
@@ -67,8 +67,7 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     for section in sections:
         if section not in config.content:
             raise ConfigError(
-                f"{' + '.join(config.files)}: the section `{section}` is missing. Add `{section}: "
-                f"{{{', '.join(SECTION_KEYS[section])}}}`"
+                f"{' + '.join(config.files)}: the section `{section}` is missing. Add `{section}: {{target, params}}`"
             )
         _check_object(config, section, config.content[section], is_certain=True)
     for section in sections:
@@ -77,6 +76,7 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     for section in sections:
         _check_nested(config, f"{section}.params", config.section(section).get("params"))
     _check_width(config)
+    _check_holdout(config)
     if check_files:
         _check_paths(config)
 
@@ -216,6 +216,20 @@ def _check_width(config: Config) -> None:
         if found == given:
             raise config.error(key, f"{message}. Make them match")
         logger.warning("%s: %s. Training and sampling need equal widths", key, message)
+
+
+def _check_holdout(config: Config) -> None:
+    """Compare the combinations held out of training with those that other sections of the same data call unseen."""
+    sections = config.section("data").get("params") or {}
+    train = sections.get("train")
+    for name in ("validation", "test"):
+        part = sections.get(name)
+        if isinstance(train, Mapping) and isinstance(part, Mapping) and train.get("target") == part.get("target"):
+            expected, found = ((one.get("params") or {}).get("holdout") or 0 for one in (train, part))
+            is_part = (part.get("params") or {}).get("split") in ("validation", "evaluation")
+            if found != expected and (found or is_part):  # a test set without holdout may be the whole set
+                message = f"expected {expected}, as in data.params.train, got {found}. Make them match"
+                raise config.error(f"data.params.{name}.params.holdout", message)
 
 
 def _look_up(config: Config, key: str, target: str, today: str) -> Signature | None:

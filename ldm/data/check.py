@@ -117,9 +117,7 @@ def _attributes(images: ImageDataset, vocabulary: AttributeVocabulary) -> list[t
     for name, words, column in zip(vocabulary.factor_names, vocabulary.words, labels.T):
         more = f", ... ({len(words)} words)" if len(words) > _SHOWN_WORDS else ""
         unknown, absent = int((column == UNKNOWN).sum()), len(words) - len(set(column.tolist()) - {UNKNOWN})
-        notes = [f"unknown for {unknown:,} images"] * (unknown > 0) + [f"{absent} words without an image"] * (
-            absent > 0
-        )
+        notes = [f"unknown for {unknown:,} images"] * (unknown > 0) + [f"{absent} words without images"] * (absent > 0)
         facts.append((f"attribute {name}", "; ".join([", ".join(map(str, words[:_SHOWN_WORDS])) + more, *notes])))
     possible = math.prod(map(len, vocabulary.words))
     counts = Counter(row.tobytes() for row in labels[(labels != UNKNOWN).all(axis=1)])

@@ -37,9 +37,7 @@ def _column(key: str, values: list[Any]) -> Any:
     if isinstance(values[0], torch.Tensor):
         shapes = {tuple(value.shape) for value in values}
         if len(shapes) > 1:
-            raise ValueError(
-                f"collate: expected {key!r} of one shape, got {sorted(shapes)}. Let the data set resize them."
-            )
+            raise ValueError(f"collate: expected {key!r} of one shape, got {sorted(shapes)}. Resize them.")
         return torch.stack(values)
     if isinstance(values[0], (bool, int, float, np.integer, np.floating)):
         return torch.tensor(values)

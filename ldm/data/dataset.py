@@ -25,7 +25,7 @@ VALIDATION = 1_000
 SPLITS = ("train", "validation", "evaluation", "test", None)
 _SPLIT_SEED = 20_030
 _MIRROR_SEED, _AUGMENT_SEED = 7, 17  # they have random streams of their own, so that they do not change the texts
-Transforms = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+Targets = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def split_rows(size: int, split: str | None, limit: int | None = None) -> np.ndarray:
@@ -132,12 +132,7 @@ class ImageDataset(Dataset):
     holdout: float = 0.0
 
     def __init__(
-        self,
-        rows: np.ndarray,
-        repeat: int = 1,
-        do_augment: bool = False,
-        seed: int = 0,
-        augment: Transforms | None = None,
+        self, rows: np.ndarray, repeat: int = 1, do_augment: bool = False, seed: int = 0, augment: Targets | None = None
     ) -> None:
         require_count("repeat", repeat)
         listed = [augment] if isinstance(augment, Mapping) else augment or []
@@ -225,14 +220,7 @@ class ImageDataset(Dataset):
         try:
             images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
             for transform in self._transforms:
-                changed = [transform(image) for image in images]
-                wrong = next((i for i in changed if i.shape != images.shape[1:] or i.dtype != torch.uint8), None)
-                if wrong is not None:
-                    raise ConfigError(
-                        f"augment: expected {tuple(images.shape[1:])} uint8 from {type(transform).__name__}, got "
-                        f"{tuple(wrong.shape)} {wrong.dtype}. Use a transform that keeps size and type."
-                    )
-                images = torch.stack(changed)
+                images = torch.stack([_transformed(transform, image) for image in images])
         finally:
             generator.set_state(before)
         return images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -246,6 +234,21 @@ class ImageDataset(Dataset):
         return item
 
 
+def _transformed(transform: Callable[[torch.Tensor], Any], image: torch.Tensor) -> torch.Tensor:
+    """Apply a transform to an image, (3, H, W) uint8; raise a ``ConfigError`` if the result is no such image."""
+    try:
+        changed = transform(image)
+        found = f"{tuple(changed.shape)} {changed.dtype}" if torch.is_tensor(changed) else type(changed).__name__
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        changed, found = None, f"the error: {error}"
+    if not isinstance(changed, torch.Tensor) or changed.shape != image.shape or changed.dtype != torch.uint8:
+        raise ConfigError(
+            f"augment: expected {tuple(image.shape)} uint8 from {type(transform).__name__}, got {found}. Use a "
+            "transform that keeps size and type."
+        )
+    return changed
+
+
 class FactorDataset(ImageDataset):
     """Images with known factors, and texts generated from them.
 
@@ -253,18 +256,12 @@ class FactorDataset(ImageDataset):
         space: factor space of the rows.
         vocabulary: words of the factors; None if the data set has no texts.
         split, limit: see ``split_rows``.
-        text: None (no text), "attributes" (U strings per image) or "caption" (one string per image that names a
-            random non-empty choice of the attributes in random order).
-        phrasing: "random" or "canonical".
-        unset_prob: probability with which each attribute text is left empty (only for "attributes").
+        text, phrasing, unset_prob, caption_weights, single_caption_share: see ``AttributeTexts``.
         seed: seed of the texts. They depend only on it and the rows of the batch, so a resumed run repeats them.
-        caption_weights: F positive numbers; captions name attributes of larger weight more often, and these are
-            learned sooner. None gives all the same weight.
-        single_caption_share: share of the captions that name a single attribute, in [0, 1].
         keep: values of the factors to keep, which select a smaller full product that metrics can be computed on:
             factor name -> number of values (evenly spread) or list of values (``FactorSpace.restrict``). Rows,
             factors and texts remain those of the whole set; splits divide the part.
-        repeat: see ``ImageDataset``.
+        repeat, augment: see ``ImageDataset``.
         name: name of the data set in tables of scores; None takes the name of the space, else of the class.
         holdout: share of the combinations of words that the training split does not contain, and of which the
             validation split consists, in [0, 1). They are the same for every seed. Then items and batches contain
@@ -300,6 +297,7 @@ class FactorDataset(ImageDataset):
         repeat: int = 1,
         name: str | None = None,
         holdout: float = 0.0,
+        augment: Targets | None = None,
     ) -> None:
         if text is not None and vocabulary is None:
             raise ConfigError(f"text: {text} needs a vocabulary, and {type(self).__name__} has none. Set text: null.")
@@ -314,7 +312,7 @@ class FactorDataset(ImageDataset):
         if holdout and vocabulary is None:
             raise ConfigError(f"holdout: expected a data set with a vocabulary, got {type(self).__name__}.")
         self.holdout = holdout
-        super().__init__(self.rows_of(split, limit), repeat, seed=seed)
+        super().__init__(self.rows_of(split, limit), repeat, seed=seed, augment=augment)
 
     @property
     def position_space(self) -> FactorSpace:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import numpy as np
 
 from ldm.data.traits import missing_vocabulary_of, unwrap, vocabulary_of
 from ldm.util import ConfigError, did_you_mean
@@ -22,10 +24,14 @@ def _vocabulary(dataset: Any) -> dict[str, Any]:
 
 
 def _side(dataset: Any) -> int:
-    height, width = dataset[0]["image"].shape[:2]
-    if height != width:
-        raise ConfigError(f"expected square images, got {height} x {width}. Set the size in the model")
-    return int(height)
+    item = dataset[0] if len(dataset) else None
+    shape = np.shape(item["image"]) if isinstance(item, Mapping) and "image" in item else ()
+    if len(shape) not in (2, 3) or shape[0] != shape[1]:
+        raise ConfigError(
+            f"expected square images of shape (H, W, C) as the entry 'image' of items, got "
+            f"{tuple(shape) or (list(item) if isinstance(item, Mapping) else item)}. Set the size in the model"
+        )
+    return int(shape[0])
 
 
 PROPERTIES: dict[str, Callable[[Any], Any]] = {

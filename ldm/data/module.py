@@ -151,8 +151,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             devices = f" on each of {world_size} devices" if world_size > 1 else ""
             raise ConfigError(
                 f"data.params.train: expected at least one batch of {self.batch_size} images{devices}, got "
-                f"{len(dataset)} images. Set data.params.batch_size to at most {len(dataset) // world_size}, or use "
-                "more images."
+                f"{len(dataset)} images. Set data.params.batch_size to at most {len(dataset) // world_size}."
             )
         sampler = ResumableShuffle(
             dataset,

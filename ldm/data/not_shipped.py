@@ -19,6 +19,5 @@ class NotShipped:
     def __init__(self, name: str, instead: str) -> None:
         raise UserError(
             f"{name} does not come with this package, and its files are not published with the reference code either. "
-            f"Use {instead}. Replace the target (and params) of data.params.train, validation or test "
-            "that names it."
+            f"Use {instead}. Replace the target (and params) of data.params.train, validation or test that names it."
         )

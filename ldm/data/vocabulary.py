@@ -58,9 +58,8 @@ class AttributeVocabulary:
         self.templates = [list(ts) for ts in templates]
         for k, name in enumerate(self.factor_names):
             self._check_factor(k, name)
-        self._phrases = [
-            [[t.replace("{}", str(w)) for t in self.templates[k]] for w in self.words[k]] for k in range(self.num_units)
-        ]
+        pairs = zip(self.words, self.templates)
+        self._phrases = [[[t.replace("{}", str(w)) for t in own] for w in words] for words, own in pairs]
 
     def _check_factor(self, k: int, name: str) -> None:
         if not self.templates[k] or any(t.count("{}") != 1 for t in self.templates[k]):
@@ -94,8 +93,7 @@ class AttributeVocabulary:
 
         Args:
             values: (n, U) int values of the attributes.
-            rng: generator that chooses a phrase for each text, without a draw if every factor has only one; None gives
-                the canonical ones.
+            rng: generator that chooses a phrase for each text, unless every factor has one; None: the canonical ones.
 
         Returns:
             n lists of U strings; "" for an unknown attribute.
@@ -164,9 +162,7 @@ def read_vocabulary(path: str | Path) -> AttributeVocabulary:
     with readable(Path(path), "YAML or JSON", yaml.YAMLError):
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict) or not content:
-        raise ConfigError(
-            f"{path}: expected attributes and their words, such as {{hair: [dark, fair]}}, got {content!r}"
-        )
+        raise ConfigError(f"{path}: expected attributes and their words, as in {{hair: [dark, fair]}}, got {content!r}")
     names, words, templates = [], [], []
     for name, entry in content.items():
         entry = entry if isinstance(entry, dict) else {"words": entry}

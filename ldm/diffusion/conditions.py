@@ -216,6 +216,5 @@ def as_condition(value: Any, empty: EmptyValue | None = None) -> Condition | Non
         found = {place: cast("PartsCondition", as_condition(parts, empties[place])) for place, parts in lists.items()}
         return PartsCondition({place: each.parts[None] for place, each in found.items()})
     raise ConfigError(
-        f"condition: expected a tensor, a list or a mapping of tensors from the condition stage, got "
-        f"{type(value).__name__}"
+        f"condition: expected tensors or a list or mapping of them from the condition stage, got {type(value).__name__}"
     )

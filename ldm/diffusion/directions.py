@@ -1,8 +1,7 @@
 """Edits along latent directions while sampling (NoiseCLR, Dalva & Yanardag 2024, section 3.3).
 
 A direction is a condition d of the denoiser, which adds s (eps(x, t, d) - eps(x, t, none)) to the predicted noise, or a
-shift of the features at the bottleneck of the network. Several edits are applied at once, each within an interval of
-the sampler's steps.
+shift of the features at the bottleneck of the network. Several edits apply at once, each in an interval of steps.
 
 Legend: B batch, E edits, T time steps of the schedule, S steps of the sampler.
 """

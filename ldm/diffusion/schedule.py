@@ -23,8 +23,7 @@ def make_beta_schedule(
 
     Args:
         schedule: ``linear`` is linear in the square root of beta (LDM's meaning, not DDPM's); ``sqrt_linear`` is
-            linear in beta; ``sqrt`` is the square root of ``sqrt_linear``; ``cosine`` is Nichol & Dhariwal 2021,
-            Eq. 17.
+            linear in beta; ``sqrt`` the square root of ``sqrt_linear``; ``cosine`` of Nichol & Dhariwal 2021, eq. 17.
         num_timesteps: T.
         linear_start: first beta of the three linear schedules.
         linear_end: last beta of the three linear schedules.

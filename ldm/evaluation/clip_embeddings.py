@@ -107,12 +107,10 @@ def compute_embeddings(
         on_progress: called with the number of images done and of all images.
 
     Returns:
-        The content of the file, new images after those of an earlier call, and an error message for each image without
-        embedding.
+        The content of the file, new images after those of an earlier call, and an error message for each image without.
 
     Raises:
-        UserError: the file belongs to another CLIP or is used by another process, or no image can be read, or
-            two images have one name.
+        UserError: the file belongs to another CLIP or is in use, or no image can be read, or two have one name.
     """
     check_suffix(output)
     images = _images_by_path(datasets)

@@ -11,6 +11,8 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
+from ldm.data.module import DataModuleFromConfig
+from ldm.diffusion.noise import kept_random_state
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -79,3 +81,25 @@ class TestPassCallback(pl.Callback):
         if trainer.is_global_zero:
             logger.warning("%s: nothing is written: %s", type(self).__name__, reason)
         return False
+
+
+class SampleScore(TestPassCallback):
+    """Callback that scores samples of a model at the end of the test pass."""
+
+    scores_samples = True
+
+    def check(self, dataset: Any, model: pl.LightningModule) -> None:
+        """Raise if the score of a model cannot be computed on the test data set, and load what it needs."""
+        raise NotImplementedError(f"{type(self).__name__} must implement check()")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check before the first step that the score can be computed after training."""
+        data = trainer.datamodule
+        if isinstance(data, DataModuleFromConfig) and "test" in data.dataset_configs and not trainer.fast_dev_run:
+            with kept_random_state(pl_module.device):  # training draws the same numbers as without the check
+                data.setup("test")  # the test pass uses the same data set
+                self.check(data.datasets["test"], pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check before the long test pass that the score can be computed."""
+        self.check(self.test_loader(trainer).dataset, pl_module)

@@ -21,8 +21,7 @@ def irs(
 
     Suter, Miladinovic, Schoelkopf, Bauer: Robustly disentangled causal mechanisms, ICML 2019. The score of a unit is
     the largest over factors of 1 - (deviation from the group mean, averaged over the groups of equal factor value) /
-    (largest deviation from the overall mean); the mean over units is weighted by the latter. Higher is better.
-    Milliseconds.
+    (largest deviation from the overall mean); the mean over units has it as weight. Higher is better. Milliseconds.
 
     Args:
         representation, sampler, random_state: see ``ldm.metrics.common``.

@@ -36,8 +36,7 @@ def med(
 
     Returns:
         ``disentanglement``, ``completeness``, ``informativeness_train``, ``informativeness_test`` (accuracies of
-        logistic regressions) and, for k = ``topk``, ``top<k>_disentanglement`` and ``top<k>_completeness``, all in
-        [0, 1].
+        logistic regressions) and for k = ``topk`` ``top<k>_disentanglement`` and ``top<k>_completeness`` in [0, 1].
 
     Raises:
         MetricError: there are fewer than two factors or units, or a factor takes a single value.

@@ -20,8 +20,7 @@ def mig(
 ) -> dict[str, float]:
     """Return the mean over factors of (largest - second largest information of a unit) / entropy of the factor.
 
-    Chen, Li, Grosse, Duvenaud: Isolating sources of disentanglement in VAEs, NeurIPS 2018, section 4. Higher is
-    better. Milliseconds.
+    Chen, Li, Grosse, Duvenaud: Isolating sources of disentanglement in VAEs, NeurIPS 2018, section 4. Milliseconds.
 
     Args:
         representation, sampler, random_state: see ``ldm.metrics.common``.

@@ -238,8 +238,7 @@ def monitor_direction(metric_name: str) -> str | None:
 
     Args:
         metric_name: name of a logged value, such as ``val/mig``, ``val/dci_disentanglement`` or
-            ``val/factor_vae_score``. Text up to the last ``/`` and a final ``_step`` or ``_epoch`` are ignored, as is
-            case.
+            ``val/factor_vae_score``. Text to the last ``/``, a final ``_step`` or ``_epoch`` and case are ignored.
 
     Returns:
         "max" or "min"; None if the name does not belong to a metric of the registry.

@@ -50,8 +50,7 @@ def tad(
         numbers of the attributes.
 
     Raises:
-        MetricError: the shapes are not consistent, attributes are not 0 and 1, codes are not finite, or there is a
-            single unit.
+        MetricError: the shapes are not consistent, attributes are not 0 and 1, codes are not finite, or one unit.
 
     Example:
         >>> attributes = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])
@@ -121,9 +120,7 @@ def _area(false_rate: np.ndarray, true_rate: np.ndarray) -> np.ndarray:
 
 def _check(codes: np.ndarray, attributes: np.ndarray, names: Sequence[str] | None) -> None:
     if codes.ndim != 2 or attributes.ndim != 2 or len(codes) != len(attributes) or 0 in codes.shape:
-        raise MetricError(
-            f"TAD: expected codes (n, K) and attributes (n, A), got {codes.shape} and {attributes.shape}."
-        )
+        raise MetricError(f"TAD: expected codes (n, K) and attributes (n, A), got {codes.shape} and {attributes.shape}")
     require_units(codes, "TAD")
     if not np.isfinite(codes).all():
         row, unit = np.argwhere(~np.isfinite(codes))[0]

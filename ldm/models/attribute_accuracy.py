@@ -61,9 +61,7 @@ class AttributeAccuracy(torchmetrics.Metric):
         for the other images, ``_seen``. Attributes without a known value are left out.
         """
         accuracy = self.compute()
-        groups = (
-            {"": UNSEEN, **{suffix: group for group, suffix in SUFFIXES.items()}} if self.is_grouped else {"": SEEN}
-        )
+        groups = {"": UNSEEN, **{end: group for group, end in SUFFIXES.items()}} if self.is_grouped else {"": SEEN}
         figures = {}
         for suffix, group in groups.items():
             values = dict(zip(self.names, accuracy[group].tolist()))
@@ -71,6 +69,12 @@ class AttributeAccuracy(torchmetrics.Metric):
             if known:
                 figures[f"{name}{suffix}"] = sum(known.values()) / len(known)
             figures |= {f"{name}_{attribute}{suffix}": value for attribute, value in known.items()}
+        return figures
+
+    def flush(self, name: str) -> dict[str, float]:
+        """Return :meth:`figures` and forget all batches."""
+        figures = self.figures(name)
+        self.reset()
         return figures
 
     def reset(self) -> None:

@@ -71,7 +71,6 @@ class QuantizedAutoencoder(Autoencoder):
     def loss_terms(
         self, x: Tensor, reconstruction: Tensor, bottleneck: tuple[Tensor, Tensor], optimizer_idx: int, split: str
     ) -> tuple[Tensor, Log]:
-        """See ``Autoencoder``."""
         codebook_loss, indices = bottleneck
         options = {"last_layer": self.get_last_layer(), "split": split, "predicted_indices": indices}
         return self.loss(codebook_loss, x, reconstruction, optimizer_idx, self.training_steps_done, **options)
@@ -234,7 +233,6 @@ class AutoencoderKL(Autoencoder):
     def loss_terms(
         self, x: Tensor, reconstruction: Tensor, bottleneck: DiagonalGaussian, optimizer_idx: int, split: str
     ) -> tuple[Tensor, Log]:
-        """See ``Autoencoder``."""
         options = {"last_layer": self.get_last_layer(), "split": split}
         return self.loss(x, reconstruction, bottleneck, optimizer_idx, self.training_steps_done, **options)
 
@@ -255,8 +253,8 @@ class IdentityFirstStage(nn.Module):
     """First stage of diffusion models on pixels, without weights.
 
     Args:
-        patch_size: p; blocks of p x p pixels are folded into channels, (B, C, H, W) to (B, C p^2, H / p, W / p), so that
-            the network works at a lower resolution. 1 leaves images unchanged.
+        patch_size: p; blocks of p x p pixels become channels, (B, C, H, W) to (B, C p^2, H / p, W / p), so that the
+            network works at a lower resolution. 1 leaves images unchanged.
         vq_interface: ``quantize`` also returns a loss and indices, of None.
 
     Example:

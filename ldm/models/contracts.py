@@ -181,13 +181,9 @@ class SampledFromTexts(Protocol):
         """Return the condition of B texts."""
         ...
 
-    def sample(self, x_T: Tensor, cond: Any = None, sampler: Sampler | None = None, **options: Any) -> Tensor:
-        """See ``Samplable``."""
-        ...
+    def sample(self, x_T: Tensor, cond: Any = None, sampler: Sampler | None = None, **options: Any) -> Tensor: ...
 
-    def decode_first_stage(self, z: Tensor) -> Tensor:
-        """See ``Samplable``."""
-        ...
+    def decode_first_stage(self, z: Tensor) -> Tensor: ...
 
 
 @runtime_checkable
@@ -271,9 +267,7 @@ class UnitMethod(Protocol):
         """
         ...
 
-    def encode_representation(self, batch: Mapping[str, Any]) -> Tensor:
-        """See ``HasRepresentation``."""
-        ...
+    def encode_representation(self, batch: Mapping[str, Any]) -> Tensor: ...
 
     def unit_captions(self, batch: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """Return captions for pictures: of each unit of the first sample, and of each sample (or an empty list)."""

@@ -170,10 +170,7 @@ class AttributeJudge(pl.LightningModule):
         """Return the sum of the cross-entropies of all attributes on softened images; unknown values are left out."""
         values = self.get_labels(batch)
         logits = self.network(soften(self.get_input(batch)))
-        sums = [
-            F.cross_entropy(logit, values[:, k], ignore_index=UNKNOWN, reduction="sum")
-            for k, logit in enumerate(logits)
-        ]
+        sums = [F.cross_entropy(*pair, ignore_index=UNKNOWN, reduction="sum") for pair in zip(logits, values.T)]
         loss = (torch.stack(sums) / (values != UNKNOWN).sum(dim=0).clamp(min=1)).sum()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(values))
         return loss
@@ -199,18 +196,13 @@ class AttributeJudge(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the share of correct values, of all attributes and of each attribute."""
-        self.log_dict({f"val/{name}": value for name, value in self.value_accuracy.figures("value_accuracy").items()})
-        self._reset()
+        self.log_dict(self.value_accuracy.flush("val/value_accuracy"))
+        self.word_accuracy.reset()
 
     def on_test_epoch_end(self) -> None:
         """Log the shares of correct words and of correct values, of all attributes and of each attribute."""
-        figures = self.value_accuracy.figures("judge_value_accuracy") | self.word_accuracy.figures("judge_accuracy")
-        self.log_dict({f"figure/{name}": value for name, value in figures.items()})
-        self._reset()
-
-    def _reset(self) -> None:
-        self.value_accuracy.reset()
-        self.word_accuracy.reset()
+        self.log_dict(self.value_accuracy.flush("figure/judge_value_accuracy"))
+        self.log_dict(self.word_accuracy.flush("figure/judge_accuracy"))
 
     def _words(self, values: Tensor) -> Tensor:
         """Return the words (B, U) of values; without a vocabulary the values."""

@@ -134,7 +134,6 @@ class NeedsWeights(nn.Module):
 
 
 def _note_weights(module: NeedsWeights, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Record that a state dict contains the weights."""
     names = (name for name, _ in module.named_parameters() if not name.startswith(module.unused_weights))
     if all(prefix + name in state for name in names):
         module.missing_weights = None

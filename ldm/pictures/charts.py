@@ -34,8 +34,7 @@ def heat_maps(
     """Draw matrices of the same rows and columns side by side, as colored cells that contain the numbers.
 
     Args:
-        matrices: title of each panel -> (len(rows), len(columns)) float; the colors cover [0, 1], and NaN cells are
-            grey with a dash.
+        matrices: title of each panel -> (len(rows), len(columns)) float; the colors cover [0, 1], NaN is a grey dash.
         rows: name of each row, top to bottom; long ones are wrapped.
         columns: name of each column, left to right.
         title: text above all panels; empty for none. All titles may contain newlines.
@@ -152,7 +151,6 @@ def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
 
 
 def _figure(width: float, height: float) -> Figure:
-    """Return a figure of that size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=130, layout="constrained")

@@ -81,7 +81,7 @@ def find_run(
 def _command_for(name: str, files: Sequence[str], data_file: str | None) -> str:
     """Return the command that trains a run of that name: the one in the head of its config, if there is one.
 
-    The config is preferably one beside the files at hand, and ``data_file`` takes the place of the data there.
+    Configs beside the files at hand are preferred; these and ``data_file`` replace data and first stage there.
     """
     beside = {Path(file).parent.name for file in files} or {"quickstart"}
     found = sorted(Path("configs").rglob(f"{name}.yaml"), key=lambda path: (path.parent.name not in beside, path))
@@ -91,8 +91,14 @@ def _command_for(name: str, files: Sequence[str], data_file: str | None) -> str:
     comments = (line.lstrip("# ") for line in lines if line.startswith("#"))
     command = next((line for line in comments if line.startswith("python main.py")), "")
     words = command.split() or f"python main.py --base {found[0]} -t".split()
-    is_data = [Path(word).name in _DATA_FILES for word in words]
-    return " ".join(data_file if of_data and data_file else word for word, of_data in zip(words, is_data))
+    at_hand = {key: file for file in files if (key := _alternatives(file))} | {"data": data_file}
+    return " ".join(at_hand.get(_alternatives(word)) or word for word in words)
+
+
+def _alternatives(file: str) -> str:
+    """Return what the configs have in common of which a command names one, "data" or "first_stage"; else ""."""
+    name = Path(file).name
+    return "data" if name in _DATA_FILES else "first_stage" if name.startswith("first_stage_") else ""
 
 
 @dataclass(frozen=True)

@@ -243,11 +243,5 @@ def is_number(word: str) -> bool:
     return True
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str]], ArraySource]] = {
-    ".npz": _read_npz,
-    ".npy": _read_npy,
-    ".h5": _read_h5,
-    ".hdf5": _read_h5,
-    ".parquet": _read_parquet,
-    ".csv": _read_csv,
-}
+_READERS: dict[str, Callable[[Path, Sequence[str]], ArraySource]] = {".npz": _read_npz, ".npy": _read_npy}
+_READERS |= {".h5": _read_h5, ".hdf5": _read_h5, ".parquet": _read_parquet, ".csv": _read_csv}

@@ -115,7 +115,6 @@ def _explain(report: Report, options: Options, rows: Sequence[Row]) -> None:
 
 
 def _write_tables(options: Options, rows: list[Row]) -> None:
-    """Write the table to the terminal and to the requested files."""
     if rows:
         console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
         for table in score_tables(rows, console.width):

@@ -149,8 +149,7 @@ class ScorePlan:
     def finish(self, failures: list[Failure]) -> bool:
         """Write record and score file from the results so far; return whether the score file is new or longer.
 
-        Metrics that the score file holds already are not changed. Metrics whose parts cannot be joined are added to
-        ``failures``.
+        Metrics in the score file are not changed. Metrics whose parts cannot be joined are added to ``failures``.
         """
         joined = {}
         for name, metric in self.setting.metrics.items():
@@ -284,8 +283,7 @@ def factors_of_latents(
 ) -> tuple[Factors, dict[str, Any]]:
     """Return the factors of a file of latents, and the description of its data set.
 
-    They come from a published factor space (``dataset``), from a table whose codes are written to ``target``, or from
-    the file itself.
+    They come from a published factor space (``dataset``), a table whose codes are written to ``target``, or the file.
 
     Raises:
         UserError: nothing gives the factors, or they belong to another number of images.

@@ -47,9 +47,7 @@ def published_rows() -> tuple[PublishedRow, ...]:
 
 def published_sources() -> dict[str, str]:
     """Return authors, title, address and notes of each source, by key."""
-    return {
-        key: f"{source['text']}; {source['url']}. {source['note']}" for key, source in _content()["sources"].items()
-    }
+    return {key: f"{entry['text']}; {entry['url']}. {entry['note']}" for key, entry in _content()["sources"].items()}
 
 
 def published_beside(datasets: Iterable[str | None], figures: Iterable[str]) -> list[PublishedRow]:

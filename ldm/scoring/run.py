@@ -148,7 +148,6 @@ def score_latents(options: Options, on_progress: ProgressListener = lambda done,
 
 
 def _score_files(target: Path, settings: Sequence[Setting]) -> list[tuple[Path, Path]]:
-    """Return the score file and the record of each seed."""
     if len(settings) == 1:
         return [(target, target.with_suffix(".record.json"))]
     names = [target.with_suffix(".seeds") / f"seed={setting.seed}" for setting in settings]

@@ -6,18 +6,19 @@ docs/methods.md. Paths are relative to the working directory, else to the file.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ldm.config.data_sections import OF_TRAINING
-from ldm.config.loading import Config, data_set, describe_data, load_config
+from ldm.config.loading import Config, load_config
 from ldm.config.signatures import Signature, find_signature
 from ldm.config.validation import check_keys
 from ldm.legacy import resolve_target
-from ldm.util import ConfigError, UserError, did_you_mean
+from ldm.util import ConfigError, UserError, did_you_mean, instantiate_from_config
 
 SETTINGS = ("target", "first_stage", "stages")
 FOLDER = "ldm.data.formats.folder.ImageFolder"
@@ -45,7 +46,8 @@ def read_own_data(file: str) -> OwnData:
         ConfigError: a key is unknown or a value is not valid.
         UserError: the file, the images or the table are missing or malformed.
     """
-    from ldm.data.traits import position_space_of  # imports torch
+    from ldm.data.describe import describe  # imports torch
+    from ldm.data.traits import position_space_of
 
     config = load_config([file])
     content = {"target": FOLDER, **config.content}
@@ -64,8 +66,9 @@ def read_own_data(file: str) -> OwnData:
     others = {key: value for key, value in params.items() if key not in OF_TRAINING}
     train = {"target": content["target"], "params": {**params, "split": "train"}}
     try:
-        side, count = (describe_data({"params": {"train": train}}, key) for key in ("image_size", "num_images"))
-        whole = data_set(json.dumps({**train, "params": {**others, "split": "test"}}, sort_keys=True))
+        images = instantiate_from_config(train)
+        whole = instantiate_from_config({**train, "params": {**others, "split": "test"}})
+        side, count = (describe(images, key) for key in ("image_size", "num_images"))
     except (ConfigError, UserError) as error:
         kind = UserError if isinstance(error, UserError) else ConfigError
         raise kind(f"{config.files[0]}: {error}") from error
@@ -80,13 +83,37 @@ def read_own_data(file: str) -> OwnData:
     space = position_space_of(whole)
     parts = {part: {**train, "params": {**others, "split": split}} for part, split in _SPLITS.items()}
     module = {"batch_size": 32, **parts, "train": train}
+    paths = [params[name] for name in params if "Path" in signature.annotations.get(name, "")]
+    files = fingerprint([images, whole], paths)
     return OwnData(
         config.files[0],
-        {"data": {"target": "ldm.data.module.DataModuleFromConfig", "params": module}},
+        {"data": {"target": "ldm.data.module.DataModuleFromConfig", "params": module, "fingerprint": files}},
         chosen,
         _overrides(config),
         space is not None and space.size == len(whole),
     )
+
+
+def fingerprint(datasets: Sequence[Any], paths: Sequence[Any]) -> str:
+    """Return 16 hex digits that change with the files of data sets: content of tables, size and time of others.
+
+    Args:
+        datasets: data sets, whose images may be files of their own.
+        paths: values of the options that name files or folders, or lists of these; tables may be in a folder.
+    """
+    from ldm.data.dataset import FactorDataset, ImageDataset
+
+    listed = [path for given in paths for path in (given if isinstance(given, list) else [given]) if path]
+    named = [Path(path).expanduser() for path in listed]
+    files = {beside for path in named for beside in (path, path / "data.mdb", *(other / path for other in named))}
+    for images in datasets:
+        if isinstance(images, ImageDataset) and not isinstance(images, FactorDataset):
+            files |= {Path(images.row_name(row)) for row in set(images.rows.tolist())}
+    digest = hashlib.sha256()
+    for file in sorted(file for file in files if file.is_file()):
+        is_table, status = file.suffix in (".csv", ".json"), file.stat()
+        digest.update(repr((str(file), file.read_bytes() if is_table else (status.st_size, status.st_mtime))).encode())
+    return digest.hexdigest()[:16]
 
 
 def _find(given: Any, folder: Path) -> Any:

@@ -177,7 +177,7 @@ def _run_stage(stage: Options, again: str) -> Path:
             _call([*command, "-r", str(newest), "-t"], task, again)
             return newest
     elif newest is not None:
-        logger.info("%s: config, seed or an earlier stage changed since %s", task, newest)
+        logger.info("%s: config, data, seed or an earlier stage changed since %s", task, newest)
     logger.info("%s: training", task)
     flags = [word for name, value in stage.trainer.items() for word in (f"--{name}", value)]
     names = ["-n", stage.name, "-l", stage.log_root, "-s", str(stage.seed)]

@@ -14,6 +14,7 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm.config.loading import save_config
+from ldm.data.module import DataModuleFromConfig
 from ldm.models.diffusion.latent import has_test_pass
 from ldm.modules.weights import NeedsWeights
 from ldm.runs.folder import RunFolder, new_run_folder, now_text
@@ -55,6 +56,8 @@ def run(plan: Plan) -> RunFolder:
         model.learning_rate = rate
     logger.info("learning rate %s", formula)
     data = plan.config.build("data")
+    if plan.options.no_test and isinstance(data, DataModuleFromConfig):
+        data.dataset_configs.pop("test", None)  # callbacks check before training that the test pass can be done
     folder, stamp = _open_folder(plan)
     _save_configs(plan, folder, stamp, formula)
     earlier = float(plan.resume.record.get("seconds") or 0.0) if plan.resume else 0.0
@@ -72,7 +75,6 @@ def _is_child() -> bool:
 
 
 def _open_folder(plan: Plan) -> tuple[RunFolder, str]:
-    """Return the folder of the run and the time stamp of its configs."""
     stamp = now_text()
     if _is_child() and _RUN_DIR_VARIABLE in os.environ:
         folder = RunFolder(Path(os.environ[_RUN_DIR_VARIABLE]))

@@ -317,3 +317,27 @@ def test_advice_about_unknown_keys(good: Path, override: str, message: str) -> N
     with pytest.raises(ConfigError) as error:
         check(good, override)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("shares", "part", "key"),
+    [
+        ((0.1, 0.1, 0.1), "validation", None),
+        ((0.1, 0.1, 0.0), None, None),  # the whole set, for metrics
+        ((0.0, 0.0, 0.0), "evaluation", None),
+        ((0.1, 0.0, 0.1), "validation", "validation"),
+        ((0.0, 0.1, 0.0), "validation", "validation"),
+        ((0.1, 0.1, 0.2), None, "test"),
+        ((0.1, 0.1, 0.0), "evaluation", "test"),
+    ],
+)
+def test_all_data_hold_out_the_same_combinations(good: Path, shares: tuple, part: str | None, key: str | None) -> None:
+    """Otherwise images or combinations of training count as unseen."""
+    target, sections = "ldm.data.world.World3D", {}
+    for name, split, share in zip(("train", "validation", "test"), ("train", "validation", part), shares):
+        sections[name] = {"target": target, "params": {"size": 32, "split": split, "holdout": share}}
+    words = [f"data.params.{name}={json.dumps(section)}" for name, section in sections.items()]
+    if key is None:
+        return check(good, *words)
+    with pytest.raises(ConfigError, match=rf"data.params.{key}.params.holdout: expected {shares[0]:g}, as in"):
+        check(good, *words)

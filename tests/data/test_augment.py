@@ -11,6 +11,7 @@ from ldm.data.formats.folder import ImageFolder
 from ldm.data.formats.h5_text import ArrayImages
 from ldm.data.formats.image_list import ImageList
 from ldm.data.module import DataModuleFromConfig
+from ldm.data.world import World3D
 from ldm.util import BuildError, ConfigError
 
 V2 = "torchvision.transforms.v2"
@@ -83,3 +84,19 @@ def test_every_kind_and_workers(folder, tmp_path):
 def test_unsuitable_transforms(folder, augment, message):
     with pytest.raises((ConfigError, BuildError), match=message):
         ImageFolder(folder, image_size=12, augment=augment).__getitems__([0])
+
+
+@pytest.mark.parametrize("name, found", [("ToPILImage", "Image"), ("Normalize", "the error: ")])
+def test_transforms_of_other_types(folder, name, found):
+    params = {"mean": [0.0], "std": [1.0]} if name == "Normalize" else {}
+    data = ImageFolder(folder, image_size=12, augment={"target": f"{V2}.{name}", "params": params})
+    with pytest.raises(ConfigError, match=rf"augment: expected \(3, 12, 12\) uint8 from {name}, got {found}"):
+        data.__getitems__([0])
+
+
+def test_factor_sets_keep_their_texts():
+    options = {"size": 32, "text": "caption", "holdout": 0.2, "split": "train", "limit": 8, "seed": 3}
+    plain, data = World3D(**options), World3D(**options, augment=AFFINE)
+    a, b = plain.__getitems__(range(8)), data.__getitems__(range(8))
+    assert not torch.equal(a.pop("image"), b.pop("image"))
+    assert all(a[key] == b[key] if key == "text" else torch.equal(a[key], b[key]) for key in a)

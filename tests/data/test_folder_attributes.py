@@ -314,3 +314,30 @@ def test_evaluation_of_sub_folders_is_validation(tmp_path):
         write(tmp_path / name, GRID)
     data = ImageFolder(tmp_path, split="evaluation")
     assert len(data) == 12 and all(name.startswith("val/") for name in data.pictures)
+
+
+def test_all_splits_of_a_sub_folder_are_its_images(tmp_path):
+    """Scores of a small folder of test images use all of them."""
+    for name, size in (("train", 12), ("test", 4)):
+        write(tmp_path / name, GRID[:size])
+    data = ImageFolder(tmp_path, split="test")
+    assert [len(data.rows_of(split)) for split in ("validation", "evaluation", "test", None)] == [4] * 4
+    with pytest.raises(ConfigError, match="split: expected one of"):
+        data.rows_of("dev")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("image;hue\n000.png;red\n", r"with commas between the cells; got 2 lines and the header 'image;hue'"),
+        ("image,hue\n\n\n", "got 1 lines and the header 'image, hue'"),
+        ("", "got 0 lines"),
+        ('image,hue\n000.png,"red\n' + 140_000 * "x", "expected a complete CSV file"),
+        ("image,hue\n\n000.png,red\n\n001.png\n", "line 5: expected 2 columns"),
+    ],
+)
+def test_malformed_tables(tmp_path, text, message):
+    folder = write(tmp_path, GRID[:2])
+    (folder / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        ImageFolder(folder, "t.csv")

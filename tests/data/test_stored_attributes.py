@@ -140,3 +140,8 @@ def test_many_texts_are_read_quickly(tmp_path):
     start = time.perf_counter()
     data = read(tmp_path / "many.lmdb")
     assert time.perf_counter() - start < 3 and data.vocabulary.num_units == 2 and len(data) == count
+
+
+def test_repeat_with_held_out_combinations(stored):
+    once, thrice = (read(stored, split="train", holdout=0.25, repeat=n) for n in (1, 3))
+    assert thrice.rows.tolist() == np.repeat(once.rows, 3).tolist()

@@ -91,8 +91,9 @@ def test_prompts_are_those_of_distinct_images_of_the_data_set():
     known = {tuple(row) for row in VOCABULARY.word_labels(train.space.factors_of(train.rows)).tolist()}
     assert not known & {tuple(row) for row in plan.words.tolist()}
     assert plan.texts != plan_prompts(world, LATENT, 100, seed=4).texts
-    with pytest.raises(ConfigError, match=r"num_prompts of 1 to 150, got 151"):
+    with pytest.raises(ConfigError, match=r"num_prompts of 2 to 150, .* got 151"):
         plan_prompts(world, LATENT, 151, seed=3)
+    assert len(plan_prompts(world, LATENT, None, seed=3).texts) == 150  # half of the images
 
 
 def test_prompts_from_a_template():

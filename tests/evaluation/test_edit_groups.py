@@ -278,6 +278,15 @@ def test_a_run_reports_groups_ceiling_and_guidance(tmp_path, monkeypatch):
     assert results["edit_accuracy_chance"] == pytest.approx((0.25 + 0.5 + 0.5) / 3, abs=1e-6)
 
 
+def test_unknown_accuracy_of_the_judge(tmp_path, monkeypatch):
+    """No attribute of the validation images is known."""
+    params = draw(tmp_path / "pictures", rows_of(copies=3)) | {"text": "caption"}
+    judge = save_judge(tmp_path / "judge.ckpt", ImageFolder(**params).vocabulary)
+    monkeypatch.setattr(TruePictures, "judge_accuracy", lambda self: (np.full(3, np.nan), 4))
+    fit(tmp_path / "run", params, Captioned(), judge=judge)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["judge_accuracy"] is None
+
+
 def test_a_judge_of_other_attributes_is_refused_before_the_first_step(tmp_path):
     params = draw(tmp_path / "pictures", rows_of(copies=3))
     other = AttributeVocabulary(["hue", "size"], [["a", "b"], ["c", "d"]], [[0, 1], [0, 1]], [["{}"], ["{}"]])
@@ -296,6 +305,7 @@ def test_a_judge_of_other_attributes_is_refused_before_the_first_step(tmp_path):
         ({"image_size": 8}, "8 x 8 pixels, got 16 x 16"),
         ({"ordered": {"shade": []}}, "expected one of hue, size, mood; got 'shade'"),
         ({"ordered": {"size": ["small"]}}, "EditScore.ordered.size: expected the words"),
+        ({"ordered": {"size": [1, "small"]}}, "EditScore.ordered.size: expected the words .* got 1, small"),
         ({"words": True}, "the words .*amber.*got the words"),
         ({"skip": range(8)}, "at least 10 images"),
         ({"plain": True}, "with a vocabulary, got ImageFolder"),
@@ -330,7 +340,7 @@ def test_the_check_before_training_draws_no_random_numbers(tmp_path):
     trainer.datamodule = DataModuleFromConfig(2, test=section, num_workers=0)  # set by trainer.fit otherwise
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    callback.on_fit_start(trainer, Captioned())
+    callback.on_train_start(trainer, Captioned())
     assert torch.equal(state, torch.get_rng_state()) and "test" in trainer.datamodule.datasets
 
 

@@ -129,5 +129,5 @@ def test_prompts_are_those_of_pictures_with_all_attributes(tmp_path):
     for text, words, image in zip(plan.texts, plan.words, plan.images):
         assert text == f"{WORDS['hue'][words[0]]} and {WORDS['size'][words[1]]}"
         assert np.array_equal(image[0, 0].numpy(), words * 60)
-    with pytest.raises(ValueError, match="num_prompts of 1 to 16, got 17"):
+    with pytest.raises(ValueError, match="num_prompts of 2 to 16, .* got 17"):
         plan_prompts(dataset, (1, 4, 4), 17, seed=0)

@@ -211,7 +211,7 @@ def test_check_lists_attributes(run, tmp_path):
     status, said = run("check folder --path photos attributes=n.csv max_words=1")
     assert status == 0 and "no vocabulary:" in said and "'note' has 12 different entries" in " ".join(said.split())
     status, said = run("check world --quick keep.floor_hue=2 keep.wall_hue=1 limit=50")
-    assert "red, blue" not in said and "attribute scale" in said and "words without an image" in said
+    assert "red, blue" not in said and "attribute scale" in said and "words without images" in said
 
 
 def test_check_explains_the_instance(run, tmp_path):

@@ -108,7 +108,15 @@ def test_errors_are_one_message(run, script, capsys):
 
 
 def test_several_guidance_scales_and_ordered_attributes(run, script):
-    options = ["--guidance-scale", "1", "3", "--num-guidance-samples", "2", "--ordered", "scale=tiny,small,medium,large"]
+    options = [
+        "--guidance-scale",
+        "1",
+        "3",
+        "--num-guidance-samples",
+        "2",
+        "--ordered",
+        "scale=tiny,small,medium,large",
+    ]
     assert script.main(["-r", str(run), *options]) == 0
     report = json.loads((run / "edit_score" / "700.json").read_text())
     assert [point["guidance_scale"] for point in report["sampler"]["guidance_curve"]] == [1, 3]

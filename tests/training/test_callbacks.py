@@ -102,6 +102,19 @@ def test_test_only(train, caplog: pytest.LogCaptureFixture) -> None:
     assert list((run / "configs").iterdir()) == configs
 
 
+@pytest.mark.parametrize("score", ["editing.callback.EditScore", "prompts.callback.PromptScore"])
+def test_scores_are_checked_before_training_if_there_is_a_test_pass(train, capsys, score: str) -> None:
+    words = [
+        f"lightning.callbacks.score.target=ldm.evaluation.{score}",
+        "lightning.callbacks.score.params.judge=nowhere",
+    ]
+    code, run = train(*words)
+    assert code == 1 and not (run / "checkpoints").exists()
+    assert "expected a" in capsys.readouterr().err
+    code, run = train(*words, "--no-test")
+    assert code == 0 and (run / "checkpoints" / "last.ckpt").is_file()
+
+
 def test_image_schedule() -> None:
     logger = ImageLogger(batch_frequency=8, max_images=1)
     assert [step for step in range(30) if logger.is_due(step)] == [1, 2, 4, 8, 16, 24]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import main as front_door
 from ldm.training import recipe as recipe_module
 from ldm.training.cli import parse_arguments
 from ldm.training.own_data import read_own_data
+from ldm.training.plan import make_plan
 from ldm.training.recipe import by_attribute, load_recipe
 from ldm.util import ConfigError, UserError
 
@@ -152,6 +155,46 @@ def test_no_metrics_of_an_incomplete_grid(tmp_path: Path, capsys: pytest.Capture
     assert recipe.score is None and "no disentanglement metrics" in recipe.notes[0]
 
 
+def test_factor_sets_take_the_place_of_a_folder(images: Path) -> None:
+    """Their images are augmented as those of a folder, and their options are checked before the first stage."""
+    options = {"target": "ldm.data.world.World3D", "size": 32, "limit": 400, "holdout": 0.2}
+    removed = dict.fromkeys(("path", "attributes", "image_size"))
+    recipe = load(images, **removed, **options)
+    for stage in recipe.stages:
+        make_plan(replace(stage, train=False))
+    params = make_plan(replace(recipe.stages[0], train=False)).data_params
+    assert params["train"]["params"]["augment"] and "augment" not in params["test"]["params"]
+
+
+def test_holdout_of_the_file_remains(images: Path) -> None:
+    """In the quickstart, text_to_image.yaml holds out combinations of its own."""
+    for holdout in (0.25, None):
+        recipe = load(images, recipe="recipe_text_to_image", holdout=holdout)
+        params = make_plan(replace(recipe.stages[-1], train=False)).data_params
+        assert {params[name]["params"].get("holdout") for name in ("train", "validation", "test")} == {holdout}
+
+
+@pytest.mark.parametrize("change", ["table", "picture", "new picture", "rewritten table"])
+def test_stages_are_trained_again_for_other_files(tmp_path: Path, change: str) -> None:
+    draw(tmp_path, list(itertools.product(SHAPES, COLOURS)) * 5)
+
+    def fingerprints() -> list[str]:
+        return [make_plan(replace(stage, train=False)).fingerprint for stage in load(tmp_path).stages]
+
+    before, table, pictures = fingerprints(), tmp_path / "table.csv", tmp_path / "pictures"
+    if change == "table":  # with the same words
+        table.write_text(table.read_text().replace("001.png,disc,green", "001.png,disc,red"))
+    elif change == "rewritten table":
+        table.write_text(table.read_text())
+    elif change == "picture":
+        Image.new("RGB", (40, 44)).save(pictures / "000.png")
+    else:
+        shutil.copy(pictures / "000.png", pictures / "100.png")
+        table.write_text(table.read_text() + "\n100.png,disc,red")
+    changed = [one != other for one, other in zip(before, fingerprints(), strict=True)]
+    assert changed == [change != "rewritten table"] * len(before)
+
+
 @pytest.mark.parametrize("has_table", [False, True])
 def test_methods_of_attributes_need_attributes(
     tmp_path: Path, has_table: bool, capsys: pytest.CaptureFixture[str]
@@ -252,9 +295,11 @@ def test_every_recipe_is_tested() -> None:
 
 NO_STEPS = {"sampler": {"params": {"num_steps": 2}}}
 BENCH = {"direction_bench": {"params": {**NO_STEPS, "num_samples": 4, "num_images": 8, "columns": 2}}}
+PROMPTS = {"prompt_score": {"params": {**NO_STEPS, "rows": 1}}}
 OTHERS = {
     "recipe_text_attention": {"text_attention": {}},
     "recipe_directions": {"text_attention": {}, "noiseclr": BENCH},
+    "recipe_text_to_image": {"text_to_image": PROMPTS},
     "recipe_encdiff": {"encdiff": {}},
     "recipe_disdiff": {"ldm": {}, "disdiff": {}},
 }

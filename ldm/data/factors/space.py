@@ -124,9 +124,7 @@ class FactorSpace:
         """
         index = np.asarray(index, dtype=np.int64)
         if index.size and (index.min() < 0 or index.max() >= self.size):
-            raise ValueError(
-                f"factors_of: expected rows in 0 to {self.size - 1}, got rows from {index.min()} to {index.max()}."
-            )
+            raise ValueError(f"factors_of: expected rows in 0 to {self.size - 1}, got {index.min()} to {index.max()}.")
         values = np.unravel_index(index, self.all_sizes)
         return np.stack([values[k] for k in self.latent], axis=1)
 
@@ -191,12 +189,8 @@ class FactorSpace:
 
     def to_dict(self) -> dict[str, Any]:
         """Return name and factors in plain types, ready for JSON."""
-        return {
-            "name": self.name,
-            "names": list(self.all_names),
-            "sizes": list(self.all_sizes),
-            "latent": list(self.latent),
-        }
+        parts = {"names": self.all_names, "sizes": self.all_sizes, "latent": self.latent}
+        return {"name": self.name, **{key: list(values) for key, values in parts.items()}}
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> FactorSpace:
@@ -234,9 +228,7 @@ _PUBLISHED: dict[str, tuple[str, tuple[int, ...], tuple[int, ...] | None]] = {
     "dsprites": ("color shape scale orientation x_position y_position", (1, 3, 6, 40, 32, 32), (1, 2, 3, 4, 5)),
     "smallnorb": ("category instance elevation azimuth lighting", (5, 10, 9, 18, 6), (0, 2, 3, 4)),
 }
-_SPACES = {
-    name: FactorSpace(factors.split(), sizes, latent, name) for name, (factors, sizes, latent) in _PUBLISHED.items()
-}
+_SPACES = {name: FactorSpace(names.split(), *rest, name) for name, (names, *rest) in _PUBLISHED.items()}
 
 
 def factor_space(name: str) -> FactorSpace:

@@ -50,7 +50,6 @@ class StoredFactors(FactorDataset):
         return self._read(self._source, rows)
 
     def original(self, row: int) -> np.ndarray:
-        """See ``ImageDataset``."""
         source = copy.copy(self._source)
         source.prepare()  # in the stored size
         return self._read(source, np.array([row]))[0]

@@ -18,7 +18,7 @@ import numpy as np
 from ldm.data.factors import FactorSpace
 from ldm.data.options import require_choice
 from ldm.data.rows import readable
-from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
+from ldm.data.vocabulary import UNKNOWN
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
@@ -122,17 +122,18 @@ def _from_json(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tu
 
 
 def _from_csv(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tuple[str, ...]]]]:
-    lines = list(csv.reader(io.StringIO(text)))
-    if len(lines) < 2 or len(lines[0]) < 2:
+    with readable(path, "CSV", csv.Error):
+        reader = csv.reader(io.StringIO(text))
+        lines = [(reader.line_num, line) for line in reader if line]
+    header = [name.strip() for name in lines[0][1]] if lines else []
+    if len(lines) < 2 or len(header) < 2:
         raise UserError(
-            f"{path}: expected a header (image, attribute, ...) and one line per image, got {len(lines)} lines."
+            f"{path}: expected a header (image, attribute, ...) and one line per image, with commas between the cells; "
+            f"got {len(lines)} lines and the header {', '.join(header)!r}."
         )
-    header = [name.strip() for name in lines[0]]
     position = header.index("path") if "path" in header else 0
     rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        if not line:
-            continue
+    for number, line in lines[1:]:
         if len(line) != len(header):
             raise UserError(f"{path}, line {number}: expected {len(header)} columns as in the header, got {len(line)}.")
         cells = [cell.strip() for cell in line]
@@ -205,46 +206,38 @@ def _problem(table: AttributeTable, columns: Sequence[str], words: Sequence[Sequ
     return f"of {product} combinations {product - len(counts)} have no image, such as {' + '.join(missing)}"
 
 
-def table_vocabulary(table: AttributeTable, templates: Mapping[str, str | Sequence[str]]) -> AttributeVocabulary:
-    """Return the words of all columns.
+def table_phrases(table: AttributeTable, templates: Mapping[str, str | Sequence[str] | None]) -> list[list[str]]:
+    """Return the templates of every attribute, the canonical one first; by default the entry itself.
 
     Args:
-        table: the table; every column has entries.
-        templates: column -> one or more phrases with ``{}`` for the entry; by default the entry itself.
+        table: the table.
+        templates: attribute, or column that several labels were taken from -> one or more phrases with ``{}``.
 
     Raises:
-        ConfigError: a template does not have exactly one ``{}``.
+        ConfigError: there is no such attribute, or a template does not have exactly one ``{}``.
     """
-    words = [table.words[name] for name in table.columns]
-    phrases = table_phrases(table, templates)
-    return AttributeVocabulary(table.columns, words, [range(len(known)) for known in words], phrases)
-
-
-def table_phrases(table: AttributeTable, templates: Mapping[str, str | Sequence[str]]) -> list[list[str]]:
-    """Return the templates of every column, the canonical one first."""
-    for name, given in templates.items():
-        listed = [given] if isinstance(given, str) else given
-        for template in listed if isinstance(listed, Sequence) and listed else [listed]:
-            if not isinstance(template, str) or template.count("{}") != 1:
-                raise ConfigError(f"templates.{name}: expected exactly one '{{}}' for the entry, got {template!r}.")
-    found = [templates.get(name, "{}") for name in table.columns]
-    return [[given] if isinstance(given, str) else list(given) for given in found]
+    known = [*dict.fromkeys([*table.columns, *table.sources.values()])]
+    listed = {name: [given] if isinstance(given, str) else given for name, given in templates.items()}
+    for name, phrases in listed.items():
+        require_choice("templates", name, known)
+        for phrase in phrases if isinstance(phrases, Sequence) and phrases else [phrases] * (phrases is not None):
+            if not isinstance(phrase, str) or phrase.count("{}") != 1:
+                raise ConfigError(f"templates.{name}: expected exactly one '{{}}' for the entry, got {phrase!r}.")
+    return [list(listed.get(name) or listed.get(table.sources.get(name, name)) or ["{}"]) for name in table.columns]
 
 
 def table_values(table: AttributeTable) -> np.ndarray:
     """Return the position of every entry among the words of its column, (N, U) int64; ``UNKNOWN`` for "".
 
-    The positions are the values of ``table_vocabulary``.
+    The positions are the values of the vocabulary.
     """
-    numbers = [
-        {"": UNKNOWN} | {word: number for number, word in enumerate(table.words[name])} for name in table.columns
-    ]
+    numbers = [{"": UNKNOWN} | {word: k for k, word in enumerate(table.words[name])} for name in table.columns]
     return np.array([[number[entry] for number, entry in zip(numbers, row)] for row in table.cells], dtype=np.int64)
 
 
-def table_texts(table: AttributeTable, templates: Mapping[str, str | Sequence[str]]) -> list[list[str]]:
+def table_texts(table: AttributeTable, phrases: Sequence[Sequence[str]]) -> list[list[str]]:
     """Return the U texts of every image: its entries, each in the first template of its column."""
-    forms = [phrases[0] for phrases in table_phrases(table, templates)]
+    forms = [templates[0] for templates in phrases]
     return [[form.replace("{}", entry) if entry else "" for form, entry in zip(forms, row)] for row in table.cells]
 
 

@@ -30,14 +30,8 @@ from ldm.util import UserError
 VERSION = "16.0.0"
 STYLES = {"google": "noto", "twitter": "twemoji"}  # vendor in the names of the packages -> word
 # code of the skin tone in ``skin_variations`` ("" for the entry itself) -> word
-TONES = {
-    "": "yellow",
-    "1F3FB": "light",
-    "1F3FC": "medium light",
-    "1F3FD": "medium",
-    "1F3FE": "medium dark",
-    "1F3FF": "dark",
-}
+TONES = {"": "yellow", "1F3FB": "light", "1F3FC": "medium light"}
+TONES |= {"1F3FD": "medium", "1F3FE": "medium dark", "1F3FF": "dark"}
 COLUMNS = ("file", "role", "gender", "tone", "style")
 TABLE, LICENCE = "attributes.csv", "LICENSE.txt"
 _SIDE = 64

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.data.dataset import SPLITS, ImageDataset, Transforms, split_rows
-from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_factors, table_texts
+from ldm.data.dataset import SPLITS, ImageDataset, split_rows
+from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_factors
 from ldm.data.formats.picture_files import PICTURE_SUFFIXES, decode_picture, find_pictures, square, stretch, to_array
-from ldm.data.formats.table_columns import Bins, arrange, find_table, read_splits, templates_of
+from ldm.data.formats.table_columns import Bins, arrange, find_table, read_splits
 from ldm.data.formats.texts import MAX_WORDS, AttributeImages
 from ldm.data.memory import DecodedImages
 from ldm.data.options import require_choice, require_count
@@ -58,15 +58,11 @@ class ImageFolder(AttributeImages, ImageDataset):
         templates: column -> phrase with ``{}`` for the entry, such as ``{size: "{} in size"}``, or a list of phrases,
             of which one is drawn for each text; without a template the text is the entry.
         num_attributes: number of texts per image that the model expects (its units); null takes that of the table.
-        unset_prob: probability with which each text is left empty.
-        do_augment: mirror half of the images at random.
-        repeat: number of times each image is shown per epoch.
-        seed: seed of all random choices.
         name: name of the data set in tables of scores; None takes that of the folder.
         label: "folder" takes the class from the folder of each image, below that of the split: the position of its name
             among the sorted names of all splits (as in ImageNet). The name of a column takes the entry itself if all of
             them are integers from 0, else its position among the sorted entries. null delivers no classes.
-        text, phrasing, caption_weights, single_caption_share: see ``AttributeTexts``.
+        text, phrasing, unset_prob, caption_weights, single_caption_share: see ``AttributeTexts``.
         holdout: share of the combinations of attributes that the training split does not contain, and of which the
             validation split consists, in [0, 1), see ``FactorDataset``. Every word remains in the training split.
         columns: columns that are attributes; null takes all but ``split_column``. Others (identifiers) are ignored.
@@ -78,8 +74,8 @@ class ImageFolder(AttributeImages, ImageDataset):
             table.
         words_from: other tables, which determine the words and bins: give train and test sets in two tables the same
             list of both.
-        augment: see ``ImageDataset``.
         max_words: a column with more different entries, and fewer than four images of each on average, is free text.
+        do_augment, repeat, seed, augment: see ``ImageDataset``.
 
     Attributes:
         class_names: name of each class number; empty without ``label``.
@@ -101,9 +97,6 @@ class ImageFolder(AttributeImages, ImageDataset):
         templates: Mapping[str, str | Sequence[str]] | None = None,
         num_attributes: int | None = None,
         unset_prob: float = 0.0,
-        do_augment: bool = False,
-        repeat: int = 1,
-        seed: int = 0,
         name: str | None = None,
         label: str | None = None,
         text: str | None = "attributes",
@@ -117,7 +110,7 @@ class ImageFolder(AttributeImages, ImageDataset):
         split_column: str | None = None,
         words_from: AnyPath | Sequence[AnyPath] | None = None,
         max_words: int = MAX_WORDS,
-        augment: Transforms | None = None,
+        **options: Any,
     ) -> None:
         require_count("image_size", image_size)
         require_choice("fit", fit, _FITS)
@@ -135,6 +128,7 @@ class ImageFolder(AttributeImages, ImageDataset):
         self.class_names: dict[int, str] = {}
         self._splits: dict[str, str] = {}
         prefix, rest = ("", split) if split_column else _split_folder(self.path, self.pictures, split)
+        self._is_split = bool(prefix)
         if holdout and (split_column or prefix):
             raise ConfigError(
                 f"holdout: expected splits made by it, got those of {split_column or prefix}. Remove split_column: (or "
@@ -153,7 +147,6 @@ class ImageFolder(AttributeImages, ImageDataset):
             self.use_table(table, max_words, templates or {}, **texts)
             if self.missing_vocabulary:
                 logger.warning("%s; until then, the data set has no vocabulary", self.missing_vocabulary)
-                self._texts = table_texts(table, templates_of(table, templates or {}))
             if split_column:
                 self._splits = read_splits(read, split_column, _SPLIT_FOLDERS)
         else:
@@ -163,12 +156,15 @@ class ImageFolder(AttributeImages, ImageDataset):
             self.class_names, self._classes = found or self._folder_classes(everything, bool(prefix))
         self._decoded = DecodedImages(len(self.pictures), image_size)
         self.in_memory = fit != "random_crop" and self._decoded.fits
-        super().__init__(self.rows_of(rest, limit), repeat, do_augment, seed, augment)
+        super().__init__(self.rows_of(rest, limit), **options)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
-        """See ``ImageDataset``."""
+        """See ``ImageDataset``; all splits of the images of a sub-folder are these images."""
         if self._splits:
             return self._listed_rows(split, limit)
+        if self._is_split:
+            require_choice("split", split, SPLITS)
+            split = None
         return super().rows_of(split, limit) if self.holdout else split_rows(len(self.pictures), split, limit)
 
     def _use(self, table: AttributeTable, factors: Sequence[str] | None, expected: int | None) -> AttributeTable:
@@ -186,7 +182,6 @@ class ImageFolder(AttributeImages, ImageDataset):
         return table
 
     def _listed_rows(self, split: str | None, limit: int | None) -> np.ndarray:
-        """Return the rows of a split in the column of splits."""
         split = _SYNONYMS.get(split, split)
         require_choice("split", split, SPLITS)
         entries = np.array([self._splits[name] for name in self.pictures])
@@ -194,8 +189,7 @@ class ImageFolder(AttributeImages, ImageDataset):
         name = next((name for name in names if name in entries), None)
         if names and name is None:
             raise ConfigError(
-                f"split: {split} needs one of {', '.join(names)} in split_column, got none. Use split: null for all "
-                "images."
+                f"split: {split} needs one of {', '.join(names)} in split_column, got none. Use split: null."
             )
         rows = np.flatnonzero(entries == name) if names else np.arange(len(entries))
         return rows[split_rows(len(rows), "test", limit)]
@@ -230,16 +224,10 @@ class ImageFolder(AttributeImages, ImageDataset):
         return to_array(_FITS[self.fit](decode_picture(file, str(file)), self.image_size, **options))
 
     def original(self, row: int) -> bytes:
-        """See ``ImageDataset``."""
         return (self.path / self.pictures[row]).read_bytes()
 
     def row_name(self, row: int) -> str:
-        """See ``ImageDataset``."""
         return (self.path / self.pictures[row]).as_posix()
-
-    def texts(self, index: int) -> list[str]:
-        """See ``AttributeImages``."""
-        return self._texts[index]
 
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return attributes, texts, factors and classes of rows, if the data set has them."""
@@ -255,14 +243,10 @@ class ImageFolder(AttributeImages, ImageDataset):
 
 def _pictures(folder: Path) -> list[str]:
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: expected a folder of images, got nothing. Set path: (or the environment variable DATA_ROOT)."
-        )
+        raise UserError(f"{folder}: expected a folder of images, got nothing. Set path: (or the variable DATA_ROOT).")
     found = find_pictures(folder)
     if not found:
-        raise UserError(
-            f"{folder}: expected images ({', '.join(PICTURE_SUFFIXES)}) in it or its sub-folders, got none."
-        )
+        raise UserError(f"{folder}: expected images ({', '.join(PICTURE_SUFFIXES)}) in it or below it, got none.")
     return found
 
 

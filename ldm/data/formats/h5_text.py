@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.data.dataset import ImageDataset, Transforms, split_rows
+from ldm.data.dataset import ImageDataset, split_rows
 from ldm.data.formats.image_sources import ImageArray
 from ldm.data.formats.picture_files import square, to_array
 from ldm.data.formats.texts import StoredTexts
@@ -48,24 +48,19 @@ class ArrayImages(ImageDataset):
         image_size: int | None = 64,
         split: str | None = None,
         limit: int | None = None,
-        do_augment: bool = False,
-        seed: int = 0,
-        repeat: int = 1,
-        augment: Transforms | None = None,
+        **options: Any,
     ) -> None:
         require_count("image_size", image_size, or_null=True)
         self.path = find_source(type(self).__name__, path, (), _NEXT_STEP)
         self._source = ImageArray(self.path, key, size=None)
         self._source.prepare()
         self.image_size = image_size
-        super().__init__(self.rows_of(split, limit), repeat, do_augment, seed, augment)
+        super().__init__(self.rows_of(split, limit), **options)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
-        """See ``ImageDataset``."""
         return split_rows(self._source.count, split, limit)
 
     def original(self, row: int) -> np.ndarray:
-        """See ``ImageDataset``."""
         return self._source.read(np.array([row]))[0]
 
     def images(self, rows: np.ndarray) -> np.ndarray:
@@ -81,28 +76,23 @@ class H5TextImages(StoredTexts, ArrayImages):
 
     Args:
         path: the file; None takes example.h5 in ``DATA_ROOT``.
-        num_attributes, unset_prob: see ``StoredTexts``, also for further options, and ``ArrayImages``.
+        options: see ``StoredTexts`` and ``ArrayImages``.
 
     Raises:
         UserError: the file has no texts, is truncated, or has another number of attributes.
     """
 
-    def __init__(
-        self, path: AnyPath | None = None, num_attributes: int | None = None, unset_prob: float = 0.0, **options: Any
-    ) -> None:
-        found = find_source("H5TextImages", path, ("example.h5",), _NEXT_STEP)
-        super().__init__(path=found, num_attributes=num_attributes, unset_prob=unset_prob, **options)
+    def __init__(self, path: AnyPath | None = None, **options: Any) -> None:
+        super().__init__(path=find_source("H5TextImages", path, ("example.h5",), _NEXT_STEP), **options)
 
     @functools.cached_property
     def _texts(self) -> list[str]:
         return _read_texts(self.path, self._source.count)
 
     def joined_texts(self, index: int) -> str:
-        """See ``StoredTexts``."""
         return self._texts[index]
 
     def all_joined_texts(self) -> list[str]:
-        """See ``StoredTexts``."""
         return self._texts
 
 
@@ -111,9 +101,7 @@ def _read_texts(path: Path, count: int) -> list[str]:
     with array.file as file:
         length = file.attrs.get("length", count)
         if length != count:
-            raise UserError(
-                f"{path}: expected {length} images (attribute 'length'), got {count}. Write the file again."
-            )
+            raise UserError(f"{path}: expected {length} images (attribute 'length'), got {count}. Write it again.")
         if array.shape != (count,):
             raise UserError(
                 f"{path}: expected 'texts' of shape ({count},), one string per image; got {array.shape}. Write the "

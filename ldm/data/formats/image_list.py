@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.dataset import ImageDataset, Transforms
+from ldm.data.dataset import ImageDataset
 from ldm.data.formats.picture_files import decode_picture, square, to_array
 from ldm.data.options import require_count
 from ldm.data.paths import AnyPath
@@ -37,10 +37,7 @@ class ImageList(ImageDataset):
         list_file: AnyPath | None = None,
         paths: Sequence[str] | None = None,
         size: int | None = None,
-        do_augment: bool = False,
-        repeat: int = 1,
-        seed: int = 0,
-        augment: Transforms | None = None,
+        **options: Any,
     ) -> None:
         require_count("size", size or None, or_null=True)
         if (list_file is None) == (paths is None):
@@ -57,7 +54,7 @@ class ImageList(ImageDataset):
             found = f"{len(missing)} that do not exist, such as {missing[0]}" if missing else "none"
             places = f"relative to {Path.cwd()} or to the folder of the list"
             raise UserError(f"{self.path or 'paths'}: expected paths of images, {places}, got {found}.")
-        super().__init__(np.arange(len(self.names)), repeat, do_augment, seed, augment)
+        super().__init__(np.arange(len(self.names)), **options)
 
     def images(self, rows: np.ndarray) -> np.ndarray:
         """Return images by row: (n,) int -> (n, H, W, 3) uint8."""
@@ -69,11 +66,9 @@ class ImageList(ImageDataset):
         return np.stack([to_array(picture) for picture in pictures])
 
     def original(self, row: int) -> bytes:
-        """See ``ImageDataset``."""
         return self.files[row].read_bytes()
 
     def row_name(self, row: int) -> str:
-        """See ``ImageDataset``."""
         return self.names[row]
 
     def labels(self, rows: np.ndarray) -> dict[str, Any]:

@@ -72,7 +72,6 @@ class CachedSource(ImageSource):
         raise NotImplementedError
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """See ``ImageSource``."""
         if self._cached is None and self.is_slow:
             self.prepare(self._halved)
         if self._cached is not None:
@@ -81,7 +80,6 @@ class CachedSource(ImageSource):
         return halve(pixels) if self._halved else pixels
 
     def prepare(self, halved: bool = False) -> None:
-        """See ``ImageSource``."""
         super().prepare(halved)
         self._cached = None
         if self.is_slow:
@@ -125,12 +123,10 @@ class ImageArray(CachedSource):
         super().__init__(path, [path], found[0], shape, is_slow)
 
     def read_in_place(self, rows: np.ndarray) -> np.ndarray:
-        """See ``CachedSource``."""
         array = self._array.get()
         return self._in_order(array_files.read_h5_rows(array, rows) if isinstance(array, h5py.Dataset) else array[rows])
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """See ``ImageSource``."""
         if self.path.suffix == ".npz":
             yield from map(self._in_order, array_files.npz_blocks(self.path, self.key))
             return

@@ -22,9 +22,7 @@ def import_lmdb() -> Any:
     try:
         import lmdb
     except ModuleNotFoundError as error:
-        raise UserError(
-            "LMDB data sets need the package lmdb: pip install 'clip-disdiff[lmdb]' (or pip install lmdb)."
-        ) from error
+        raise UserError("LMDB data sets need the package lmdb: pip install 'clip-disdiff[lmdb]' (or lmdb).") from error
     return lmdb
 
 
@@ -66,9 +64,7 @@ def _environment(path: str) -> Any:
     expected = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if found < expected:  # reading beyond the end of a mapped file would kill the process
         environment.close()
-        raise UserError(
-            f"{path}: expected at least {expected} bytes, got {found}. It is truncated: copy or write it again."
-        )
+        raise UserError(f"{path}: expected at least {expected} bytes, got {found}. It is truncated: copy it again.")
     _environments[path] = environment
     return environment
 

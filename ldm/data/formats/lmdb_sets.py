@@ -39,7 +39,6 @@ class FFHQ(LMDBImages):
         super().__init__(path, image_size, original_resolution, zfill=zfill, split=split, **options)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
-        """See ``ImageDataset``."""
         size = len(self.reader)
         rows = {
             "train": range(FFHQ_TEST, size),

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ldm.data.dataset import ImageDataset, Transforms, split_rows
+from ldm.data.dataset import ImageDataset, split_rows
 from ldm.data.formats.lmdb_reader import LMDBReader, is_lmdb
 from ldm.data.formats.picture_files import crop_face, decode_picture, square, to_array
 from ldm.data.formats.texts import StoredTexts
@@ -57,10 +58,7 @@ class LMDBImages(ImageDataset):
         zfill: int = 7,
         split: str | None = None,
         limit: int | None = None,
-        do_augment: bool = False,
-        seed: int = 0,
-        repeat: int = 1,
-        augment: Transforms | None = None,
+        **options: Any,
     ) -> None:
         require_count("image_size", image_size)
         self.path = find_lmdb(type(self).__name__, path or os.environ.get(self._path_variable), self._candidates)
@@ -68,10 +66,9 @@ class LMDBImages(ImageDataset):
         self.image_size, self.crop_d2c = image_size, crop_d2c
         self._decoded = DecodedImages(len(self.reader), image_size)
         self.in_memory = self._decoded.fits
-        super().__init__(self.rows_of(split, limit), repeat, do_augment, seed, augment)
+        super().__init__(self.rows_of(split, limit), **options)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
-        """See ``ImageDataset``."""
         return split_rows(len(self.reader), split, limit)
 
     def image(self, index: int) -> np.ndarray:
@@ -83,7 +80,6 @@ class LMDBImages(ImageDataset):
         return to_array(square(image, self.image_size))
 
     def original(self, row: int) -> bytes:
-        """See ``ImageDataset``."""
         return self.reader.require(*(prefix + self.reader.name(row) for prefix in self._prefixes))
 
     def images(self, rows: np.ndarray) -> np.ndarray:
@@ -101,11 +97,9 @@ class LMDBTextImages(StoredTexts, LMDBImages):
     _prefixes = ("img-", "")
 
     def joined_texts(self, index: int) -> str:
-        """See ``StoredTexts``."""
         return self._decode(self._key(index), self.reader.require(self._key(index)))
 
     def all_joined_texts(self) -> list[str]:
-        """See ``StoredTexts``."""
         keys = [self._key(index) for index in range(len(self.reader))]
         return [self._decode(key, value) for key, value in zip(keys, self.reader.require_all(keys))]
 

@@ -49,7 +49,7 @@ def arrange(
         UserError: an entry is not a number, or not among those of the references.
     """
     columns = list(table.columns) if columns is None else list(columns)
-    bins, several = bins or {}, several or {}
+    bins, several = bins or {}, dict(several or {})
     for option, names in {"columns": columns, "bins": bins, "several": several}.items():
         for name in names:
             require_choice(option, name, table.columns if option == "columns" else columns)
@@ -66,23 +66,17 @@ def arrange(
     names = [part.name for _, part in made]
     if len(set(names)) < len(names):
         raise ConfigError(f"several: expected attributes with different names, got {', '.join(names)}.")
-    words = {part.name: _shown(used, name, part) for name, part in made}
+    found = {part.name: {part.word_of(entry) for other in used for entry in other.words[name]} for name, part in made}
+    words = {part.name: [word for word in part.words if word in found[part.name]] for _, part in made}
     cells = [_entries(table, name, part, words[part.name], references) for name, part in made]
     sources = {part.name: name for name, part in made}
-    num_known = sum(len(other.pictures) for other in used)
-    return replace(
-        table, columns=tuple(names), cells=tuple(zip(*cells)), words=words, sources=sources, num_known=num_known
-    )
+    count = sum(len(other.pictures) for other in used)
+    return replace(table, columns=tuple(names), cells=tuple(zip(*cells)), words=words, sources=sources, num_known=count)
 
 
 def _attributes(
-    table: AttributeTable,
-    used: Sequence[AttributeTable],
-    name: str,
-    bins: Mapping[str, Bins],
-    several: Mapping[str, str],
+    table: AttributeTable, used: Sequence[AttributeTable], name: str, bins: Mapping[str, Bins], several: dict[str, str]
 ) -> list[_Attribute]:
-    """Return the attributes of one column."""
     if name in bins:
         for other in {id(other): other for other in (table, *used)}.values():
             _check_numbers(other, name)
@@ -121,19 +115,12 @@ def _edges(used: Sequence[AttributeTable], name: str, given: Bins) -> list[float
     """Return the edges between the bins of a column, in ascending order."""
     if isinstance(given, int) and not isinstance(given, bool) and given >= 2:
         numbers = sorted(float(entry) for other in used for entry in other.column(name) if entry)
-        found = (
-            sorted({numbers[len(numbers) * i // given] for i in range(1, given)} - set(numbers[:1])) if numbers else []
-        )
+        found = sorted({numbers[len(numbers) * i // given] for i in range(1, given) if numbers} - set(numbers[:1]))
         if not found:
             raise UserError(f"{used[0].path}: expected different numbers in the column {name!r} (bins), got only one.")
         if len(found) < given - 1:
-            logger.warning(
-                "%s: the column %r was divided into %d bins instead of %d, because many of its numbers are equal",
-                used[0].path,
-                name,
-                len(found) + 1,
-                given,
-            )
+            message = "%s: the column %r was divided into %d bins instead of %d, because many of its numbers are equal"
+            logger.warning(message, used[0].path, name, len(found) + 1, given)
         return found
     is_list = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0
     if not is_list or not all(isinstance(edge, (int, float)) and math.isfinite(edge) for edge in given):
@@ -147,12 +134,6 @@ def _words_of_bins(edges: Sequence[float]) -> list[str]:
     shown = [str(int(edge)) if edge == int(edge) else repr(edge) for edge in edges]
     between = [f"{low} to {high}" for low, high in zip(shown, shown[1:])]
     return [f"below {shown[0]}", *between, f"{shown[-1]} or more"]
-
-
-def _shown(used: Sequence[AttributeTable], name: str, part: _Attribute) -> list[str]:
-    """Return the words of an attribute that at least one image has, in order."""
-    found = {part.word_of(entry) for other in used for entry in other.words[name]}
-    return [word for word in part.words if word in found]
 
 
 def _entries(
@@ -190,14 +171,6 @@ def free_text(table: AttributeTable, max_words: int) -> str:
         f"(max_words, or a quarter of the {table.num_known} images). Remove the column, list the wanted ones (columns: "
         f"[{', '.join(good)}]), {numeric}or raise max_words"
     )
-
-
-def templates_of(table: AttributeTable, templates: Mapping[str, str | Sequence[str]]) -> dict[str, str | Sequence[str]]:
-    """Return templates by attribute; those of a column with several labels apply to the attribute of each label."""
-    for name in templates:
-        require_choice("templates", name, [*dict.fromkeys([*table.columns, *table.sources.values()])])
-    found = {name: templates.get(name, templates.get(source)) for name, source in table.sources.items()}
-    return {name: given for name, given in found.items() if given is not None}
 
 
 def read_splits(table: AttributeTable, name: str, known: Mapping[str, Sequence[str]]) -> dict[str, str]:

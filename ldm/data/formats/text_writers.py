@@ -58,9 +58,7 @@ def write_text_lmdb(
             raise UserError(f"{target}: expected at least one image to write, got none.")
         os.replace(temporary, target)
     except (OSError, lmdb.Error) as error:
-        raise UserError(
-            f"{target} could not be written ({error}). Free some disk space, or choose another folder."
-        ) from error
+        raise UserError(f"{target} could not be written ({error}). Free disk space, or use another folder.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return count
@@ -140,8 +138,7 @@ def _prepared(samples: Iterable[Sample], resolution: int) -> Iterator[tuple[Imag
         for text in texts or ():
             if SEPARATOR in text:
                 raise UserError(
-                    f"image {index}: attribute {text!r} contains {SEPARATOR!r}, which separates attributes. Use "
-                    "another character."
+                    f"image {index}: attribute {text!r} contains {SEPARATOR!r}, which separates attributes. Replace it."
                 )
         picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
         yield square(picture.convert("RGB"), resolution), None if texts is None else SEPARATOR.join(texts)

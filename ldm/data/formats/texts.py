@@ -9,17 +9,11 @@ import numpy as np
 
 from ldm.data.attributes import TEXTS, AttributeTexts, leave_unset
 from ldm.data.dataset import held_out_rows, split_rows
-from ldm.data.formats.attribute_tables import (
-    AttributeTable,
-    held_out_combinations,
-    make_table,
-    table_phrases,
-    table_values,
-    table_vocabulary,
-)
-from ldm.data.formats.table_columns import arrange, free_text, templates_of
+from ldm.data.formats import attribute_tables
+from ldm.data.formats.attribute_tables import AttributeTable
+from ldm.data.formats.table_columns import arrange, free_text
 from ldm.data.options import require_choice, require_count, require_share
-from ldm.data.vocabulary import UNKNOWN
+from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.util import ConfigError, UserError
 
 MAX_WORDS = 64
@@ -30,8 +24,7 @@ _HOLDOUT_SEED = 13
 class AttributeImages:
     """Mixin of ``ImageDataset`` for images with a table of attributes: a vocabulary, unless a column is free text.
 
-    A subclass calls ``use_table`` with a table whose row i is row i of the set, before ``rows_of``, and implements
-    ``texts``.
+    A subclass calls ``use_table`` with a table whose row i is row i of the set, before ``rows_of``.
 
     Attributes:
         text: kind of the texts, None for none.
@@ -41,33 +34,38 @@ class AttributeImages:
     text: str | None = None
     unset_prob = 0.0
     _values: np.ndarray  # (N, U), set with the vocabulary
+    _free_texts: list[list[str]]  # U texts of each image, set without one
     _seen: frozenset[bytes]  # combinations of training, set with ``holdout``
 
     def use_table(
-        self, table: AttributeTable, max_words: int, templates: Mapping[str, str | Sequence[str]], **options: Any
+        self, table: AttributeTable, max_words: int, templates: Mapping[str, Any], holdout: float, **options: Any
     ) -> None:
-        """Set the words, values, texts and held-out combinations of a table (``arrange``).
+        """Set the words, values, texts and held-out combinations of a table (``arrange``) with at least one row.
 
         Args:
-            table: the table, with at least one row.
+            table: the table.
             max_words: see ``free_text``.
-            templates: see ``table_phrases``; names may be those of columns.
-            options: those of ``without_vocabulary`` and of ``AttributeTexts``.
+            templates: see ``table_phrases``.
+            holdout: see ``StoredTexts``.
+            options: those of ``AttributeTexts``.
 
         Raises:
             ConfigError: an option needs a vocabulary or is outside its choices, or no combination can be held out.
         """
         require_count("max_words", max_words)
-        if reason := free_text(table, max_words):
-            table_phrases(table, templates_of(table, templates))
-            self.without_vocabulary(reason, **options)
-            return
-        holdout = options.pop("holdout")
         require_share("holdout", holdout)
-        self.vocabulary, self._values = table_vocabulary(table, templates_of(table, templates)), table_values(table)
+        phrases = attribute_tables.table_phrases(table, templates)
+        if reason := free_text(table, max_words):
+            self._free_texts = attribute_tables.table_texts(table, phrases)
+            return self.without_vocabulary(reason, holdout=holdout, **options)
+        words = [table.words[name] for name in table.columns]
+        self.vocabulary = AttributeVocabulary(table.columns, words, [range(len(known)) for known in words], phrases)
         self.attribute_texts = AttributeTexts(self.vocabulary, **options)
+        self._values = attribute_tables.table_values(table)
         if holdout:
-            held_out = {row.tobytes() for row in held_out_combinations(self._values, holdout, _HOLDOUT_SEED)}
+            held_out = {
+                row.tobytes() for row in attribute_tables.held_out_combinations(self._values, holdout, _HOLDOUT_SEED)
+            }
             self.holdout, self._seen = holdout, frozenset(row.tobytes() for row in self._values) - held_out
             if not held_out:
                 raise ConfigError(
@@ -76,19 +74,9 @@ class AttributeImages:
                 )
 
     def without_vocabulary(
-        self,
-        reason: str,
-        text: str | None,
-        unset_prob: float,
-        holdout: float,
-        caption_weights: Sequence[float] | None,
-        **others: Any,
+        self, reason: str, text: str | None, unset_prob: float, holdout: float, caption_weights: Any, **_: Any
     ) -> None:
-        """Set texts without words.
-
-        Raises:
-            ConfigError: an option needs a vocabulary.
-        """
+        """Set texts without words, and the reason; raise a ``ConfigError`` if an option needs a vocabulary."""
         require_choice("text", text, TEXTS)
         require_share("unset_prob", unset_prob)
         needs = {"text: caption": text == "caption", "holdout": holdout, "caption_weights": caption_weights}
@@ -98,7 +86,7 @@ class AttributeImages:
 
     def texts(self, index: int) -> list[str]:
         """Return the U attribute texts of image ``index``, for a set without a vocabulary."""
-        raise NotImplementedError(f"{type(self).__name__} must implement texts()")
+        return self._free_texts[index]
 
     def labels(self, rows: np.ndarray) -> dict[str, Any]:
         """Return the attributes and texts of rows; which ones are left unset depends only on the seed and the rows."""
@@ -109,7 +97,6 @@ class AttributeImages:
         return {"text": leave_unset([self.texts(row) for row in rows.tolist()], self.unset_prob, self._rng(rows))}
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
-        """See ``ImageDataset``."""
         if not self.holdout:
             return super().rows_of(split, limit)
         if split in (None, "test"):
@@ -126,7 +113,6 @@ class AttributeImages:
         return is_new & (values != UNKNOWN).all(axis=1)
 
     def attribute_values(self, rows: np.ndarray) -> np.ndarray:
-        """See ``ImageDataset``."""
         return self._values[rows]
 
 
@@ -139,10 +125,8 @@ class StoredTexts(AttributeImages):
     Args:
         path: see the subclass, also for further options.
         num_attributes: U, the model's number of units; None takes that of the first image.
-        unset_prob: probability with which each text is left empty.
         names: names of the U attributes; None takes "attribute 1", "attribute 2", ...
-        text: "attributes" (U strings per image), "caption" or null, see ``AttributeTexts``.
-        caption_weights, single_caption_share: see ``AttributeTexts``.
+        text, unset_prob, caption_weights, single_caption_share: see ``AttributeTexts``.
         holdout: share of the combinations that the training split does not contain, see ``FactorDataset``.
         max_words: an attribute has at most so many different texts, or four images of each text on average.
         split, limit: see ``split_rows``.
@@ -184,13 +168,13 @@ class StoredTexts(AttributeImages):
         else:
             self.use_table(table, max_words, {}, **chosen)
         if holdout:
-            self.rows = self.rows_of(split, limit)
+            self.rows = np.repeat(self.rows_of(split, limit), options.get("repeat", 1))
 
     def _table(self, columns: Sequence[str]) -> AttributeTable:
         stored = self.all_joined_texts()
         split = {text: tuple(self._split_texts(index, text)) for index, text in enumerate(stored)}
         names = [f"image {index}" for index in range(len(stored))]
-        return arrange(make_table(self.path, columns, names, [split[text] for text in stored]))
+        return arrange(attribute_tables.make_table(self.path, columns, names, [split[text] for text in stored]))
 
     def joined_texts(self, index: int) -> str:
         """Return the attribute texts of image ``index``, joined by ``|``."""

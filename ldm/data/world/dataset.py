@@ -1,7 +1,6 @@
 """The embedded world: 480,000 images of a room with one object, in the order of 3dshapes, made in memory.
 
-An image is the product of four byte maps (``ldm.data.world.geometry``), which are cached, with the hues of floor, wall
-and object, and white.
+An image is the product of four byte maps (``ldm.data.world.geometry``), which are cached, with three hues and white.
 """
 
 from __future__ import annotations

@@ -44,12 +44,8 @@ __all__ = [
     "spaced_timesteps",
 ]
 
-SAMPLERS: dict[str, type[Sampler]] = {
-    "ddim": DDIMSampler,
-    "ddpm": DDPMSampler,
-    "plms": PLMSSampler,
-    "dpm_solver": DPMSolverSampler,
-}
+SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "ddpm": DDPMSampler}
+SAMPLERS |= {"plms": PLMSSampler, "dpm_solver": DPMSolverSampler}
 
 
 def build_sampler(given: Sampler | Mapping[str, Any] | str) -> Sampler:

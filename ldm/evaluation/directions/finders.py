@@ -189,8 +189,7 @@ def build_finder(given: Mapping[str, Any] | str, learned: DirectionSet) -> Finde
     """Return the finder that an option describes.
 
     Args:
-        given: a name in ``FINDERS``, the finder of the learned directions (``noiseclr``), ``{target, params}``, or the
-            path of a file.
+        given: a name in ``FINDERS``, the learned directions (``noiseclr``), ``{target, params}``, or a path.
         learned: directions of the model.
 
     Raises:

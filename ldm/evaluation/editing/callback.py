@@ -11,25 +11,14 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from ldm.data.module import DataModuleFromConfig
 from ldm.data.options import require_count
 from ldm.data.traits import unwrap
-from ldm.diffusion.noise import kept_random_state
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
+from ldm.evaluation.editing import measure
 from ldm.evaluation.editing.editor import build_editor, check_needs
-from ldm.evaluation.editing.measure import (
-    SEEN,
-    UNSEEN,
-    EditPlan,
-    EditResult,
-    choose_guidance,
-    edit_grid,
-    edit_score,
-    plain_number,
-)
 from ldm.evaluation.editing.truth import TruePictures
 from ldm.evaluation.sampling.request import describe_sampler
-from ldm.evaluation.test_pass import Progress, TestPassCallback
+from ldm.evaluation.test_pass import Progress, SampleScore
 from ldm.models.contexts import averaged
 from ldm.models.judge import load_judge
 from ldm.pictures.charts import heat_map
@@ -39,11 +28,12 @@ from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_GROUPS = {"unseen": UNSEEN, "seen": SEEN}
+_GROUPS = {"unseen": measure.UNSEEN, "seen": measure.SEEN}
+_Score = Callable[[measure.EditPlan, float], measure.EditResult]
 _REFERENCES = ("edit_accuracy_ceiling", "edit_leakage_ceiling", "edit_accuracy_chance")
 
 
-class EditScore(TestPassCallback):
+class EditScore(SampleScore):
     """Measures whether changing one attribute's text changes that attribute and no other.
 
     See ``ldm.evaluation.editing.measure`` for the protocol, and ``Editable`` and ``SampledFromTexts`` in
@@ -58,8 +48,7 @@ class EditScore(TestPassCallback):
 
     Args:
         judge: checkpoint or run folder of an ``AttributeJudge`` of the same attributes and image size.
-        num_samples: base images of a group, N, which is also the number of edits of each unit; (1 + U) * N images are
-            sampled.
+        num_samples: base images of a group, N, and edits of each unit; (1 + U) * N images are sampled.
         batch_size: images sampled at once.
         sampler: see ``build_sampler``; by default DDIM with 50 steps and eta 0, which adds no noise.
         guidance_scale: scale of the sub-gradients or of classifier-free guidance; 1 as trained. Of a list the scale
@@ -70,8 +59,6 @@ class EditScore(TestPassCallback):
         ordered: attribute -> all of its words in their order, for the share of errors between neighbouring words
             (``edit_neighbour_errors_<attribute>`` in the JSON file).
     """
-
-    scores_samples = True
 
     def __init__(
         self,
@@ -92,22 +79,11 @@ class EditScore(TestPassCallback):
             raise ConfigError("EditScore.guidance_scale: expected a number or a list of numbers, got an empty list")
         require_count("EditScore.num_guidance_samples", num_guidance_samples)
         self.seed, self.columns = seed, columns
-        self.num_guidance_samples, self.ordered = num_guidance_samples, dict(ordered or {})
+        self.num_guidance_samples = num_guidance_samples
+        self.ordered = {name: list(map(str, words)) for name, words in (ordered or {}).items()}
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check before training that the score can be computed after it; see ``check_needs``."""
-        super().on_fit_start(trainer, pl_module)
-        data = trainer.datamodule
-        if isinstance(data, DataModuleFromConfig) and "test" in data.dataset_configs and not trainer.fast_dev_run:
-            with kept_random_state(pl_module.device):  # training draws the same numbers as without the check
-                data.setup("test")  # the test pass uses the same data set
-                self._check(data.datasets["test"], pl_module)
-
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check before the long test pass that the score can be computed; see ``check_needs``."""
-        self._check(self.test_loader(trainer).dataset, pl_module)
-
-    def _check(self, dataset: Any, model: pl.LightningModule) -> None:
+    def check(self, dataset: Any, model: pl.LightningModule) -> None:
+        """Load the judge, and see ``check_needs``."""
         self._judge = load_judge(self.judge_path)
         check_needs(dataset, model, self._judge, self.ordered)
 
@@ -120,16 +96,16 @@ class EditScore(TestPassCallback):
         plans = truth.plans(pl_module.latent_shape, self.num_samples, self.seed)
         plain = next(iter(plans.values()))  # of unseen combinations, if there are any
 
-        def score(plan: EditPlan, scale: float) -> EditResult:
+        def score(plan: measure.EditPlan, scale: float) -> measure.EditResult:
             editor = build_editor(pl_module, dataset.vocabulary, self.sampler, scale)
-            return edit_score(editor, truth.judge, plan, self.batch_size, device)
+            return measure.edit_score(editor, truth.judge, plan, self.batch_size, device)
 
         with averaged(pl_module):
             guidance = self._choose(score, truth, pl_module)
             scale = guidance["guidance_scale"]
             editor = build_editor(pl_module, dataset.vocabulary, self.sampler, scale)
             true = truth.images(truth.rows(plain.words[: self.columns]))
-            grid = edit_grid(editor, plain, self.columns, device, true)
+            grid = measure.edit_grid(editor, plain, self.columns, device, true)
             results = {group: score(plan, scale) for group, plan in plans.items()}
         ceilings = {group: truth.ceiling(plan) for group, plan in plans.items()}
         run_dir, progress = self.run_dir(trainer), self.progress(trainer)
@@ -137,31 +113,29 @@ class EditScore(TestPassCallback):
         picture = f"edit_grid_gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000.png"
         save_png(draw_grid(grid), run_dir / "images" / "test" / picture)
 
-    def _choose(
-        self, score: Callable[[EditPlan, float], EditResult], truth: TruePictures, model: pl.LightningModule
-    ) -> dict[str, Any]:
+    def _choose(self, score: _Score, truth: TruePictures, model: pl.LightningModule) -> dict[str, Any]:
         """Return the guidance scale and, of a list, the figures it was chosen by: other edits, seen combinations."""
         if len(self.scales) == 1:
             return {"guidance_scale": self.scales[0]}
         seed = int(np.random.SeedSequence([self.seed, 2]).generate_state(1)[0])
         *_, plan = truth.plans(model.latent_shape, self.num_guidance_samples, seed).values()
-        best, curve = choose_guidance(partial(score, plan), self.scales)
+        best, curve = measure.choose_guidance(partial(score, plan), self.scales)
         return {"guidance_scale": best, "guidance_curve": curve}
 
     def _judge_record(self, truth: TruePictures) -> dict[str, Any]:
         accuracy, num_images = truth.judge_accuracy()
         return {
             "path": self.judge_path,
-            "accuracy": plain_number(np.nanmean(accuracy)),
-            "accuracy_by_factor": dict(zip(truth.dataset.vocabulary.factor_names, map(plain_number, accuracy))),
+            "accuracy": measure.plain_number(np.nanmean(accuracy)),
+            "accuracy_by_factor": dict(zip(truth.dataset.vocabulary.factor_names, map(measure.plain_number, accuracy))),
             "num_images": num_images,
         }
 
     def _write(
         self,
         run_dir: Path,
-        results: Mapping[str, EditResult],
-        ceilings: Mapping[str, EditResult],
+        results: Mapping[str, measure.EditResult],
+        ceilings: Mapping[str, measure.EditResult],
         progress: Progress,
         guidance: Mapping[str, Any],
         judge: Mapping[str, Any],
@@ -176,22 +150,23 @@ class EditScore(TestPassCallback):
         write_json(path, {**record, "sampler": settings, **progress._asdict(), "judge": judge})
         names = [name.replace("_", " ") for name in result.factor_names]
         best = ceilings[group]
+        accuracy = np.nan if judge["accuracy"] is None else judge["accuracy"]
         title = (
             f"Edit accuracy {result.edit_accuracy:.2f} (diagonal), leakage {result.edit_leakage:.2f} (elsewhere)\n"
             f"pictures of the data set: {best.edit_accuracy:.2f}, {best.edit_leakage:.2f}; chance "
             f"{result.chance.mean():.2f}\n"
             f"rows: attribute changed, columns: factor judged; {result.num_samples} samples, step {progress.step:,}\n"
-            f"accuracy of the judge on unseen real images: {judge['accuracy']:.3f}"
+            f"accuracy of the judge on unseen real images: {accuracy:.3f}"
         )
         heat_map(result.matrix, names, names, title, path.with_suffix(".png"))
         figures = {name: record[name] for name in _REFERENCES}
         for suffix, each in {"": result, **results}.items():
             figures |= each.figures(suffix)
         update_results(run_dir, **figures, judge_accuracy=judge["accuracy"])
-        scores = result.edit_accuracy, result.edit_leakage, judge["accuracy"]
+        scores = result.edit_accuracy, result.edit_leakage, accuracy
         logger.info("edit accuracy %.3f, leakage %.3f (judge %.3f): %s", *scores, path)
 
-    def _report(self, result: EditResult, ceiling: EditResult) -> dict[str, Any]:
+    def _report(self, result: measure.EditResult, ceiling: measure.EditResult) -> dict[str, Any]:
         """Return the figures of a group, with those of the data set's own pictures and of chance."""
         figures = ceiling.to_dict()
         kept = ("edit_accuracy", "edit_leakage", "all_right", "accuracy", "leakage", "num_samples", "num_edits")
@@ -200,5 +175,5 @@ class EditScore(TestPassCallback):
             "ceiling": {name: figures[name] for name in kept},
             "edit_accuracy_ceiling": figures["edit_accuracy"],
             "edit_leakage_ceiling": figures["edit_leakage"],
-            "edit_accuracy_chance": plain_number(result.chance.mean()),
+            "edit_accuracy_chance": measure.plain_number(result.chance.mean()),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,8 +16,6 @@ from ldm.evaluation.editing.measure import Editor
 from ldm.models.contracts import Editable, HasAttributes, SampledFromTexts, missing_members, require
 from ldm.models.judge import AttributeJudge
 from ldm.util import ConfigError, UserError
-
-_REMOVE = "or remove the EditScore callback from lightning.callbacks"
 
 
 def build_editor(model: nn.Module, vocabulary: AttributeVocabulary, sampler: Sampler, guidance_scale: float) -> Editor:
@@ -49,13 +48,7 @@ def check_needs(dataset: object, model: nn.Module, judge: AttributeJudge, ordere
             another size, or the model does not take one text per attribute.
         ConfigError: ``ordered`` contains other attributes or words than those of the data set.
     """
-    vocabulary, name = vocabulary_of(dataset), type(unwrap(dataset)).__name__
-    if vocabulary is None:
-        raise UserError(
-            f"edit score: expected a test data set with a vocabulary, got {name}. Set data.params.test to a data set "
-            f"with words, {_REMOVE}"
-        )
-    require(unwrap(dataset), HasAttributes, "edit score")
+    vocabulary = judged_vocabulary(dataset, judge, "edit score")
     unwrap(dataset).rows_of("validation")  # raises if there are too few images
     known = dict(zip(vocabulary.factor_names, vocabulary.words))
     for attribute, order in ordered.items():
@@ -65,9 +58,26 @@ def check_needs(dataset: object, model: nn.Module, judge: AttributeJudge, ordere
                 f"EditScore.ordered.{attribute}: expected the words {', '.join(known[attribute])} in their order, got "
                 f"{', '.join(map(str, order))}."
             )
-    check_judge(judge, vocabulary, f"edit score: expected a judge of the attributes of the test data set {name}")
+    _check_model(model, vocabulary, type(unwrap(dataset)).__name__)
+
+
+def judged_vocabulary(dataset: Any, judge: AttributeJudge, score: str) -> AttributeVocabulary:
+    """Return the words of a test data set whose attributes a judge predicts.
+
+    Raises:
+        UserError: the data set has no words, or the judge is one of other attributes or image sizes; the message begins
+            with ``score``.
+    """
+    vocabulary, name = vocabulary_of(dataset), type(unwrap(dataset)).__name__
+    if vocabulary is None:
+        raise UserError(
+            f"{score}: expected a test data set with a vocabulary, got {name}. Set data.params.test to a data set with "
+            "words, or remove the callback of the score from lightning.callbacks"
+        )
+    require(unwrap(dataset), HasAttributes, score)
+    check_judge(judge, vocabulary, f"{score}: expected a judge of the attributes of the test data set {name}")
     judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
-    _check_model(model, vocabulary, name)
+    return vocabulary
 
 
 def check_judge(judge: AttributeJudge, vocabulary: AttributeVocabulary, expectation: str) -> None:
@@ -92,7 +102,7 @@ def _check_model(model: nn.Module, vocabulary: AttributeVocabulary, name: str) -
         if model.latent_unit != vocabulary.num_units:
             raise UserError(
                 f"edit score: expected one unit per attribute, got latent_unit {model.latent_unit} and "
-                f"{vocabulary.num_units} attributes of the test data set {name}. Make them match, {_REMOVE}"
+                f"{vocabulary.num_units} attributes of the test data set {name}. Make them match"
             )
     elif missing_members(model, SampledFromTexts):
         require(model, Editable, "edit score")

@@ -5,8 +5,7 @@ Protocol, for U text units where unit k describes factor k of F = U:
 1. Draw N tuples of factor values uniformly (one ``RandomState(seed)``); their canonical phrases are the base texts.
 2. Sample N base images from noises x_T, drawn on the CPU with the same seed.
 3. For each unit k and each of the N, draw another word of attribute k uniformly; replace the text of unit k by its
-   canonical phrase, and sample again from the *same* x_T. A stochastic sampler draws the same noise for an image and
-   its edits.
+   canonical phrase, and sample again from the *same* x_T. A stochastic sampler draws the same noise for both.
 4. A factor judge, trained on real images, predicts the factor values of all images; the vocabulary maps values to
    words. Where several values share a word ("tiny" has two sizes), each of them is correct.
 5. ``matrix[k, k]`` is the accuracy of unit k: the share of its N edits whose judged word of factor k is the requested
@@ -19,8 +18,7 @@ In data sets without every combination of values the base texts are those of exi
 combinations (``holdout``) there are two groups, whose base texts, here called anchors, are held-out combinations
 (``unseen``) or others (``seen``), and the edits are read in reverse: from the text with another word of attribute k, to
 the anchor. Then the combination that is asked for was never trained on, and the accuracy of unit k is the share of
-anchors whose judged word of attribute k is the requested one; leakage is symmetric. Attributes with a single word are
-not edited.
+anchors whose judged word of attribute k is the requested one; leakage is symmetric. Single words are not edited.
 
 Dimensions: N samples, U units, F factors, E edited units, C h w latent.
 """
@@ -30,6 +28,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -178,12 +177,17 @@ class EditResult:
         """Mean leakage over units; NaN for a single factor."""
         return float(_off_diagonal_means(self.matrix).mean())
 
+    def means(self) -> dict[str, float | None]:
+        """Return ``edit_accuracy``, ``edit_leakage`` and ``all_right``."""
+        values = {"edit_accuracy": self.edit_accuracy, "edit_leakage": self.edit_leakage, "all_right": self.all_right}
+        return {name: plain_number(value) for name, value in values.items()}
+
     def figures(self, suffix: str = "") -> dict[str, float | None]:
-        """Return accuracy and leakage, also of each attribute, and ``all_right``, by names that end in ``suffix``."""
-        figures = {"edit_accuracy": self.edit_accuracy, "edit_leakage": self.edit_leakage, "all_right": self.all_right}
-        for name, accuracy, leakage in zip(self.factor_names, np.diag(self.matrix), _off_diagonal_means(self.matrix)):
-            figures |= {f"edit_accuracy_{name}": accuracy, f"edit_leakage_{name}": leakage}
-        return {f"{name}{suffix}": plain_number(value) for name, value in figures.items()}
+        """Return ``means``, and accuracy and leakage of each attribute, by names that end in ``suffix``."""
+        figures = self.means()
+        for name, *values in zip(self.factor_names, np.diag(self.matrix), _off_diagonal_means(self.matrix)):
+            figures |= dict(zip((f"edit_accuracy_{name}", f"edit_leakage_{name}"), map(plain_number, values)))
+        return {f"{name}{suffix}": value for name, value in figures.items()}
 
     def neighbour_errors(self, name: str, order: Sequence[str]) -> float:
         """Return the share of an attribute's wrong edits whose judged word is next to the requested one in an order."""
@@ -193,31 +197,20 @@ class EditResult:
         errors = self.confusions[k] * (distance > 0)
         return float(errors[distance == 1].sum() / errors.sum()) if errors.any() else np.nan
 
-    def to_dict(self, ordered: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+    def to_dict(self, ordered: Mapping[str, Sequence[str]] = MappingProxyType({})) -> dict[str, Any]:
         """Return plain values for JSON; NaN becomes ``None``. ``ordered``: attribute -> its words in their order."""
-        by_factor = {
-            "accuracy": np.diag(self.matrix),
-            "leakage": _off_diagonal_means(self.matrix),
-            "chance": self.chance,
-            "base_accuracy": self.base_accuracy,
-            "value_leakage": _off_diagonal_means(self.value_changes),
-        }
-        errors = {
-            f"edit_neighbour_errors_{name}": plain_number(self.neighbour_errors(name, order))
-            for name, order in (ordered or {}).items()
-            if name in self.factor_names
-        }
+        by_factor = {"accuracy": np.diag(self.matrix), "leakage": _off_diagonal_means(self.matrix)}
+        by_factor |= {"chance": self.chance, "base_accuracy": self.base_accuracy}
+        by_factor["value_leakage"] = _off_diagonal_means(self.value_changes)
+        errors = {name: self.neighbour_errors(name, ordered[name]) for name in self.factor_names if name in ordered}
+        tables = {"matrix": self.matrix, "value_changes": self.value_changes}
         return {
-            "edit_accuracy": plain_number(self.edit_accuracy),
-            "edit_leakage": plain_number(self.edit_leakage),
-            "all_right": plain_number(self.all_right),
+            **self.means(),
             **{key: dict(zip(self.factor_names, map(plain_number, row))) for key, row in by_factor.items()},
-            **errors,
+            **{f"edit_neighbour_errors_{name}": plain_number(value) for name, value in errors.items()},
             "factor_names": list(self.factor_names),
-            "matrix": [[plain_number(value) for value in row] for row in self.matrix],
-            "value_changes": [[plain_number(value) for value in row] for row in self.value_changes],
-            "num_samples": self.num_samples,
-            "num_edits": self.num_edits,
+            **{key: [[plain_number(value) for value in row] for row in table] for key, table in tables.items()},
+            **{"num_samples": self.num_samples, "num_edits": self.num_edits},
         }
 
 

@@ -74,10 +74,8 @@ class TruePictures:
                 f"of {len(combinations)}. Change data.params.test.params.holdout ({self.dataset.holdout})"
             )
         groups = {UNSEEN: combinations[is_unseen], SEEN: combinations[~is_unseen]}
-        return {
-            group: plan_edits(vocabulary, latent_shape, num_samples, seed, own, is_reversed=True)
-            for group, own in groups.items()
-        }
+        draws = latent_shape, num_samples, seed
+        return {group: plan_edits(vocabulary, *draws, own, is_reversed=True) for group, own in groups.items()}
 
     def rows(self, words: np.ndarray) -> np.ndarray:
         """Return the row of a picture with each combination of words, (n, F) -> (n,) int64; ``UNKNOWN`` for none."""

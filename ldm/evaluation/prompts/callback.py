@@ -9,28 +9,25 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from ldm.data.collate import collate
-from ldm.data.traits import unwrap, vocabulary_of
+from ldm.data.traits import unwrap
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
-from ldm.evaluation.editing.editor import check_judge
+from ldm.evaluation.editing.editor import judged_vocabulary
 from ldm.evaluation.editing.measure import plain_number
 from ldm.evaluation.prompts.measure import PromptResult, joint_figures, plan_prompts, prompt_score
 from ldm.evaluation.prompts.pictures import PromptPictures, accuracy_map
 from ldm.evaluation.prompts.samplers import PromptSamplers
 from ldm.evaluation.sampling.request import describe_sampler
-from ldm.evaluation.test_pass import TestPassCallback
+from ldm.evaluation.test_pass import SampleScore
 from ldm.models.contexts import averaged
-from ldm.models.contracts import HasAttributes, SampledFromTexts, require
+from ldm.models.contracts import SampledFromTexts, require
 from ldm.models.judge import load_judge
 from ldm.runs.records import update_results, write_json
-from ldm.util import ConfigError, UserError
+from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_REMOVE = "or remove the PromptScore callback from lightning.callbacks"
 
-
-class PromptScore(TestPassCallback):
+class PromptScore(SampleScore):
     """Measures how often the attributes of a text prompt come true in the samples.
 
     See ``ldm.evaluation.prompts.measure`` for the protocol and ``ldm.models.contracts.SampledFromTexts`` for the models
@@ -47,7 +44,7 @@ class PromptScore(TestPassCallback):
         judge: checkpoint or run folder of an ``AttributeJudge`` trained on images of the same size.
         guidance: w of the figures, chosen before the test.
         strengths: w of the table; -1 leaves the prompt out.
-        num_prompts: prompts, N.
+        num_prompts: prompts, N; None takes half of the images, at most 256.
         batch_size: images sampled at once.
         sampler: see ``build_sampler``; by default DDIM with 50 steps and eta 0.
         seed: seed of prompts and noise.
@@ -59,14 +56,12 @@ class PromptScore(TestPassCallback):
         ConfigError: ``guidance`` is not one of the strengths.
     """
 
-    scores_samples = True
-
     def __init__(
         self,
         judge: str,
         guidance: float = 1.0,
         strengths: Sequence[float] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0),
-        num_prompts: int = 256,
+        num_prompts: int | None = 256,
         batch_size: int = 64,
         sampler: Sampler | Mapping[str, Any] | str | None = None,
         seed: int = 0,
@@ -80,27 +75,20 @@ class PromptScore(TestPassCallback):
         self.template = template
         self.sampler = DDIMSampler() if sampler is None else build_sampler(sampler)
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check before the test pass that the score can be computed.
+    def check(self, dataset: Any, model: pl.LightningModule) -> None:
+        """Load the judge and draw the prompts.
 
         Raises:
             UserError: the judge is missing or expects images of another size, the data set has no words or too few
                 images, or the model is not sampled from texts.
         """
-        dataset = unwrap(self.test_loader(trainer).dataset)
-        if vocabulary_of(dataset) is None:
-            raise UserError(
-                f"prompt score: expected a test data set with a vocabulary, got {type(dataset).__name__}. Set "
-                f"data.params.test to a data set with words, {_REMOVE}"
-            )
-        require(dataset, HasAttributes, "prompt score")
-        require(pl_module, SampledFromTexts, "prompt score")
+        dataset = unwrap(dataset)
         self._judge = load_judge(self.judge_path)
-        check_judge(self._judge, dataset.vocabulary, "prompt score: expected a judge of the test data's attributes")
-        self._judge.get_input(collate([dataset[0]]))  # raises if the sizes differ
-        self._plan = plan_prompts(dataset, pl_module.latent_shape, self.num_prompts, self.seed, self.template)
+        judged_vocabulary(dataset, self._judge, "prompt score")
+        require(model, SampledFromTexts, "prompt score")
+        self._plan = plan_prompts(dataset, model.latent_shape, self.num_prompts, self.seed, self.template)
         with torch.no_grad():
-            pl_module.condition_from_texts(self._plan.texts[:1])  # raises if the model has no text encoder
+            model.condition_from_texts(self._plan.texts[:1])  # raises if the model has no text encoder
 
     @torch.no_grad()
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -123,14 +111,8 @@ class PromptScore(TestPassCallback):
             draw.all(judge, self.strengths, self.guidance)
         path = run_dir / "prompt_score" / f"{progress.step}.json"
         sampler = {**describe_sampler(self.sampler), "guidance": self.guidance, "seed": self.seed}
-        record = {
-            **result.to_dict(),
-            "figures": figures,
-            "sampler": sampler,
-            "judge": self.judge_path,
-            "template": self.template,
-        }
-        write_json(path, {**record, **progress._asdict()})
+        record = {"figures": figures, "sampler": sampler, "judge": self.judge_path, "template": self.template}
+        write_json(path, {**result.to_dict(), **record, **progress._asdict()})
         update_results(run_dir, **figures)
         accuracy_map(result, progress.step, path.with_suffix(".png"))
         logger.info("prompt accuracy %.3f at w = %g: %s", figures["prompt_accuracy"], self.guidance, path)

@@ -36,6 +36,8 @@ from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
 
+MOST_PROMPTS = 256
+
 # (which prompts, x_T: (B, C, h, w), guidance strength w) -> images (B, 3, H, W) in [-1, 1].
 PromptSampler = Callable[[slice, Tensor, float], Tensor]
 
@@ -54,17 +56,23 @@ class PromptPlan:
 
 
 def plan_prompts(
-    dataset: HasAttributes, latent_shape: tuple[int, ...], num_prompts: int, seed: int, template: str | None = None
+    dataset: HasAttributes, latent_shape: Sequence[int], num_prompts: int | None, seed: int, template: str | None = None
 ) -> PromptPlan:
     """Draw images of which all attributes are known with their prompts, other images, and noises.
+
+    ``num_prompts``: None takes half of the images, at most ``MOST_PROMPTS``.
 
     Raises:
         ConfigError: the data set has fewer than 2 ``num_prompts`` such images, or the template names an unknown factor.
     """
     rows = np.unique(dataset.rows)
     rows = rows[(dataset.attribute_values(rows) != UNKNOWN).all(axis=1)]
-    if not 2 <= 2 * num_prompts <= len(rows):
-        raise ConfigError(f"prompt score: expected num_prompts of 1 to {len(rows) // 2}, got {num_prompts}")
+    num_prompts = min(MOST_PROMPTS, len(rows) // 2) if num_prompts is None else num_prompts
+    if not 2 <= num_prompts <= len(rows) // 2:  # two, for the distances of their distributions
+        raise ConfigError(
+            f"prompt score: expected num_prompts of 2 to {len(rows) // 2}, half of the images of the test data with "
+            f"known attributes, got {num_prompts}. Test on more images"
+        )
     rows = np.random.default_rng(seed).choice(rows, 2 * num_prompts, replace=False)
     factors, vocabulary = dataset.attribute_values(rows[:num_prompts]), dataset.vocabulary
     words = vocabulary.word_labels(factors)

@@ -166,7 +166,6 @@ class FromTexts(Source):
         return self.model.sample_edit(cond, x_T, self.request.sampler, self.request.guidance, only)
 
     def swap(self, cond: list[list[str]], first: list[list[str]], unit: int) -> list[list[str]]:
-        """See ``FromCodes``."""
         return [[*strings[:unit], first[0][unit], *strings[unit + 1 :]] for strings in cond]
 
 

@@ -7,8 +7,7 @@ On a path of P images x_1 ... x_P, the effect of a unit on f is
     E_f = mean over pairs i < j of 1/2 sum_w |p_f(w | x_i) - p_f(w | x_j)|        (total variation, in [0, 1])
 
 averaged over base images. A unit is named after the attribute with the largest effect, and not named below
-``LEAST_EFFECT``. Its confidence is the share of bootstrap resamples of the base images in which that attribute has the
-largest effect.
+``LEAST_EFFECT``. Its confidence is the share of bootstrap resamples of images in which it has the largest effect.
 
 Dimensions: N base images, P points of a path, U units, F attributes, W_f words of an attribute, D CLIP's width.
 """

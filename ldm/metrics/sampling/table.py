@@ -125,7 +125,6 @@ class FactorTable:
 
     @functools.cached_property
     def _by_value(self) -> tuple[_Groups, ...]:
-        """Rows by the value of each factor."""
         return tuple(_Groups.of(column) for column in self._labels.T)
 
 

@@ -21,9 +21,7 @@ Pictures = dict[str, Tensor | CaptionedGrid]
 OPTIONS_ELSEWHERE = ("plot_swapped_concepts", "plot_swapped_concepts_partial", "plot_decoded_xstart", "sample_swap")
 
 # Defaults of methods that draw their own pictures beside inputs and samples.
-INPUTS_AND_SAMPLES = dict.fromkeys(
-    ("inpaint", "quantize_denoised", "plot_diffusion_rows", "plot_progressive_rows"), False
-)
+INPUTS_AND_SAMPLES = dict.fromkeys("inpaint quantize_denoised plot_diffusion_rows plot_progressive_rows".split(), False)
 
 
 class Trajectory:

@@ -36,8 +36,7 @@ def unit_pictures(
 ) -> Pictures:
     """Draw LDM's pictures, samples, and swap grids, under the family's names.
 
-    All samples of a column start from one noise and see the same noise on their way, so that they differ by their
-    codes alone.
+    All samples of a column start from one noise and see the same noise, so that they differ by their codes alone.
 
     Args:
         model: a ``UnitDiffusion``, its averaged weights in place.
@@ -63,7 +62,7 @@ def unit_pictures(
         batch,
         N=N,
         n_row=n_row,
-        sample=sample and any(wanted[name] for name in _SAMPLED),
+        sample=sample and any(wanted[key] for key in _SAMPLED),
         sampler=chosen,
         **options,
     )
@@ -104,13 +103,7 @@ class _SameNoise:
 
 
 def _swap_grid(
-    model: Any,
-    cond: UnitCodes,
-    draw: _SameNoise,
-    own: Tensor,
-    units: Sequence[str],
-    columns: list[str],
-    is_partial: bool,
+    model: Any, cond: UnitCodes, draw: _SameNoise, own: Tensor, units: Sequence[str], columns: list, is_partial: bool
 ) -> CaptionedGrid:
     """Return the samples themselves, and below them one row per unit, taken from the first sample."""
     rows = [own]

@@ -147,7 +147,6 @@ def _named(**parts: nn.Module) -> nn.Sequential:
 
 
 def _conv_block(arch: str, in_channels: int, out_channels: int, groups: int = NUM_GROUPS) -> nn.Sequential:
-    """Return a convolution, a group normalization and GELU."""
     conv = nn.Conv2d(in_channels, out_channels, 3, padding=1)
     norm = nn.GroupNorm(groups, out_channels)
     if arch == "package":

@@ -53,8 +53,8 @@ class UNetModel(openaimodel.UNetModel):
             ``ckpt_path``, call :meth:`copy_base_to_shift` after loading the weights of the frozen network.
         unit_chunk: number of units computed in one pass, None for all; the activations of each chunk are recomputed in
             the backward pass, which reduces memory to that of one chunk.
-        code_scale: factor of the codes. A network learns slowly from inputs far below 1: use sqrt(D) for codes of length
-            1, such as normalized embeddings of CLIP.
+        code_scale: factor of the codes. A network learns slowly from inputs far below 1: use sqrt(D) for codes of
+            length 1, such as normalized embeddings of CLIP.
         params: keyword arguments of :class:`UNetConfig`.
 
     Attributes:

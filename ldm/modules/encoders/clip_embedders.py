@@ -3,8 +3,7 @@
 Legend: B batch, U latent units (attributes), D width of the joint space, H W pixels.
 
 Each embedder keeps its tower only, so that a model with both embedders of one CLIP holds each weight once. Both move
-with their parent module but are excluded from its checkpoints, as in published CLIP-DisDiff checkpoints: their weights
-are loaded by name.
+with their parent module but are excluded from its checkpoints, as in published ones: their weights are loaded by name.
 """
 
 from __future__ import annotations
@@ -182,8 +181,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
             zeros for unset units.
 
         Raises:
-            UserError: ``texts`` is not a list, samples have different numbers of strings, or more than
-                ``max_phrases``.
+            UserError: ``texts`` is not a list, samples have different numbers of strings, or over ``max_phrases``.
         """
         if len(texts) == 0 or isinstance(texts, str):
             raise UserError(f"CLIP text embedder: expected a list of texts or a list of lists of texts, got {texts!r}")

@@ -2,8 +2,7 @@
 
 A CLIP is named in one of these ways:
 
-* an OpenAI name (``ViT-L/14``, ``RN50``): the ``-quickgelu`` architecture of open_clip with the weights tagged
-  ``openai``;
+* an OpenAI name (``ViT-L/14``, ``RN50``): the ``-quickgelu`` architecture of open_clip with weights tagged ``openai``;
 * an open_clip name (``ViT-B-32``), optionally with a tag (``ViT-B-32:laion2b_s34b_b79k``);
 * a folder with ``open_clip_config.json`` and weights, in the format of open_clip's ``local-dir:`` schema, as written by
   :class:`ldm.models.clip.AttributeCLIP`;

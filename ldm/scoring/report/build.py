@@ -144,7 +144,6 @@ def _dataset_text(tasks: Record, row: Row) -> str:
 
 
 def _score_table(rows: Sequence[Row]) -> str:
-    """Return the table of scores with its notes."""
     content = table_content(rows)
     body = []
     for line in content.lines:
@@ -258,6 +257,5 @@ def _training_facts(run_dir: Path) -> dict[str, Any]:
 
 
 def _config(run_dir: Path) -> str:
-    """Return the newest saved config, folded."""
     paths = sorted((run_dir / "configs").glob("*-project.yaml"))
     return html.folded(f"config: {paths[-1].name}", paths[-1].read_text(encoding="utf-8")) if paths else ""

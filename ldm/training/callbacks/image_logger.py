@@ -98,13 +98,7 @@ class ImageLogger(Callback):
             self.record.write(trainer.default_root_dir, _steps(trainer), trainer.callback_metrics)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Log the first validation batch on schedule."""
         if batch_idx == 0 and not trainer.sanity_checking:
@@ -148,7 +142,6 @@ def _steps(trainer: Trainer) -> int:
 
 
 def _send(run_logger: Logger, tag: str, picture: Image.Image, step: int) -> None:
-    """Log one picture, if the logger displays pictures."""
     if isinstance(run_logger, TensorBoardLogger):
         run_logger.experiment.add_image(tag, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
     elif isinstance(run_logger, ShowsImages):

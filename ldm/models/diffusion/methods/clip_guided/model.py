@@ -143,7 +143,6 @@ class CLIPGuidedDDPM(LatentDiffusion):
 
     @property
     def embeds_images(self) -> bool:
-        """See ``HasJointSpace``."""
         return self.cond_stage_model.image_encoder is not None
 
     @torch.no_grad()

@@ -92,7 +92,6 @@ class FrozenDenoiser(NeedsWeights):
         return self._hooked(lambda _, inputs, output: output + shift.to(output).reshape(output.shape), x, t, cond)
 
     def _hooked(self, hook: Callable[..., Any], x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Predict with a forward hook of the bottleneck."""
         handle = self.bottleneck.register_forward_hook(hook)
         try:
             return self._predict_eps(x, t, cond)

@@ -191,8 +191,7 @@ class DirectionSet:
         """Read directions of this package, or learned tokens in any format of others.
 
         Args:
-            path: a file written by :meth:`save`, a checkpoint of ``NoiseCLR``, the folder of its run, or see
-                ``files.read_tokens``.
+            path: a file of :meth:`save`, a checkpoint of ``NoiseCLR``, its run folder, or see ``files.read_tokens``.
             num_tokens: the expected number of directions.
             vocabulary: see ``files.read_tokens``.
 

@@ -142,7 +142,6 @@ class NoiseCLR(pl.LightningModule):
         return self._shared(torch.randint(*self.timesteps, (1,), device=self.device)).expand(count)
 
     def _shared(self, drawn: Tensor) -> Tensor:
-        """Return the value of the first process."""
         if self._num_processes > 1:
             torch.distributed.broadcast(drawn, src=0)
         return drawn
