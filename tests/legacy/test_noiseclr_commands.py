@@ -97,6 +97,7 @@ def save(*words):
     return load_script("load_and_save_model").main([*words])
 
 
+@pytest.mark.slow
 def test_noiseclr_trains_from_the_config_of_the_reference_saves_loads_and_edits(write, folder, tmp_path, caplog):
     pipeline = load_pipeline(str(folder))
     before = {name: value.clone() for name, value in pipeline.text_encoder.state_dict().items()}

@@ -255,6 +255,7 @@ if trainer.is_global_zero:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(zoo, tmp_path):
     places = {"tests": str(ROOT / "tests"), "models": str(ROOT / "tests" / "models"), "root": str(ROOT)}
     script = tmp_path / "train.py"

@@ -74,7 +74,10 @@ def same(one, other):
     assert one.record == other.record
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".safetensors", ".h5"])
+_SLOW = [pytest.param(suffix, marks=pytest.mark.slow) for suffix in (".csv", ".h5")]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", *_SLOW])
 def test_clip_guided_kill_and_resume_equal_an_uninterrupted_run(run, images, tmp_path, clip_guided_clip, suffix):
     whole, killed = tmp_path / f"whole{suffix}", tmp_path / f"killed{suffix}"
     status, said = run("--data_dir", images, "--output", whole)

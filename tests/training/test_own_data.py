@@ -267,7 +267,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-@pytest.mark.parametrize("first_stage", ["vq", "pixels"])
+@pytest.mark.parametrize("first_stage", ["vq", pytest.param("pixels", marks=pytest.mark.slow)])
 def test_all_stages_train(images: Path, tmp_path: Path, in_process: list, first_stage: str) -> None:
     smaller = {"first_stage_config": {"params": {"n_embed": 64}}} if first_stage == "vq" else {}
     stages = short(**smaller)
