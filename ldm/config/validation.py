@@ -32,7 +32,6 @@ TOP_LEVEL = ("base", "model", "data", "lightning")
 LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params", "fingerprint")}
-_METHODS = "ldm.models.diffusion.methods."
 _AUTOENCODERS, _UNETS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.openaimodel"
 CHECKPOINT_KEY = "ckpt_path"
 _RUN_KEY = "denoiser_config.params.run"
@@ -188,10 +187,10 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
 
 
 def _check_of(today: str) -> Callable[[Mapping[str, Any]], None]:
-    """Return the check of a method's params in the ``options.py`` of its folder, which needs no torch."""
+    """Return the check of a model's params in the ``options.py`` of its folder, which needs no torch."""
     folder, _, name = today.rpartition(".")
     options = f"{folder.rpartition('.')[0]}.options"
-    if not today.startswith(_METHODS) or find_source(options) is None:
+    if not today.startswith("ldm.models.") or find_source(options) is None:
         return lambda params: None
     return vars(importlib.import_module(options))["CHECKS"].get(name, lambda params: None)
 

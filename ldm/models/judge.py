@@ -26,6 +26,7 @@ from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.lr_scheduler import LambdaWarmUpCosineScheduler
 from ldm.models.attribute_accuracy import AttributeAccuracy
 from ldm.models.inputs import attribute_values, check_image_size, check_words, images_from_batch
+from ldm.models.options import check_judge
 from ldm.modules.weights import without_wrappers
 from ldm.util import ConfigError, UserError
 
@@ -44,8 +45,6 @@ class JudgeNetwork(nn.Module):
 
     def __init__(self, sizes: Sequence[int], image_size: int, channels: int, hidden: int) -> None:
         super().__init__()
-        if image_size < 8:
-            raise ConfigError(f"AttributeJudge.image_size: expected at least 8 pixels, got {image_size}.")
         halvings = int(math.log2(image_size)) - 2
         widths = [3] + [channels * min(2**level, 4) for level in range(halvings)]
         layers: list[nn.Module] = []
@@ -124,11 +123,7 @@ class AttributeJudge(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        if (vocabulary is None) == (space is None):
-            raise ConfigError(
-                f"AttributeJudge: expected a vocabulary or a space, got {'neither' if space is None else 'both'}. "
-                "Set model.params.vocabulary: ${data:vocabulary}, and remove space"
-            )
+        check_judge({"vocabulary": vocabulary, "space": space, "image_size": image_size})
         self.vocabulary = None if vocabulary is None else AttributeVocabulary.from_dict(vocabulary)
         self._words_of = self.vocabulary
         self.names, self.sizes = _attributes(self.vocabulary, space)

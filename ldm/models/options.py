@@ -1,4 +1,4 @@
-"""Groups of the flat options of LDM's configs.
+"""Groups of the flat options of LDM's configs, and checks of options that need no torch.
 
 LDM writes all options of a model side by side below ``model.params``. :func:`group_options` is the translation of
 these flat keys into the dataclasses of this module, which the models keep.
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ldm.data.factors import FactorSpace, factor_space
 from ldm.diffusion.schedule import make_beta_schedule
 from ldm.util import ConfigError, did_you_mean
 
@@ -154,3 +155,21 @@ def group_options(flat: Mapping[str, Any], *groups: type) -> tuple[Any, ...]:
                 f"model.params: unexpected key {name!r}.{did_you_mean(name, known)} Accepted: {', '.join(known)}"
             )
     return tuple(group(**{name: value for name, value in flat.items() if known[name] is group}) for group in groups)
+
+
+def check_judge(params: Mapping[str, Any]) -> None:
+    """Raise a ``ConfigError`` for params of an ``AttributeJudge`` that it cannot be built from."""
+    space, image_size = params.get("space"), params.get("image_size", 32)
+    if (params.get("vocabulary") is None) == (space is None):
+        raise ConfigError(
+            f"space: expected a vocabulary or a space, got {'neither' if space is None else 'both'}. Set "
+            "model.params.vocabulary: ${data:vocabulary}, and remove space"
+        )
+    if space is not None:
+        factor_space(space) if isinstance(space, str) else FactorSpace(**space)
+    if isinstance(image_size, int) and image_size < 8:
+        raise ConfigError(f"image_size: expected at least 8 pixels, got {image_size}.")
+
+
+# Class of a module of this package -> check of its params, for the check of a config.
+CHECKS = {"AttributeJudge": check_judge}

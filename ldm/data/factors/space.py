@@ -238,5 +238,5 @@ def factor_space(name: str) -> FactorSpace:
         name: "shapes3d" (also that of the embedded world), "mpi3d" (toy, realistic, real), "mpi3d_complex",
             "cars3d", "dsprites" or "smallnorb" (rows sorted by factor); a ``ConfigError`` lists these.
     """
-    require_choice("factor space", name, _SPACES)
+    require_choice("space", name, _SPACES)
     return _SPACES[name]
