@@ -43,6 +43,7 @@ from ldm.data.kinds import KINDS, build_kind
 from ldm.data.rows import write_h5, write_npy
 from ldm.data.world import World3D
 from ldm.training.cli import run_command
+from ldm.training.own_data import read_own_data
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 _TRAIN = "data.params.train"
@@ -152,7 +153,9 @@ def _datasets(options: argparse.Namespace) -> Iterator[tuple[str, Any]]:
     if options.path:
         raise ConfigError("--path applies to named data sets. For a config, use data.params.<split>.params.path=...")
     config = load_config([options.dataset], options.options, allow_pending=True)
-    sections = config.section("data").get("params") or {}
+    is_own = "data" not in config.content and "path" in config.content  # a file for data= of a recipe
+    data = read_own_data(options.dataset).sections["data"] if is_own else config.section("data")
+    sections = data.get("params") or {}
     found = {name: sections[name] for name in ("train", "validation", "test", "predict") if sections.get(name)}
     if not found:
         raise ConfigError(

@@ -148,6 +148,8 @@ def readable(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
     """Turn the errors of reading a damaged file, and ``errors``, into a ``UserError``."""
     try:
         yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: expected a {kind} file, got no such file. Correct the path.") from error
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, *errors) as error:
         raise UserError(
             f"{path}: expected a complete {kind} file, but reading failed ({error}). It may be truncated or damaged: "

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from PIL import Image, ImageDraw
+from script_modules import load_script
 
 import main as front_door
 from ldm.training import recipe as recipe_module
@@ -342,3 +343,12 @@ def test_digits(tmp_path: Path, in_process: list, monkeypatch: pytest.MonkeyPatc
     results = json.loads((tmp_path / "logs" / "own_data_results.json").read_text())
     assert results["judge_accuracy"] > 0.8 and results["clip_accuracy"] > 0.3  # chance is 0.1
     assert 0 <= results["edit_accuracy"] <= 1 and results["notes"] and os.listdir(tmp_path / "logs")
+
+
+def test_the_file_of_a_recipe_is_checked_as_a_data_set(images: Path, capsys: pytest.CaptureFixture) -> None:
+    tool = load_script("dataset")
+    assert tool.main(["check", str(write(images))]) == 0
+    assert "attribute colour:" in capsys.readouterr().out
+    assert tool.main(["check", str(write(images, attributes="absent.csv"))]) == 1
+    message = " ".join(capsys.readouterr().err.split())
+    assert "absent.csv: expected a UTF-8 file, got no such file. Correct the path." in message
