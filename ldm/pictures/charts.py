@@ -53,7 +53,9 @@ def heat_maps(
     texts = [wrap_text(row, load_font(10), max(120, _ROW_WIDTH // len(panels)))[0] for row in rows]
     height = max(0.55, 0.2 * max(map(len, texts)))  # of a row, in inches
     widest = max(load_font(10).getlength(line) for lines in texts for line in lines) / 72  # inches
-    figure = _figure(2.6 + max(0.0, widest - 1.5) + 0.85 * len(columns) * len(panels), 1.9 + height * len(rows))
+    titles = max(load_font(11).getlength(line) for name in panels for line in name.splitlines() or [""]) / 72
+    panel = max(0.85 * len(columns), titles)
+    figure = _figure(2.6 + max(0.0, widest - 1.5) + panel * len(panels), 1.9 + height * len(rows))
     grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (name, matrix) in zip(grid, panels.items()):
         image = _draw_cells(axes, matrix)
