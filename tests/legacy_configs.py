@@ -241,10 +241,10 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def save_clip(folder: Path) -> Path:
+def save_clip(folder: Path, image_size: int = 64) -> Path:
     """An untrained CLIP, 64 wide, that knows the words of the embedded world."""
     torch.manual_seed(0)
-    vision = {"image_size": 64, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+    vision = {"image_size": image_size, "patch_size": image_size // 4, "width": 32, "layers": 1, "head_width": 16}
     AttributeCLIP(
         embed_dim=64,
         vision_cfg=vision,

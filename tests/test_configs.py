@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from direction_models import save_text_model
+from legacy_configs import save_clip
 from PIL import Image
 
 from ldm.config.loading import load_config
 from ldm.data.formats.folder import ImageFolder
-from ldm.data.world import World3D, world_vocabulary
+from ldm.data.world import World3D
 from ldm.evaluation.clip_embeddings import compute_embeddings, load_image_encoder
-from ldm.models.clip import AttributeCLIP
 from ldm.models.diffusion.methods.clip_guided.options import KINDS
 from ldm.models.judge import AttributeJudge
 from ldm.training.cli import Options
@@ -111,16 +111,7 @@ RECIPES = {
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
     """An untrained CLIP of the size the quickstart trains."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("clip") / "clip"
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
-    AttributeCLIP(
-        embed_dim=64,
-        vision_cfg=vision,
-        text_cfg={"width": 32, "heads": 2, "layers": 1},
-        vocabulary=world_vocabulary().to_dict(),
-    ).save_folder(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip") / "clip", image_size=32)
 
 
 def overrides_of(name, clip_folder):

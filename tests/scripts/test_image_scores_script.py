@@ -9,9 +9,9 @@ import torch
 import yaml
 from PIL import Image
 from script_modules import load_script
+from stand_ins import MeanColour
 
 from ldm.data.formats.image_sets import image_batches
-from ldm.modules import inception
 from ldm.util import UserError
 
 MODELS = '''
@@ -116,23 +116,8 @@ def test_tad_of_a_run(make_run, script, capsys, tmp_path):
     assert scores["captured"] == [0] and scores["tad_score"] > 0.4 and scores["tad_range"] == "signed"
 
 
-@pytest.fixture
-def mean_colour(monkeypatch):
-    """Six simple features instead of a slow network."""
-
-    class MeanColour(inception.Inception):
-        def __init__(self, weights=None, device="cpu"):
-            pass
-
-        def __call__(self, images):
-            pixels = inception.to_bytes(images).float().flatten(2)
-            return torch.cat([pixels.mean(dim=2), pixels.std(dim=2)], dim=1).numpy()
-
-    return MeanColour
-
-
-def test_two_sets_of_images(script, mean_colour, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(script, "Inception", mean_colour)
+def test_two_sets_of_images(script, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(script, "Inception", MeanColour)
     rng = np.random.default_rng(0)
     real, other = (rng.integers(0, 200, size=(30, 8, 8, 3), dtype=np.uint8) for _ in range(2))
     (tmp_path / "real" / "sub").mkdir(parents=True)
