@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -167,7 +168,7 @@ def table_factors(
     words = [table.words[name] for name in columns]
     problem = _problem(table, columns, words)
     if problem and names is None:
-        logger.info("%s: no factors for the metrics (%s)", table.path, problem)
+        _report_once(f"{table.path}: no factors for the metrics ({problem})")
         return None
     if problem:
         raise UserError(
@@ -184,6 +185,12 @@ def table_factors(
     if each > 1:
         columns, sizes = [*columns, INSTANCE], [*sizes, each]
     return FactorSpace(columns, sizes, latent), table.select(np.argsort(rows, kind="stable").tolist())
+
+
+@functools.cache
+def _report_once(message: str) -> None:
+    """Log a message once; a run opens its table for each of its data sets."""
+    logger.info("%s", message)
 
 
 def _problem(table: AttributeTable, columns: Sequence[str], words: Sequence[Sequence[str]]) -> str | None:

@@ -150,21 +150,22 @@ class EditScore(SampleScore):
         write_json(path, {**record, "sampler": settings, **progress._asdict(), "judge": judge})
         names = [name.replace("_", " ") for name in result.factor_names]
         best = ceilings[group]
-        accuracy = np.nan if judge["accuracy"] is None else judge["accuracy"]
+        held_out = ", held-out combinations" if group == measure.UNSEEN else ""
         title = (
-            f"Edit accuracy {result.edit_accuracy:.2f} (diagonal), leakage {result.edit_leakage:.2f} (elsewhere)\n"
-            f"pictures of the data set: {best.edit_accuracy:.2f}, {best.edit_leakage:.2f}; chance "
+            f"Edit accuracy {result.edit_accuracy:.2f} (diagonal), leakage {_shown(result.edit_leakage)} (elsewhere)"
+            f"{held_out}\n"
+            f"pictures of the data set: {_shown(best.edit_accuracy)}, {_shown(best.edit_leakage)}; chance "
             f"{result.chance.mean():.2f}\n"
             f"rows: attribute changed, columns: factor judged; {result.num_samples} samples, step {progress.step:,}\n"
-            f"accuracy of the judge on unseen real images: {accuracy:.3f}"
+            f"accuracy of the judge on {judge['num_images']} images not trained on: {_shown(judge['accuracy'])}"
         )
         heat_map(result.matrix, names, names, title, path.with_suffix(".png"))
         figures = {name: record[name] for name in _REFERENCES}
         for suffix, each in {"": result, **results}.items():
             figures |= each.figures(suffix)
         update_results(run_dir, **figures, judge_accuracy=judge["accuracy"])
-        scores = result.edit_accuracy, result.edit_leakage, accuracy
-        logger.info("edit accuracy %.3f, leakage %.3f (judge %.3f): %s", *scores, path)
+        scores = map(_shown, (result.edit_accuracy, result.edit_leakage, judge["accuracy"]))
+        logger.info("edit accuracy %s, leakage %s (judge %s): %s", *scores, path)
 
     def _report(self, result: measure.EditResult, ceiling: measure.EditResult) -> dict[str, Any]:
         """Return the figures of a group, with those of the data set's own pictures and of chance."""
@@ -177,3 +178,8 @@ class EditScore(SampleScore):
             "edit_leakage_ceiling": figures["edit_leakage"],
             "edit_accuracy_chance": measure.plain_number(result.chance.mean()),
         }
+
+
+def _shown(figure: float | None) -> str:
+    """Return a figure as text; "none" for NaN and ``None``."""
+    return "none" if figure is None or np.isnan(figure) else f"{figure:.3f}"

@@ -259,16 +259,11 @@ def summarise_edits(plan: EditPlan, base: np.ndarray, edited: np.ndarray) -> Edi
         all_right=float(share(is_right.all(axis=1), has_base)),
         words=tuple(tuple(vocabulary.words[k]) for k in units),
         confusions=tuple(
-            _confusion(wanted[valid], found[valid], len(vocabulary.words[k]))
-            for k, wanted, found, valid in zip(units, asked, judged, counted)
+            np.bincount(wanted[valid] * size + found[valid], minlength=size**2).reshape(size, size)
+            for size, wanted, found, valid in zip((len(vocabulary.words[k]) for k in units), asked, judged, counted)
         ),
         chance=np.array([1 / len(available_words(vocabulary, k)) for k in units]),
     )
-
-
-def _confusion(asked: np.ndarray, judged: np.ndarray, size: int) -> np.ndarray:
-    """Count pairs of words, (n,) each, in (size, size) int64."""
-    return np.bincount(asked * size + judged, minlength=size**2).reshape(size, size)
 
 
 def edit_score(

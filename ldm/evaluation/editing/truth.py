@@ -37,8 +37,12 @@ class TruePictures:
 
     @cached_property
     def _combinations(self) -> tuple[np.ndarray, np.ndarray]:
-        """Values (n, F) of each combination without unknown values, and a random row (n,) of each."""
+        """Values (n, F) of each combination without unknown values, and a random row (n,) of each.
+
+        The row is one of the validation split, which the judge was not trained on, if the combination has one there.
+        """
         rows = np.random.RandomState(0).permutation(self.dataset.rows_of(None))
+        rows = rows[np.argsort(~np.isin(rows, self.dataset.rows_of("validation")), kind="stable")]
         values = self.dataset.attribute_values(rows)
         is_known = (values != UNKNOWN).all(axis=1)
         first = first_of_each(values[is_known])
