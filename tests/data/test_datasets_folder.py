@@ -208,7 +208,7 @@ def test_malformed_tables_are_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         read_table(tmp_path / name)
-    with pytest.raises(UserError, match="missing.csv: expected a complete UTF-8 file"):
+    with pytest.raises(UserError, match="missing.csv: expected a UTF-8 file, got no such file"):
         read_table(tmp_path / "missing.csv")
 
 

@@ -129,7 +129,7 @@ def test_paths(tmp_path: Path) -> None:
     [
         ("a.png\nb.png\nc.png\n", r"train.txt: expected paths of images, .* got 2 that do not exist, such as b.png"),
         ("\n\n", r"train.txt: expected paths of images, .* got none"),
-        (None, r"train.txt: expected a complete UTF-8 file"),
+        (None, r"train.txt: expected a UTF-8 file, got no such file"),
     ],
 )
 def test_lists_with_slips(tmp_path: Path, lines: str | None, message: str) -> None:
