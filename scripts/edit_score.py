@@ -3,7 +3,8 @@
     python scripts/edit_score.py -r logs/2024-01-01T12-00-00_clip-disdiff --num-samples 1000
     python scripts/edit_score.py -r RUN --sampler dpm_solver --num-steps 20
 
-Options that are not given are those of the run's EditScore callback, or the callback's defaults.
+Options that are not given are those of the run's EditScore callback, or the callback's defaults. An earlier score of
+the same step is kept: the new files are ``edit_score/<step>-1.json`` and so on, and results.json does not change.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ordered", nargs="+", type=ordered_words, metavar="ATTRIBUTE=WORD,WORD,...", help=text)
     parser.add_argument("--seed", type=int, help="seed of texts, requested words and noise")
     parser.add_argument("--columns", type=int, metavar="N", help="samples in the picture")
+    text = "replace the score of the step, and the figures in results.json"
+    parser.add_argument("--replace", action="store_true", help=text)
     return parser.parse_args(arguments)
 
 

@@ -10,6 +10,8 @@ from script_modules import load_script
 
 from ldm.models.judge import AttributeJudge
 
+NAMES = ("", "-1", "-2")  # of the files of the first score and of the next ones
+
 MODEL = """
 import pytorch_lightning as pl
 import torch
@@ -78,6 +80,20 @@ def test_scores_a_run_again_and_changes_no_other_file(run, script):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_an_earlier_score_is_kept(run, script):
+    for options in ([], ["--num-steps", "1"], ["--num-steps", "3"]):
+        assert script.main(["-r", str(run), *options]) == 0
+        kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        if not options:
+            first = kept
+    assert all(kept[path] == content for path, content in first.items())
+    steps = [json.loads((run / "edit_score" / f"700{name}.json").read_text())["sampler"]["num_steps"] for name in NAMES]
+    assert steps == [2, 1, 3]
+    assert script.main(["-r", str(run), "--num-steps", "4", "--replace"]) == 0
+    assert json.loads((run / "edit_score" / "700.json").read_text())["sampler"]["num_steps"] == 4
+    assert len(list((run / "images" / "test").glob("edit_grid_*.png"))) == len(NAMES)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -121,6 +137,6 @@ def test_several_guidance_scales_and_ordered_attributes(run, script):
     report = json.loads((run / "edit_score" / "700.json").read_text())
     assert [point["guidance_scale"] for point in report["sampler"]["guidance_curve"]] == [1, 3]
     assert "edit_neighbour_errors_scale" in report
-    assert script.main(["-r", str(run), "--guidance-scale", "1.5"]) == 0
+    assert script.main(["-r", str(run), "--guidance-scale", "1.5", "--replace"]) == 0
     report = json.loads((run / "edit_score" / "700.json").read_text())
     assert report["sampler"]["guidance_scale"] == 1.5 and "guidance_curve" not in report["sampler"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ class EditScore(SampleScore):
         num_guidance_samples: base images for the choice of the guidance scale.
         ordered: attribute -> all of its words in their order, for the share of errors between neighbouring words
             (``edit_neighbour_errors_<attribute>`` in the JSON file).
+        replace: replace an earlier score of the same step. False keeps it and ``results.json``: the files of the new
+            score are ``<step>-1.json``, ``<step>-2.json``, ... and ``..._b-000001.png``, ...
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class EditScore(SampleScore):
         columns: int = 8,
         num_guidance_samples: int = 32,
         ordered: Mapping[str, Sequence[str]] | None = None,
+        replace: bool = True,
     ) -> None:
         self.judge_path, self.num_samples, self.batch_size = str(judge), num_samples, batch_size
         self.sampler = DDIMSampler() if sampler is None else build_sampler(sampler)
@@ -79,7 +83,7 @@ class EditScore(SampleScore):
             raise ConfigError("EditScore.guidance_scale: expected a number or a list of numbers, got an empty list")
         require_count("EditScore.num_guidance_samples", num_guidance_samples)
         self.seed, self.columns = seed, columns
-        self.num_guidance_samples = num_guidance_samples
+        self.num_guidance_samples, self.replace = num_guidance_samples, replace
         self.ordered = {name: list(map(str, words)) for name, words in (ordered or {}).items()}
 
     def check(self, dataset: Any, model: pl.LightningModule) -> None:
@@ -109,8 +113,12 @@ class EditScore(SampleScore):
             results = {group: score(plan, scale) for group, plan in plans.items()}
         ceilings = {group: truth.ceiling(plan) for group, plan in plans.items()}
         run_dir, progress = self.run_dir(trainer), self.progress(trainer)
-        self._write(run_dir, results, ceilings, progress, guidance, self._judge_record(truth))
-        picture = f"edit_grid_gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000.png"
+        number = 0 if self.replace else _free_number(run_dir, progress.step)
+        path = _score_path(run_dir, progress.step, number)
+        figures = self._write(path, results, ceilings, progress, guidance, self._judge_record(truth))
+        if number == 0:
+            update_results(run_dir, **figures)
+        picture = f"edit_grid_gs-{progress.step:06d}_e-{progress.epoch:06d}_b-{number:06d}.png"
         save_png(draw_grid(grid), run_dir / "images" / "test" / picture)
 
     def _choose(self, score: _Score, truth: TruePictures, model: pl.LightningModule) -> dict[str, Any]:
@@ -133,15 +141,14 @@ class EditScore(SampleScore):
 
     def _write(
         self,
-        run_dir: Path,
+        path: Path,
         results: Mapping[str, measure.EditResult],
         ceilings: Mapping[str, measure.EditResult],
         progress: Progress,
         guidance: Mapping[str, Any],
         judge: Mapping[str, Any],
-    ) -> None:
-        """Write the numbers, the matrix as a heat map, and figures in ``results.json``."""
-        path = run_dir / "edit_score" / f"{progress.step}.json"
+    ) -> dict[str, Any]:
+        """Write the numbers and the matrix as a heat map; return the figures for ``results.json``."""
         settings = {**describe_sampler(self.sampler), **guidance, "seed": self.seed}
         reports = {group: self._report(result, ceilings[group]) for group, result in results.items()}
         group, result = next(iter(results.items()))
@@ -163,9 +170,9 @@ class EditScore(SampleScore):
         figures = {name: record[name] for name in _REFERENCES}
         for suffix, each in {"": result, **results}.items():
             figures |= each.figures(suffix)
-        update_results(run_dir, **figures, judge_accuracy=judge["accuracy"])
         scores = map(_shown, (result.edit_accuracy, result.edit_leakage, judge["accuracy"]))
         logger.info("edit accuracy %s, leakage %s (judge %s): %s", *scores, path)
+        return {**figures, "judge_accuracy": judge["accuracy"]}
 
     def _report(self, result: measure.EditResult, ceiling: measure.EditResult) -> dict[str, Any]:
         """Return the figures of a group, with those of the data set's own pictures and of chance."""
@@ -178,6 +185,14 @@ class EditScore(SampleScore):
             "edit_leakage_ceiling": figures["edit_leakage"],
             "edit_accuracy_chance": measure.plain_number(result.chance.mean()),
         }
+
+
+def _score_path(run_dir: Path, step: int, number: int) -> Path:
+    return run_dir / "edit_score" / (f"{step}-{number}.json" if number else f"{step}.json")
+
+
+def _free_number(run_dir: Path, step: int) -> int:
+    return next(number for number in count() if not _score_path(run_dir, step, number).exists())
 
 
 def _shown(figure: float | None) -> str:
