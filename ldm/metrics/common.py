@@ -87,6 +87,20 @@ class SplitSampler(Protocol):
         ...
 
 
+@runtime_checkable
+class ConstantFactors(Protocol):
+    """Factor sampler that may have factors of a single value."""
+
+    def without_constant(self) -> FactorSampler:
+        """Return the sampler of the factors that vary."""
+        ...
+
+
+def without_constant(sampler: FactorSampler) -> FactorSampler:
+    """Return a sampler without its factors of a single value, with a warning: they would lower FactorVAE."""
+    return sampler.without_constant() if isinstance(sampler, ConstantFactors) else sampler
+
+
 def as_lookup(representation: Representation) -> Lookup:
     """Return a function from row indices (n,) to codes (n, K).
 

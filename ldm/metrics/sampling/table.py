@@ -181,7 +181,7 @@ def _rows_with_values(ranks: np.ndarray, names: Sequence[str], missing: str) -> 
         row, column = np.argwhere(is_missing)[0]
         raise MetricError(
             f"factors: expected a value in every row, got none for {names[column]} in row {row} (and "
-            f"{np.count_nonzero(is_missing.any(axis=1)) - 1} more rows). Leave these rows out (missing=\"drop\", "
+            f'{np.count_nonzero(is_missing.any(axis=1)) - 1} more rows). Leave these rows out (missing="drop", '
             "--missing drop), or the column."
         )
     rows = np.flatnonzero(~is_missing.any(axis=1))
@@ -223,4 +223,3 @@ class _Groups(NamedTuple):
         if len(self.keys) == len(self.rows):
             return self.rows[groups]
         return self.rows[self.starts[groups] + random_state.randint(self.counts[groups])]
-
