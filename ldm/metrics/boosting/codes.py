@@ -64,7 +64,7 @@ def _marks(order: np.ndarray, values: np.ndarray) -> np.ndarray:
         ranks = np.empty(len(samples), dtype=np.uint32)
         ranks[samples] = np.concatenate([[0], np.cumsum(ascending[1:] > ascending[:-1])])
         checksum = zlib.crc32(ranks)
-        marks.append((checksum + 0x9E3779B9 * seen[checksum]) & 0xFFFFFFFF)
+        marks.append((checksum + 0x9E3779B9 * seen[checksum]) & 0x7FFFFFFF)
         seen[checksum] += 1
     return np.array(marks, dtype=np.int64)
 

@@ -189,13 +189,13 @@ def _search(codes, work, residuals, node, mean, size, error, seed, best):
     counts, totals, squares = work.sums[slot, 0], work.sums[slot, 1], work.sums[slot, 2]
     for unit in range(len(codes.num_buckets)):
         count, total, num_buckets = counts[unit], totals[unit], codes.num_buckets[unit]
-        enough = _best_boundary(count, total, num_buckets, mean, size) * (1.0 - TIE)
-        if enough < best[0] * (1.0 - TIE):
+        largest = _best_boundary(count, total, num_buckets, mean, size)
+        if largest < best[0] * (1.0 - TIE):
             continue
         for b in range(1, num_buckets):
             n = count[b]
             excess, weight = total[b] - mean * n, n * (size - n)
-            if excess * excess >= enough * weight and weight > 0.0 and n > count[b - 1]:
+            if excess * excess >= largest * (1.0 - TIE) * weight and weight > 0.0 and n > count[b - 1]:
                 _consider(best, excess * excess / weight, unit, int(codes.starts[unit, b]) - 1, seed, codes.marks)
     for unit in range(len(codes.num_buckets)):
         count, total, square, num_buckets = counts[unit], totals[unit], squares[unit], codes.num_buckets[unit]
