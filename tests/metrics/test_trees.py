@@ -144,16 +144,16 @@ def test_ties_go_to_another_unit_in_another_node():
     """Two units that part a node alike: neither is always taken."""
     taken = []
     for seed in range(40):
-        best = np.array([-1.0, -1.0, -1.0])
+        best = np.full(4, -1.0)
         for unit in (3, 4):
-            trees._consider(best, 0.5, unit, 10, seed, np.arange(5))
+            trees._consider(best, 0.5, unit, 10, seed, unit)
         taken.append(best[1])
     assert 10 <= taken.count(3.0) <= 30
 
 
 def test_ties_of_one_unit_go_to_the_lower_threshold():
     for ranks in ((10, 20), (20, 10)):
-        best = np.array([-1.0, -1.0, -1.0])
+        best = np.full(4, -1.0)
         for rank in ranks:
-            trees._consider(best, 0.5, 2, rank, 7, np.arange(5))
-        assert best.tolist() == [0.5, 2.0, 10.0]
+            trees._consider(best, 0.5, 2, rank, 7, 2)
+        assert best.tolist() == [0.5, 2.0, 10.0, 2.0]
