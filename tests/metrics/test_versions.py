@@ -34,8 +34,8 @@ print(json.dumps({name: evaluate(*pair, list(METRICS), protocol="fast") for name
 
 def oldest():
     """Return the lower bounds of setup.py as requirements of exactly these versions."""
-    text = (ROOT / "setup.py").read_text()
-    return [f"{name}=={re.search(rf'\"{name}>=([\d.]+)\"', text)[1]}" for name in PACKAGES]
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)"', (ROOT / "setup.py").read_text()))
+    return [f"{name}=={bounds[name]}" for name in PACKAGES]
 
 
 def scores_with(folder, requirements):

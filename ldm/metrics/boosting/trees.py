@@ -142,7 +142,7 @@ def _turn(seed, mark):
 
 @compiled()
 def _consider(best, gain, unit, rank, seed, mark):
-    """Keep the better split in ``best``: gain, unit, last rank on the left, mark; ties: by mark, then the lower rank."""
+    """Keep the better split in ``best``: gain, unit, last rank on the left, mark; ties: by mark, then lower rank."""
     if gain < best[0] * (1.0 - TIE):
         return
     if best[1] >= 0.0 and gain <= best[0] * (1.0 + TIE):
