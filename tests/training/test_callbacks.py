@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.callbacks import ModelCheckpoint
 from tiny_training import TinyDataset, TinyModel
 from torch.utils.data import DataLoader
 
@@ -222,3 +223,15 @@ def test_progress_counts_the_batches_of_a_run_limited_by_steps(tmp_path: Path, c
         trainer.fit(TinyModel(), DataLoader(TinyDataset(), batch_size=4))
     shown = [record.args[1:3] for record in caplog.records if "images/s" in record.getMessage()]
     assert shown == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_progress_of_an_epoch_that_is_resumed(tmp_path: Path, caplog) -> None:
+    options = {"logger": False, "accelerator": "cpu", "default_root_dir": tmp_path, "limit_val_batches": 0}
+    loader = DataLoader(TinyDataset(), batch_size=4)
+    writer = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    pl.Trainer(max_epochs=1, callbacks=[writer], **options).fit(TinyModel(), loader)
+    trainer = pl.Trainer(max_epochs=1, callbacks=[SpeedBar(line_seconds=0.0)], enable_checkpointing=False, **options)
+    with caplog.at_level("INFO", "ldm"):
+        trainer.fit(TinyModel(), loader, ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
+    shown = [record.args[1:3] for record in caplog.records if "images/s" in record.getMessage()]
+    assert shown == [(batch, len(loader)) for batch in range(3, len(loader) + 1)]

@@ -45,6 +45,7 @@ class SpeedBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the live bar if the output is a terminal."""
         self._shown_at = self._batch_ended_at = time.monotonic()
+        self._total = trainer.num_training_batches  # an epoch that is resumed does not start again
         if self._enabled and sys.stderr.isatty():
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._live = Progress(*columns, TextColumn("{task.fields[status]}"), console=self._console)
