@@ -78,6 +78,29 @@ class ConditionalSampler(Protocol):
         ...
 
 
+@runtime_checkable
+class SplitSampler(Protocol):
+    """Factor sampler whose training and test codes come from different images."""
+
+    def split(self, random_state: np.random.RandomState) -> tuple[FactorSampler, FactorSampler]:
+        """Return samplers of training and of test rows."""
+        ...
+
+
+@runtime_checkable
+class ConstantFactors(Protocol):
+    """Factor sampler that may have factors of a single value."""
+
+    def without_constant(self) -> FactorSampler:
+        """Return the sampler of the factors that vary."""
+        ...
+
+
+def without_constant(sampler: FactorSampler) -> FactorSampler:
+    """Return a sampler without its factors of a single value, with a warning: they would lower FactorVAE."""
+    return sampler.without_constant() if isinstance(sampler, ConstantFactors) else sampler
+
+
 def as_lookup(representation: Representation) -> Lookup:
     """Return a function from row indices (n,) to codes (n, K).
 
@@ -175,9 +198,14 @@ def train_test_codes(
     num_test: int,
     random_state: np.random.RandomState,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Draw training codes and labels, then test codes and labels; see ``factor_codes``."""
-    train = factor_codes(representation, sampler, num_train, random_state)
-    return *train, *factor_codes(representation, sampler, num_test, random_state)
+    """Draw training codes and labels, then test codes and labels; see ``factor_codes``.
+
+    On a complete data set both are drawn from the same images, as in disentanglement_lib, where a test code is mostly
+    also a training code. A ``SplitSampler`` draws them from disjoint rows.
+    """
+    sides = sampler.split(random_state) if isinstance(sampler, SplitSampler) else (sampler, sampler)
+    train = factor_codes(representation, sides[0], num_train, random_state)
+    return *train, *factor_codes(representation, sides[1], num_test, random_state)
 
 
 def fit_logistic(codes: np.ndarray, labels: np.ndarray, **options: Any) -> LogisticRegression:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ldm.metrics.common import FactorSampler, MetricError, Representation
+from ldm.metrics.common import FactorSampler, MetricError, Representation, without_constant
 from ldm.metrics.protocols import DEFAULT_PROTOCOL, select_metrics
 from ldm.metrics.registry import Metric
-from ldm.metrics.representation import check_latents, scalar_units
+from ldm.metrics.representation import check_latents, scalar_units, scale_note, standardize
 from ldm.metrics.sampling.table import FactorTable
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL_SEED = 0  # every metric gets a fresh RandomState(0), so that metrics do not affect each other
+SCALED = ("factor_vae", "beta_vae")  # metrics that depend on the scale of the units
 ERROR = "error"  # entry of a metric that cannot be computed: the reason
 
 
@@ -27,6 +28,8 @@ def evaluate(
     *,
     protocol: str = DEFAULT_PROTOCOL,
     seed: int = PROTOCOL_SEED,
+    standardized: bool = False,
+    missing: str = "error",
 ) -> dict[str, dict[str, Any]]:
     """Score a representation.
 
@@ -38,6 +41,8 @@ def evaluate(
         metrics: names of metrics; ``"all"`` is every one; None takes those of the protocol.
         protocol: a key of ``PROTOCOLS``.
         seed: seed of each metric's random generator; published scores use 0.
+        standardized: divide each unit by its standard deviation first. FactorVAE and beta-VAE depend on the scale.
+        missing: "error", or "drop" to leave out rows of the table without a value of a factor.
 
     Returns:
         ``{JSON key: result dict}``, the content of a score file. A metric that cannot be computed has the entry
@@ -55,9 +60,12 @@ def evaluate(
     """
     chosen = select_metrics(protocol, metrics)
     latents = latents if isinstance(latents, np.ndarray) else np.asarray(latents)
-    sampler = as_sampler(factors)
+    sampler = as_sampler(factors, missing)
     check_latents(latents.shape, getattr(sampler, "size", len(latents) if latents.ndim else 0))
     units = scalar_units(latents)
+    units, note = (standardize(units), None) if standardized else (units, scale_note(units))
+    if note and chosen.keys() & SCALED:
+        logger.warning("latents: %s", note)
     scores: dict[str, dict[str, Any]] = {}
     for metric in chosen.values():
         codes = units if metric.reduce else latents.reshape(len(latents), -1)
@@ -73,20 +81,20 @@ def evaluate(
     return scores
 
 
-def as_sampler(factors: Any) -> FactorSampler:
-    """Return a factor space as it is, and a table of factor values as a ``FactorTable``.
+def as_sampler(factors: Any, missing: str = "error") -> FactorSampler:
+    """Return a factor space without its constant factors, and a table of factor values as a ``FactorTable``.
 
     Raises:
         MetricError: ``factors`` is neither.
     """
     if isinstance(factors, FactorSampler):
-        return factors
+        return without_constant(factors)
     if isinstance(factors, str):
         raise MetricError(
             f"factors: expected a factor space or a table of values, got {factors!r}. For the space of a data set, use "
             f'ldm.data.factors.factor_space("{factors}").'
         )
-    return FactorTable(factors)
+    return FactorTable(factors, missing=missing)
 
 
 def score(

@@ -7,6 +7,7 @@ from einops import rearrange
 
 from ldm.metrics import common
 from ldm.metrics.common import FactorSampler, Representation
+from ldm.metrics.representation import PRUNED
 
 
 def factor_vae(
@@ -18,7 +19,7 @@ def factor_vae(
     num_eval: int = 5000,
     num_variance_estimate: int = 10000,
     batch_size: int = 64,
-    prune_threshold: float = 0.05,
+    prune_threshold: float = PRUNED,
 ) -> dict[str, float]:
     """Return the accuracy of the majority-vote classifier from the least varying unit to the fixed factor.
 

@@ -35,8 +35,8 @@ def irs(
         codes* of the units that vary; ``num_active_true``, the number of those units.
     """
     codes, labels = factor_codes(representation, sampler, num_train, random_state, batch_size)
-    active = codes[:, codes.var(axis=0) > 0]
-    score = robustness(histogram_codes(labels, num_bins), active, diff_quantile) if active.any() else 0.0
+    active = codes[:, (codes != codes[0]).any(axis=0)]  # a variance may be rounded to more than 0
+    score = robustness(histogram_codes(labels, num_bins), active, diff_quantile) if active.shape[1] else 0.0
     return {"IRS": score, "num_active_dims": float(active.sum()), "num_active_true": active.shape[1]}
 
 

@@ -10,6 +10,7 @@ from einops import rearrange
 from ldm.metrics.common import MetricError
 
 BLOCK_VALUES = 4_000_000  # float64 values in memory at once (32 MB), for memory-mapped latents
+PRUNED = 0.05  # standard deviation below which FactorVAE leaves out a unit
 MOST_UNITS = 4096  # metrics compare units pair by pair, and latents with more units are mostly transposed
 
 
@@ -83,6 +84,30 @@ def scalar_units(latents: np.ndarray) -> np.ndarray:
     for start, block in _row_blocks(vectors):
         components[start : start + len(block)] = np.einsum("nud,ud->nu", block - mean, axes)
     return components
+
+
+def standardize(units: np.ndarray) -> np.ndarray:
+    """Divide each of the units (N, U) by its standard deviation, in float64; units that do not vary become 0."""
+    units = units.astype(np.float64)
+    varies = (units != units[0]).any(axis=0)
+    return np.where(varies, (units - units.mean(axis=0)) / np.where(varies, units.std(axis=0), 1.0), 0.0)
+
+
+def scale_note(units: np.ndarray) -> str | None:
+    """Return a warning if FactorVAE and beta-VAE depend on the scale of the units (N, U) rather than on their content.
+
+    FactorVAE leaves out units whose standard deviation is below 0.05, which is meant for units that carry nothing:
+    those should also vary much less than the others.
+    """
+    deviations = units.std(axis=0, dtype=np.float64)
+    small = deviations < PRUNED
+    if not (small & (deviations > PRUNED * deviations.max())).any():
+        return None
+    return (
+        f"{np.count_nonzero(~small)} of {len(small)} units are active (standard deviation at least {PRUNED}), the "
+        f"largest deviation is {deviations.max():.2g}: FactorVAE leaves out the others, and beta-VAE's regression "
+        "depends on the scale. Compare with the scores of standardized units (--standardize; standardize=True)."
+    )
 
 
 def _row_blocks(vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

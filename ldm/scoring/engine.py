@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm.metrics.common import MetricError
-from ldm.metrics.representation import scalar_units
+from ldm.metrics.representation import scalar_units, scale_note, standardize
 from ldm.runs.records import collect_versions
 from ldm.scoring.arrays import array_source, open_array
 from ldm.scoring.factors import Factors
@@ -313,6 +313,7 @@ class Workspace:
 
     latents: Path
     folder: Path
+    standardized: bool = False  # whether each unit is divided by its standard deviation
 
     @property
     def units(self) -> Path:
@@ -320,18 +321,23 @@ class Workspace:
         return self.folder / "units.npy"
 
 
-def prepare(workspace: Workspace) -> None:
+def prepare(workspace: Workspace) -> str | None:
     """Reduce the latents of a file to scalar units (N, U) and store them for the other jobs.
+
+    Returns:
+        A warning about the scale of the units, or None.
 
     Raises:
         UserError: the file is damaged.
         MetricError: a value is not finite.
     """
     units = scalar_units(open_array(array_source(workspace.latents), workspace.folder))
+    units, note = (standardize(units), None) if workspace.standardized else (units, scale_note(units))
     workspace.folder.mkdir(parents=True, exist_ok=True)
     temporary = workspace.folder / f".units.{os.getpid()}.npy"
     np.save(temporary, units)
     os.replace(temporary, workspace.units)
+    return note
 
 
 def compute(task: Task, workspace: Workspace, factors: Factors, seed: int) -> dict[str, Any]:

@@ -41,7 +41,8 @@ class Factors:
 
     @classmethod
     def of_space(cls, space: FactorSpace) -> Factors:
-        """Return all combinations of a space."""
+        """Return all combinations of a space, without its constant factors."""
+        space = space.without_constant()
         return cls(space.factor_names, space.factors_num_values, space)
 
     def describe(self, name: str | None, variant: Mapping[str, Any]) -> dict[str, Any]:

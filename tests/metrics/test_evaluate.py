@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -129,3 +130,29 @@ def test_bad_input_is_refused(latents, factors, message):
 def test_names_are_checked_first():
     with pytest.raises(ConfigError, match="Did you mean 'mig'"):
         evaluate(np.zeros((1, 1)), SPACE, ["migg"])
+
+
+@pytest.mark.parametrize(("scale", "active"), [(0.03, "0 of 3"), (0.001, "0 of 3"), (1.0, None)])
+def test_small_scales_are_announced(caplog, scale, active):
+    codes = scale * np.array(list(itertools.product(range(5), range(4), range(3))))
+    factors = np.array(list(itertools.product(range(5), range(4), range(3))))
+    scores = evaluate(codes, factors, ["factor_vae", "beta_vae"], protocol="fast")
+    assert (f"{active} units are active" in caplog.text and "--standardize" in caplog.text) == (active is not None)
+    assert scores["factor_VAE"]["eval_accuracy"] == (1.0 if active is None else 0.0)
+    found = evaluate(codes, factors, ["factor_vae", "beta_vae"], protocol="fast", standardized=True)
+    assert found["factor_VAE"]["eval_accuracy"] == 1.0 and found["beta_VAE"]["eval_accuracy"] > 0.95
+
+
+def test_constant_factors_of_a_space_are_left_out(caplog):
+    space = FactorSpace(("hue", "floor", "shape"), (5, 1, 4))
+    codes = space.factors_of(np.arange(space.size)).astype(float)
+    found = evaluate(codes, space, "factor_vae", protocol="fast")
+    assert found == evaluate(codes, FactorSpace(("hue", "shape"), (5, 4)), "factor_vae", protocol="fast")
+    assert "floor left out" in caplog.text
+
+
+def test_irs_of_a_set_with_a_dead_unit_equals_that_without_it():
+    codes = PERFECT + 0.2 * np.random.default_rng(0).normal(size=PERFECT.shape)
+    dead = np.column_stack([codes, np.full(len(codes), 0.1), np.zeros(len(codes))])
+    found, expected = evaluate(dead, SPACE, "irs")["IRS"], evaluate(codes, SPACE, "irs")["IRS"]
+    assert found == expected and found["num_active_true"] == 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldm.data.factors import FactorSpace
-from ldm.metrics import FactorTable, MetricError, beta_vae, factor_vae, mig
+from ldm.metrics import FactorTable, MetricError, beta_vae, dci, factor_vae, mig
 from ldm.metrics.common import factor_codes, hold_fixed
 
 SPACE = FactorSpace(("hue", "shape", "size"), (5, 4, 3))
@@ -101,9 +101,10 @@ def test_tables_travel_to_other_processes(gaps):
         (np.zeros(5), r"shape \(N, F\).*got \(5,\)"),
         (np.zeros((0, 2)), "got"),
         (np.zeros((3, 5000)), "pass factors.T"),
-        (np.array([[0.0, 1.0], [np.nan, 1.0]]), "got nan for factor 0 in row 1"),
+        (np.array([[0.0, 1.0], [np.nan, 1.0]]), "got none for factor 0 in row 1"),
         (np.random.default_rng(0).normal(size=(50, 2)), "looks continuous"),
-        (np.arange(20_000).reshape(-1, 1) * np.ones((1, 5), dtype=int), "too many combinations"),
+        (np.arange(20_000).reshape(-1, 1) * np.ones((1, 5), dtype=int), "number or name of each image"),
+        (np.ones((20, 2)), "factor 0, factor 1 has a single value"),
     ],
 )
 def test_tables_that_cannot_be_sampled(factors, message):
@@ -115,3 +116,72 @@ def test_names():
     with pytest.raises(MetricError, match="names: expected 3, one per factor"):
         FactorTable(FACTORS, names=["hue"])
     assert FactorTable(FACTORS, names=SPACE.factor_names).factor_names == ("hue", "shape", "size")
+
+
+BINARY = np.random.default_rng(3).integers(2, size=(400, 312))
+
+
+def test_hundreds_of_binary_attributes_are_discrete():
+    table = FactorTable(BINARY)
+    drawn = table.sample_factors(50, fresh())
+    rows = table.sample_observations_from_factors(drawn, fresh())
+    assert np.array_equal(BINARY[rows], drawn) and not table.is_complete
+    train, test = table.split(fresh())
+    assert test.sample_factors(9, fresh()).shape == (9, 312)
+    assert factor_codes(BINARY, train, 20, fresh())[0].shape == (20, 312)
+
+
+def test_rows_without_a_value_are_left_out_by_option():
+    factors = np.array([["a", "x"], ["a", ""], ["b", "x"], [None, "y"], ["b", "y"], ["a", "y"]], dtype=object)
+    with pytest.raises(MetricError, match="got none for factor 1 in row 1 .and 1 more"):
+        FactorTable(factors)
+    table = FactorTable(factors, missing="drop")
+    assert table.size == 6 and table.num_left_out == 2 and table.is_complete
+    rows = table.sample_observations_from_factors(np.array([[0, 0], [0, 1], [1, 0], [1, 1]]), fresh())
+    assert rows.tolist() == [0, 5, 2, 4]
+
+
+def test_a_constant_factor_is_left_out_with_a_warning(caplog):
+    codes = FACTORS.astype(float)
+    constant = np.insert(FACTORS, 1, 7, axis=1)
+    table = FactorTable(constant, names=["hue", "floor", "shape", "size"])
+    assert "floor left out" in caplog.text and table.factor_names == ("hue", "shape", "size")
+    expected = factor_vae(codes, FactorTable(FACTORS), fresh(), **SMALL)
+    assert factor_vae(codes, table, fresh(), **SMALL) == expected
+
+
+@pytest.mark.parametrize("factors", [np.tile(FACTORS, (4, 1)), FACTORS[FACTORS.sum(axis=1) % 3 != 0], BINARY[:, :20]])
+def test_training_and_test_rows_are_disjoint_halves(factors):
+    table = FactorTable(factors)
+    seen = []
+    for side in table.split(fresh()):
+        drawn = side.sample_factors(4000, fresh())
+        rows = side.sample_observations_from_factors(drawn, fresh())
+        assert np.array_equal(factors[rows], drawn)
+        held = hold_fixed(side, drawn, 0, drawn[::-1, 0], fresh())
+        assert set(side.sample_observations_from_factors(held, fresh())) <= set(rows)
+        seen.append(set(rows))
+    assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == len(factors)
+
+
+def test_a_complete_set_with_one_row_each_is_not_split():
+    table = FactorTable(FACTORS)
+    assert table.split(fresh()) == (table, table)
+
+
+@pytest.mark.parametrize("values", [2, 4])
+def test_random_codes_predict_nothing(values):
+    random = np.random.default_rng(5)
+    factors, codes = random.integers(values, size=(1000, 3)), random.normal(size=(1000, 4))
+    found = dci(codes, FactorTable(factors), fresh(), num_train=2000, num_test=2000)["informativeness_test"]
+    assert abs(found - 1 / values) < 0.04
+
+
+@pytest.mark.parametrize(
+    "column",
+    [np.arange(500), np.array([f"{number}.png" for number in range(500)]), np.append(np.linspace(0, 1, 498), [0, 0])],
+)
+def test_ids_and_quantities_are_refused(column):
+    factors = np.stack([np.arange(500) % 5, column.astype(object)], axis=1)
+    with pytest.raises(MetricError, match="looks (like a number or name of each image|continuous)"):
+        FactorTable(factors)

@@ -146,7 +146,7 @@ def test_ties_go_to_another_unit_in_another_node():
     for seed in range(40):
         best = np.array([-1.0, -1.0, -1.0])
         for unit in (3, 4):
-            trees._consider(best, 0.5, unit, 10, seed)
+            trees._consider(best, 0.5, unit, 10, seed, np.arange(5))
         taken.append(best[1])
     assert 10 <= taken.count(3.0) <= 30
 
@@ -155,5 +155,5 @@ def test_ties_of_one_unit_go_to_the_lower_threshold():
     for ranks in ((10, 20), (20, 10)):
         best = np.array([-1.0, -1.0, -1.0])
         for rank in ranks:
-            trees._consider(best, 0.5, 2, rank, 7)
+            trees._consider(best, 0.5, 2, rank, 7, np.arange(5))
         assert best.tolist() == [0.5, 2.0, 10.0]

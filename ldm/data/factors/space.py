@@ -6,6 +6,7 @@ disentanglement_lib, so that scores published with that library can be reproduce
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import numpy as np
 
 from ldm.data.options import require_choice
 from ldm.util import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 class Subspace(NamedTuple):
@@ -186,6 +189,15 @@ class FactorSpace:
             raise ConfigError("keep: expected a factor with at least two values left, got none. Keep more values.")
         name = f"{self.name}_part" if self.name and len(rows) < self.size else self.name
         return Subspace(FactorSpace(self.all_names, sizes, latent, name), rows, values)
+
+    def without_constant(self) -> FactorSpace:
+        """Return the space without latent factors of a single value, with a warning; they would lower FactorVAE."""
+        latent = tuple(k for k in self.latent if self.all_sizes[k] > 1)
+        if latent in ((), self.latent):
+            return self
+        constant = [self.all_names[k] for k in self.latent if k not in latent]
+        logger.warning("factors: %s left out, with a single value in all images", ", ".join(constant))
+        return FactorSpace(self.all_names, self.all_sizes, latent, self.name)
 
     def to_dict(self) -> dict[str, Any]:
         """Return name and factors in plain types, ready for JSON."""

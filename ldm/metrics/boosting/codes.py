@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from collections import Counter
+
 import numpy as np
 
 from ldm.metrics.boosting.trees import LEAVES, MIN_GAP, NUM_SLOTS, SortedCodes, Workspace
@@ -48,7 +51,22 @@ def sort_codes(codes: np.ndarray) -> SortedCodes:
         bucket[unit, order[unit]] = np.repeat(np.arange(1, len(cut)), np.diff(cut))
         splittable[unit, : len(cut) - 1] = values[unit, cut[1:] - 1] > values[unit, cut[:-1]] + MIN_GAP
     num_buckets = np.array([len(cut) - 1 for cut in cuts])
-    return SortedCodes(columns, order, values, bucket, starts, num_buckets, splittable)
+    return SortedCodes(columns, order, values, bucket, starts, num_buckets, splittable, _marks(order, values))
+
+
+def _marks(order: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return a number of each unit, (K,) int64, from its order (K, n) of the samples alone.
+
+    It is the same wherever the unit stands, and for increasing functions of it; units of equal order are counted.
+    """
+    marks, seen = [], Counter()
+    for samples, ascending in zip(order, values):
+        ranks = np.empty(len(samples), dtype=np.uint32)
+        ranks[samples] = np.concatenate([[0], np.cumsum(ascending[1:] > ascending[:-1])])
+        checksum = zlib.crc32(ranks)
+        marks.append((checksum + 0x9E3779B9 * seen[checksum]) & 0x7FFFFFFF)
+        seen[checksum] += 1
+    return np.array(marks, dtype=np.int64)
 
 
 def bucket_starts(values: np.ndarray, size: int) -> np.ndarray:

@@ -6,22 +6,25 @@ from collections.abc import Callable
 
 import numba
 
-REORDERED = {"nnan", "nsz", "reassoc", "contract"}  # floating-point rules under which sums may be vectorised
+EXACT = {"nnan", "nsz"}  # floating-point rules under which maxima may be vectorised; results do not depend on them
 
 
-def compiled(fast: bool = False) -> Callable[[Callable], Callable]:
+def compiled(finite: bool = False) -> Callable[[Callable], Callable]:
     """Return a decorator that compiles a function on its first call; it then runs without the interpreter lock.
 
     The machine code is cached beside the source or in the home folder; if neither can be written, every process
     compiles it. numba compiles again only when the function's *own* file has changed: functions that call each other,
     and the named tuples that they take, belong in one file.
 
+    Sums are never reordered: machine code that is compiled and machine code that is read from the cache may differ in
+    the order, and scores would differ in their last digits.
+
     Args:
-        fast: allow reordering of sums (faster, other rounding); NaN must not occur.
+        finite: NaN cannot occur, which makes maxima faster.
     """
 
     def decorate(function: Callable) -> Callable:
-        options = {"nogil": True, "error_model": "numpy", "fastmath": REORDERED if fast else False}
+        options = {"nogil": True, "error_model": "numpy", "fastmath": EXACT if finite else False}
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # no folder for the machine code

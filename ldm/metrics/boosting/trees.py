@@ -42,6 +42,7 @@ class SortedCodes(NamedTuple):
     starts: np.ndarray  # (K, B + 1) uint32: bucket b holds ranks starts[b] to starts[b + 1] - 1
     num_buckets: np.ndarray  # (K,) int64
     splittable: np.ndarray  # (K, B) bool: whether a threshold is possible inside the bucket
+    marks: np.ndarray  # (K,) int64: checksums of the units' orders, which do not depend on the order of the units
 
 
 class Workspace(NamedTuple):
@@ -61,17 +62,28 @@ class Workspace(NamedTuple):
     slots: np.ndarray  # (8,) int64: slot of their sums
 
 
-@compiled(fast=True)
+@compiled()
 def _sum_and_squares(residuals, start, stop):
-    """Return the sums of g and g^2 over the samples of a node."""
-    total = square = 0.0
-    for j in range(start, stop):
-        total += residuals[j]
-        square += residuals[j] * residuals[j]
-    return total, square
+    """Return the sums of g and g^2 over the samples of a node, each as four sums that are independent: faster."""
+    t0 = t1 = t2 = t3 = q0 = q1 = q2 = q3 = 0.0
+    whole = start + (stop - start) // 4 * 4
+    for j in range(start, whole, 4):
+        g0, g1, g2, g3 = residuals[j], residuals[j + 1], residuals[j + 2], residuals[j + 3]
+        t0 += g0
+        t1 += g1
+        t2 += g2
+        t3 += g3
+        q0 += g0 * g0
+        q1 += g1 * g1
+        q2 += g2 * g2
+        q3 += g3 * g3
+    for j in range(whole, stop):
+        t0 += residuals[j]
+        q0 += residuals[j] * residuals[j]
+    return (t0 + t1) + (t2 + t3), (q0 + q1) + (q2 + q3)
 
 
-@compiled(fast=True)
+@compiled()
 def _sum_root(order, starts, num_buckets, residuals, count, total, square):
     """Compute the running sums over the buckets of one unit for all samples, read in sorted order."""
     all_total = all_square = 0.0
@@ -88,7 +100,7 @@ def _sum_root(order, starts, num_buckets, residuals, count, total, square):
         square[b + 1] = all_square
 
 
-@compiled(fast=True)
+@compiled(finite=True)
 def _best_boundary(count, total, num_buckets, mean, size):
     """Return the largest gain over the bucket ends of one unit; 0 if no end splits the node."""
     best = 0.0
@@ -99,7 +111,7 @@ def _best_boundary(count, total, num_buckets, mean, size):
     return best
 
 
-@compiled(fast=True)
+@compiled(finite=True)
 def _mark_promising(count, total, square, splittable, num_buckets, mean, size, error, best, promising):
     """Mark the buckets of one unit that may contain a threshold at least as good as ``best``.
 
@@ -128,21 +140,21 @@ def _bound(count, total, square, b, mean, size, error):
 
 
 @compiled()
-def _turn(seed, unit):
+def _turn(seed, mark):
     """Return the rank of a unit among equally good ones: fixed, but different in each node, to prefer none."""
-    mixed = (unit * 0x9E3779B1 + seed * 0x85EBCA77) & 0xFFFFFFFF
+    mixed = (mark * 0x9E3779B1 + seed * 0x85EBCA77) & 0xFFFFFFFF
     mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
     mixed = ((mixed ^ (mixed >> 12)) * 0x297A2D39) & 0xFFFFFFFF
     return mixed ^ (mixed >> 15)
 
 
 @compiled()
-def _consider(best, gain, unit, rank, seed):
-    """Keep the better split in ``best`` = [gain, unit, last rank on the left]; ties: by unit, then the lower rank."""
+def _consider(best, gain, unit, rank, seed, marks):
+    """Keep the better split in ``best`` = [gain, unit, last rank on the left]; ties: by mark, then the lower rank."""
     if gain < best[0] * (1.0 - TIE):
         return
     if best[1] >= 0.0 and gain <= best[0] * (1.0 + TIE):
-        turn, best_turn = _turn(seed, unit), _turn(seed, int(best[1]))
+        turn, best_turn = _turn(seed, marks[unit]), _turn(seed, marks[int(best[1])])
         if turn > best_turn or (turn == best_turn and rank > best[2]):
             return
     best[0] = max(gain, best[0])
@@ -166,7 +178,7 @@ def _search_bucket(codes, work, residuals, unit, b, node, count, total, mean, si
         excess = s - mean * n
         weight = n * (size - n)
         if excess * excess >= best[0] * (1.0 - TIE) * weight and values[members[k + 1]] > values[rank] + MIN_GAP:
-            _consider(best, excess * excess / weight, unit, rank, seed)
+            _consider(best, excess * excess / weight, unit, rank, seed, codes.marks)
 
 
 @compiled()
@@ -177,14 +189,14 @@ def _search(codes, work, residuals, node, mean, size, error, seed, best):
     counts, totals, squares = work.sums[slot, 0], work.sums[slot, 1], work.sums[slot, 2]
     for unit in range(len(codes.num_buckets)):
         count, total, num_buckets = counts[unit], totals[unit], codes.num_buckets[unit]
-        enough = _best_boundary(count, total, num_buckets, mean, size) * (1.0 - TIE)
-        if enough < best[0] * (1.0 - TIE):
+        largest = _best_boundary(count, total, num_buckets, mean, size)
+        if largest < best[0] * (1.0 - TIE):
             continue
         for b in range(1, num_buckets):
             n = count[b]
             excess, weight = total[b] - mean * n, n * (size - n)
-            if excess * excess >= enough * weight and weight > 0.0 and n > count[b - 1]:
-                _consider(best, excess * excess / weight, unit, int(codes.starts[unit, b]) - 1, seed)
+            if excess * excess >= largest * (1.0 - TIE) * weight and weight > 0.0 and n > count[b - 1]:
+                _consider(best, excess * excess / weight, unit, int(codes.starts[unit, b]) - 1, seed, codes.marks)
     for unit in range(len(codes.num_buckets)):
         count, total, square, num_buckets = counts[unit], totals[unit], squares[unit], codes.num_buckets[unit]
         _mark_promising(
@@ -250,7 +262,7 @@ def _sum_child(codes, work, slot, start, stop):
         _sum_node(bucket, num_buckets, work.samples, work.residuals, start, stop, count, total, square)
 
 
-@compiled(fast=True)
+@compiled()
 def _leaf_value(residuals, start, stop, scale):
     """Return one Newton step of the log loss; ``scale`` is (C - 1) / C for C > 2 classes, else 1."""
     total = curvature = 0.0

@@ -8,7 +8,9 @@ of a factor, it draws from the rows with that value. Such scores are comparable 
 
 from __future__ import annotations
 
+import copy
 import functools
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -16,21 +18,35 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm.metrics.common import MetricError
+from ldm.metrics.sampling.columns import MISSING, value_indices
 
-MOST_COMBINATIONS = 2**62  # numbers of combinations must fit in int64
-MOST_FACTORS = 256
+logger = logging.getLogger(__name__)
+
+MOST_COMBINATIONS = 2**62  # more are not numbered in int64
+MOST_FACTORS = 1024
 
 
 class FactorTable:
     """Factor values of each row of a data set.
 
+    A factor that has the same value in all rows is left out, with a warning: it would lower FactorVAE, and other
+    metrics are not defined for it.
+
     Args:
         factors: (N, F) integers, strings or floats (equal ones are one value), or anything that ``numpy.asarray``
             converts to that, such as a data frame.
         names: names of the F factors; None takes the column names of a data frame, or numbers.
+        missing: "error", or "drop" to leave out rows in which a factor has no value (None, NaN, "").
+
+    Attributes:
+        factor_names: names of the factors that vary.
+        factor_values: the distinct values of each, ascending.
+        size: number of rows N, rows that are left out included.
+        num_left_out: number of rows without a value.
 
     Raises:
-        MetricError: there are not two axes, no rows, values that are not finite, or a column that looks continuous.
+        MetricError: there are not two axes, no rows, values that are missing or not finite, no factor that varies, or a
+            column that looks continuous or like row numbers.
 
     Example:
         >>> table = FactorTable([["red", 3], ["red", 5], ["blue", 3]])
@@ -38,33 +54,40 @@ class FactorTable:
         ((2, 2), False)
     """
 
-    def __init__(self, factors: Any, names: Sequence[str] | None = None) -> None:
+    def __init__(self, factors: Any, names: Sequence[str] | None = None, missing: str = "error") -> None:
         names = getattr(factors, "columns", None) if names is None else names
         factors = np.asarray(factors)
         if factors.ndim != 2 or 0 in factors.shape:
             raise MetricError(
                 f"factors: expected shape (N, F), a row per image and a column per factor; got {factors.shape}."
             )
-        self.num_factors = factors.shape[1]
-        if self.num_factors > MOST_FACTORS:
+        self.size, num_columns = factors.shape
+        if num_columns > MOST_FACTORS:
             raise MetricError(
                 f"factors: expected at most {MOST_FACTORS} columns, got shape {factors.shape}. If the images are in "
                 "the columns, pass factors.T."
             )
-        names = [f"factor {number}" for number in range(self.num_factors)] if names is None else names
-        self.factor_names = tuple(str(name) for name in names)
-        if len(self.factor_names) != self.num_factors:
-            raise MetricError(f"names: expected {self.num_factors}, one per factor; got {self.factor_names}.")
-        columns = [_ranks(column, name) for column, name in zip(factors.T, self.factor_names)]
-        self.factor_values = tuple(values for values, _ in columns)
-        self.factors_num_values = tuple(len(values) for values in self.factor_values)
-        self._labels = np.stack([ranks for _, ranks in columns], axis=1)  # (N, F) int64
-        self._combinations = _Groups.of(self._labels @ self._bases)
+        names = tuple(map(str, [f"factor {number}" for number in range(num_columns)] if names is None else names))
+        if len(names) != num_columns:
+            raise MetricError(f"names: expected {num_columns}, one per factor; got {names}.")
+        columns = [value_indices(column, name, num_columns == 1) for column, name in zip(factors.T, names)]
+        self._rows = _rows_with_values(np.stack([ranks for _, ranks in columns], axis=1), names, missing)
+        self.num_left_out = self.size - len(self._rows)
+        kept = [value_indices(values[ranks[self._rows]], name, True) for (values, ranks), name in zip(columns, names)]
+        varying = _varying(names, [len(values) for values, _ in kept])
+        self.factor_names = tuple(names[number] for number in varying)
+        self.factor_values = tuple(kept[number][0] for number in varying)
+        self._labels = np.stack([kept[number][1] for number in varying], axis=1)  # (N', F) int64
 
     @property
-    def size(self) -> int:
-        """Number of rows N."""
-        return len(self._labels)
+    def num_factors(self) -> int:
+        """Number of factors F that vary."""
+        return len(self.factor_names)
+
+    @functools.cached_property
+    def factors_num_values(self) -> tuple[int, ...]:
+        """Number of values of each factor."""
+        return tuple(len(values) for values in self.factor_values)
 
     @property
     def is_complete(self) -> bool:
@@ -74,19 +97,40 @@ class FactorTable:
     @property
     def has_copies(self) -> bool:
         """Whether a combination has several rows."""
-        return len(self._combinations.keys) < self.size
+        return len(self._combinations.keys) < len(self._labels)
 
     @property
     def product_sizes(self) -> tuple[int, ...] | None:
         """``factors_num_values`` if factors are independent and each combination has one row; else None."""
         return self.factors_num_values if self.is_complete and not self.has_copies else None
 
+    def split(self, random_state: np.random.RandomState) -> tuple[FactorTable, FactorTable]:
+        """Return samplers of training and test rows, which are disjoint halves of the rows.
+
+        A complete table with one row per combination is returned twice: published protocols draw training and test
+        codes from the same images of such a data set. Rows with the same values are distributed evenly.
+        """
+        if self.product_sizes is not None:
+            return self, self
+        order = random_state.permutation(len(self._labels))
+        order = order[np.argsort(self._numbers(self._labels[order]), kind="stable")]
+        first = random_state.randint(2)
+        return self._part(np.sort(order[first::2])), self._part(np.sort(order[1 - first :: 2]))
+
+    def _part(self, positions: np.ndarray) -> FactorTable:
+        """Return the table of some of the rows, with the same values."""
+        part = copy.copy(self)
+        for name in ("_combinations", "_by_value"):
+            part.__dict__.pop(name, None)
+        part._rows, part._labels = self._rows[positions], self._labels[positions]
+        return part
+
     def sample_factors(self, num: int, random_state: np.random.RandomState) -> np.ndarray:
         """Draw (num, F) int64, indices into ``factor_values``: per factor, or those of drawn rows."""
         if self.is_complete:
             columns = [random_state.randint(size, size=num) for size in self.factors_num_values]
             return np.stack(columns, axis=1).astype(np.int64)
-        return self._labels[random_state.randint(self.size, size=num)]
+        return self._labels[random_state.randint(len(self._labels), size=num)]
 
     def hold_fixed(
         self, factors: np.ndarray, factor: int, values: np.ndarray | int, random_state: np.random.RandomState
@@ -105,27 +149,59 @@ class FactorTable:
         Raises:
             MetricError: a combination has no row.
         """
-        wanted = factors @ self._bases
-        groups = self._combinations
+        wanted, groups = self._numbers(factors), self._combinations
         indices = np.minimum(np.searchsorted(groups.keys, wanted), len(groups.keys) - 1)
         missing = groups.keys[indices] != wanted
         if missing.any():
             raise MetricError(f"the table has no row with the value indices {factors[np.argmax(missing)].tolist()}.")
-        return groups.draw(indices, random_state)
+        return self._rows[groups.draw(indices, random_state)]
+
+    def _numbers(self, factors: np.ndarray) -> np.ndarray:
+        """Return a key of each combination (n, F): its number, or its bytes if there are too many combinations."""
+        sizes = self.factors_num_values
+        if math.prod(sizes) >= MOST_COMBINATIONS:
+            return np.ascontiguousarray(factors, dtype=np.uint32).view(f"S{4 * len(sizes)}")[:, 0]
+        return factors @ np.cumprod((1, *sizes[:0:-1]), dtype=np.int64)[::-1]
 
     @functools.cached_property
-    def _bases(self) -> np.ndarray:
-        """Factors of the value indices in the number of a combination."""
-        if math.prod(self.factors_num_values) >= MOST_COMBINATIONS:
-            raise MetricError(
-                f"factors: {self.factors_num_values} values have too many combinations and look continuous. Bin them "
-                "(numpy.digitize), or leave some out."
-            )
-        return np.cumprod((1, *self.factors_num_values[:0:-1]), dtype=np.int64)[::-1]
+    def _combinations(self) -> _Groups:
+        return _Groups.of(self._numbers(self._labels))
 
     @functools.cached_property
     def _by_value(self) -> tuple[_Groups, ...]:
         return tuple(_Groups.of(column) for column in self._labels.T)
+
+
+def _rows_with_values(ranks: np.ndarray, names: Sequence[str], missing: str) -> np.ndarray:
+    """Return the rows in which every factor has a value, from the indices of values (N, F)."""
+    if missing not in ("error", "drop"):
+        raise MetricError(f"missing: expected error or drop, got {missing!r}.")
+    is_missing = ranks == MISSING
+    if is_missing.any() and missing == "error":
+        row, column = np.argwhere(is_missing)[0]
+        raise MetricError(
+            f"factors: expected a value in every row, got none for {names[column]} in row {row} (and "
+            f'{np.count_nonzero(is_missing.any(axis=1)) - 1} more rows). Leave these rows out (missing="drop", '
+            "--missing drop), or the column."
+        )
+    rows = np.flatnonzero(~is_missing.any(axis=1))
+    if not len(rows):
+        raise MetricError(f"factors: no row has a value of every factor ({', '.join(names)}). Leave a column out.")
+    return rows
+
+
+def _varying(names: Sequence[str], sizes: Sequence[int]) -> list[int]:
+    """Return the numbers of the factors that vary; log a warning about the others.
+
+    Raises:
+        MetricError: no factor varies.
+    """
+    constant = [name for name, size in zip(names, sizes) if size == 1]
+    if len(constant) == len(sizes):
+        raise MetricError(f"factors: expected factors that vary, but each of {', '.join(names)} has a single value.")
+    if constant:
+        logger.warning("factors: %s left out, with a single value in all rows", ", ".join(constant))
+    return [number for number, size in enumerate(sizes) if size > 1]
 
 
 class _Groups(NamedTuple):
@@ -147,25 +223,3 @@ class _Groups(NamedTuple):
         if len(self.keys) == len(self.rows):
             return self.rows[groups]
         return self.rows[self.starts[groups] + random_state.randint(self.counts[groups])]
-
-
-def _ranks(column: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distinct values of a factor, ascending, and the index of the value of each row (N,) int64."""
-    if column.dtype == object:  # a table of several types: find that of the column
-        row = next((row for row, value in enumerate(column) if value is None or value != value), None)  # None or NaN
-        if row is not None:
-            raise MetricError(
-                f"factors: expected a value in every row, got {column[row]} for {name} in row {row}. Remove these rows "
-                "from factors and latents, or leave the column out."
-            )
-        column = np.array(column.tolist())
-    if column.dtype.kind == "f" and not np.isfinite(column).all():
-        row = int(np.argmin(np.isfinite(column)))
-        raise MetricError(f"factors: expected finite values, got {column[row]} for {name} in row {row}.")
-    values, ranks = np.unique(column, return_inverse=True)
-    if column.dtype.kind == "f" and len(values) == len(column) > 1:
-        raise MetricError(
-            f"factors: {name} never has the same value twice in {len(column)} rows and looks continuous. Bin it "
-            "(numpy.digitize)."
-        )
-    return values, ranks.reshape(-1).astype(np.int64)

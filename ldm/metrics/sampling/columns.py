@@ -1,0 +1,61 @@
+"""Columns of a table of factors: distinct values, and the index of the value of each row."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldm.metrics.common import MetricError
+
+MISSING = -1  # index of rows without a value
+FEW_VALUES = 10  # columns with fewer values are never taken for quantities or row numbers
+
+
+def value_indices(column: np.ndarray, name: str, is_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct values of a factor, ascending, and the index of the value of each row, (N,) int64.
+
+    Rows without a value (None, NaN, or an empty text) have the index ``MISSING``.
+
+    Args:
+        column: (N,) numbers, texts or objects.
+        name: name of the factor, for messages.
+        is_only: whether the table has no other column.
+
+    Raises:
+        MetricError: a value is infinite, there is no value, or most rows have a value of their own, as quantities and
+            row numbers do.
+    """
+    is_missing = _without_value(column)
+    known = column[~is_missing]
+    if known.dtype == object and len(known):  # a table of several types: find that of the column
+        known = np.array(known.tolist())
+    if not len(known):
+        raise MetricError(f"factors: expected values for {name}, but all {len(column)} rows are empty. Leave it out.")
+    if known.dtype.kind == "f" and not np.isfinite(known).all():
+        row = int(np.flatnonzero(~is_missing)[np.argmin(np.isfinite(known))])
+        raise MetricError(f"factors: expected finite values, got {column[row]} for {name} in row {row}.")
+    values, indices = np.unique(known, return_inverse=True)
+    _check_repeated(values, len(known), name, is_only)
+    ranks = np.full(len(column), MISSING, dtype=np.int64)
+    ranks[~is_missing] = indices.reshape(-1)
+    return values, ranks
+
+
+def _without_value(column: np.ndarray) -> np.ndarray:
+    """Return which rows have no value, (N,) bool."""
+    if column.dtype == object:
+        return np.array([value is None or value != value or value == "" for value in column], dtype=bool)
+    if column.dtype.kind == "f":
+        return np.isnan(column)
+    return np.char.strip(column) == "" if column.dtype.kind == "U" else np.zeros(len(column), dtype=bool)
+
+
+def _check_repeated(values: np.ndarray, num_rows: int, name: str, is_only: bool) -> None:
+    """Raise if the values of a factor occur less than twice on average."""
+    is_quantity = values.dtype.kind == "f" and len(values) == num_rows > 1
+    if not is_quantity and (is_only or len(values) <= max(FEW_VALUES, num_rows / 2)):
+        return
+    if values.dtype.kind == "f" and (values % 1 != 0).any():
+        kind, remedy = "looks continuous", "Divide it into bins (numpy.digitize; --bins on the command line)"
+    else:
+        kind, remedy = "looks like a number or name of each image", "Leave the column out"
+    raise MetricError(f"factors: {name} has {len(values)} values in {num_rows} rows and {kind}. {remedy}.")
