@@ -21,12 +21,19 @@ from ldm.metrics.dci import dci
 from ldm.metrics.downstream import downstream_task, fairness, reduced_downstream_task
 from ldm.metrics.evaluate import PROTOCOL_SEED, evaluate, score
 from ldm.metrics.factor_vae import factor_vae
+from ldm.metrics.information.gaps import dcimig, jemmig, mig_sup
+from ldm.metrics.information.infomec import infomec
 from ldm.metrics.irs import irs
 from ldm.metrics.med import med
 from ldm.metrics.mig import mig
 from ldm.metrics.modularity_explicitness import modularity_explicitness
 from ldm.metrics.protocols import DEFAULT_PROTOCOL, PROTOCOLS, Protocol, select_metrics
 from ldm.metrics.registry import DEFAULT_METRICS, EXTRA_METRICS, METRICS, Metric
+from ldm.metrics.regression.dci_es import dci_es
+from ldm.metrics.regression.dci_regression import dci_regression
+from ldm.metrics.regression.mcc import mcc
+from ldm.metrics.regression.r2 import r2
+from ldm.metrics.sampling.continuous import discretize
 from ldm.metrics.sampling.table import FactorTable
 from ldm.metrics.sap import sap
 from ldm.metrics.tad import tad
@@ -36,4 +43,5 @@ from ldm.metrics.unsupervised import unsupervised
 __all__ = ["DEFAULT_METRICS", "DEFAULT_PROTOCOL", "EXTRA_METRICS", "METRICS", "PROTOCOLS", "PROTOCOL_SEED"]
 __all__ += ["FactorTable", "Metric", "MetricError", "Protocol", "evaluate", "score", "select_metrics"]
 __all__ += ["beta_vae", "dci", "factor_vae", "irs", "med", "mig", "modularity_explicitness", "sap", "tad", "udr"]
+__all__ += ["dci_es", "dci_regression", "dcimig", "discretize", "infomec", "jemmig", "mcc", "mig_sup", "r2"]
 __all__ += ["downstream_task", "fairness", "reduced_downstream_task", "unsupervised"]

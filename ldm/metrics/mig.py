@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,10 +42,35 @@ def mig(
     """
     codes, labels = common.factor_codes(representation, sampler, num_train, random_state)
     common.require_units(codes, "MIG")
-    common.require_varying(labels, "MIG")
-    entropies = common.factor_entropies(labels)
-    ranked = np.sort(common.mutual_information(common.histogram_codes(codes, num_bins), labels), axis=0)[::-1]  # (K, F)
-    return {"discrete_mig": float(np.mean((ranked[0] - ranked[1]) / entropies))}
+    found = binned_information(codes, labels, num_bins, "MIG")
+    ranked = np.sort(found.matrix, axis=0)  # (K, F)
+    return {"discrete_mig": float(np.mean((ranked[-1] - ranked[-2]) / found.factors))}
+
+
+class BinnedInformation(NamedTuple):
+    """Information of the histogram bins of K units about F factors, in nats."""
+
+    matrix: np.ndarray  # (K, F) mutual information
+    factors: np.ndarray  # (F,) entropies, more than 0
+    units: np.ndarray  # (K,) entropies of the bins
+
+
+def binned_information(codes: np.ndarray, labels: np.ndarray, num_bins: int, metric: str) -> BinnedInformation:
+    """Return the information from which MIG, MIG-sup, DCIMIG and JEMMIG are computed.
+
+    Args:
+        codes: (n, K).
+        labels: (n, F) factor values.
+        num_bins: histogram bins per unit.
+        metric: name of the metric, for errors.
+
+    Raises:
+        MetricError: a factor takes a single value.
+    """
+    common.require_varying(labels, metric)
+    binned = common.histogram_codes(codes, num_bins)
+    matrix = common.mutual_information(binned, labels)
+    return BinnedInformation(matrix, common.factor_entropies(labels), common.factor_entropies(binned))
 
 
 def information(

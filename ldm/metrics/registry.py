@@ -10,16 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ldm.metrics.beta_vae import beta_vae
 from ldm.metrics.dci import dci, dci_factor, scores_from_importances
 from ldm.metrics.downstream import downstream_task, fairness, reduced_downstream_task
 from ldm.metrics.factor_vae import factor_vae
+from ldm.metrics.information.gaps import dcimig, jemmig, mig_sup
+from ldm.metrics.information.infomec import infomec
 from ldm.metrics.irs import irs
 from ldm.metrics.med import med
 from ldm.metrics.mig import mig
 from ldm.metrics.modularity_explicitness import modularity_explicitness
+from ldm.metrics.regression.dci_es import DEPTHS, dci_es, dci_es_scores
+from ldm.metrics.regression.dci_regression import dci_regression
+from ldm.metrics.regression.mcc import mcc
+from ldm.metrics.regression.r2 import r2
 from ldm.metrics.sap import sap
 from ldm.metrics.unsupervised import unsupervised
 from ldm.util import ConfigError, get_obj_from_str
@@ -170,6 +177,29 @@ METRICS: dict[str, Metric] = {
     ),
 }
 
+
+def _gap(key: str, function: Callable[..., dict[str, float]], figure: str, heading: str) -> Metric:
+    """Return the entry of a metric that is computed like MIG."""
+    mig_entry = METRICS["mig"]
+    return Metric(key, function, figure, mig_entry.protocol, heading, fast=mig_entry.fast, seconds=mig_entry.seconds)
+
+
+def _dci_of(regressor: str, seconds: float) -> Metric:
+    """Return the entry of DCI with a regressor that takes some seconds per factor at 20 units."""
+    function = partial(dci_regression, regressor=regressor)
+    return Metric(
+        f"dci_{regressor}",
+        function,
+        "disentanglement",
+        {"num_train": 10000, "num_test": 5000, "regressor": regressor},
+        heading=f"DCI {regressor}",
+        fast={"num_train": 2000, "num_test": 1000},
+        seconds=lambda units, values: seconds * units / 20,
+        part=function,
+        join=scores_from_importances,
+    )
+
+
 DEFAULT_METRICS: tuple[str, ...] = ("beta_vae", "dci", "mig", "factor_vae")  # what DisDiff's protocol runs
 
 # Run only when requested by name: they take minutes, or are of special interest.
@@ -210,6 +240,51 @@ EXTRA_METRICS: dict[str, Metric] = {
         fast={"num_train": 2000},
         seconds=lambda units, values: 0.05 * units * values,
     ),
+    "infomec": Metric(
+        "InfoMEC",
+        infomec,
+        "infom",
+        {"num_train": 10000, "num_test": 5000, "num_neighbors": 10},
+        heading="InfoM",
+        aliases=("infoc", "infoe", "infoe_train"),
+        fast={"num_train": 2000, "num_test": 1000},
+        seconds=lambda units, values: 0.3 + 0.01 * units * values,
+    ),
+    "mcc": Metric(
+        "MCC",
+        mcc,
+        "mcc",
+        {"num_train": 10000, "num_test": 5000},
+        aliases=("weak_mcc", "mcc_spearman", "weak_mcc_spearman"),
+        fast={"num_train": 2000, "num_test": 1000},
+        seconds=lambda units, values: 0.1 + 1e-5 * units**2,
+    ),
+    "r2": Metric(
+        "R2",
+        r2,
+        "r2_linear",
+        {"num_train": 10000, "num_test": 5000, "num_kernel": 2000},
+        aliases=("r2_kernel",),
+        fast={"num_train": 2000, "num_test": 1000, "num_kernel": 500},
+        seconds=lambda units, values: 2.0,
+    ),
+    "dci_lasso": _dci_of("lasso", 0.2),
+    "dci_forest": _dci_of("forest", 1.0),
+    "dci_boosted": _dci_of("boosted", 4.0),
+    "dci_es": Metric(
+        "DCI_ES",
+        dci_es,
+        "explicitness",
+        {"num_train": 10000, "num_test": 5000, "depths": list(DEPTHS), "num_trees": 100},
+        heading="DCI-ES",
+        fast={"num_train": 2000, "num_test": 1000, "num_trees": 10},
+        seconds=lambda units, values: 20.0,
+        part=dci_es,
+        join=dci_es_scores,
+    ),
+    "mig_sup": _gap("MIG_sup", mig_sup, "mig_sup", "MIG-sup"),
+    "dcimig": _gap("DCIMIG", dcimig, "dcimig", "DCIMIG"),
+    "jemmig": _gap("JEMMIG", jemmig, "jemmig_normalized", "JEMMIG"),
 }
 
 ALL_METRICS: dict[str, Metric] = {**METRICS, **EXTRA_METRICS}

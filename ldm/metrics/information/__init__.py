@@ -1,0 +1,1 @@
+"""Metrics from the information between single units and single factors, besides MIG and modularity."""
