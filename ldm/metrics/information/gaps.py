@@ -12,6 +12,8 @@ from ldm.metrics import common
 from ldm.metrics.common import FactorSampler, Representation
 from ldm.metrics.mig import binned_information
 
+ROUNDING = 1e-12  # difference up to which informations are equal
+
 
 def mig_sup(
     representation: Representation,
@@ -77,8 +79,8 @@ def jemmig(
     common.require_units(codes, "JEMMIG")
     found = binned_information(codes, labels, num_bins, "JEMMIG")
     ranked = np.sort(found.matrix, axis=0)
-    # the best unit is the one of smallest entropy if several have the same information
-    entropies = np.where(found.matrix == ranked[-1], found.units[:, None], np.inf).min(axis=0)
+    # the best unit is the one of smallest entropy if several have the same information, up to rounding
+    entropies = np.where(found.matrix > ranked[-1] - ROUNDING, found.units[:, None], np.inf).min(axis=0)
     scores = np.maximum(entropies + found.factors - 2 * ranked[-1] + ranked[-2], 0.0)
     normalized = 1.0 - scores / (found.factors + np.log(num_bins))
     return {"jemmig_normalized": float(np.mean(normalized)), "jemmig": float(np.mean(scores))}

@@ -117,6 +117,9 @@ def explicitness(
     known = np.isin(test_labels, labels)
     shares = []
     for units, values in ((codes, labels), (test_codes[known], test_labels[known])):
+        if not len(values):
+            shares.append(0.0)
+            continue
         chosen = classifier.predict_proba(units)[np.arange(len(values)), classifier.classes_.searchsorted(values)]
         entropy = -np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).tiny)))
         shares.append(max(0.0, 1.0 - entropy / np.log(len(classifier.classes_))))

@@ -18,8 +18,8 @@ def neighbor_information(
     Stoegbauer, Grassberger (2004): psi(n) + mean of psi(k) - psi(n_y) - psi(m), where n_y rows have the label of a row,
     k <= ``num_neighbors`` of them are counted, and m rows (with the row) are nearer than the k-th. Equal to
     ``mutual_info_classif`` of scikit-learn, from sorted values instead of trees: 0.2 seconds instead of 90 for 20
-    units, 6 factors and 10,000 rows. Rows with a label of their own do not count, a unit that does not vary has 0, and the
-    noise is the same for all units, so that their order does not matter.
+    units, 6 factors and 10,000 rows. Rows with a label of their own do not count, and a unit that does not vary has 0.
+    The noise is the same for all units, so that their order does not matter.
 
     Raises:
         MetricError: each row has its own value of a factor.
