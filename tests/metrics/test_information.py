@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from sklearn.feature_selection import _mutual_info, mutual_info_classif
 from sklearn.neighbors import NearestNeighbors
 
 from ldm.data.factors import FactorSpace
-from ldm.metrics import FactorTable, MetricError, dcimig, infomec, jemmig, mig, mig_sup
+from ldm.metrics import FactorTable, MetricError, dcimig, infomec, jemmig, mcc, mig, mig_sup
 from ldm.metrics.common import factor_entropies
 from ldm.metrics.information.infomec import concentration, explicitness
 from ldm.metrics.information.neighbors import neighbor_information
@@ -172,3 +174,17 @@ def test_bad_input_gives_figures_or_one_clear_line(metric):
             assert "\n" not in str(error) and len(str(error)) > 40
         else:
             assert all(np.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize("metric", [infomec, mcc, jemmig])
+def test_twenty_units_take_less_than_five_seconds(metric):
+    space = FactorSpace("abcdef", (10, 10, 10, 8, 4, 15))
+    weights = np.random.default_rng(0).normal(size=(6, 20))
+
+    def codes(rows):
+        return space.factors_of(rows) @ weights + np.sin(rows[:, None] * np.arange(1, 21))
+
+    metric(codes, space, fresh(), num_train=200)  # imports
+    start = time.process_time()
+    metric(codes, space, fresh())
+    assert time.process_time() - start < 5

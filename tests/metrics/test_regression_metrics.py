@@ -133,7 +133,7 @@ def test_factors_that_shallow_trees_read_are_explicit():
     mixture = np.column_stack([factors[:, 0] ^ factors[:, 1], factors[:, 1]])  # a needs two splits
     options = QUICK | {"depths": (1, 2, 3), "num_trees": 25}
     plain, mixed = (dci_es(codes, space, fresh(), **options)["explicitness"] for codes in (factors, mixture))
-    assert plain > 0.95 > mixed + 0.2
+    assert plain > 0.9 > mixed + 0.1
 
 
 def test_explicitness_by_hand():
