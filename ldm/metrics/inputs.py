@@ -56,18 +56,24 @@ def as_array(values: Any) -> np.ndarray:
         values = [as_array(row) if isinstance(row, Tensor) else row for row in values]
     try:
         array = np.asarray(values)
-    except ValueError as error:
-        lengths = [np.shape(row)[:1] if isinstance(row, np.ndarray) else (len(row),) for row in map(_as_row, values)]
-        row = next((row for row, length in enumerate(lengths) if length != lengths[0]), 0)
-        raise MetricError(
-            f"expected rows of equal length, got {lengths[row]} values in row {row} and {lengths[0]} in row 0."
-        ) from error
+    except ValueError:  # lists of different lengths, or lists as entries
+        return _of_rows(values)
     is_mixed = isinstance(values, list) and array.dtype.kind in "US"
     return np.array(values, dtype=object) if is_mixed else array  # numbers beside texts remain numbers
 
 
-def _as_row(row: Any) -> Any:
-    return row if isinstance(row, (list, tuple, np.ndarray)) else [row]
+def _of_rows(rows: Any) -> np.ndarray:
+    """Return an array of objects (N, K)."""
+    lengths = [len(row) if isinstance(row, (list, tuple, np.ndarray)) else 1 for row in rows]
+    for row, length in enumerate(lengths):
+        if length != lengths[0]:
+            raise MetricError(
+                f"expected rows of equal length, got {length} values in row {row} and {lengths[0]} in row 0."
+            )
+    array = np.empty((len(rows), lengths[0]), dtype=object)
+    for row, column in np.ndindex(array.shape):
+        array[row, column] = rows[row][column]
+    return array
 
 
 def as_latents(values: Any) -> np.ndarray:
@@ -130,5 +136,8 @@ def _column(values: Any) -> np.ndarray:
     """Return one column; masked values become None."""
     column = as_array(values)
     if isinstance(column, np.ma.MaskedArray):
-        return column.astype(object).filled(None) if np.ma.is_masked(column) else np.asarray(column)
+        mask, column = np.ma.getmaskarray(column), np.array(column.data)
+        if mask.any():
+            column = column.astype(object)
+            column[mask] = None
     return column

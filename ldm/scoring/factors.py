@@ -73,13 +73,13 @@ def _table_sampler(path: Path) -> FactorSampler:
 
 
 def factors_from_table(
-    path: Path, num_images: int, target: Path, missing: str = "error", bins: Mapping[str, Bins] | None = None
+    path: Path, shape: tuple[int, ...], target: Path, missing: str = "error", bins: Mapping[str, Bins] | None = None
 ) -> Factors:
     """Read a table of factors, one row per image, and store it for the workers.
 
     Args:
         path: ``.npy``, ``.npz``, ``.h5``, ``.csv`` or ``.parquet``: (N, F) numbers or words.
-        num_images: N of the latents.
+        shape: shape of the latents, (N, ...).
         target: file to write.
         missing: "error", or "drop" to leave out rows without a value of a factor.
         bins: arguments of ``discretize`` for factors that are continuous, by name.
@@ -87,12 +87,13 @@ def factors_from_table(
     Raises:
         UserError: the number of rows differs, a column is not a discrete factor, or ``bins`` names no column.
     """
-    columns = _read_columns(path, target.parent, num_images)
+    columns = _read_columns(path, target.parent, shape[0])
     num_rows, bins = len(next(iter(columns.values()))), bins or {}
-    if num_rows != num_images:
-        hint = ". The images seem to be in the columns: transpose the table" if len(columns) == num_images else ""
+    if num_rows != shape[0]:
+        turned = "factors" if len(columns) == shape[0] else "latents" if num_rows in shape[1:] else ""
+        hint = f". The images seem to be in the columns of the {turned}: transpose them" if turned else ""
         raise UserError(
-            f"{path}: expected {num_images} rows, one per image and in the order of the latents, got {num_rows}{hint}"
+            f"{path}: expected {shape[0]} rows, one per image and in the order of the latents, got {num_rows}{hint}"
         )
     described = {}
     try:
@@ -110,7 +111,7 @@ def factors_from_table(
         if size > MAX_VALUES:
             raise UserError(
                 f"{path}: expected a discrete factor with at most {MAX_VALUES} values, but {name} has {size} values "
-                f"in {num_images} rows. Divide it into bins (--bins {name}=10), or remove the column."
+                f"in {num_rows} rows. Divide it into bins (--bins {name}=10), or remove the column."
             )
     details: dict[str, Any] = {"bins": described} if described else {}
     if table.num_left_out:

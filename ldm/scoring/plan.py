@@ -346,7 +346,7 @@ def factors_of_latents(
     if dataset is not None and table is not None:
         raise UserError("expected a data set (-d) or a table of factors (--factors), not both")
     if table is not None:
-        factors = factors_from_table(Path(table), latents.shape[0], target, missing, bins)
+        factors = factors_from_table(Path(table), latents.shape, target, missing, bins)
         return factors, factors.describe(None, {"table": Path(table).name})
     space = factor_space(dataset) if dataset is not None else latents.space
     if space is None:

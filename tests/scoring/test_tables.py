@@ -137,9 +137,9 @@ def test_latents_without_a_number(tmp_path, cell):
         assert np.argwhere(np.isnan(codes_of(tmp_path / "z.csv"))).tolist() == [[7, 1]]  # the metrics refuse it
 
 
-def labels(path: Path, num_images: int = 60, **options) -> dict:
+def labels(path: Path, shape: tuple[int, ...] = (60, 3), **options) -> dict:
     """Return names and sizes of the factors in a file."""
-    factors = factors_from_table(path, num_images, path.parent / "factors.pickle", **options)
+    factors = factors_from_table(path, shape, path.parent / "factors.pickle", **options)
     return dict(zip(factors.names, factors.sizes)) | factors.details
 
 
@@ -176,8 +176,11 @@ def test_bins_of_continuous_factors(tmp_path):
 
 def test_transposed_factors(tmp_path):
     (tmp_path / "f.csv").write_text(lines(GRID.T))
-    with pytest.raises(UserError, match="expected 60 rows, .* got 3. The images seem to be in the columns"):
+    with pytest.raises(UserError, match="expected 60 rows, .* got 3. .*in the columns of the factors: transpose"):
         labels(tmp_path / "f.csv")
+    (tmp_path / "f.csv").write_text(lines(GRID))
+    with pytest.raises(UserError, match="expected 3 rows, .* got 60. .*in the columns of the latents: transpose"):
+        labels(tmp_path / "f.csv", (3, 60))
 
 
 @pytest.mark.parametrize("kind", ["npy", "npz", "h5"])
