@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
@@ -47,9 +48,11 @@ def as_array(values: Any) -> np.ndarray:
     if isinstance(values, Tensor):
         tensor = values.detach().cpu()
         try:
-            return tensor.numpy()
-        except TypeError:  # a type that NumPy does not have, such as bfloat16
-            return tensor.float().numpy()
+            with contextlib.suppress(TypeError):
+                return tensor.numpy()
+            return tensor.float().numpy()  # of a type that NumPy does not have, such as bfloat16
+        except (TypeError, RuntimeError) as error:  # a sparse tensor, or a view
+            raise MetricError(f"expected a dense tensor, got {' '.join(str(error).split())}") from error
     if isinstance(values, np.ndarray):
         return values
     if isinstance(values, (list, tuple)):
@@ -87,6 +90,8 @@ def as_latents(values: Any) -> np.ndarray:
         array = np.stack([array[name] for name in array.dtype.names], axis=-1)
     if np.ma.is_masked(array):
         raise MetricError(f"latents: expected a value everywhere, got a masked one in {_place(array.mask)}.")
+    if array.ndim == 0:
+        raise MetricError(f"latents: expected an array (N, K) or (N, U, D), got {type(values).__name__}.")
     if array.dtype.kind in "OUS":
         numeric = np.vectorize(lambda value: isinstance(value, (Real, np.bool_)), otypes=[bool])(array)
         if not numeric.all():

@@ -90,8 +90,8 @@ def factors_from_table(
     columns = _read_columns(path, target.parent, shape[0])
     num_rows, bins = len(next(iter(columns.values()))), bins or {}
     if num_rows != shape[0]:
-        turned = "factors" if len(columns) == shape[0] else "latents" if num_rows in shape[1:] else ""
-        hint = f". The images seem to be in the columns of the {turned}: transpose them" if turned else ""
+        is_turned = len(columns) == shape[0] or num_rows in shape[1:]
+        hint = ". One of the files seems to have the images in its columns: transpose it" if is_turned else ""
         raise UserError(
             f"{path}: expected {shape[0]} rows, one per image and in the order of the latents, got {num_rows}{hint}"
         )

@@ -91,9 +91,12 @@ class Options:
             if output.exists() and any(output.samefile(path) for path in inputs):
                 raise UserError(f"{output}: expected another output, got an input (--latents, --factors). Rename it.")
         for output in scores:
-            content = read_json(output, missing_ok=True)
-            if not all(isinstance(entry, (dict, type(None))) for entry in content.values()):
-                raise UserError(f"{output}: expected a score file or a new file (--out), got other JSON. Rename it.")
+            is_scores = False
+            with contextlib.suppress(UserError):
+                content = read_json(output, missing_ok=True)
+                is_scores = all(isinstance(entry, (dict, type(None))) for entry in content.values())
+            if not is_scores:
+                raise UserError(f"{output}: expected a score file or a new file (--out), got another. Rename it.")
 
 
 @dataclass

@@ -142,6 +142,29 @@ def test_other_tables_that_are_refused():
         FactorTable(frame)
 
 
+@pytest.mark.parametrize(
+    "values,message",
+    [
+        (torch.tensor(GRID).to_sparse(), "expected a dense tensor"),
+        (torch.tensor(GRID * 1j).conj(), "expected a dense tensor"),
+        (torch.tensor(GRID * 1j), "complex128"),
+        ("z.npy", r"array \(N, K\)|shape \(N, F\)"),
+        (None, r"array \(N, K\)|shape \(N, F\)"),
+        (GRID[:, 0], "expected shape"),
+    ],
+)
+def test_what_is_no_table(values, message):
+    with pytest.raises(MetricError, match=message):
+        evaluate(values, GRID, "mig")
+    with pytest.raises(MetricError, match=message):
+        FactorTable(values)
+
+
+def test_empty_columns():
+    with pytest.raises(MetricError, match="expected values for b, but all 3 rows are empty"):
+        FactorTable({"a": [1, 2, 1], "b": [None, None, None]})
+
+
 def test_dates_are_labels():
     days = np.datetime64("2024-01-01") + GRID[:, 1].astype("timedelta64[D]")
     assert FactorTable({"day": days, "size": GRID[:, 2]}).factors_num_values == (3, 5)

@@ -105,12 +105,10 @@ def test_outputs_never_overwrite_inputs(inputs, tmp_path, make, monkeypatch):
     assert np.array_equal(np.load(inputs["latents"]), GRID)
 
 
-@pytest.mark.parametrize(
-    "content,message", [("text", "cannot be read"), ('{"name": "x"}', "got other JSON"), ("[]", "expected a mapping")]
-)
-def test_other_files_are_not_replaced_by_scores(inputs, content, message):
+@pytest.mark.parametrize("content", ["text", '{"name": "x"}', "[]"])
+def test_other_files_are_not_replaced_by_scores(inputs, content):
     inputs["out"].write_text(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match="expected a score file or a new file"):
         score(SPREAD, **inputs)
     assert inputs["out"].read_text() == content
 

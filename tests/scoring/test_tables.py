@@ -112,17 +112,22 @@ def test_left_out_columns_are_logged(tmp_path, caplog):
         ("index,a\n2,1\n0,2\n1,3\n", "column 'index': expected row numbers in order"),
         ("index\n0\n1\n", "got only row numbers"),
         ("id,a\n" + lines(indexed(CODES[:, :1])), "column 'id' numbers the rows"),
-        (lines(indexed(CODES, 1)), "column 'factor 0' numbers the rows"),
+        (lines(indexed(CODES, 1)), "column 'unit 0' numbers the rows"),
         ("a,b\n1,2\n3\n", "t.csv, line 3: expected 2 fields as in the first line, got 1"),
         ("a,b\n1,2\n\n3,4,5\n", "line 4: expected 2 fields .*got 3"),
         ('a,b\n1,2\n"3,4\n', "complete quotes"),
         ("a,b\n1,caf\xe9\n".encode("latin-1"), "text in UTF-8"),
+        ("a\n" + "x" * 200_000, "larger than field limit"),
+        ("0.1 0.2 0.3\n0.3 0.4 0.5\n", "column '0.1 0.2 0.3'"),
+        ("a,b\n1,2\n   \n3,4\n", "line 3: expected 2 fields"),
+        ("a,b\n1,2\n".encode("utf-16"), "text in UTF-8"),
         ("a;b,c\n1;2,x\n3;4,y\n", "both divide the lines"),
     ],
 )
 def test_what_is_refused(tmp_path, text, message):
+    (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=message):
-        read(tmp_path, text)
+        array_source(tmp_path / "t.csv")
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "NaN", "NA", "null", "None", "high", "1e", "1,5"])
@@ -176,10 +181,10 @@ def test_bins_of_continuous_factors(tmp_path):
 
 def test_transposed_factors(tmp_path):
     (tmp_path / "f.csv").write_text(lines(GRID.T))
-    with pytest.raises(UserError, match="expected 60 rows, .* got 3. .*in the columns of the factors: transpose"):
+    with pytest.raises(UserError, match="expected 60 rows, .* got 3. One of the files .* in its columns: transpose"):
         labels(tmp_path / "f.csv")
     (tmp_path / "f.csv").write_text(lines(GRID))
-    with pytest.raises(UserError, match="expected 3 rows, .* got 60. .*in the columns of the latents: transpose"):
+    with pytest.raises(UserError, match="expected 3 rows, .* got 60. One of the files"):
         labels(tmp_path / "f.csv", (3, 60))
 
 

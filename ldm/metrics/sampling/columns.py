@@ -30,10 +30,10 @@ def value_indices(column: np.ndarray, name: str, is_only: bool = False) -> tuple
     known = column[~is_missing]
     if known.dtype == object and len(known):  # a table of several types: find that of the column
         known = _of_one_type(known, np.flatnonzero(~is_missing), name)
-    if known.dtype.kind not in SIMPLE:
-        raise MetricError(f"factors: expected numbers or texts, got values of type {known.dtype} for {name}.")
     if not len(known):
         raise MetricError(f"factors: expected values for {name}, but all {len(column)} rows are empty. Leave it out.")
+    if known.dtype.kind not in SIMPLE:
+        raise MetricError(f"factors: expected numbers or texts, got values of type {known.dtype} for {name}.")
     if known.dtype.kind == "f" and not np.isfinite(known).all():
         row = int(np.flatnonzero(~is_missing)[np.argmin(np.isfinite(known))])
         raise MetricError(f"factors: expected finite values, got {column[row]} for {name} in row {row}.")
@@ -78,7 +78,7 @@ def _check_repeated(values: np.ndarray, num_rows: int, name: str, is_only: bool)
     if not is_quantity and (is_only or len(values) <= max(FEW_VALUES, num_rows / 2)):
         return
     if values.dtype.kind == "f" and (values % 1 != 0).any():
-        kind, remedy = "looks continuous", "Divide it into bins (numpy.digitize; --bins on the command line)"
+        kind, remedy = "looks continuous", f"Divide it into bins (--bins {name}=10; discretize)"
     else:
         kind, remedy = "looks like a number or name of each image", "Leave the column out"
     raise MetricError(f"factors: {name} has {len(values)} values in {num_rows} rows and {kind}. {remedy}.")
