@@ -27,6 +27,9 @@ EXAMPLES = """examples:
   any latents, (N, K) or (N, U, D), of a known data set or with a table of factors:
     python run_para_metrics.py --latents z.npy -d shapes3d --metrics all --out scores.json
     python run_para_metrics.py --latents z.parquet --factors factors.csv --out scores.json
+  continuous factors in bins, rows without labels left out, units divided by their standard deviation:
+    python run_para_metrics.py --latents z.csv --factors f.csv --bins size=10 x=equal_frequency:10 y=0,0.5,1
+    python run_para_metrics.py --latents z.csv --factors f.csv --missing drop --standardize
 """
 INTERRUPTED = 130  # exit status of a command ended by Ctrl-C
 
@@ -79,6 +82,25 @@ def parse_arguments() -> argparse.Namespace:
     add("--latents", metavar="FILE", help="score this array instead of runs: .npy .npz .h5 .parquet .csv")
     add("--factors", metavar="FILE", help="with --latents: factors of each image, one row per image, instead of -d")
     add("--out", metavar="FILE", help="with --latents: the score file (default: <latents>.scores.json)")
+    add(
+        "--missing",
+        choices=("error", "drop"),
+        default="error",
+        help="with --factors: stop at a row without a value of a factor (default), or leave such rows out",
+    )
+    add(
+        "--bins",
+        nargs="+",
+        default=(),
+        metavar="NAME=BINS",
+        help="with --factors: divide a continuous factor into bins of equal width (NAME=10), of equal frequency "
+        "(NAME=equal_frequency:10), or at inner edges (NAME=0,0.5,1)",
+    )
+    add(
+        "--standardize",
+        action="store_true",
+        help="divide each unit by its standard deviation; scores of runs are written to dis_metrics/standardized",
+    )
     arguments = parser.parse_args()
     if arguments.processes < 1:
         parser.error(f"-p/--processes: expected at least 1, got {arguments.processes}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldm.metrics.common import FactorSampler, MetricError, Representation, without_constant
+from ldm.metrics.inputs import as_latents
 from ldm.metrics.protocols import DEFAULT_PROTOCOL, select_metrics
 from ldm.metrics.registry import Metric
 from ldm.metrics.representation import check_latents, scalar_units, scale_note, standardize
@@ -59,16 +60,20 @@ def evaluate(
         1.0
     """
     chosen = select_metrics(protocol, metrics)
-    latents = latents if isinstance(latents, np.ndarray) else np.asarray(latents)
+    latents = as_latents(latents)
     sampler = as_sampler(factors, missing)
     check_latents(latents.shape, getattr(sampler, "size", len(latents) if latents.ndim else 0))
     units = scalar_units(latents)
-    units, note = (standardize(units), None) if standardized else (units, scale_note(units))
+    vectors = latents.reshape(len(latents), -1)  # for metrics that take all numbers of a unit
+    if standardized:
+        units, vectors, note = standardize(units), standardize(vectors), None
+    else:
+        note = scale_note(units)
     if note and chosen.keys() & SCALED:
         logger.warning("latents: %s", note)
     scores: dict[str, dict[str, Any]] = {}
     for metric in chosen.values():
-        codes = units if metric.reduce else latents.reshape(len(latents), -1)
+        codes = units if metric.reduce else vectors
         try:
             scores |= score(codes, sampler, {metric.key: metric}, seed)
         except MetricError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -12,10 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ldm.util import UserError, atomic_write
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
+REASON = "reason"  # entry of a mapping: why a figure in it is null
 _PACKAGES = {"torch": "torch", "lightning": "pytorch-lightning", "numpy": "numpy", "open_clip": "open_clip_torch"}
 
 
@@ -42,10 +46,38 @@ def read_json(path: Path, missing_ok: bool = False) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON mapping atomically, with indentation."""
+    """Write a JSON mapping atomically, with indentation; see ``plain``."""
     with atomic_write(path) as stream:
-        json.dump(content, stream, indent=2)
+        json.dump(plain(content), stream, indent=2, allow_nan=False)
         stream.write("\n")
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON types, in which numbers that are not finite are None.
+
+    The mapping that contains such a number gets the entry ``"reason": {name: text}``.
+
+    Example:
+        >>> plain({"mig": float("nan"), "sap": 0.5})
+        {'mig': None, 'sap': 0.5, 'reason': {'mig': 'nan'}}
+    """
+    if isinstance(value, dict):
+        content = {str(key): plain(entry) for key, entry in value.items()}
+        reasons = {str(name): text for name, entry in value.items() if (text := _not_finite(entry))}
+        given = content.get(REASON) if isinstance(content.get(REASON), dict) else {}
+        return content | ({REASON: given | reasons} if reasons else {})
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(entry) for entry in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if _not_finite(value) else value
+
+
+def _not_finite(value: Any) -> str:
+    """Return "nan" or "inf" if a number is not finite, or a list contains such a number; else an empty text."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return ", ".join(dict.fromkeys(filter(None, map(_not_finite, value))))
+    is_number = isinstance(value, (float, np.floating))
+    return str(float(value)) if is_number and not math.isfinite(value) else ""
 
 
 def update_run(run_dir: str | os.PathLike, **entries: Any) -> dict[str, Any]:
@@ -64,7 +96,10 @@ def update_results(run_dir: str | os.PathLike, **figures: Any) -> dict[str, Any]
 
 
 def _merge(path: Path, entries: dict[str, Any]) -> dict[str, Any]:
-    content = {**read_json(path, missing_ok=True), **entries}
+    content = read_json(path, missing_ok=True)
+    reasons = content.pop(REASON, {})
+    reasons = {name: text for name, text in reasons.items() if name not in entries}
+    content = plain({**content, **entries, **({REASON: reasons} if reasons else {})})
     write_json(path, content)
     return content
 

@@ -1,7 +1,7 @@
 """Arrays in .npz, .npy, .h5, .parquet and .csv files, read without loading them whole.
 
 ``.npy`` files and members of uncompressed ``.npz`` files are memory-mapped. Other binary files are converted once to a
-``.npy`` file, in blocks of rows, which is then memory-mapped. CSV files are read whole.
+``.npy`` file, in blocks of rows, which is then memory-mapped.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import h5py
 import numpy as np
 
 from ldm.data.rows import array_header, map_stored_member
+from ldm.scoring.tables import Table, is_number, open_table
 from ldm.util import UserError
 
 BLOCK_BYTES = 32_000_000  # read at once
@@ -43,7 +45,7 @@ class ArraySource:
     write: Callable[[Path], None] | None = None  # writes the array to a .npy file
 
 
-def array_source(path: Path, names: Sequence[str] = LATENTS) -> ArraySource:
+def array_source(path: Path, names: Sequence[str] = LATENTS, kinds: str = "fiub") -> ArraySource:
     """Read the header of a file.
 
     Args:
@@ -51,6 +53,7 @@ def array_source(path: Path, names: Sequence[str] = LATENTS) -> ArraySource:
             that hold lists are vectors per unit.
         names: names of the array in files that hold several arrays, best first. An array of another name is accepted
             if it is the only one.
+        kinds: accepted kinds of the values, as in ``numpy.dtype.kind``.
 
     Raises:
         IncompleteFile: the file is damaged or incomplete.
@@ -61,7 +64,9 @@ def array_source(path: Path, names: Sequence[str] = LATENTS) -> ArraySource:
         raise UserError(f"{path}: expected {', '.join(_READERS)}, got {path.suffix or 'no file extension'}")
     with incomplete_if_unreadable(path):
         source = reader(path, names)
-    if source.dtype.kind not in "fiu":
+    if source.dtype.hasobject:
+        raise UserError(f"{path}: expected numbers, got Python objects, which are not unpickled. Convert the array.")
+    if source.dtype.kind not in kinds:
         raise UserError(f"{path}: expected numbers, got values of type {source.dtype}. Convert them to numbers.")
     return source
 
@@ -177,71 +182,46 @@ def _read_h5(path: Path, names: Sequence[str]) -> ArraySource:
     return ArraySource(path, shape, dtype, None, write)
 
 
-def parquet_file(path: Path) -> Any:
-    """Open a Parquet file.
-
-    Raises:
-        UserError: pyarrow is not installed.
-        ValueError: the file is damaged.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise UserError(f"{path}: reading Parquet needs pyarrow: pip install -e .[parquet]") from error
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise ValueError(error) from error
-
-
-def _read_parquet(path: Path, names: Sequence[str]) -> ArraySource:
-    file = parquet_file(path)
-    first = next(file.iter_batches(batch_size=1), None)
-    if first is None:
-        raise ValueError("it has no rows")
-    row = _stacked(first)
-    shape = (file.metadata.num_rows, *row.shape[1:])
+def _read_table(path: Path, names: Sequence[str]) -> ArraySource:
+    """Read the header of a table of numbers; columns of lists are vectors per unit."""
+    table = open_table(path, "unit")
+    row = _stacked(table, next(table.blocks(1)))
+    shape = (table.num_rows, *row.shape[1:])
 
     def write(target: Path) -> None:
-        batches = parquet_file(path).iter_batches(batch_size=_rows_per_block(shape, row.dtype))
-        _write_blocks(target, shape, row.dtype, map(_stacked, batches))
+        blocks = table.blocks(_rows_per_block(shape, row.dtype))
+        _write_blocks(target, shape, row.dtype, (_stacked(table, block, row.dtype) for block in blocks))
 
     return ArraySource(path, shape, row.dtype, None, write)
 
 
-def _stacked(batch: Any) -> np.ndarray:
-    """Stack columns of a table: numbers to (n, K), one column of lists to (n, K), several to (n, U, D)."""
-    columns = [column.to_numpy(zero_copy_only=False) for column in batch.columns]
-    if columns and all(column.dtype == object and isinstance(column[0], np.ndarray) for column in columns):
-        columns = [np.stack(list(column)) for column in columns]
-        return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
-    return np.stack(columns, axis=1)
+def _stacked(table: Table, block: Mapping[str, np.ndarray], dtype: np.dtype | None = None) -> np.ndarray:
+    """Stack columns of a table: numbers to (n, K), one column of lists to (n, K), several to (n, U, D).
+
+    Raises:
+        UserError: a value is missing or not a number, or lists of different columns have different lengths.
+    """
+    for name, column in block.items():
+        if column.dtype.kind not in "fiub" or (dtype is not None and not np.can_cast(column.dtype, dtype, "same_kind")):
+            _raise_not_numeric(table, name)
+    widths = {name: column.shape[1:] for name, column in block.items()}
+    if len(set(widths.values())) > 1:
+        lengths = ", ".join(f"{name} {list(width) or 1}" for name, width in widths.items())
+        raise UserError(f"{table.path}: expected columns of equal numbers of values per row, got {lengths}.")
+    columns = list(block.values())
+    return columns[0] if len(columns) == 1 and columns[0].ndim > 1 else np.stack(columns, axis=1)
 
 
-def _read_csv(path: Path, names: Sequence[str]) -> ArraySource:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    lines = lines if lines and all(map(is_number, lines[0].split(","))) else lines[1:]
-    if not lines:
-        raise UserError(f"{path}: expected one row of numbers per image, got none. Write the file again.")
-    try:
-        rows = np.loadtxt(lines, delimiter=",", ndmin=2)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: expected a number in every field, but reading failed ({error}). Remove columns of names, and "
-            "complete lines that were cut off."
-        ) from error
-    return ArraySource(path, rows.shape, rows.dtype, lambda: rows)
-
-
-def is_number(word: str) -> bool:
-    """Return whether a field of a CSV file is a number."""
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+def _raise_not_numeric(table: Table, name: str) -> NoReturn:
+    """Raise the error for a column of latents with a missing value or words: the first in it."""
+    values = table.column(name).tolist()
+    is_numeric = [value == value if isinstance(value, Real) else is_number(str(value)) for value in values]
+    row = is_numeric.index(False) if False in is_numeric else 0
+    raise UserError(
+        f"{table.path}: expected a number in every row, got {values[row]!r} in row {row}, column {name!r}. Remove "
+        "columns of names, and rows without a value."
+    )
 
 
 _READERS: dict[str, Callable[[Path, Sequence[str]], ArraySource]] = {".npz": _read_npz, ".npy": _read_npy}
-_READERS |= {".h5": _read_h5, ".hdf5": _read_h5, ".parquet": _read_parquet, ".csv": _read_csv}
+_READERS |= {".h5": _read_h5, ".hdf5": _read_h5, ".parquet": _read_table, ".csv": _read_table}

@@ -36,6 +36,8 @@ def run_scoring(options: Options) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[_LineHandler(messages)])
     if options.latents is None and (options.factors or options.out):
         raise UserError(f"{'--factors' if options.factors else '--out'} requires --latents FILE")
+    if options.factors is None and (options.bins or options.missing != "error"):
+        raise UserError(f"{'--bins' if options.bins else '--missing'} requires --factors FILE")
     if options.latents is not None and options.watch is not None:
         raise UserError("--watch searches for files of runs (-l) and cannot be combined with --latents")
     failed: frozenset[tuple[Path, int]] = frozenset()
@@ -87,7 +89,7 @@ def _show(report: Report, options: Options) -> None:
     if options.latents is not None:
         rows = latents_row(options.latents, options.score_file, seeds, options.dataset) if report.written else []
     else:
-        rows = collect_rows(options.logdir, seeds, options.protocol)
+        rows = collect_rows(options.logdir, seeds, options.protocol, options.standardize)
     _write_tables(options, rows)
     if options.latents is not None and rows:
         logger.info("scores: %s", options.score_file)

@@ -11,7 +11,6 @@ import contextlib
 import heapq
 import itertools
 import logging
-import math
 import os
 import queue
 import signal
@@ -31,7 +30,7 @@ import numpy as np
 
 from ldm.metrics.common import MetricError
 from ldm.metrics.representation import scalar_units, scale_note, standardize
-from ldm.runs.records import collect_versions
+from ldm.runs.records import collect_versions, plain
 from ldm.scoring.arrays import array_source, open_array
 from ldm.scoring.factors import Factors
 from ldm.util import ConfigError, UserError
@@ -355,17 +354,8 @@ def compute(task: Task, workspace: Workspace, factors: Factors, seed: int) -> di
     else:
         latents = open_array(array_source(workspace.latents), workspace.folder)
         codes = latents.reshape(len(latents), -1)
+        codes = standardize(codes) if workspace.standardized else codes
     factor = () if task.factor is None else (task.factor,)
     result = task.function(codes, factors.sampler(), np.random.RandomState(seed), *factor, **task.arguments)
     seconds = round(time.monotonic() - started, 3)
     return {"result": plain(result), "seconds": seconds, "versions": collect_versions(_PACKAGES)}
-
-
-def plain(value: Any) -> Any:
-    """Return a value as JSON types; numbers that are not finite become None."""
-    if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [plain(entry) for entry in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

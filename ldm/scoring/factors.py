@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import zlib
+import hashlib
+import logging
+import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,25 @@ from ldm.data.factors import FactorSpace, factor_space
 from ldm.legacy import translate
 from ldm.metrics import FactorTable
 from ldm.metrics.common import FactorSampler, MetricError
-from ldm.scoring.arrays import array_source, incomplete_if_unreadable, is_number, open_array, parquet_file
-from ldm.scoring.files import LatentFile
-from ldm.util import ConfigError, UserError
+from ldm.metrics.sampling.continuous import discretize
+from ldm.scoring.arrays import array_source, incomplete_if_unreadable, open_array
+from ldm.scoring.files import LatentFile, checksum
+from ldm.scoring.tables import open_table
+from ldm.util import ConfigError, UserError, did_you_mean
+
+logger = logging.getLogger(__name__)
 
 WORLD = "world3d"  # twin of Shapes3D: the same factors but other images, so scores are not comparable
 SUBSET = "_part"  # suffix of a data set restricted to some values of its factors
 MAX_VALUES = 1000  # distinct values of a factor; columns with more are continuous quantities
+SAME_ROWS, DISJOINT_ROWS = "the same images (published protocol)", "disjoint halves of the rows"
+TABLES = (".csv", ".parquet")
 _TABLE_NAMES = ("factors", "labels", "factor_values", "latents_classes")  # accepted names of a table in a file
 _FACTOR_SETS, _WORLD_SETS = "ldm.data.factors.", "ldm.data.world."
 _NO_VARIANT = ("path", "test", "split", "text", "phrasing", "repeat", "do_augment", "seed")  # do not change the images
+
+
+Bins = tuple[str, int | list[float]]  # way of ``discretize``, and number of bins or inner edges
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,10 @@ class Factors:
     names: tuple[str, ...]
     sizes: tuple[int, ...]  # number of values of each factor
     space: FactorSpace | None = None  # all combinations, row i being combination i
-    table: Path | None = None  # .npy file of codes (N, F), row i being image i
-    digest: int | None = None  # checksum of the table
+    table: Path | None = None  # pickled ``FactorTable``, written by this command
+    digest: str | None = None  # checksum of the table's file, and how it was read
+    details: dict[str, Any] = field(default_factory=dict)  # for the record: bins, rows that were left out
+    rows: str = SAME_ROWS  # where training and test codes come from
 
     @classmethod
     def of_space(cls, space: FactorSpace) -> Factors:
@@ -47,91 +59,111 @@ class Factors:
 
     def describe(self, name: str | None, variant: Mapping[str, Any]) -> dict[str, Any]:
         """Return the description of a data set with these factors, as it is stored beside scores."""
-        return {"name": name, "variant": dict(variant), "factors": dict(zip(self.names, self.sizes))}
+        about = {"name": name, "variant": dict(variant), "factors": dict(zip(self.names, self.sizes))}
+        return {**about, **self.details, "training_and_test_codes": self.rows}
 
     def sampler(self) -> FactorSampler:
         """Return the sampler that metrics draw from; a table is read once per process."""
-        return self.space if self.space is not None else _table_sampler(self.table, self.names)
+        return self.space if self.space is not None else _table_sampler(self.table)
 
 
 @functools.lru_cache(maxsize=2)
-def _table_sampler(path: Path, names: tuple[str, ...]) -> FactorSampler:
-    return FactorTable(np.load(path), names)
+def _table_sampler(path: Path) -> FactorSampler:
+    return pickle.loads(path.read_bytes())
 
 
-def factors_from_table(path: Path, num_images: int, target: Path) -> Factors:
-    """Read a table of factors, one row per image, and store it as codes for the workers.
+def factors_from_table(
+    path: Path, shape: tuple[int, ...], target: Path, missing: str = "error", bins: Mapping[str, Bins] | None = None
+) -> Factors:
+    """Read a table of factors, one row per image, and store it for the workers.
 
     Args:
-        path: ``.npy``, ``.npz``, ``.h5``, ``.csv`` or ``.parquet``: (N, F) numbers, or words in tables.
-        num_images: N of the latents.
-        target: ``.npy`` file to write.
+        path: ``.npy``, ``.npz``, ``.h5``, ``.csv`` or ``.parquet``: (N, F) numbers or words.
+        shape: shape of the latents, (N, ...).
+        target: file to write.
+        missing: "error", or "drop" to leave out rows without a value of a factor.
+        bins: arguments of ``discretize`` for factors that are continuous, by name.
 
     Raises:
-        UserError: the number of rows differs, or a column is not a discrete factor.
+        UserError: the number of rows differs, a column is not a discrete factor, or ``bins`` names no column.
     """
-    columns = _read_columns(path, target.parent)
-    numbers = [
-        values if values.dtype.kind in "fiub" else np.unique(values, return_inverse=True)[1].reshape(-1)
-        for values in columns.values()
-    ]
-    codes = np.stack(numbers, axis=1)
-    if len(codes) != num_images:
+    columns = _read_columns(path, target.parent, shape[0])
+    num_rows, bins = len(next(iter(columns.values()))), bins or {}
+    if num_rows != shape[0]:
+        is_turned = len(columns) == shape[0] or num_rows in shape[1:]
+        hint = ". One of the files seems to have the images in its columns: transpose it" if is_turned else ""
         raise UserError(
-            f"{path}: expected {num_images} rows, one per image and in the order of the latents, got {len(codes)}"
+            f"{path}: expected {shape[0]} rows, one per image and in the order of the latents, got {num_rows}{hint}"
         )
+    described = {}
     try:
-        table = FactorTable(codes, tuple(columns))
+        for name, choice in bins.items():
+            if name not in columns:
+                raise UserError(
+                    f"--bins: expected a column of {path} ({', '.join(columns)}), got {name!r}."
+                    f"{did_you_mean(name, columns)}"
+                )
+            columns[name], described[name] = _binned(name, columns[name], choice)
+        table = FactorTable(columns, missing=missing)
     except MetricError as error:
         raise UserError(f"{path}: {error}") from error
     for name, size in zip(table.factor_names, table.factors_num_values):
         if size > MAX_VALUES:
             raise UserError(
                 f"{path}: expected a discrete factor with at most {MAX_VALUES} values, but {name} has {size} values "
-                f"in {num_images} rows. Divide it into bins, or remove the column."
+                f"in {num_rows} rows. Divide it into bins (--bins {name}=10), or remove the column."
             )
-    np.save(target, codes)
-    digest = zlib.crc32(np.ascontiguousarray(codes).data)
-    return Factors(table.factor_names, table.factors_num_values, table=target, digest=digest)
+    details: dict[str, Any] = {"bins": described} if described else {}
+    if table.num_left_out:
+        logger.warning("%s: %d of %d rows left out, without a value of a factor", path, table.num_left_out, num_rows)
+        details["rows_left_out"] = table.num_left_out
+    rows = DISJOINT_ROWS if table.product_sizes is None else SAME_ROWS
+    target.write_bytes(pickle.dumps(table))
+    digest = hashlib.blake2b(f"{checksum(path)} {missing} {sorted(bins.items())}".encode()).hexdigest()
+    return Factors(table.factor_names, table.factors_num_values, None, target, digest, details, rows)
 
 
-def _read_columns(path: Path, folder: Path) -> dict[str, np.ndarray]:
+def _binned(name: str, column: np.ndarray, choice: Bins) -> tuple[np.ndarray, str]:
+    """Return the bin of each value, NaN for rows without a value, and the name of the discretization."""
+    if column.dtype.kind not in "fiu":
+        raise MetricError(f"--bins {name}: expected a column of numbers, got words.")
+    known = ~np.isnan(column.astype(np.float64))
+    bins, described = discretize(column[known], *choice)
+    column = np.full(len(column), np.nan)
+    column[known] = bins
+    return column, described
+
+
+def parse_bins(choices: Sequence[str]) -> dict[str, Bins]:
+    """Parse ``NAME=10``, ``NAME=equal_frequency:10`` and ``NAME=0,0.5,1`` (inner edges of the bins).
+
+    Raises:
+        UserError: a choice has another form.
+    """
+    found: dict[str, Bins] = {}
+    for choice in choices:
+        name, equals, text = choice.rpartition("=")
+        how, _, numbers = text.rpartition(":")
+        how = how or ("edges" if "," in numbers else "equal_width")
+        try:
+            found[name] = how, [float(edge) for edge in numbers.split(",")] if how == "edges" else int(numbers)
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise UserError(
+                f"--bins: expected NAME=10, NAME=equal_frequency:10 or NAME=0,0.5,1 (edges), got {choice!r}"
+            )
+    return found
+
+
+def _read_columns(path: Path, folder: Path, num_images: int) -> dict[str, np.ndarray]:
     with incomplete_if_unreadable(path):
-        if path.suffix.lower() == ".csv":
-            return _csv_columns(path)
-        if path.suffix.lower() == ".parquet":
-            table = parquet_file(path).read()
-            return {name: table[name].to_numpy() for name in table.column_names}
-        rows = open_array(array_source(path, _TABLE_NAMES), folder / "table")
+        if path.suffix.lower() in TABLES:
+            return open_table(path, "factor", num_images).values()
+        rows = open_array(array_source(path, _TABLE_NAMES, "fiubUSMm"), folder / "table")
     if rows.ndim != 2 or 0 in rows.shape:
         raise UserError(f"{path}: expected an array of shape (images, factors), got {rows.shape}")
     return {f"factor {number}": column for number, column in enumerate(rows.T)}
-
-
-def _csv_columns(path: Path) -> dict[str, np.ndarray]:
-    """Read the columns of a CSV file; its first line is the header unless it consists of numbers."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        lines = [line for line in csv.reader(stream) if line]
-    widths = {len(line) for line in lines}
-    if len(widths) > 1:
-        raise UserError(
-            f"{path}: expected lines with equal numbers of fields, got {min(widths)} to {max(widths)} fields. Complete "
-            "lines that were cut off."
-        )
-    names: Sequence[str] = [word.strip() for word in lines[0]] if lines else []
-    if all(map(is_number, names)):
-        names = [f"factor {number}" for number in range(len(names))]
-    else:
-        lines = lines[1:]
-    if not lines:
-        raise UserError(f"{path}: expected one row of factors per image, got none. Write the file again.")
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: expected columns with different names, got {', '.join(names)}. Rename them.")
-    columns = [np.array(column) for column in zip(*lines)]
-    return {
-        name: column.astype(np.float64) if all(map(is_number, np.unique(column))) else column
-        for name, column in zip(names, columns)
-    }
 
 
 def space_of(latents: LatentFile, named: str | None = None) -> FactorSpace:

@@ -8,6 +8,8 @@ other seeds and protocols are stored in subfolders: ``dis_metrics/seed=3/``, ``d
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import logging
 import os
@@ -34,6 +36,7 @@ LATENTS_FOLDER = "dis_repre"
 SCORES_FOLDER = "dis_metrics"
 MED_FOLDER = "dis_metrics_med_wopca"  # DisDiff's folder of MED scores
 RECORDS_FOLDER = "records"
+STANDARDIZED = "standardized"  # subfolder of the scores of standardized units
 SEEDS_KEY, DEVIATION_KEY = "seeds", "deviation"  # keys of a score file that holds several seeds
 _RUN_MARKS = (LATENTS_FOLDER, SCORES_FOLDER, "checkpoints", "run.json")
 _NOT_RUNS = (LATENTS_FOLDER, SCORES_FOLDER, MED_FOLDER, "checkpoints", "configs", "images", "testtube")
@@ -61,6 +64,17 @@ class LatentFile:
         """Epoch in the file's name ``epoch=NNNNNN.npz``."""
         found = re.search(r"epoch=(\d+)", self.path.stem)
         return int(found.group(1)) if found else None
+
+    @functools.cached_property
+    def checksum(self) -> str:
+        """Checksum of the file, computed when it is needed."""
+        return checksum(self.path)
+
+
+def checksum(path: Path) -> str:
+    """Return the BLAKE2 checksum of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
 
 
 def find_runs(logdir: str | os.PathLike) -> list[Path]:
@@ -136,24 +150,33 @@ def latent_shape(path: Path) -> tuple[int, ...]:
     return shape
 
 
-def scores_folder(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL) -> Path:
-    """Return the folder of a run's scores; DisDiff's protocol with seed 0 uses ``dis_metrics`` itself."""
+def scores_folder(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL, standardized: bool = False) -> Path:
+    """Return the folder of a run's scores; DisDiff's protocol with seed 0 uses ``dis_metrics`` itself.
+
+    Scores of standardized units are stored in a folder of their own.
+    """
     if protocol == "med":
         folder = run_dir / MED_FOLDER
     else:
         folder = run_dir / SCORES_FOLDER
         folder = folder if protocol == DEFAULT_PROTOCOL else folder / f"protocol={protocol}"
+    folder = folder / STANDARDIZED if standardized else folder
     return folder if seed == PROTOCOL_SEED else folder / f"seed={seed}"
 
 
-def score_file(run_dir: Path, step: int, seed: int, protocol: str = DEFAULT_PROTOCOL) -> Path:
+def score_file(
+    run_dir: Path, step: int, seed: int, protocol: str = DEFAULT_PROTOCOL, standardized: bool = False
+) -> Path:
     """Return the score file of a checkpoint."""
-    return scores_folder(run_dir, seed, protocol) / f"{step}.json"
+    return scores_folder(run_dir, seed, protocol, standardized) / f"{step}.json"
 
 
-def read_scores(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL) -> dict[int, dict[str, dict[str, float]]]:
+def read_scores(
+    run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL, standardized: bool = False
+) -> dict[int, dict[str, dict[str, float]]]:
     """Return all score files of a run, ``{num_samples: {JSON key: result}}``, in order of num_samples."""
-    paths = [path for path in scores_folder(run_dir, seed, protocol).glob("*.json") if path.stem.isdigit()]
+    folder = scores_folder(run_dir, seed, protocol, standardized)
+    paths = [path for path in folder.glob("*.json") if path.stem.isdigit()]
     scores = {int(path.stem): read_mapping(path) for path in paths}
     return {step: content for step, content in sorted(scores.items()) if content}
 
@@ -169,14 +192,16 @@ def figures_of(scores: Mapping[str, Any]) -> dict[str, float]:
     return figures
 
 
-def over_seeds(found: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
+def over_seeds(found: Sequence[Mapping[str, Any] | None]) -> tuple[dict[str, float], dict[str, float]]:
     """Return the mean of each figure, and its sample standard deviation if there are at least two values.
 
     Args:
-        found: figures of each seed or run; entries that are not numbers (null, lists) are left out.
+        found: figures of each seed or run; entries that are not numbers (null, lists) are left out, and seeds
+            without figures (null).
     """
     values: dict[str, list[float]] = {}
-    for name, value in ((name, value) for figures in found for name, value in figures.items()):
+    results = [figures for figures in found if isinstance(figures, Mapping)]
+    for name, value in ((name, value) for figures in results for name, value in figures.items()):
         if isinstance(value, (int, float)):
             values.setdefault(name, []).append(value)
     deviations = {name: statistics.stdev(numbers) for name, numbers in values.items() if len(numbers) > 1}

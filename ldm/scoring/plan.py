@@ -8,6 +8,7 @@ that is stopped at any time therefore loses only unfinished tasks, and no task i
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -24,11 +25,11 @@ from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, Metric, MetricError
 from ldm.metrics.mig import information
 from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import check_latents
-from ldm.runs.records import write_json
+from ldm.runs.records import REASON, write_json
 from ldm.scoring import files
 from ldm.scoring.arrays import IncompleteFile
 from ldm.scoring.engine import Task, plain
-from ldm.scoring.factors import Factors, describe_dataset, factors_from_table, space_of
+from ldm.scoring.factors import Bins, Factors, describe_dataset, factors_from_table, space_of
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
@@ -77,8 +78,14 @@ class Setting:
     metrics: Mapping[str, Metric]  # by name, with the arguments of the protocol
     protocol: str = DEFAULT_PROTOCOL
     seed: int = PROTOCOL_SEED  # of every metric's random generator
+    standardized: bool = False  # whether each unit is divided by its standard deviation
     information: bool = False  # whether the record also holds the mutual information of units and factors
     pictured: tuple[str, ...] = ()  # metrics whose tasks the record must hold even if the score is known, for reports
+
+    @property
+    def is_published(self) -> bool:
+        """Whether scores are those of ``results.json``: DisDiff's protocol with its seed, units as they are."""
+        return (self.protocol, self.seed, self.standardized) == (DEFAULT_PROTOCOL, PROTOCOL_SEED, False)
 
 
 @dataclass
@@ -86,7 +93,8 @@ class ScorePlan:
     """One score file: a representation file scored with one seed by one protocol.
 
     Results in the score file of a run are never changed, because other programs may have written them. Results in the
-    score file of a file of latents (``is_own``) are kept only if the record confirms them.
+    score file of a file of latents (``is_own``), of other metrics too, are kept only if the record confirms them: files
+    with equal content, equal settings. Checksums are computed only if a score is missing or ``is_own``.
     """
 
     latents: files.LatentFile
@@ -103,15 +111,36 @@ class ScorePlan:
         self._tasks_of = {name: self._divided(name, metric) for name, metric in metrics.items()}
         self.tasks = {task.name: task for tasks in self._tasks_of.values() for task in tasks}
         self.record = self.record or files.record_file(self.target)
-        status = self.latents.path.stat()
-        self._origin = {
-            "latents": [self.latents.path.name, status.st_size, status.st_mtime_ns],
+        self._scores = files.read_mapping(self.target) if self.target.is_file() else {}
+        if self.is_own:
+            self._scores = self._confirmed_scores()
+
+    @functools.cached_property
+    def _origin(self) -> dict[str, Any]:
+        """Everything that all results of this file depend on."""
+        return {
+            "latents": self.latents.checksum,
             "factors": dict(zip(self.factors.names, self.factors.sizes)),
             "table": self.factors.digest,
+            "standardized": self.setting.standardized,
             "seed": self.setting.seed,
         }
-        self._scores = files.read_mapping(self.target) if self.target.is_file() and not self.is_own else {}
-        self._kept = self._kept_results()
+
+    def _confirmed_scores(self) -> dict[str, Any]:
+        """Return the scores of other metrics in the score file that the record confirms; log those that it does not."""
+        others = {name.partition("/")[0] for name in self._kept if name not in self.tasks}
+        keys = {entry.get("key") for name, entry in self._kept.items() if name.partition("/")[0] in others}
+        computed = {metric.key for metric in self.setting.metrics.values()}
+        over_seeds = self._scores.get(files.SEEDS_KEY, {})  # these are kept in the score files of the seeds
+        summaries = {REASON, files.DEVIATION_KEY, files.SEEDS_KEY}.union(*over_seeds.values())
+        replaced = self._scores.keys() - keys - computed - summaries
+        if replaced:
+            logger.warning(
+                "%s: scores of other latents, factors or settings are replaced (%s)",
+                self.target,
+                ", ".join(sorted(replaced)),
+            )
+        return {key: result for key, result in self._scores.items() if key in keys - computed}
 
     @property
     def label(self) -> str:
@@ -121,11 +150,18 @@ class ScorePlan:
         return f"{self.latents.run_dir.resolve().name}: step {self.latents.num_samples}"
 
     @property
+    def earlier_scores(self) -> dict[str, Any]:
+        """Scores that were in the score file and are kept."""
+        return self._scores
+
+    @property
     def missing(self) -> list[Task]:
         """Tasks still to be computed; empty once the score file holds every metric."""
         metrics, pictured = self.setting.metrics.items(), self.setting.pictured
         wanted = [name for name, metric in metrics if metric.key not in self._scores or name in pictured]
         names = {task.name for name in wanted for task in self._tasks_of[name]}
+        if not names and not pictured:
+            return []
         if self.setting.information and (names - self._kept.keys() or pictured):
             names.add(INFORMATION.key)
         return [task for task in self.tasks.values() if task.name in names and task.name not in self._kept]
@@ -138,7 +174,8 @@ class ScorePlan:
 
     def add(self, name: str, outcome: Mapping[str, Any]) -> None:
         """Store the outcome of a task on disk."""
-        about = {"name": name, "protocol": self.setting.protocol, "dataset": self.dataset}
+        key = {INFORMATION.key: INFORMATION, **self.setting.metrics}[name.partition("/")[0]].key
+        about = {"name": name, "key": key, "protocol": self.setting.protocol, "dataset": self.dataset}
         self._kept[name] = {**about, **self._identity(self.tasks[name]), **outcome}
         path = self._tasks_folder / f"{name.replace('/', '-')}.json"
         try:
@@ -151,7 +188,7 @@ class ScorePlan:
 
         Metrics in the score file are not changed. Metrics whose parts cannot be joined are added to ``failures``.
         """
-        joined = {}
+        joined, reasons = {}, dict(self._scores.get(REASON, {}))
         for name, metric in self.setting.metrics.items():
             results = [self._kept[task.name]["result"] for task in self._tasks_of[name] if task.name in self._kept]
             if len(results) < len(self._tasks_of[name]):
@@ -160,11 +197,15 @@ class ScorePlan:
                 joined[metric.key] = results[0] if metric.join is None else plain(metric.join(results))
             except Exception as error:  # a defect of one metric
                 failures.append(Failure(self.latents.path, f"{name}: {type(error).__name__}: {error}"))
-        content = {**joined, **self._scores}
+            if joined.get(metric.key, 0) is None:
+                reasons[metric.key] = "the metric has no value"
+        content = {**joined, **self._scores, **({REASON: reasons} if reasons else {})}
         positions = {metric.key: position for position, metric in enumerate(ALL_METRICS.values())}
         content = dict(sorted(content.items(), key=lambda entry: positions.get(entry[0], len(positions))))
-        if self._kept != files.read_record(self.record):
-            write_json(self.record, {"parts": self._kept})
+        earlier = files.read_record(self.record)
+        recorded = {name: entry for name, entry in earlier.items() if _key(name, entry) in self._scores} | self._kept
+        if recorded != earlier:
+            write_json(self.record, {"parts": recorded})
         is_new = content.keys() != self._scores.keys()
         if is_new:
             write_json(self.target, content)
@@ -192,7 +233,8 @@ class ScorePlan:
     def _tasks_folder(self) -> Path:
         return self.record.with_suffix("")
 
-    def _kept_results(self) -> dict[str, dict[str, Any]]:
+    @functools.cached_property
+    def _kept(self) -> dict[str, dict[str, Any]]:
         """Return results of earlier commands by task, from the record and from the files of single tasks."""
         results = files.read_record(self.record)
         for path in self._tasks_folder.glob("*.json"):
@@ -204,6 +246,12 @@ class ScorePlan:
     def _is_valid(self, name: str, entry: Mapping[str, Any]) -> bool:
         identity = self._identity(self.tasks[name]) if name in self.tasks else self._origin
         return all(entry.get(key) == value for key, value in identity.items())
+
+
+def _key(name: str, entry: Mapping[str, Any]) -> str | None:
+    """Return the JSON key of the metric of a task in a record."""
+    metric = ALL_METRICS.get(name.partition("/")[0])
+    return entry.get("key", metric and metric.key)
 
 
 @dataclass
@@ -252,7 +300,7 @@ def plan_run(
             factors, about = Factors.of_space(space), describe_dataset(run_dir, space, dataset)
             scores = []
             for setting in settings:
-                target = files.score_file(run_dir, step, setting.seed, setting.protocol)
+                target = files.score_file(run_dir, step, setting.seed, setting.protocol, setting.standardized)
                 scores.append(ScorePlan(latents, factors, about, replace(setting, pictured=pictured), target))
         except (UserError, ConfigError, OSError) as error:
             failures.append(failure_of(latents.path, error))
@@ -279,11 +327,17 @@ def _read_headers(paths: Iterable[Path], failures: list[Failure]) -> dict[int, f
 
 
 def factors_of_latents(
-    latents: files.LatentFile, dataset: str | None, table: str | Path | None, target: Path
+    latents: files.LatentFile,
+    dataset: str | None,
+    table: str | Path | None,
+    target: Path,
+    missing: str = "error",
+    bins: Mapping[str, Bins] | None = None,
 ) -> tuple[Factors, dict[str, Any]]:
     """Return the factors of a file of latents, and the description of its data set.
 
-    They come from a published factor space (``dataset``), a table whose codes are written to ``target``, or the file.
+    They come from a published factor space (``dataset``), a table that is read and written to ``target`` by
+    ``factors_from_table``, or the file.
 
     Raises:
         UserError: nothing gives the factors, or they belong to another number of images.
@@ -292,7 +346,7 @@ def factors_of_latents(
     if dataset is not None and table is not None:
         raise UserError("expected a data set (-d) or a table of factors (--factors), not both")
     if table is not None:
-        factors = factors_from_table(Path(table), latents.shape[0], target)
+        factors = factors_from_table(Path(table), latents.shape, target, missing, bins)
         return factors, factors.describe(None, {"table": Path(table).name})
     space = factor_space(dataset) if dataset is not None else latents.space
     if space is None:

@@ -10,16 +10,19 @@ import re
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, Metric, select_metrics
-from ldm.runs.records import write_json
+from ldm.metrics.evaluate import SCALED
+from ldm.runs.records import REASON, read_json, write_json
 from ldm.scoring import files
 from ldm.scoring.arrays import IncompleteFile
 from ldm.scoring.engine import Engine, Job, Outcome, Workspace, compute, prepare, signals_deferred
+from ldm.scoring.factors import parse_bins
 from ldm.scoring.plan import Failure, FilePlan, ScorePlan, Setting, factors_of_latents, failure_of, plan_run
 from ldm.util import UserError
 
@@ -48,6 +51,9 @@ class Options:
     latents: str | Path | None = None  # a file to score instead of runs: .npz, .npy, .h5, .parquet or .csv
     factors: str | Path | None = None  # with latents: a table (N, F) of each image's factors instead of dataset
     out: str | Path | None = None  # with latents: the score file; None means <latents>.scores.json
+    missing: str = "error"  # with factors: "drop" leaves out rows without a value of a factor
+    bins: Sequence[str] = ()  # with factors: bins of continuous factors, see ``parse_bins``
+    standardize: bool = False  # whether each unit is divided by its standard deviation; stored separately
     report: bool = False  # whether HTML reports are written, and what they draw is computed
     watch: float | None = None  # seconds between two searches for new files
     csv: str | None = None
@@ -64,13 +70,33 @@ class Options:
         is_chosen = isinstance(self.metrics, Mapping)
         metrics = self.metrics if is_chosen else select_metrics(self.protocol, self.metrics)
         seeds = files.parse_seeds(self.seeds)
-        return [Setting(metrics, self.protocol, seed, information=seed == seeds[0]) for seed in seeds]
+        return [Setting(metrics, self.protocol, seed, self.standardize, information=seed == seeds[0]) for seed in seeds]
 
     @property
     def score_file(self) -> Path:
         """Score file of ``latents``."""
-        source = Path(self.latents)
-        return Path(self.out) if self.out else source.with_name(f"{source.stem}.scores.json")
+        source, kind = Path(self.latents), f".{files.STANDARDIZED}" if self.standardize else ""
+        return Path(self.out) if self.out else source.with_name(f"{source.stem}{kind}.scores.json")
+
+    def check_files(self) -> None:
+        """Check that no output overwrites an input, through a link either, or a file that does not hold scores.
+
+        Raises:
+            UserError: it does.
+        """
+        inputs = [Path(path) for path in (self.latents, self.factors) if path is not None and Path(path).exists()]
+        tables = [Path(path) for path in (self.csv, self.latex, self.markdown) if path is not None]
+        scores = [self.score_file, record_of(self)] if self.latents is not None else []
+        for output in [*scores, *tables]:
+            if output.exists() and any(output.samefile(path) for path in inputs):
+                raise UserError(f"{output}: expected another output, got an input (--latents, --factors). Rename it.")
+        for output in scores:
+            is_scores = False
+            with contextlib.suppress(UserError):
+                content = read_json(output, missing_ok=True)
+                is_scores = all(isinstance(entry, (dict, type(None))) for entry in content.values())
+            if not is_scores:
+                raise UserError(f"{output}: expected a score file or a new file (--out), got another. Rename it.")
 
 
 @dataclass
@@ -102,6 +128,7 @@ def score_folder(
         ConfigError: unknown metric or protocol.
     """
     settings = options.settings()
+    options.check_files()
     report = Report(runs=files.find_runs(options.logdir))
     plans: list[FilePlan] = []
     for run_dir in report.runs:
@@ -127,6 +154,8 @@ def score_latents(options: Options, on_progress: ProgressListener = lambda done,
         >>> score_latents(Options(latents="z.npy", dataset="shapes3d", out="scores.json"))  # doctest: +SKIP
     """
     source, target, settings = Path(options.latents), options.score_file, options.settings()
+    options.check_files()
+    bins = parse_bins(options.bins)
     report = Report()
     try:
         header = files.read_latent_file(source, is_any=True)
@@ -135,14 +164,16 @@ def score_latents(options: Options, on_progress: ProgressListener = lambda done,
         return report
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(target.parent) as scratch:
-        factors, about = factors_of_latents(header, options.dataset, options.factors, scratch / "factors.npy")
+        where = (options.dataset, options.factors, scratch / "factors.pickle")
+        factors, about = factors_of_latents(header, *where, options.missing, bins)
+        single = ScorePlan(header, factors, about, settings[0], target, True, target.with_suffix(".record.json"))
         scores = [
             ScorePlan(header, factors, about, setting, path, True, record)
             for setting, (path, record) in zip(settings, _score_files(target, settings))
         ]
         _run_plans([FilePlan(header, scores)], options, report, target.parent, on_progress)
     if len(scores) > 1:
-        _write_summary(target, scores)
+        _write_summary(target, scores, single.earlier_scores)
         report.written = [target]
     return report
 
@@ -159,14 +190,22 @@ def record_of(options: Options) -> Path:
     return _score_files(options.score_file, options.settings())[0][1]
 
 
-def _write_summary(target: Path, scores: Sequence[ScorePlan]) -> None:
-    """Write mean, deviation and all values over seeds to one file."""
+def _write_summary(target: Path, scores: Sequence[ScorePlan], earlier: Mapping[str, Any]) -> None:
+    """Write mean, deviation and all values over seeds to one file, beside earlier scores of a single seed."""
     found = {str(score.setting.seed): files.read_mapping(score.target) for score in scores if score.target.is_file()}
     means: dict[str, Any] = {}
     deviations: dict[str, Any] = {}
-    for key in dict.fromkeys(key for content in found.values() for key in content):
-        means[key], deviations[key] = files.over_seeds([content[key] for content in found.values() if key in content])
-    write_json(target, {**means, files.DEVIATION_KEY: deviations, files.SEEDS_KEY: found})
+    for key in dict.fromkeys(key for content in found.values() for key in content if key != REASON):
+        results = [content[key] for content in found.values() if key in content]
+        means[key], deviations[key] = files.over_seeds(results)
+        figures = [result if isinstance(result, Mapping) else {} for result in results]
+        nulls = Counter(name for result in figures for name, value in result.items() if value is None)
+        means[key] |= {name: None for name, count in nulls.items() if name not in means[key]}
+        reasons = {name: f"null for {count} of {len(results)} seeds" for name, count in nulls.items()}
+        means[key] = means[key] | ({REASON: reasons} if reasons else {}) or None
+    reasons = {key: f"null for {len(found)} seeds" for key, result in means.items() if result is None}
+    summary = {**means, files.DEVIATION_KEY: deviations, files.SEEDS_KEY: found}
+    write_json(target, {**earlier, **summary, **({REASON: reasons} if reasons else {})})
 
 
 def _run_plans(
@@ -176,6 +215,8 @@ def _run_plans(
     if not plans:
         on_progress(0.0, 0.0)
         return
+    for rows in dict.fromkeys(score.factors.rows for plan in plans for score in plan.scores):
+        logger.info("training and test codes of metrics that predict factors: %s", rows)
     num_tasks = sum(len(score.missing) for plan in plans for score in plan.scores)
     with scratch_folder(None if options.scheduler is None else shared_folder) as scratch:
         with Engine(max(1, min(options.processes, num_tasks)), scratch, options.scheduler) as engine:
@@ -239,7 +280,9 @@ class _Scoring:
             self._finish(plan)
 
     def _workspace(self, number: int) -> Workspace:
-        return Workspace(self._plans[number].latents.path.resolve(), self._scratch / str(number))
+        plan = self._plans[number]
+        standardized = plan.scores[0].setting.standardized
+        return Workspace(plan.latents.path.resolve(), self._scratch / str(number), standardized)
 
     def _take(self, outcome: Outcome) -> None:
         """Store the result of a job, or its failure, and submit the jobs that depend on it."""
@@ -253,6 +296,8 @@ class _Scoring:
             self._report.failures += [failure] if failure not in self._report.failures else []
             self._done_seconds += plan.seconds - plan.prepare_seconds if name == PREPARE else 0.0
         elif name == PREPARE:
+            if outcome.result and score.setting.metrics.keys() & SCALED:
+                logger.warning("%s: %s", plan.latents.path, outcome.result)
             self._submit_tasks(number)
         else:
             score.add(name, outcome.result)
@@ -278,7 +323,7 @@ class _Scoring:
             self._report.written.append(score.target)
             seed = "" if score.setting.seed == PROTOCOL_SEED else f", seed {score.setting.seed}"
             logger.info("%s scored%s", score.label, seed)
-            if (score.setting.seed, score.setting.protocol) == (PROTOCOL_SEED, DEFAULT_PROTOCOL) and not score.is_own:
+            if not score.is_own and score.setting.is_published:
                 try:
                     files.publish_latest(plan.latents.run_dir)
                 except UserError as error:

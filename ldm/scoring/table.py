@@ -68,6 +68,7 @@ class Row:
     deviations: dict[str, float] = field(default_factory=dict)  # over the metrics' seeds, if there are several
     by_seed: dict[int, dict[str, float]] = field(default_factory=dict)  # seed of the metrics -> figures
     dataset: str | None = None  # name of the data set, if known
+    record: Path | None = None  # record of its scores, of the first seed
 
     def cells(self) -> dict[str, Cell]:
         """Return the figures with their deviations."""
@@ -75,7 +76,10 @@ class Row:
 
 
 def collect_rows(
-    logdir: str | Path, seeds: Sequence[int] = (PROTOCOL_SEED,), protocol: str = DEFAULT_PROTOCOL
+    logdir: str | Path,
+    seeds: Sequence[int] = (PROTOCOL_SEED,),
+    protocol: str = DEFAULT_PROTOCOL,
+    standardized: bool = False,
 ) -> list[Row]:
     """Return a row for each scored checkpoint of the runs at or below a folder, by run and step.
 
@@ -83,6 +87,7 @@ def collect_rows(
         logdir: a run folder, or any folder above runs.
         seeds: seeds of the metrics' random generators (not of training).
         protocol: name of the protocol of the scores.
+        standardized: whether the scores are those of standardized units.
 
     Raises:
         UserError: the folder does not exist.
@@ -90,14 +95,14 @@ def collect_rows(
     rows = []
     for run_dir in files.find_runs(logdir):
         try:
-            rows += _rows_of(run_dir, Path(logdir), seeds, protocol)
+            rows += _rows_of(run_dir, Path(logdir), seeds, (protocol, standardized))
         except UserError as error:
             logger.warning("%s: left out of the table. %s", run_dir, error)
     return rows
 
 
-def _rows_of(run_dir: Path, logdir: Path, seeds: Sequence[int], protocol: str) -> list[Row]:
-    scores = {seed: files.read_scores(run_dir, seed, protocol) for seed in seeds}
+def _rows_of(run_dir: Path, logdir: Path, seeds: Sequence[int], kind: tuple[str, bool]) -> list[Row]:
+    scores = {seed: files.read_scores(run_dir, seed, *kind) for seed in seeds}
     steps = sorted({step for found in scores.values() for step in found})
     if not steps:
         return []
@@ -108,11 +113,11 @@ def _rows_of(run_dir: Path, logdir: Path, seeds: Sequence[int], protocol: str) -
         by_seed = {seed: files.figures_of(found[step]) for seed, found in scores.items() if step in found}
         figures, deviations = files.over_seeds(list(by_seed.values()))
         figures |= _other_results(run_dir) if step == steps[-1] else {}
-        target = files.score_file(run_dir, step, next(iter(by_seed)), protocol)
-        record = files.read_record(files.record_file(target)).values()
-        about = next((entry["dataset"] for entry in record if entry.get("dataset")), {"name": dataset})
+        record = files.record_file(files.score_file(run_dir, step, next(iter(by_seed)), *kind))
+        tasks = files.read_record(record).values()
+        about = next((entry["dataset"] for entry in tasks if entry.get("dataset")), {"name": dataset})
         where = (experiment, name, run_dir, training_seed, step, epochs.get(step), step == steps[-1])
-        rows.append(Row(*where, figures, deviations, by_seed, about.get("name")))
+        rows.append(Row(*where, figures, deviations, by_seed, about.get("name"), record))
     return rows
 
 

@@ -188,7 +188,8 @@ def test_parts_that_cannot_be_joined_cost_their_metric_alone(tmp_path, in_proces
 def test_numbers_that_are_not_finite_become_null(tmp_path, in_process):
     cases.write_latents(tmp_path)
     path = cases.score(tmp_path, 1, metrics={"null": Metric("Null", cases.not_finite, "value")}).written[0]
-    assert json.loads(path.read_text()) == {"Null": {"value": None, "values": [1.0, None]}}
+    reasons = {"value": "nan", "values": "inf"}
+    assert json.loads(path.read_text()) == {"Null": {"value": None, "values": [1.0, None], "reason": reasons}}
 
 
 def test_an_interrupted_command_continues(tmp_path, in_process, monkeypatch):

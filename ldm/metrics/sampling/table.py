@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldm.metrics.common import MetricError
+from ldm.metrics.inputs import as_columns
 from ldm.metrics.sampling.columns import MISSING, value_indices
 
 logger = logging.getLogger(__name__)
@@ -33,10 +34,10 @@ class FactorTable:
     metrics are not defined for it.
 
     Args:
-        factors: (N, F) integers, strings or floats (equal ones are one value), or anything that ``numpy.asarray``
-            converts to that, such as a data frame.
+        factors: (N, F) integers, strings or floats (equal ones are one value): an array, a tensor, lists, a data frame
+            (its index is ignored), or ``{name: column}``; see ``ldm.metrics.inputs``.
         names: names of the F factors; None takes the column names of a data frame, or numbers.
-        missing: "error", or "drop" to leave out rows in which a factor has no value (None, NaN, "").
+        missing: "error", or "drop" to leave out rows in which a factor has no value (None, NaN, "", a masked entry).
 
     Attributes:
         factor_names: names of the factors that vary.
@@ -55,22 +56,17 @@ class FactorTable:
     """
 
     def __init__(self, factors: Any, names: Sequence[str] | None = None, missing: str = "error") -> None:
-        names = getattr(factors, "columns", None) if names is None else names
-        factors = np.asarray(factors)
-        if factors.ndim != 2 or 0 in factors.shape:
-            raise MetricError(
-                f"factors: expected shape (N, F), a row per image and a column per factor; got {factors.shape}."
-            )
-        self.size, num_columns = factors.shape
+        found, columns = as_columns(factors)
+        self.size, num_columns = len(columns[0]), len(columns)
         if num_columns > MOST_FACTORS:
             raise MetricError(
-                f"factors: expected at most {MOST_FACTORS} columns, got shape {factors.shape}. If the images are in "
-                "the columns, pass factors.T."
+                f"factors: expected at most {MOST_FACTORS} columns, got shape {(self.size, num_columns)}. If the "
+                "images are in the columns, pass factors.T."
             )
-        names = tuple(map(str, [f"factor {number}" for number in range(num_columns)] if names is None else names))
+        names = tuple(map(str, found if names is None else names))
         if len(names) != num_columns:
             raise MetricError(f"names: expected {num_columns}, one per factor; got {names}.")
-        columns = [value_indices(column, name, num_columns == 1) for column, name in zip(factors.T, names)]
+        columns = [value_indices(column, name, num_columns == 1) for column, name in zip(columns, names)]
         self._rows = _rows_with_values(np.stack([ranks for _, ranks in columns], axis=1), names, missing)
         self.num_left_out = self.size - len(self._rows)
         kept = [value_indices(values[ranks[self._rows]], name, True) for (values, ranks), name in zip(columns, names)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOLS
 from ldm.runs.records import RUN_FILE, read_json
-from ldm.scoring.files import latent_paths, read_latent_file, read_record, record_file, score_file
+from ldm.scoring.files import latent_paths, read_latent_file, read_record
 from ldm.scoring.plan import INFORMATION
 from ldm.scoring.report import page as html
 from ldm.scoring.report.pictures import Picture, run_pictures
@@ -83,7 +83,7 @@ def _write(path: Path, text: str) -> Path:
 
 def _run_page(rows: Sequence[Row], protocol: str) -> str:
     last = rows[-1]
-    tasks = _record_of(last, protocol)
+    tasks = read_record(last.record)
     training = _training_facts(last.run_dir)
     sections = [
         html.section("Scores", _score_table(rows), html.paragraph(_BEST_NOTE, soft=True)),
@@ -104,7 +104,7 @@ def _comparison_page(runs: Sequence[Sequence[Row]], protocol: str) -> str:
     last = [found[-1] for found in runs]
     maps, pictures = "", []
     for row in last[:MAX_COMPARED]:
-        found = _heat_maps(_record_of(row, protocol), _unit_names(row))
+        found = _heat_maps(read_record(row.record), _unit_names(row))
         maps += html.paragraph(f"{row.run}, step {row.step}") + found if found else ""
         for picture in run_pictures(row.run_dir, limit=1, max_side=520):
             pictures.append(Picture(f"{row.run}: {picture.title}", picture.data, picture.width, picture.height))
@@ -117,10 +117,6 @@ def _comparison_page(runs: Sequence[Sequence[Row]], protocol: str) -> str:
     ]
     names = dict.fromkeys(row.dataset or "unnamed data set" for row in rows)
     return html.page(f"{len(runs)} runs", ", ".join(names), sections)
-
-
-def _record_of(row: Row, protocol: str) -> Record:
-    return read_record(record_file(score_file(row.run_dir, row.step, next(iter(row.by_seed)), protocol)))
 
 
 def _unit_names(row: Row) -> tuple[str, ...]:
@@ -234,7 +230,12 @@ def _scoring_facts(tasks: Record) -> dict[str, Any]:
     for name, entry in tasks.items():
         metric = name.split("/")[0]
         if metric != INFORMATION.key:
-            facts |= {"protocol": entry.get("protocol"), "seed": entry.get("seed")}
+            facts |= {name: entry.get(name) for name in ("protocol", "seed", "standardized")}
+            facts |= {
+                name.replace("_", " "): value
+                for name, value in entry.get("dataset", {}).items()
+                if name not in ("name", "variant", "factors")
+            }
             facts[metric] = ", ".join(f"{key} {value}" for key, value in entry.get("arguments", {}).items())
             versions |= {f"version of {key}": value for key, value in entry.get("versions", {}).items()}
     return facts | versions
