@@ -34,6 +34,7 @@ LATENTS_FOLDER = "dis_repre"
 SCORES_FOLDER = "dis_metrics"
 MED_FOLDER = "dis_metrics_med_wopca"  # DisDiff's folder of MED scores
 RECORDS_FOLDER = "records"
+TRUST_FOLDER = "trust"
 SEEDS_KEY, DEVIATION_KEY = "seeds", "deviation"  # keys of a score file that holds several seeds
 _RUN_MARKS = (LATENTS_FOLDER, SCORES_FOLDER, "checkpoints", "run.json")
 _NOT_RUNS = (LATENTS_FOLDER, SCORES_FOLDER, MED_FOLDER, "checkpoints", "configs", "images", "testtube")
@@ -149,6 +150,11 @@ def scores_folder(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL) ->
 def score_file(run_dir: Path, step: int, seed: int, protocol: str = DEFAULT_PROTOCOL) -> Path:
     """Return the score file of a checkpoint."""
     return scores_folder(run_dir, seed, protocol) / f"{step}.json"
+
+
+def trust_folder(target: Path) -> Path:
+    """Return the folder of the replicates and variants of a score file; their summary is ``<folder>.json``."""
+    return target.parent / TRUST_FOLDER / target.stem
 
 
 def read_scores(run_dir: Path, seed: int, protocol: str = DEFAULT_PROTOCOL) -> dict[int, dict[str, dict[str, float]]]:
