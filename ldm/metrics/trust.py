@@ -28,10 +28,12 @@ class Variant(NamedTuple):
 
     Attributes:
         heading: heading in tables.
+        kind: what is changed; variants of one kind share a colour.
         change: ``(codes (N, K), seed) -> representation``.
     """
 
     heading: str
+    kind: str
     change: Callable[[np.ndarray, int], Representation]
 
 
@@ -40,40 +42,26 @@ def random_codes(codes: np.ndarray, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(codes.shape, dtype=np.float32)
 
 
-def reversed_units(codes: np.ndarray, seed: int) -> Representation:
-    """Return the units in reverse order."""
-    lookup, order = as_lookup(codes), np.arange(codes.shape[1])[::-1]
-    return lambda rows: np.take(lookup(rows), order, axis=1)
-
-
-def without_one_unit(codes: np.ndarray, seed: int) -> Representation:
-    """Return the units without one, which is drawn at random."""
-    lookup, unit = as_lookup(codes), np.random.RandomState(seed).randint(codes.shape[1])
-    return lambda rows: np.delete(lookup(rows), unit, axis=1)
-
-
-def doubled_units(codes: np.ndarray, seed: int) -> Representation:
-    """Return every unit twice."""
-    lookup = as_lookup(codes)
-    return lambda rows: np.tile(lookup(rows), 2)
-
-
-def scaled_units(factor: float) -> Callable[[np.ndarray, int], Representation]:
-    """Return a change that multiplies all units by a factor."""
-
-    def change(codes: np.ndarray, seed: int) -> Representation:
-        lookup = as_lookup(codes)
-        return lambda rows: lookup(rows) * factor
-
-    return change
-
-
 def standardized_units(codes: np.ndarray, seed: int) -> Representation:
     """Return the units with mean 0 and standard deviation 1; units that do not vary are only shifted."""
     sample, lookup = _evenly_spaced(codes), as_lookup(codes)
-    mean, deviation = sample.mean(axis=0), sample.std(axis=0)
-    scale = np.where((sample != sample[0]).any(axis=0), deviation, 1.0)
+    mean, scale = sample.mean(axis=0), np.where((sample != sample[0]).any(axis=0), sample.std(axis=0), 1.0)
     return lambda rows: (lookup(rows) - mean) / scale
+
+
+def without_one_unit(codes: np.ndarray, seed: int) -> np.ndarray:
+    """Return codes (n, K) without one unit, which the seed determines."""
+    return np.delete(codes, np.random.RandomState(seed).randint(codes.shape[1]), axis=1)
+
+
+def _by_rows(change: Callable[[np.ndarray, int], np.ndarray]) -> Callable[[np.ndarray, int], Representation]:
+    """Return a change of whole representations that is made for the rows which a metric looks up."""
+
+    def change_all(codes: np.ndarray, seed: int) -> Representation:
+        lookup = as_lookup(codes)
+        return lambda rows: np.ascontiguousarray(change(lookup(rows), seed))
+
+    return change_all
 
 
 def principal_components(latents: np.ndarray, num_units: int) -> np.ndarray:
@@ -108,14 +96,14 @@ def _evenly_spaced(codes: np.ndarray) -> np.ndarray:
 
 
 VARIANTS: dict[str, Variant] = {
-    RANDOM: Variant("random codes", random_codes),
-    PCA: Variant("PCA of the latents", lambda codes, seed: codes),  # of ``principal_components``, which needs vectors
-    "order": Variant("units reversed", reversed_units),
-    "scale=0.1": Variant("codes x 0.1", scaled_units(0.1)),
-    "scale=10": Variant("codes x 10", scaled_units(10.0)),
-    "standardized": Variant("standardized", standardized_units),
-    REMOVED: Variant("one unit removed", without_one_unit),
-    "doubled": Variant("every unit twice", doubled_units),
+    RANDOM: Variant("random codes", "random codes", random_codes),
+    PCA: Variant("PCA of the latents", "PCA of the latents", lambda codes, seed: codes),  # of principal_components
+    "order": Variant("units reversed", "order", _by_rows(lambda codes, seed: codes[:, ::-1])),
+    "scale=0.1": Variant("codes x 0.1", "scale", _by_rows(lambda codes, seed: codes * 0.1)),
+    "scale=10": Variant("codes x 10", "scale", _by_rows(lambda codes, seed: codes * 10.0)),
+    "standardized": Variant("standardized", "scale", standardized_units),
+    REMOVED: Variant("one unit removed", "number of units", _by_rows(without_one_unit)),
+    "doubled": Variant("every unit twice", "number of units", _by_rows(lambda codes, seed: np.tile(codes, 2))),
 }
 
 
@@ -151,7 +139,7 @@ def interval(figure: float, replicates: Sequence[float]) -> tuple[float, float]:
 
     Example:
         >>> interval(0.5, [0.5, 0.52, 0.48, 0.5])
-        (0.448, 0.552)
+        (0.448030869455, 0.551969130545)
     """
     reach = student(len(replicates) - 1) * np.std(replicates, ddof=1)
     return round(float(figure - reach), 12), round(float(figure + reach), 12)

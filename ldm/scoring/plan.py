@@ -277,10 +277,9 @@ def trust_settings(setting: Setting, num_replicates: int, num_units: int) -> lis
     """Return the settings of the replicates and variants of a score."""
     base = replace(setting, information=False, pictured=())
     seeds = range(base.seed + 1, base.seed + 1 + num_replicates)
-    names = [name for name in VARIANTS if name != REMOVED or num_units > 1]
-    return [replace(base, seed=seed, variant=REPLICATE) for seed in seeds] + [
-        replace(base, variant=name) for name in names
-    ]
+    names = [name for name in VARIANTS if name != REMOVED or num_units > 2]  # most metrics compare units
+    replicates = [replace(base, seed=seed, variant=REPLICATE) for seed in seeds]
+    return replicates + [replace(base, variant=name) for name in names]
 
 
 def variant_plans(score: ScorePlan, num_replicates: int | None) -> list[ScorePlan]:

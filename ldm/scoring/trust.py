@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ldm.metrics.registry import ALL_METRICS
+from ldm.metrics.representation import MOST_UNITS
 from ldm.metrics.trust import REPLICATE, SHARE, VARIANTS, difference_of_means, interval
 from ldm.runs.records import write_json
 from ldm.scoring import files
@@ -60,7 +61,7 @@ def collect_trust(row: Row, target: Path, setting: Setting, num_replicates: int)
     folder = files.trust_folder(target)
     found: dict[Setting, dict[str, float]] = {}
     is_resampled = False
-    for each in trust_settings(setting, num_replicates, 2):
+    for each in trust_settings(setting, num_replicates, MOST_UNITS):
         path = folder / each.variant_file
         if path.is_file():
             found[each.variant, each.seed] = files.figures_of(files.read_mapping(path))

@@ -188,9 +188,12 @@ def intervals(
         frame.add_label(position, name if len(name) <= letters else f"{name[: letters - 1]}…")
         if bounds is not None:
             low, high = (f"{frame.y(bound):.1f}" for bound in bounds)
-            frame.shapes.append(f'<line class="c0" x1="{x:.1f}" x2="{x:.1f}" y1="{low}" y2="{high}"/>')
+            ends = ((x, x, low, high), (x - 6, x + 6, low, low), (x - 6, x + 6, high, high))
+            for left, right, first, last in ends:
+                across = f'x1="{left:.1f}" x2="{right:.1f}"'
+                frame.shapes.append(f'<line class="c0" {across} y1="{first}" y2="{last}"/>')
         text = "" if bounds is None else f" ({bounds[0]:.4f} to {bounds[1]:.4f})"
-        frame.add_point(x, figure, "c0", 4.5, f"{name}: {figure:.4f}{text}")
+        frame.add_point(x, figure, "c0", 4, f"{name}: {figure:.4f}{text}")
         for number, (other, value, colour) in enumerate(others, start=1):
             place = x + space * 0.62 * number / len(others)
             frame.add_point(place, value, f"c{colour % NUM_COLOURS}", 3.2, f"{name}, {other}: {value:.4f}")

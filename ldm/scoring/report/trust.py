@@ -10,9 +10,10 @@ from ldm.scoring.report import page as html
 from ldm.scoring.report.svg import intervals
 from ldm.scoring.trust import Trust, trust_table
 
-_COLOURS = {name: number for number, name in enumerate(VARIANTS, start=1)}
+_KINDS = list(dict.fromkeys(variant.kind for variant in VARIANTS.values()))
 _NOTE = (
-    "Points with a bar: score and interval. To the right, in the order of the legend: baselines, then changed units."
+    "Point with a bar: score and interval. To the right, in the order of the table: baselines, and the same units with "
+    "a changed order, scale or number."
 )
 
 
@@ -24,14 +25,14 @@ def trust_section(trusts: Sequence[Trust], protocol: str) -> str:
     for trust in trusts:
         by_metric.setdefault(ALL_METRICS[trust.name].heading, []).append(trust)
     if all(len(found) == 1 for found in by_metric.values()):
-        charts = [_card("Scores and what they depend on", [(name, found[0]) for name, found in by_metric.items()])]
+        charts = [_card("Scores, baselines and changed units", [(name, found[0]) for name, found in by_metric.items()])]
     else:
         charts = [_card(name, [(trust.row.run, trust) for trust in found]) for name, found in by_metric.items()]
-    names = [f"score, {SHARE:.0%} interval", *(variant.heading for variant in VARIANTS.values())]
     table = trust_table(trusts, protocol)
     notes = "".join(html.paragraph(note, soft=True) for note in table.notes)
     body = html.table(table.headings, [(cells, "") for _, cells in table.rows], table.num_words)
-    return html.section(table.title, html.legend(names), html.cards(charts), body + notes)
+    legend = html.legend([f"score, {SHARE:.0%} interval", *_KINDS])
+    return html.section(table.title, legend, html.cards(charts), body + notes)
 
 
 def _card(heading: str, trusts: Sequence[tuple[str, Trust]]) -> str:
@@ -40,7 +41,10 @@ def _card(heading: str, trusts: Sequence[tuple[str, Trust]]) -> str:
             name,
             trust.figure,
             trust.interval,
-            [(VARIANTS[key].heading, value, _COLOURS[key]) for key, value in trust.variants.items()],
+            [
+                (VARIANTS[key].heading, value, _KINDS.index(VARIANTS[key].kind) + 1)
+                for key, value in trust.variants.items()
+            ],
         )
         for name, trust in trusts
     ]
