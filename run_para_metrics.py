@@ -16,6 +16,8 @@ EXAMPLES = """examples:
     python run_para_metrics.py -l logs --metrics all --seeds 0-9
   settings of disentanglement_lib, with a table for a paper:
     python run_para_metrics.py -l logs --protocol disentanglement_lib --latex table.tex --markdown table.md
+  how far the scores can be trusted: intervals, baselines, changed units, noise between runs:
+    python run_para_metrics.py -l logs --trust --report
   score new files during training, polling every five minutes:
     python run_para_metrics.py -l logs --watch 300
   on a Dask cluster whose workers share the folders:
@@ -79,6 +81,15 @@ def parse_arguments() -> argparse.Namespace:
     add("--latex", metavar="FILE", help="also write the table as LaTeX")
     add("--markdown", metavar="FILE", help="also write the table as Markdown")
     add("--report", action="store_true", help="also write report.html into each run, and into -l for several runs")
+    add(
+        "--trust",
+        type=int,
+        nargs="?",
+        const=10,
+        metavar="N",
+        help="also show how far the latest scores can be trusted, by N replicates (default: 10), baselines and changed "
+        "units; written to dis_metrics/trust",
+    )
     add("--latents", metavar="FILE", help="score this array instead of runs: .npy .npz .h5 .parquet .csv")
     add("--factors", metavar="FILE", help="with --latents: factors of each image, one row per image, instead of -d")
     add("--out", metavar="FILE", help="with --latents: the score file (default: <latents>.scores.json)")

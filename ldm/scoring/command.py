@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import sys
 import time
@@ -12,9 +13,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ldm.scoring.files import LATENTS_FOLDER, latent_paths
-from ldm.scoring.run import Options, ProgressListener, Report, record_of, score_folder, score_latents
-from ldm.scoring.table import Row, collect_rows, latents_row, score_tables, write_csv, write_latex, write_markdown
+from ldm.scoring.files import LATENTS_FOLDER, latent_paths, score_file
+from ldm.scoring.run import Options, ProgressListener, Report, first_score_file, record_of, score_folder, score_latents
+from ldm.scoring.table import (
+    Row,
+    collect_rows,
+    latents_row,
+    score_tables,
+    text_table,
+    write_csv,
+    write_latex,
+    write_markdown,
+)
+from ldm.scoring.trust import Trust, collect_trust, trust_table
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -90,7 +101,8 @@ def _show(report: Report, options: Options) -> None:
         rows = latents_row(options.latents, options.score_file, seeds, options.dataset) if report.written else []
     else:
         rows = collect_rows(options.logdir, seeds, options.protocol, options.standardize)
-    _write_tables(options, rows)
+    trusts = _trust(options, rows)
+    _write_tables(options, rows, trusts)
     if options.latents is not None and rows:
         logger.info("scores: %s", options.score_file)
     elif options.latents is None:
@@ -99,9 +111,9 @@ def _show(report: Report, options: Options) -> None:
         from ldm.scoring.report.build import write_latents_report, write_reports
 
         if options.latents is not None:
-            written = [write_latents_report(rows[0], record_of(options), options.score_file)]
+            written = [write_latents_report(rows[0], record_of(options), options.score_file, trusts)]
         else:
-            written = write_reports(options.logdir, rows, options.protocol)
+            written = write_reports(options.logdir, rows, options.protocol, trusts)
         for path in written:
             logger.info("report: %s", path)
 
@@ -116,12 +128,33 @@ def _explain(report: Report, options: Options, rows: Sequence[Row]) -> None:
         logger.info("%d of %d runs have no %s/*.npz, which the test stage writes: %s", *counts, LATENTS_FOLDER, names)
 
 
-def _write_tables(options: Options, rows: list[Row]) -> None:
+def _trust(options: Options, rows: Sequence[Row]) -> list[Trust]:
+    """Return replicates and variants of the latest scores; none without ``--trust``."""
+    if options.trust is None:
+        return []
+    setting, trusts = options.settings()[0], []
+    for row in (row for row in rows if row.latest):
+        if options.latents is not None:
+            target = first_score_file(options)
+        else:
+            target = score_file(row.run_dir, row.step, setting.seed, setting.protocol)
+        trusts += collect_trust(row, target, setting, options.trust)
+    return trusts
+
+
+def _write_tables(options: Options, rows: list[Row], trusts: Sequence[Trust]) -> None:
     if rows:
         console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
         for table in score_tables(rows, console.width):
             console.print(table)
-    files = ((options.csv, write_csv), (options.latex, write_latex), (options.markdown, write_markdown))
+    further = [trust_table(trusts, options.protocol)] if trusts else []
+    for content in further:
+        console.print(text_table(content))
+    files = (
+        (options.csv, write_csv),
+        (options.latex, functools.partial(write_latex, further=further)),
+        (options.markdown, functools.partial(write_markdown, further=further)),
+    )
     for path, write in files:
         if path is not None and rows:  # else an earlier table stays
             write(path, rows)

@@ -30,6 +30,7 @@ import numpy as np
 
 from ldm.metrics.common import MetricError
 from ldm.metrics.representation import scalar_units, scale_note, standardize
+from ldm.metrics.trust import PCA, principal_components, varied
 from ldm.runs.records import collect_versions, plain
 from ldm.scoring.arrays import array_source, open_array
 from ldm.scoring.factors import Factors
@@ -332,30 +333,49 @@ def prepare(workspace: Workspace) -> str | None:
     """
     units = scalar_units(open_array(array_source(workspace.latents), workspace.folder))
     units, note = (standardize(units), None) if workspace.standardized else (units, scale_note(units))
-    workspace.folder.mkdir(parents=True, exist_ok=True)
-    temporary = workspace.folder / f".units.{os.getpid()}.npy"
-    np.save(temporary, units)
-    os.replace(temporary, workspace.units)
+    _store(workspace.units, units)
     return note
 
 
-def compute(task: Task, workspace: Workspace, factors: Factors, seed: int) -> dict[str, Any]:
-    """Compute a task with a random generator of its own.
+def _store(path: Path, codes: np.ndarray) -> None:
+    """Write an array in a scratch folder, complete at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+    np.save(temporary, codes)
+    os.replace(temporary, path)
+
+
+def compute(task: Task, workspace: Workspace, factors: Factors, seed: int, variant: str = "") -> dict[str, Any]:
+    """Compute a task with a random generator of its own; for a ``variant``, see ``ldm.metrics.trust``.
 
     Returns:
-        ``result`` (the metric's dict), ``seconds`` it took and ``versions`` of the packages.
+        ``result`` (the metric's dict), ``seconds`` it took, ``versions`` of the packages, and whether the rows are a
+        bootstrap sample, ``is_resampled``.
 
     Raises:
         MetricError: the representation cannot be scored by this metric.
     """
     started = time.monotonic()
-    if task.reduce:
+    if variant == PCA:
+        codes = _components(workspace)
+    elif task.reduce:
         codes = np.load(workspace.units, mmap_mode="r")
     else:
         latents = open_array(array_source(workspace.latents), workspace.folder)
         codes = latents.reshape(len(latents), -1)
         codes = standardize(codes) if workspace.standardized else codes
-    factor = () if task.factor is None else (task.factor,)
-    result = task.function(codes, factors.sampler(), np.random.RandomState(seed), *factor, **task.arguments)
-    seconds = round(time.monotonic() - started, 3)
-    return {"result": plain(result), "seconds": seconds, "versions": collect_versions(_PACKAGES)}
+    own, factor = factors.sampler(), () if task.factor is None else (task.factor,)
+    codes, sampler = varied(variant, codes, own, seed)
+    result = task.function(codes, sampler, np.random.RandomState(seed), *factor, **task.arguments)
+    about = {"seconds": round(time.monotonic() - started, 3), "versions": collect_versions(_PACKAGES)}
+    return {"result": plain(result), **about, "is_resampled": sampler is not own}
+
+
+def _components(workspace: Workspace) -> np.ndarray:
+    """Return as many principal components of the latents as units; the first job that needs them stores them."""
+    path = workspace.folder / f"{PCA}.npy"
+    if not path.is_file():
+        latents = open_array(array_source(workspace.latents), workspace.folder)
+        codes = principal_components(latents, latents.shape[1])
+        _store(path, standardize(codes) if workspace.standardized else codes)
+    return np.load(path, mmap_mode="r")

@@ -37,6 +37,7 @@ SCORES_FOLDER = "dis_metrics"
 MED_FOLDER = "dis_metrics_med_wopca"  # DisDiff's folder of MED scores
 RECORDS_FOLDER = "records"
 STANDARDIZED = "standardized"  # subfolder of the scores of standardized units
+TRUST_FOLDER = "trust"
 SEEDS_KEY, DEVIATION_KEY = "seeds", "deviation"  # keys of a score file that holds several seeds
 _RUN_MARKS = (LATENTS_FOLDER, SCORES_FOLDER, "checkpoints", "run.json")
 _NOT_RUNS = (LATENTS_FOLDER, SCORES_FOLDER, MED_FOLDER, "checkpoints", "configs", "images", "testtube")
@@ -169,6 +170,11 @@ def score_file(
 ) -> Path:
     """Return the score file of a checkpoint."""
     return scores_folder(run_dir, seed, protocol, standardized) / f"{step}.json"
+
+
+def trust_folder(target: Path) -> Path:
+    """Return the folder of the replicates and variants of a score file; their summary is ``<folder>.json``."""
+    return target.parent / TRUST_FOLDER / target.stem
 
 
 def read_scores(

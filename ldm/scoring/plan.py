@@ -25,6 +25,7 @@ from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, Metric, MetricError
 from ldm.metrics.mig import information
 from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import check_latents
+from ldm.metrics.trust import REMOVED, REPLICATE, VARIANTS
 from ldm.runs.records import REASON, write_json
 from ldm.scoring import files
 from ldm.scoring.arrays import IncompleteFile
@@ -81,6 +82,12 @@ class Setting:
     standardized: bool = False  # whether each unit is divided by its standard deviation
     information: bool = False  # whether the record also holds the mutual information of units and factors
     pictured: tuple[str, ...] = ()  # metrics whose tasks the record must hold even if the score is known, for reports
+    variant: str = ""  # REPLICATE or a key of VARIANTS, for the trust report; scores have none
+
+    @property
+    def variant_file(self) -> str:
+        """Name of the score file of a replicate or variant."""
+        return f"{self.variant}-{self.seed}.json" if self.variant == REPLICATE else f"{self.variant}.json"
 
     @property
     def is_published(self) -> bool:
@@ -124,6 +131,7 @@ class ScorePlan:
             "table": self.factors.digest,
             "standardized": self.setting.standardized,
             "seed": self.setting.seed,
+            **({"variant": self.setting.variant} if self.setting.variant else {}),
         }
 
     def _confirmed_scores(self) -> dict[str, Any]:
@@ -279,6 +287,7 @@ def plan_run(
     for_report: bool,
     skip: frozenset[tuple[Path, int]],
     failures: list[Failure],
+    num_replicates: int | None = None,
 ) -> list[FilePlan]:
     """Plan the representation files of a run whose scores are not complete.
 
@@ -289,6 +298,7 @@ def plan_run(
         for_report: whether the tasks that a report draws are computed for the latest file.
         skip: ``Failure.file_state`` of files to leave out.
         failures: receives the files that cannot be scored.
+        num_replicates: replicates of the trust report of the latest file; None if there is no report.
     """
     paths = [path for path in files.latent_paths(run_dir) if (path, modified(path)) not in skip]
     headers = _read_headers(paths, failures)
@@ -302,12 +312,33 @@ def plan_run(
             for setting in settings:
                 target = files.score_file(run_dir, step, setting.seed, setting.protocol, setting.standardized)
                 scores.append(ScorePlan(latents, factors, about, replace(setting, pictured=pictured), target))
+            scores += variant_plans(scores[0], num_replicates if step == max(headers) else None)
         except (UserError, ConfigError, OSError) as error:
             failures.append(failure_of(latents.path, error))
             continue
         scores = [score for score in scores if not score.is_done]
         plans += [FilePlan(latents, scores)] if scores else []
     return plans
+
+
+def trust_settings(setting: Setting, num_replicates: int, num_units: int) -> list[Setting]:
+    """Return the settings of the replicates and variants of a score."""
+    base = replace(setting, information=False, pictured=())
+    seeds = range(base.seed + 1, base.seed + 1 + num_replicates)
+    names = [name for name in VARIANTS if name != REMOVED or num_units > 2]  # most metrics compare units
+    replicates = [replace(base, seed=seed, variant=REPLICATE) for seed in seeds]
+    return replicates + [replace(base, variant=name) for name in names]
+
+
+def variant_plans(score: ScorePlan, num_replicates: int | None) -> list[ScorePlan]:
+    """Return the plans of the replicates and variants of a score; none if ``num_replicates`` is None."""
+    if num_replicates is None:
+        return []
+    folder = files.trust_folder(score.target)
+    return [
+        ScorePlan(score.latents, score.factors, score.dataset, setting, folder / setting.variant_file, is_own=True)
+        for setting in trust_settings(score.setting, num_replicates, score.latents.shape[1])
+    ]
 
 
 def _read_headers(paths: Iterable[Path], failures: list[Failure]) -> dict[int, files.LatentFile]:

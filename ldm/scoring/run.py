@@ -18,12 +18,22 @@ from typing import Any
 
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, Metric, select_metrics
 from ldm.metrics.evaluate import SCALED
+from ldm.metrics.trust import VARIANTS
 from ldm.runs.records import REASON, read_json, write_json
 from ldm.scoring import files
 from ldm.scoring.arrays import IncompleteFile
 from ldm.scoring.engine import Engine, Job, Outcome, Workspace, compute, prepare, signals_deferred
 from ldm.scoring.factors import parse_bins
-from ldm.scoring.plan import Failure, FilePlan, ScorePlan, Setting, factors_of_latents, failure_of, plan_run
+from ldm.scoring.plan import (
+    Failure,
+    FilePlan,
+    ScorePlan,
+    Setting,
+    factors_of_latents,
+    failure_of,
+    plan_run,
+    variant_plans,
+)
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -59,6 +69,7 @@ class Options:
     csv: str | None = None
     latex: str | None = None
     markdown: str | None = None
+    trust: int | None = None  # replicates of the trust report; None if there is none
 
     def settings(self) -> list[Setting]:
         """Return the settings of each seed.
@@ -70,6 +81,8 @@ class Options:
         is_chosen = isinstance(self.metrics, Mapping)
         metrics = self.metrics if is_chosen else select_metrics(self.protocol, self.metrics)
         seeds = files.parse_seeds(self.seeds)
+        if self.trust is not None and self.trust < 2:
+            raise UserError(f"--trust: expected at least 2 replicates, got {self.trust}")
         return [Setting(metrics, self.protocol, seed, self.standardize, information=seed == seeds[0]) for seed in seeds]
 
     @property
@@ -132,7 +145,7 @@ def score_folder(
     report = Report(runs=files.find_runs(options.logdir))
     plans: list[FilePlan] = []
     for run_dir in report.runs:
-        plans += plan_run(run_dir, options.dataset, settings, options.report, skip, report.failures)
+        plans += plan_run(run_dir, options.dataset, settings, options.report, skip, report.failures, options.trust)
     _run_plans(plans, options, report, Path(options.logdir), on_progress)
     return report
 
@@ -171,7 +184,8 @@ def score_latents(options: Options, on_progress: ProgressListener = lambda done,
             ScorePlan(header, factors, about, setting, path, True, record)
             for setting, (path, record) in zip(settings, _score_files(target, settings))
         ]
-        _run_plans([FilePlan(header, scores)], options, report, target.parent, on_progress)
+        plan = FilePlan(header, scores + variant_plans(scores[0], options.trust))
+        _run_plans([plan], options, report, target.parent, on_progress)
     if len(scores) > 1:
         _write_summary(target, scores, single.earlier_scores)
         report.written = [target]
@@ -183,6 +197,11 @@ def _score_files(target: Path, settings: Sequence[Setting]) -> list[tuple[Path, 
         return [(target, target.with_suffix(".record.json"))]
     names = [target.with_suffix(".seeds") / f"seed={setting.seed}" for setting in settings]
     return [(name.with_suffix(".json"), name.with_suffix(".record.json")) for name in names]
+
+
+def first_score_file(options: Options) -> Path:
+    """Return the score file of the first seed of a file of latents."""
+    return _score_files(options.score_file, options.settings())[0][0]
 
 
 def record_of(options: Options) -> Path:
@@ -292,8 +311,7 @@ class _Scoring:
         self._done_seconds += plan.prepare_seconds if name == PREPARE else score.tasks[name].seconds
         if outcome.error is not None:
             where = "" if name == PREPARE else f"{name.partition('/')[0]}: "  # one failure for all factors
-            failure = Failure(plan.latents.path, where + outcome.error)
-            self._report.failures += [failure] if failure not in self._report.failures else []
+            self._fail(score, where + outcome.error)
             self._done_seconds += plan.seconds - plan.prepare_seconds if name == PREPARE else 0.0
         elif name == PREPARE:
             if outcome.result and score.setting.metrics.keys() & SCALED:
@@ -308,17 +326,27 @@ class _Scoring:
             self._start_file()
         self._on_progress(self._done_seconds, self._total_seconds)
 
+    def _fail(self, score: ScorePlan, reason: str) -> None:
+        """Add a failure once, and that of a variant only if the score itself does not fail in the same way."""
+        variant, path = score.setting.variant, score.latents.path
+        if variant and Failure(path, reason) in self._report.failures:
+            return
+        heading = VARIANTS[variant].heading if variant in VARIANTS else variant
+        failure = Failure(path, f"{heading}: {reason}" if variant else reason)
+        self._report.failures += [failure] if failure not in self._report.failures else []
+
     def _submit_tasks(self, number: int) -> None:
         for index, score in enumerate(self._plans[number].scores):
             for task in score.missing:
-                arguments = (task, self._workspace(number), score.factors, score.setting.seed)
+                setting = score.setting
+                arguments = (task, self._workspace(number), score.factors, setting.seed, setting.variant)
                 self._engine.submit(Job((number, index, task.name), compute, arguments), task.seconds)
                 self._unfinished[number] += 1
 
     def _finish(self, plan: FilePlan) -> None:
         """Write the score files, and the figures of a run to its results.json."""
         for score in plan.scores:
-            if not score.finish(self._report.failures):
+            if not score.finish(self._report.failures) or score.setting.variant:
                 continue
             self._report.written.append(score.target)
             seed = "" if score.setting.seed == PROTOCOL_SEED else f", seed {score.setting.seed}"

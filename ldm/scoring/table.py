@@ -332,37 +332,68 @@ def write_csv(path: str | Path, rows: Iterable[Row]) -> None:
             writer.writerow([*where, *(mean for mean, _ in cells), *(deviation for _, deviation in cells)])
 
 
-def _headings(content: TableContent) -> list[str]:
-    return ["experiment", "run", "checkpoint", *map(columns().get, content.figures)]
+class TextTable(NamedTuple):
+    """A table as text, for all formats."""
+
+    title: str
+    headings: list[str]
+    rows: list[tuple[str, list[str]]]  # (section, cells): rows with equal sections are grouped
+    notes: list[str]
+    num_words: int  # number of columns that hold words; the others hold numbers
 
 
-def write_markdown(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write the table as Markdown, with the notes below it."""
+def _score_text(rows: Iterable[Row]) -> TextTable:
     content = table_content(rows)
+    headings = ["experiment", "run", "checkpoint", *map(columns().get, content.figures)]
+    lines = [
+        (line.section, [line.experiment, line.run, line.checkpoint, *content.texts(line)]) for line in content.lines
+    ]
+    return TextTable("", headings, lines, content.notes, 3)
+
+
+def write_markdown(path: str | Path, rows: Iterable[Row], further: Sequence[TextTable] = ()) -> None:
+    """Write the table as Markdown, with the notes below it, then further tables."""
 
     def text(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
     with atomic_write(path) as stream:
-        stream.write(text(_headings(content)) + text(["---"] * 3 + ["---:"] * len(content.figures)))
-        for line in content.lines:
-            stream.write(text([line.experiment, line.run, line.checkpoint, *content.texts(line)]))
-        stream.writelines(f"\n{note}\n" for note in content.notes)
+        for table in (_score_text(rows), *further):
+            stream.write(f"\n{table.title}\n\n" if table.title else "")
+            marks = ["---"] * table.num_words + ["---:"] * (len(table.headings) - table.num_words)
+            stream.write(text(table.headings) + text(marks))
+            stream.writelines(text(cells) for _, cells in table.rows)
+            stream.writelines(f"\n{note}\n" for note in table.notes)
 
 
-def write_latex(path: str | Path, rows: Iterable[Row]) -> None:
-    """Write the table as LaTeX (package booktabs), with the notes as comments."""
-    content = table_content(rows)
+def write_latex(path: str | Path, rows: Iterable[Row], further: Sequence[TextTable] = ()) -> None:
+    """Write the table as LaTeX (package booktabs), with the notes as comments, then further tables."""
 
     def text(cells: Sequence[str]) -> str:
         return " & ".join(cell.translate(_LATEX_SPECIAL) for cell in cells) + " \\\\\n"
 
     with atomic_write(path) as stream:
-        stream.writelines(f"% {note}\n" for note in content.notes)
-        stream.write(f"\\begin{{tabular}}{{lll{'r' * len(content.figures)}}}\n\\toprule\n" + text(_headings(content)))
-        above = None
-        for line in content.lines:
-            stream.write("\\midrule\n" if line.section != above else "")
-            stream.write(text([line.experiment, line.run, line.checkpoint, *content.texts(line)]))
-            above = line.section
-        stream.write("\\bottomrule\n\\end{tabular}\n")
+        for table in (_score_text(rows), *further):
+            stream.writelines(f"% {note}\n" for note in ([table.title] if table.title else []) + table.notes)
+            columns_text = "l" * table.num_words + "r" * (len(table.headings) - table.num_words)
+            stream.write(f"\\begin{{tabular}}{{{columns_text}}}\n\\toprule\n" + text(table.headings))
+            above = None
+            for section, cells in table.rows:
+                stream.write("\\midrule\n" if section != above else "")
+                stream.write(text(cells))
+                above = section
+            stream.write("\\bottomrule\n\\end{tabular}\n")
+
+
+def text_table(content: TextTable) -> Table:
+    """Return a table for the terminal."""
+    table = Table(title=content.title, caption=escape("\n".join(content.notes)) or None, caption_justify="left")
+    for position, heading in enumerate(content.headings):
+        table.add_column(heading, justify="left" if position < content.num_words else "right")
+    above = None
+    for section, cells in content.rows:
+        if above not in (None, section):
+            table.add_section()
+        table.add_row(*map(escape, cells))
+        above = section
+    return table

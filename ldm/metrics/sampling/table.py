@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 MOST_COMBINATIONS = 2**62  # more are not numbered in int64
 MOST_FACTORS = 1024
+MOST_DRAWS = 20  # bootstrap samples drawn until one has at least two values of every factor
 
 
 class FactorTable:
@@ -108,10 +109,33 @@ class FactorTable:
         """
         if self.product_sizes is not None:
             return self, self
-        order = random_state.permutation(len(self._labels))
-        order = order[np.argsort(self._numbers(self._labels[order]), kind="stable")]
+        rows, positions = np.unique(self._rows, return_index=True)  # a bootstrap sample has some rows several times
+        order = random_state.permutation(len(rows))
+        order = order[np.argsort(self._numbers(self._labels[positions[order]]), kind="stable")]
         first = random_state.randint(2)
-        return self._part(np.sort(order[first::2])), self._part(np.sort(order[1 - first :: 2]))
+        is_first = np.isin(self._rows, rows[order[first::2]])
+        return self._part(np.flatnonzero(is_first)), self._part(np.flatnonzero(~is_first))
+
+    def bootstrap(self, random_state: np.random.RandomState) -> FactorTable:
+        """Return a table of as many rows, drawn with replacement; from equal combinations if the table is complete.
+
+        A complete table with one row per combination is returned itself.
+
+        Raises:
+            MetricError: a factor is constant in each of ``MOST_DRAWS`` samples.
+        """
+        if self.product_sizes is not None:
+            return self
+        groups, count = self._combinations, len(self._labels)
+        own = np.searchsorted(groups.keys, self._numbers(self._labels))  # combination of each row
+        for _ in range(MOST_DRAWS):
+            drawn = groups.draw(own, random_state) if self.is_complete else random_state.randint(count, size=count)
+            sample = self._part(np.sort(drawn))
+            is_constant = (sample._labels == sample._labels[0]).all(axis=0)
+            if not is_constant.any():
+                return sample
+        name = self.factor_names[int(np.argmax(is_constant))]
+        raise MetricError(f"bootstrap: {name} is constant in samples of the {count} rows. Leave the factor out.")
 
     def _part(self, positions: np.ndarray) -> FactorTable:
         """Return the table of some of the rows, with the same values."""
@@ -137,7 +161,9 @@ class FactorTable:
         """
         if self.is_complete:
             return np.where(np.arange(self.num_factors) == factor, np.reshape(values, (-1, 1)), factors)
-        return self._labels[self._by_value[factor].draw(np.broadcast_to(values, len(factors)), random_state)]
+        groups = self._by_value[factor]
+        wanted = np.searchsorted(groups.keys, np.broadcast_to(values, len(factors)))
+        return self._labels[groups.draw(wanted, random_state)]
 
     def sample_observations_from_factors(self, factors: np.ndarray, random_state: np.random.RandomState) -> np.ndarray:
         """Return rows (n,) int64 with the values (n, F), each of several with the same probability.

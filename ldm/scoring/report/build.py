@@ -17,7 +17,9 @@ from ldm.scoring.plan import INFORMATION
 from ldm.scoring.report import page as html
 from ldm.scoring.report.pictures import Picture, run_pictures
 from ldm.scoring.report.svg import NUM_COLOURS, Series, curves, heat_map, strip
+from ldm.scoring.report.trust import trust_section
 from ldm.scoring.table import RESULTS, Row, by_experiment, columns, table_content
+from ldm.scoring.trust import Trust
 from ldm.util import ConfigError, UserError, atomic_write
 
 REPORT_FILE = "report.html"
@@ -36,13 +38,16 @@ _INFORMATION_NOTE = (
 Record = Mapping[str, Mapping[str, Any]]  # results of tasks, as in ``read_record``
 
 
-def write_reports(logdir: str | Path, rows: Sequence[Row], protocol: str = DEFAULT_PROTOCOL) -> list[Path]:
+def write_reports(
+    logdir: str | Path, rows: Sequence[Row], protocol: str = DEFAULT_PROTOCOL, trusts: Sequence[Trust] = ()
+) -> list[Path]:
     """Write a report to the folder of each run and, if there are several runs, a comparison to ``logdir``.
 
     Args:
         logdir: the folder the rows were collected from.
         rows: rows of ``collect_rows``.
         protocol: name of the protocol of the scores.
+        trusts: replicates and variants of the latest scores.
 
     Returns:
         The files written.
@@ -51,23 +56,30 @@ def write_reports(logdir: str | Path, rows: Sequence[Row], protocol: str = DEFAU
     for row in sorted(rows, key=lambda row: row.step):
         runs.setdefault(row.run_dir, []).append(row)
     runs = dict(sorted(runs.items()))
-    written = [_write(run_dir / REPORT_FILE, _run_page(found, protocol)) for run_dir, found in runs.items()]
+    written = []
+    for run_dir, found in runs.items():
+        section = trust_section([trust for trust in trusts if trust.row.run_dir == run_dir], protocol)
+        written.append(_write(run_dir / REPORT_FILE, _run_page(found, protocol, section)))
     if len(runs) > 1:
-        written.append(_write(Path(logdir) / REPORT_FILE, _comparison_page(list(runs.values()), protocol)))
+        page = _comparison_page(list(runs.values()), protocol, trust_section(trusts, protocol))
+        written.append(_write(Path(logdir) / REPORT_FILE, page))
     return written
 
 
-def write_latents_report(row: Row, record: Path, target: Path) -> Path:
+def write_latents_report(row: Row, record: Path, target: Path, trusts: Sequence[Trust] = ()) -> Path:
     """Write a report beside the score file of a file of latents.
 
     Args:
         row: its figures.
         record: its record.
         target: the score file.
+        trusts: replicates and variants of its scores.
     """
     tasks = read_record(record)
+    protocol = next((entry["protocol"] for entry in tasks.values()), DEFAULT_PROTOCOL)
     sections = [
         html.section("Scores", _score_table([row])),
+        trust_section(trusts, protocol),
         html.section("Units and factors", _heat_maps(tasks, ())),
         html.section("Seeds of the metrics", _seed_strips(row)),
         html.section("Settings of scoring", html.pairs(_scoring_facts(tasks))),
@@ -81,12 +93,13 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _run_page(rows: Sequence[Row], protocol: str) -> str:
+def _run_page(rows: Sequence[Row], protocol: str, trust: str) -> str:
     last = rows[-1]
     tasks = read_record(last.record)
     training = _training_facts(last.run_dir)
     sections = [
         html.section("Scores", _score_table(rows), html.paragraph(_BEST_NOTE, soft=True)),
+        trust,
         html.section("Units and factors", _heat_maps(tasks, _unit_names(last))),
         html.section("Scores over checkpoints", _curves([rows])),
         html.section("Seeds of the metrics", _seed_strips(last)),
@@ -99,7 +112,7 @@ def _run_page(rows: Sequence[Row], protocol: str) -> str:
     return html.page(last.run, _dataset_text(tasks, last), sections)
 
 
-def _comparison_page(runs: Sequence[Sequence[Row]], protocol: str) -> str:
+def _comparison_page(runs: Sequence[Sequence[Row]], protocol: str, trust: str) -> str:
     rows = [row for found in runs for row in found]
     last = [found[-1] for found in runs]
     maps, pictures = "", []
@@ -110,6 +123,7 @@ def _comparison_page(runs: Sequence[Sequence[Row]], protocol: str) -> str:
             pictures.append(Picture(f"{row.run}: {picture.title}", picture.data, picture.width, picture.height))
     sections = [
         html.section("Scores", _score_table(rows), html.paragraph(_BEST_NOTE, soft=True)),
+        trust,
         html.section("Last checkpoints, one point per run", _run_strips(last)),
         html.section("Scores over checkpoints", _curves(runs)),
         html.section("Units and factors", maps),

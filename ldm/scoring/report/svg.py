@@ -166,3 +166,35 @@ def strip(groups: Sequence[tuple[str, Sequence[tuple[str, float]]]], label: str)
             shift = 0.0 if len(points) == 1 else (number / (len(points) - 1) - 0.5) * reach
             frame.add_point(x + shift, value, colour, 4, f"{name}, {point}: {value:.4f}")
     return frame.svg(label)
+
+
+def intervals(
+    groups: Sequence[tuple[str, float, tuple[float, float] | None, Sequence[tuple[str, float, int]]]], label: str
+) -> str:
+    """Draw a value with its interval for each group, and values to compare with beside it.
+
+    Args:
+        groups: (name, value, interval, [(name, value, colour)]) from left to right; colour 0 is that of the value.
+        label: description for screen readers.
+    """
+    values = [value for _, figure, bounds, others in groups for value in (figure, *(bounds or ()))]
+    values += [value for *_, others in groups for _, value, _ in others]
+    width = min(1080, max(460, 120 * len(groups)))
+    frame = _Frame(values, (-0.5, len(groups) - 0.5), width)
+    space = (frame.width - frame.left - frame.right) / len(groups)
+    letters = max(3, int(space / _LETTER_WIDTH) - 1)
+    for position, (name, figure, bounds, others) in enumerate(groups):
+        x = frame.x(position) - space * 0.3
+        frame.add_label(position, name if len(name) <= letters else f"{name[: letters - 1]}…")
+        if bounds is not None:
+            low, high = (f"{frame.y(bound):.1f}" for bound in bounds)
+            ends = ((x, x, low, high), (x - 6, x + 6, low, low), (x - 6, x + 6, high, high))
+            for left, right, first, last in ends:
+                across = f'x1="{left:.1f}" x2="{right:.1f}"'
+                frame.shapes.append(f'<line class="c0" {across} y1="{first}" y2="{last}"/>')
+        text = "" if bounds is None else f" ({bounds[0]:.4f} to {bounds[1]:.4f})"
+        frame.add_point(x, figure, "c0", 4, f"{name}: {figure:.4f}{text}")
+        for number, (other, value, colour) in enumerate(others, start=1):
+            place = x + space * 0.62 * number / len(others)
+            frame.add_point(place, value, f"c{colour % NUM_COLOURS}", 3.2, f"{name}, {other}: {value:.4f}")
+    return frame.svg(label)
