@@ -164,6 +164,14 @@ def test_training_and_test_rows_are_disjoint_halves(factors):
     assert not seen[0] & seen[1] and len(seen[0] | seen[1]) == len(factors)
 
 
+def test_both_halves_have_all_values():
+    grid = np.stack(np.meshgrid(range(6), range(5), range(4), indexing="ij"), axis=-1).reshape(-1, 3)
+    table = FactorTable(grid[np.abs(grid[:, 0] - grid[:, 1]) <= 1])  # one row of each combination
+    for side in table.split(fresh()):
+        drawn = side.sample_factors(2000, fresh())
+        assert [len(np.unique(column)) for column in drawn.T] == [6, 5, 4]
+
+
 def test_a_complete_set_with_one_row_each_is_not_split():
     table = FactorTable(FACTORS)
     assert table.split(fresh()) == (table, table)

@@ -112,30 +112,9 @@ class FactorTable:
         rows, positions = np.unique(self._rows, return_index=True)  # a bootstrap sample has some rows several times
         order = random_state.permutation(len(rows))
         order = order[np.argsort(self._numbers(self._labels[positions[order]]), kind="stable")]
-        first = random_state.randint(2)
-        is_first = np.isin(self._rows, rows[order[first::2]])
-        return self._part(np.flatnonzero(is_first)), self._part(np.flatnonzero(~is_first))
-
-    def bootstrap(self, random_state: np.random.RandomState) -> FactorTable:
-        """Return a table of as many rows, drawn with replacement; from equal combinations if the table is complete.
-
-        A complete table with one row per combination is returned itself.
-
-        Raises:
-            MetricError: a factor is constant in each of ``MOST_DRAWS`` samples.
-        """
-        if self.product_sizes is not None:
-            return self
-        groups, count = self._combinations, len(self._labels)
-        own = np.searchsorted(groups.keys, self._numbers(self._labels))  # combination of each row
-        for _ in range(MOST_DRAWS):
-            drawn = groups.draw(own, random_state) if self.is_complete else random_state.randint(count, size=count)
-            sample = self._part(np.sort(drawn))
-            is_constant = (sample._labels == sample._labels[0]).all(axis=0)
-            if not is_constant.any():
-                return sample
-        name = self.factor_names[int(np.argmax(is_constant))]
-        raise MetricError(f"bootstrap: {name} is constant in samples of the {count} rows. Leave the factor out.")
+        coins = random_state.randint(2, size=(len(order) + 1) // 2)
+        is_test = np.stack([coins, 1 - coins], axis=1).ravel()[: len(order)] == 1  # one row of each pair of neighbours
+        return self._part(np.sort(order[~is_test])), self._part(np.sort(order[is_test]))
 
     def _part(self, positions: np.ndarray) -> FactorTable:
         """Return the table of some of the rows, with the same values."""
