@@ -198,6 +198,13 @@ def _factors(path: Path) -> None:
         csv.writer(stream).writerows(rows)
 
 
+def _measured_factors(path: Path) -> None:
+    rows = np.random.default_rng(0).random(size=(48, 3)).round(3).tolist()
+    rows[5][0] = ""
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["size", "x", "y"], *rows])
+
+
 def _labelled_images(path: Path) -> None:
     labels = np.column_stack([np.arange(40) % 2, np.arange(40) // 20])
     np.savez(path, data=noise(40, 3, 32, 32).astype(np.float32) / 255, targ=labels)
@@ -236,6 +243,7 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "z.npy": _codes,
     "z.parquet": _table_of_codes,
     "factors.csv": _factors,
+    "measured.csv": _measured_factors,
     "samples.npz": lambda path: np.savez(path, noise(8, 64, 64, 3)),
     "test_celeba.npz": _labelled_images,
     "photo.png": _photo,

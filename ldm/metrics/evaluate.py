@@ -64,16 +64,13 @@ def evaluate(
     sampler = as_sampler(factors, missing)
     check_latents(latents.shape, getattr(sampler, "size", len(latents) if latents.ndim else 0))
     units = scalar_units(latents)
-    vectors = latents.reshape(len(latents), -1)  # for metrics that take all numbers of a unit
-    if standardized:
-        units, vectors, note = standardize(units), standardize(vectors), None
-    else:
-        note = scale_note(units)
+    units, note = (standardize(units), None) if standardized else (units, scale_note(units))
     if note and chosen.keys() & SCALED:
         logger.warning("latents: %s", note)
     scores: dict[str, dict[str, Any]] = {}
     for metric in chosen.values():
-        codes = units if metric.reduce else vectors
+        codes = units if metric.reduce else latents.reshape(len(latents), -1)
+        codes = standardize(codes) if standardized and not metric.reduce else codes
         try:
             scores |= score(codes, sampler, {metric.key: metric}, seed)
         except MetricError as error:

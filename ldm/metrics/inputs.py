@@ -89,7 +89,9 @@ def as_latents(values: Any) -> np.ndarray:
     if array.dtype.names:
         array = np.stack([array[name] for name in array.dtype.names], axis=-1)
     if np.ma.is_masked(array):
-        raise MetricError(f"latents: expected a value everywhere, got a masked one in {_place(array.mask)}.")
+        raise MetricError(
+            f"latents: expected a value everywhere, got a masked one in {_place(np.ma.getmaskarray(array))}."
+        )
     if array.ndim == 0:
         raise MetricError(f"latents: expected an array (N, K) or (N, U, D), got {type(values).__name__}.")
     if array.dtype.kind in "OUS":

@@ -35,7 +35,6 @@ _TABLE_NAMES = ("factors", "labels", "factor_values", "latents_classes")  # acce
 _FACTOR_SETS, _WORLD_SETS = "ldm.data.factors.", "ldm.data.world."
 _NO_VARIANT = ("path", "test", "split", "text", "phrasing", "repeat", "do_augment", "seed")  # do not change the images
 
-
 Bins = tuple[str, int | list[float]]  # way of ``discretize``, and number of bins or inner edges
 
 

@@ -26,10 +26,10 @@ from ldm.metrics.mig import information
 from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import check_latents
 from ldm.metrics.trust import REMOVED, REPLICATE, VARIANTS
-from ldm.runs.records import REASON, write_json
+from ldm.runs.records import REASON, plain, write_json
 from ldm.scoring import files
 from ldm.scoring.arrays import IncompleteFile
-from ldm.scoring.engine import Task, plain
+from ldm.scoring.engine import Task
 from ldm.scoring.factors import Bins, Factors, describe_dataset, factors_from_table, space_of
 from ldm.util import ConfigError, UserError
 

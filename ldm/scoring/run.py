@@ -179,15 +179,18 @@ def score_latents(options: Options, on_progress: ProgressListener = lambda done,
     with scratch_folder(target.parent) as scratch:
         where = (options.dataset, options.factors, scratch / "factors.pickle")
         factors, about = factors_of_latents(header, *where, options.missing, bins)
-        single = ScorePlan(header, factors, about, settings[0], target, True, target.with_suffix(".record.json"))
         scores = [
             ScorePlan(header, factors, about, setting, path, True, record)
             for setting, (path, record) in zip(settings, _score_files(target, settings))
         ]
+        earlier = {}  # scores of a single seed, of other metrics
+        if len(scores) > 1:
+            record = target.with_suffix(".record.json")
+            earlier = ScorePlan(header, factors, about, settings[0], target, True, record).earlier_scores
         plan = FilePlan(header, scores + variant_plans(scores[0], options.trust))
         _run_plans([plan], options, report, target.parent, on_progress)
     if len(scores) > 1:
-        _write_summary(target, scores, single.earlier_scores)
+        _write_summary(target, scores, earlier)
         report.written = [target]
     return report
 

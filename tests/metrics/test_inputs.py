@@ -178,3 +178,9 @@ def test_a_single_factor_of_whole_numbers_may_have_a_value_per_row():
     assert FactorTable(np.arange(20.0)[:, None]).factors_num_values == (20,)
     with pytest.raises(MetricError, match="looks continuous"):
         FactorTable(np.linspace(0, 1, 20)[:, None])
+
+
+def test_standardized_units_of_metrics_that_take_whole_vectors():
+    options = {"metrics": "med", "protocol": "fast"}
+    scaled = evaluate(CODES * [1e-4, 1.0, 1e3], GRID, standardized=True, **options)
+    assert scaled["MED"] == pytest.approx(evaluate(CODES, GRID, standardized=True, **options)["MED"], abs=1e-6)
