@@ -63,7 +63,7 @@ def _marks(order: np.ndarray, values: np.ndarray) -> np.ndarray:
     for samples, ascending in zip(order, values):
         ranks = np.empty(len(samples), dtype=np.uint32)
         ranks[samples] = np.concatenate([[0], np.cumsum(ascending[1:] > ascending[:-1])])
-        checksum = zlib.crc32(ranks)
+        checksum = zlib.crc32(ranks.data)
         marks.append((checksum + 0x9E3779B9 * seen[checksum]) & 0x7FFFFFFF)
         seen[checksum] += 1
     return np.array(marks, dtype=np.int64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from ldm.metrics import common
@@ -109,7 +111,7 @@ def explicitness(
     if one_hot:
         from sklearn.preprocessing import OneHotEncoder
 
-        encoder = OneHotEncoder(handle_unknown="ignore").fit(codes)
+        encoder: Any = OneHotEncoder(handle_unknown="ignore").fit(codes)
         codes, test_codes = encoder.transform(codes), encoder.transform(test_codes)
     else:
         codes, test_codes = common.standardized(codes, test_codes)

@@ -41,8 +41,8 @@ class FactorTable:
         missing: "error", or "drop" to leave out rows in which a factor has no value (None, NaN, "", a masked entry).
 
     Attributes:
-        factor_names: names of the factors that vary.
-        factor_values: the distinct values of each, ascending.
+        factor_names: names of the F factors that vary.
+        factor_values: the distinct values of each, ascending; ``factors_num_values``: how many.
         size: number of rows N, rows that are left out included.
         num_left_out: number of rows without a value.
 
@@ -74,17 +74,8 @@ class FactorTable:
         varying = _varying(names, [len(values) for values, _ in kept])
         self.factor_names = tuple(names[number] for number in varying)
         self.factor_values = tuple(kept[number][0] for number in varying)
+        self.num_factors, self.factors_num_values = len(varying), tuple(len(values) for values in self.factor_values)
         self._labels = np.stack([kept[number][1] for number in varying], axis=1)  # (N', F) int64
-
-    @property
-    def num_factors(self) -> int:
-        """Number of factors F that vary."""
-        return len(self.factor_names)
-
-    @functools.cached_property
-    def factors_num_values(self) -> tuple[int, ...]:
-        """Number of values of each factor."""
-        return tuple(len(values) for values in self.factor_values)
 
     @property
     def is_complete(self) -> bool:
@@ -112,9 +103,30 @@ class FactorTable:
         rows, positions = np.unique(self._rows, return_index=True)  # a bootstrap sample has some rows several times
         order = random_state.permutation(len(rows))
         order = order[np.argsort(self._numbers(self._labels[positions[order]]), kind="stable")]
-        coins = random_state.randint(2, size=(len(order) + 1) // 2)
-        is_test = np.stack([coins, 1 - coins], axis=1).ravel()[: len(order)] == 1  # one row of each pair of neighbours
-        return self._part(np.sort(order[~is_test])), self._part(np.sort(order[is_test]))
+        coins = random_state.randint(2, size=(len(rows) + 1) // 2)  # which of two neighbours is a training row
+        is_training = np.isin(self._rows, rows[order[np.stack([coins, 1 - coins], axis=1).ravel()[: len(rows)] == 1]])
+        return self._part(np.flatnonzero(is_training)), self._part(np.flatnonzero(~is_training))
+
+    def bootstrap(self, random_state: np.random.RandomState) -> FactorTable:
+        """Return a table of as many rows, drawn with replacement; from equal combinations if the table is complete.
+
+        A complete table with one row per combination is returned itself.
+
+        Raises:
+            MetricError: a factor is constant in each of ``MOST_DRAWS`` samples.
+        """
+        if self.product_sizes is not None:
+            return self
+        groups, count = self._combinations, len(self._labels)
+        own = np.searchsorted(groups.keys, self._numbers(self._labels))  # combination of each row
+        for _ in range(MOST_DRAWS):
+            drawn = groups.draw(own, random_state) if self.is_complete else random_state.randint(count, size=count)
+            sample = self._part(np.sort(drawn))
+            is_constant = (sample._labels == sample._labels[0]).all(axis=0)
+            if not is_constant.any():
+                return sample
+        name = self.factor_names[int(np.argmax(is_constant))]
+        raise MetricError(f"bootstrap: {name} is constant in samples of the {count} rows. Leave the factor out.")
 
     def _part(self, positions: np.ndarray) -> FactorTable:
         """Return the table of some of the rows, with the same values."""
