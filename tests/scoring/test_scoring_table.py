@@ -33,7 +33,7 @@ def write_score(run: Path, step: int, factor_vae: float, place: str = "dis_metri
 
 
 def text_of(rows) -> str:
-    console = Console(file=io.StringIO(), width=250)
+    console = Console(file=io.StringIO(), width=400)
     console.print(score_tables(rows, 10_000)[0])
     return console.file.getvalue()
 
