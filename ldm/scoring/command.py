@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import sys
 import time
@@ -15,16 +16,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from ldm.scoring.files import LATENTS_FOLDER, latent_paths, score_file
 from ldm.scoring.run import Options, ProgressListener, Report, first_score_file, record_of, score_folder, score_latents
-from ldm.scoring.table import (
-    Row,
-    collect_rows,
-    latents_row,
-    score_tables,
-    text_table,
-    write_csv,
-    write_latex,
-    write_markdown,
-)
+from ldm.scoring.table import Row, collect_rows, latents_row, score_tables, write_csv, write_latex, write_markdown
+from ldm.scoring.text_table import text_tables
 from ldm.scoring.trust import Trust, collect_trust, trust_table
 from ldm.util import UserError
 
@@ -143,13 +136,12 @@ def _trust(options: Options, rows: Sequence[Row]) -> list[Trust]:
 
 
 def _write_tables(options: Options, rows: list[Row], trusts: Sequence[Trust]) -> None:
+    further = [trust_table(trusts, options.protocol)] if trusts else []
     if rows:
         console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
-        for table in score_tables(rows, console.width):
+        found = (score_tables(rows, console.width), *(text_tables(content, console.width) for content in further))
+        for table in itertools.chain.from_iterable(found):
             console.print(table)
-    further = [trust_table(trusts, options.protocol)] if trusts else []
-    for content in further:
-        console.print(text_table(content))
     files = (
         (options.csv, write_csv),
         (options.latex, functools.partial(write_latex, further=further)),

@@ -331,12 +331,14 @@ class _Scoring:
 
     def _fail(self, score: ScorePlan, reason: str) -> None:
         """Add a failure once, and that of a variant only if the score itself does not fail in the same way."""
-        variant, path = score.setting.variant, score.latents.path
-        if variant and Failure(path, reason) in self._report.failures:
+        variant, path, failures = score.setting.variant, score.latents.path, self._report.failures
+        if not variant:
+            failures[:] = [found for found in failures if not (found.path == path and found.reason.endswith(reason))]
+        elif Failure(path, reason) in failures:
             return
-        heading = VARIANTS[variant].heading if variant in VARIANTS else variant
-        failure = Failure(path, f"{heading}: {reason}" if variant else reason)
-        self._report.failures += [failure] if failure not in self._report.failures else []
+        heading = f"{VARIANTS[variant].heading if variant in VARIANTS else variant}: " if variant else ""
+        failure = Failure(path, heading + reason)
+        failures += [failure] if failure not in failures else []
 
     def _submit_tasks(self, number: int) -> None:
         for index, score in enumerate(self._plans[number].scores):

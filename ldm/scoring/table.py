@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED
@@ -23,6 +21,7 @@ from ldm.runs.records import RESULTS_FILE, RUN_FILE, read_json
 from ldm.scoring import files
 from ldm.scoring.factors import describe_dataset, space_of
 from ldm.scoring.published import published_beside, published_sources
+from ldm.scoring.text_table import TextTable, fitting
 from ldm.util import ConfigError, UserError, atomic_write
 
 logger = logging.getLogger(__name__)
@@ -273,18 +272,7 @@ def _scores(row: Row) -> dict[str, float]:
 def score_tables(rows: Iterable[Row], width: int) -> list[Table]:
     """Return the table, divided into several tables of fewer figures so that each fits ``width`` characters."""
     content = table_content(rows)
-    remaining, tables = content.figures, []
-    console = Console(width=10_000)
-    while remaining:
-        for count in range(len(remaining), 0, -1):
-            table = _terminal_table(content._replace(figures=remaining[:count]))
-            if count == 1 or Measurement.get(console, console.options, table).maximum <= width:
-                break
-        tables.append(table)
-        remaining = remaining[count:]
-    for table in tables[:-1]:
-        table.caption = None
-    return tables
+    return fitting(content.figures, lambda shown: _terminal_table(content._replace(figures=shown)), width)
 
 
 def _terminal_table(content: TableContent) -> Table:
@@ -332,16 +320,6 @@ def write_csv(path: str | Path, rows: Iterable[Row]) -> None:
             writer.writerow([*where, *(mean for mean, _ in cells), *(deviation for _, deviation in cells)])
 
 
-class TextTable(NamedTuple):
-    """A table as text, for all formats."""
-
-    title: str
-    headings: list[str]
-    rows: list[tuple[str, list[str]]]  # (section, cells): rows with equal sections are grouped
-    notes: list[str]
-    num_words: int  # number of columns that hold words; the others hold numbers
-
-
 def _score_text(rows: Iterable[Row]) -> TextTable:
     content = table_content(rows)
     headings = ["experiment", "run", "checkpoint", *map(columns().get, content.figures)]
@@ -383,17 +361,3 @@ def write_latex(path: str | Path, rows: Iterable[Row], further: Sequence[TextTab
                 stream.write(text(cells))
                 above = section
             stream.write("\\bottomrule\n\\end{tabular}\n")
-
-
-def text_table(content: TextTable) -> Table:
-    """Return a table for the terminal."""
-    table = Table(title=content.title, caption=escape("\n".join(content.notes)) or None, caption_justify="left")
-    for position, heading in enumerate(content.headings):
-        table.add_column(heading, justify="left" if position < content.num_words else "right")
-    above = None
-    for section, cells in content.rows:
-        if above not in (None, section):
-            table.add_section()
-        table.add_row(*map(escape, cells))
-        above = section
-    return table

@@ -15,7 +15,8 @@ from ldm.metrics.trust import REPLICATE, SHARE, VARIANTS, difference_of_means, i
 from ldm.runs.records import write_json
 from ldm.scoring import files
 from ldm.scoring.plan import Setting, trust_settings
-from ldm.scoring.table import Row, TextTable, by_experiment
+from ldm.scoring.table import Row, by_experiment
+from ldm.scoring.text_table import TextTable
 
 MOST_PAIRS = 20  # pairs that are listed
 
@@ -59,7 +60,7 @@ def collect_trust(row: Row, target: Path, setting: Setting, num_replicates: int)
         num_replicates: number of replicates that were planned.
     """
     folder = files.trust_folder(target)
-    found: dict[Setting, dict[str, float]] = {}
+    found: dict[tuple[str, int], dict[str, float]] = {}
     is_resampled = False
     for each in trust_settings(setting, num_replicates, MOST_UNITS):
         path = folder / each.variant_file

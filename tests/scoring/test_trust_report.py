@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import score_cases as cases
+from rich.console import Console
 from test_report import Page, assert_self_contained
 from test_scoring import EngineInProcess
 
@@ -19,9 +22,11 @@ from ldm.metrics.trust import VARIANTS
 from ldm.scoring import command
 from ldm.scoring import run as scoring
 from ldm.scoring.command import run_scoring
+from ldm.scoring.plan import plan_run
 from ldm.scoring.report.svg import intervals
-from ldm.scoring.run import Options, score_folder
+from ldm.scoring.run import Options, Report, score_folder
 from ldm.scoring.table import Row
+from ldm.scoring.text_table import text_tables
 from ldm.scoring.trust import Trust, trust_table
 from ldm.util import UserError
 
@@ -221,6 +226,22 @@ def test_one_unit_and_failing_metrics_cost_themselves_alone(tmp_path):
     assert "200/removed.json" not in found and "factor_VAE" in found["200/replicate-1.json"]
 
 
+def test_the_failure_of_a_score_replaces_those_of_its_variants(tmp_path):
+    write_run(tmp_path / "run")
+    [plan] = [
+        plan
+        for plan in plan_run(tmp_path / "run", None, options(tmp_path).settings(), False, frozenset(), [], 2)
+        if len(plan.scores) > 1
+    ]
+    report = Report()
+    each = scoring._Scoring([plan], tmp_path, None, report, lambda done, total: None)
+    score, replicate, random = plan.scores[0], plan.scores[1], plan.scores[3]
+    for found in (replicate, random, replicate, score, score, random):
+        each._fail(found, "mig: no value")
+    each._fail(random, "dci: no value")
+    assert [failure.reason for failure in report.failures] == ["mig: no value", "random codes: dci: no value"]
+
+
 def test_too_few_replicates_are_refused(tmp_path):
     write_run(tmp_path / "run")
     with pytest.raises(UserError, match="--trust: expected at least 2 replicates, got 1"):
@@ -231,6 +252,19 @@ def test_without_a_score_there_is_no_table(tmp_path, capsys):
     (tmp_path / "run/dis_repre").mkdir(parents=True)
     assert run_scoring(options(tmp_path)) == 0
     assert "trusted" not in capsys.readouterr().out
+
+
+def test_tables_fit_the_terminal():
+    trusts = [replace(trust_of(0.868, [0.85, 0.88], "2026-01-01_run"), variants=dict.fromkeys(VARIANTS, 0.123))]
+    for width, least in ((240, 1), (80, 2)):
+        tables = text_tables(trust_table(trusts, "disdiff"), width)
+        assert len(tables) >= least and (least > 1 or len(tables) == 1)
+        stream = io.StringIO()
+        for table in tables:
+            Console(file=stream, width=width).print(table)
+        text = stream.getvalue()
+        assert text.count("0.123") == len(VARIANTS) and "0.868" in text and max(map(len, text.splitlines())) <= width
+        assert text.count("interval:") == 1
 
 
 def test_chart_of_intervals():
