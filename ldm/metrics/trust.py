@@ -150,7 +150,7 @@ def difference_of_means(first: Sequence[float], second: Sequence[float]) -> tupl
     difference = float(np.mean(first) - np.mean(second))
     shares = [np.var(values, ddof=1) / len(values) for values in (first, second)]
     freedom = sum(share**2 / (len(values) - 1) for share, values in zip(shares, (first, second)))
-    reach = student(sum(shares) ** 2 / freedom) * np.sqrt(sum(shares)) if freedom > 0 else 0.0
+    reach = student(float(sum(shares) ** 2 / freedom)) * np.sqrt(sum(shares)) if freedom > 0 else 0.0
     return float(difference - reach), float(difference + reach)
 
 
