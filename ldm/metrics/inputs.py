@@ -11,7 +11,7 @@ import numpy as np
 
 from ldm.metrics.common import MetricError
 
-MISSING_WORDS = ("", "nan", "NaN", "NaT", "NA", "N/A", "<NA>", "null", "NULL", "None")  # texts that are no value
+MISSING_WORDS = frozenset(["", *"nan -nan NaN -NaN NaT NA N/A n/a #N/A #NA <NA> null NULL None".split()])  # no value
 
 
 @runtime_checkable

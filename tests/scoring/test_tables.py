@@ -106,10 +106,10 @@ def test_left_out_columns_are_logged(tmp_path, caplog):
         ("a,b\n", "expected one row per image, got none"),
         ("a,b,a\n1,2,3\n", "different names, got 'a' twice"),
         ("a, a\n1,2\n", "different names, got 'a' twice"),
-        (",a\n5,1\n6,2\n", "column '': expected a name, or row numbers"),
-        ("a,b,\n1,2,\n3,4,\n", "column '': expected a name"),
-        ("Unnamed: 0,a\nx,1\ny,2\n", "column 'Unnamed: 0': expected a name"),
-        ("index,a\n2,1\n0,2\n1,3\n", "column 'index': expected row numbers in order"),
+        (",a\n5,1\n6,2\n", "column '': expected row numbers from 0 or 1 in order. Name"),
+        ("a,b,\n1,2,\n3,4,\n", "column '': expected row numbers"),
+        ("Unnamed: 0,a\nx,1\ny,2\n", "column 'Unnamed: 0': expected row numbers"),
+        ("index,a\n2,1\n0,2\n1,3\n", "column 'index': expected row numbers from 0 or 1 in order"),
         ("index\n0\n1\n", "got only row numbers"),
         ("id,a\n" + lines(indexed(CODES[:, :1])), "column 'id' numbers the rows"),
         (lines(indexed(CODES, 1)), "column 'unit 0' numbers the rows"),
@@ -118,10 +118,14 @@ def test_left_out_columns_are_logged(tmp_path, caplog):
         ('a,b\n1,2\n"3,4\n', "complete quotes"),
         ("a,b\n1,caf\xe9\n".encode("latin-1"), "text in UTF-8"),
         ("a\n" + "x" * 200_000, "larger than field limit"),
-        ("0.1 0.2 0.3\n0.3 0.4 0.5\n", "column '0.1 0.2 0.3'"),
+        ("0.1 0.2 0.3\n0.3 0.4 0.5\n", "commas, semicolons or tabs between numbers, got spaces"),
         ("a,b\n1,2\n   \n3,4\n", "line 3: expected 2 fields"),
         ("a,b\n1,2\n".encode("utf-16"), "text in UTF-8"),
         ("a;b,c\n1;2,x\n3;4,y\n", "both divide the lines"),
+        ("a\n1_000\n2_000\n", "got '1_000' in row 0"),
+        ("a;b\n1,5;2\n2,5;x\n", "got 'x' in row 1, column 'b'"),
+        ("a;b\n0,5;1\nx;1\n", "got 'x' in row 1, column 'a'"),
+        ("a;b\n1,000;2\n1.5;3\n", "column 'a'"),  # thousands or decimals
     ],
 )
 def test_what_is_refused(tmp_path, text, message):
@@ -160,6 +164,24 @@ def test_missing_labels(tmp_path, cell, column, caplog):
         labels(path)
     assert labels(path, missing="drop") == {"hue": 4, "size": 5, "rows_left_out": 2}
     assert "2 of 60 rows left out" in caplog.text
+
+
+def test_numbers_are_not_guessed(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("a,b\n1_2,x\n12,y\n1_2,y\n12,x\n")
+    assert labels(path, (4, 3)) == {"a": 2, "b": 2}  # names of classes, not the number 12
+    for word in ("n/a", "#N/A", "-nan"):
+        path.write_text(f"a,b\n1,x\n{word},y\n2,y\n1,x\n")
+        assert labels(path, (4, 3), missing="drop")["rows_left_out"] == 1
+    np.savetxt(path, GRID)
+    with pytest.raises(UserError, match="f.csv: expected commas, semicolons or tabs between numbers, got spaces"):
+        labels(path)
+
+
+@pytest.mark.parametrize("number", ["0", "1", "5.5"])
+def test_a_single_value(tmp_path, number):
+    (tmp_path / "z.csv").write_text(f"{number}\n")
+    assert codes_of(tmp_path / "z.csv").tolist() == [[float(number)]]
 
 
 def test_bins_of_continuous_factors(tmp_path):

@@ -53,7 +53,7 @@ def _without_value(column: np.ndarray) -> np.ndarray:
     if column.dtype.kind in "Mm":
         return np.isnat(column)
     is_text = column.dtype.kind == "U"
-    return np.isin(np.char.strip(column), MISSING_WORDS) if is_text else np.zeros(len(column), dtype=bool)
+    return np.isin(np.char.strip(column), list(MISSING_WORDS)) if is_text else np.zeros(len(column), dtype=bool)
 
 
 def _of_one_type(known: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:
