@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 DELIMITERS = "\t;,"
 BLOCK_ROWS = 10_000  # at most read at once
 SAMPLE_LINES = 50  # lines from which the delimiter is found
+EXACT = 2**53  # float64 holds the whole numbers up to it
 FEW_ROWS = 10  # a column 0, 1, 2, ... of so few rows may be data
 _UNNAMED = re.compile(r"(unnamed: \d+(\.\d+)*)?", re.IGNORECASE)
 _INDEX = re.compile(r"index|level_\d+|__index_level_\d+__", re.IGNORECASE)
@@ -243,9 +244,11 @@ def _numbers(words: Sequence[str], delimiter: str) -> np.ndarray | None:
     if "_" in text or ("," in text and (delimiter == "," or "." in text)):  # float would read 1_2 as 12
         return None
     try:
-        return np.array([math.nan if word in MISSING_WORDS else float(word.replace(",", ".")) for word in words])
+        values = np.array([math.nan if word in MISSING_WORDS else float(word.replace(",", ".")) for word in words])
     except ValueError:
         return None
+    is_rounded = (np.abs(values) > EXACT) & np.isfinite(values)  # long identifiers: float would make them equal
+    return None if any(words[row].lstrip("+-").isdigit() for row in np.flatnonzero(is_rounded)) else values
 
 
 def _open_parquet(path: Path) -> Table:

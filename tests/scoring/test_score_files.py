@@ -14,7 +14,7 @@ from test_scoring import EngineInProcess
 from ldm.data.factors import FactorSpace
 from ldm.metrics import Metric, select_metrics
 from ldm.metrics.representation import standardize
-from ldm.runs.records import read_json, update_results, write_json
+from ldm.runs.records import plain, read_json, update_results, write_json
 from ldm.scoring import files
 from ldm.scoring import run as scoring
 from ldm.scoring.factors import parse_bins
@@ -203,6 +203,11 @@ def test_figures_that_are_null(inputs, tmp_path):
         write_latex(tmp_path / "t.tex", rows)
 
 
+def test_arrays_without_axes_are_numbers():
+    found = plain({"a": np.array(0.5), "b": np.array(np.nan), "c": np.array([[1.0, np.inf]]), "d": np.bool_(True)})
+    assert found == {"a": 0.5, "b": None, "c": [[1.0, None]], "d": True, "reason": {"b": "nan", "c": "inf"}}
+
+
 def test_reasons_in_results_end_with_the_null(tmp_path):
     update_results(tmp_path, mig=float("nan"), sap=np.float32("inf"), seconds=[1.0, float("nan")])
     assert strict((tmp_path / "results.json").read_text()) == {
@@ -288,9 +293,9 @@ def test_choices_of_bins():
         "x": ("edges", [0.0, 0.5]),
         "y": ("edges", [3.0]),
     }
-    for wrong in ("size", "size=", "=3", "size=ten", "size=0.5", "size=a,b"):
+    for wrong in ("size", "size=", "=3", "size=ten", "size=0.5", "size=a,b", "x=3"):
         with pytest.raises(UserError, match=r"--bins: expected NAME=10, .*got"):
-            parse_bins([wrong])
+            parse_bins(["x=2", wrong])
 
 
 @pytest.mark.parametrize("bins", ["size=1", "size=equal:4", "size=2,1"])

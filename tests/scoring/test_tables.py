@@ -173,6 +173,9 @@ def test_numbers_are_not_guessed(tmp_path):
     for word in ("n/a", "#N/A", "-nan"):
         path.write_text(f"a,b\n1,x\n{word},y\n2,y\n1,x\n")
         assert labels(path, (4, 3), missing="drop")["rows_left_out"] == 1
+    long = [2**60, 2**60 + 1]
+    path.write_text(f"a,b\n{long[0]},1e30\n{long[1]},2e30\n{long[0]},2e30\n{long[1]},1e30\n")
+    assert labels(path, (4, 3)) == {"a": 2, "b": 2}
     np.savetxt(path, GRID)
     with pytest.raises(UserError, match="f.csv: expected commas, semicolons or tabs between numbers, got spaces"):
         labels(path)
@@ -197,6 +200,11 @@ def test_bins_of_continuous_factors(tmp_path):
         labels(path, bins={"hue": ("equal_width", 5)})
     with pytest.raises(UserError, match="expected a column of .*got 'sice'. Did you mean 'size'"):
         labels(path, bins={"sice": ("equal_width", 5)})
+    path.write_text("hue,size\n" + lines(zip(WORDS, ["", "inf", *sizes[2:]])))
+    with pytest.raises(UserError, match="f.csv: factors: expected finite values, got inf for size in row 1"):
+        labels(path, bins={"size": ("equal_width", 4)}, missing="drop")
+    with pytest.raises(UserError, match="f.csv: --bins size: .*at most 1000 bins, got 1000000000"):
+        labels(path, bins={"size": ("equal_width", 10**9)}, missing="drop")
     path.write_text("hue,size\n" + lines(zip(WORDS, ["", *sizes[1:]])))
     assert labels(path, bins={"size": ("equal_width", 4)}, missing="drop")["rows_left_out"] == 1
 
@@ -231,6 +239,11 @@ def test_objects_are_not_unpickled(tmp_path, kind):
 def test_arrays_of_words_and_booleans(tmp_path):
     np.save(tmp_path / "f.npy", np.stack([WORDS, GRID[:, 1].astype(str)], axis=1))
     assert labels(tmp_path / "f.npy") == {"factor 0": 4, "factor 1": 3}
+    words = np.char.encode(np.stack([WORDS, GRID[:, 1].astype(str)], axis=1))
+    words[3, 1] = b""
+    np.save(tmp_path / "s.npy", words)
+    with pytest.raises(UserError, match="got none for factor 1 in row 3"):
+        labels(tmp_path / "s.npy")
     np.save(tmp_path / "b.npy", GRID > 1)
     assert labels(tmp_path / "b.npy") == {"factor 0": 2, "factor 1": 2, "factor 2": 2}
     assert np.array_equal(codes_of(tmp_path / "b.npy"), GRID > 1)

@@ -26,6 +26,7 @@ def value_indices(column: np.ndarray, name: str, is_only: bool = False) -> tuple
         MetricError: a value is infinite or neither number nor text, texts are mixed with numbers, there is no value, or
             most rows have a value of their own, as quantities and row numbers do.
     """
+    column = np.char.decode(column, errors="backslashreplace") if column.dtype.kind == "S" else column
     is_missing = _without_value(column)
     known = column[~is_missing]
     if known.dtype == object and len(known):  # a table of several types: find that of the column
