@@ -295,7 +295,7 @@ class _Scoring:
         """Start the next file that has tasks; files without only lack their score file, which is written."""
         for number in self._next:
             plan = self._plans[number]
-            if any(score.missing for score in plan.scores):
+            if plan.has_tasks():
                 self._unfinished[number] = 1
                 self._engine.submit(Job((number, 0, PREPARE), prepare, (self._workspace(number),)), plan.seconds)
                 return

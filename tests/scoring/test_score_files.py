@@ -131,6 +131,50 @@ def test_scores_of_one_and_of_several_seeds(inputs):
     assert set(found) == {"Spread", "Sizes", "deviation", "seeds"} and set(found["seeds"]["1"]) == {"Spread", "Sizes"}
 
 
+def draw(units, space, random_state) -> dict[str, float]:
+    """A figure of the seed."""
+    return {"draw": float(random_state.rand())}
+
+
+def test_means_over_seeds_are_not_scores_of_one_seed(inputs):
+    metrics = {"draw": Metric("Draw", draw, "draw")}
+    first = score(metrics, **inputs)["Draw"]
+    assert score(metrics, **inputs, seeds="0-2")["Draw"] != first
+    assert score(SIZES, **inputs).get("Draw", first) == first
+
+
+def small_part(units, space, random_state, factor) -> dict[str, float]:
+    """One factor's part, which exists for small units only."""
+    if factor == 1 and units.max() > 4:
+        raise ValueError("too large")
+    return {"size": float(units.max())}
+
+
+def test_parts_of_new_content_do_not_confirm_earlier_scores(inputs):
+    parts = {"parts": Metric("Parts", small_part, "total", part=small_part, join=cases.total_size)}
+    assert set(score(parts, **inputs)) == {"Parts"}
+    np.save(inputs["latents"], 2.0 * GRID)
+    assert score_latents(Options(metrics=parts, **inputs)).failures
+    assert set(score(SPREAD, **inputs)) == {"Spread"}
+
+
+def test_reasons_of_other_metrics_are_kept(inputs):
+    none = {"none": Metric("None", no_figures, "value")}
+    score(none, **inputs)
+    assert score(SPREAD, **inputs)["reason"] == {"None": "the metric has no value"}
+
+
+def test_a_file_that_changes_while_it_is_scored(inputs, keys):
+    def rewrite(units, space, random_state) -> dict[str, float]:
+        np.save(inputs["latents"], 2.0 * GRID)
+        return {"largest": float(units.max())}
+
+    metrics = {"rewrite": Metric("Rewrite", rewrite, "largest")}
+    assert score(metrics, **inputs)["Rewrite"] == {"largest": 4.0}
+    assert score(metrics, **inputs)["Rewrite"] == {"largest": 8.0}
+    assert keys.count((0, 0, "rewrite")) == 2
+
+
 def test_content_decides_what_is_computed_again(inputs, keys):
     score(SPREAD, **inputs)
     for path in (inputs["latents"], inputs["factors"]):
