@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from ldm.metrics import MetricError
-from ldm.metrics import representation
+from ldm.metrics import MetricError, representation
 from ldm.metrics.representation import scalar_units, scale_note, standardize
 
 

@@ -105,12 +105,22 @@ def test_outputs_never_overwrite_inputs(inputs, tmp_path, make, monkeypatch):
     assert np.array_equal(np.load(inputs["latents"]), GRID)
 
 
-@pytest.mark.parametrize("content", ["text", '{"name": "x"}', "[]"])
+@pytest.mark.parametrize("content", ["text", '{"name": "x"}', "[]", '{"model": {"layers": 3}}'])
 def test_other_files_are_not_replaced_by_scores(inputs, content):
     inputs["out"].write_text(content)
     with pytest.raises(UserError, match="expected a score file or a new file"):
         score(SPREAD, **inputs)
     assert inputs["out"].read_text() == content
+
+
+def test_every_output_has_a_file_of_its_own(inputs, tmp_path):
+    for other in (inputs["out"], inputs["out"].with_suffix(".record.json"), tmp_path):
+        with pytest.raises(UserError, match="expected a file of its own for each output, got"):
+            score(SPREAD, **inputs, csv=other)
+    with pytest.raises(UserError, match="expected a file of its own for each output, got a folder"):
+        score(SPREAD, **(inputs | {"out": tmp_path}))
+    with pytest.raises(UserError, match="got that of another option"):
+        score(SPREAD, **inputs, csv=tmp_path / "t", latex=tmp_path / "t")
 
 
 def test_earlier_scores_of_other_metrics_are_kept(inputs, keys, caplog):
