@@ -92,13 +92,8 @@ class ConstantFactors(Protocol):
     """Factor sampler that may have factors of a single value."""
 
     def without_constant(self) -> FactorSampler:
-        """Return the sampler of the factors that vary."""
+        """Return the sampler of the factors that vary, with a warning about the others: they would lower FactorVAE."""
         ...
-
-
-def without_constant(sampler: FactorSampler) -> FactorSampler:
-    """Return a sampler without its factors of a single value, with a warning: they would lower FactorVAE."""
-    return sampler.without_constant() if isinstance(sampler, ConstantFactors) else sampler
 
 
 def as_lookup(representation: Representation) -> Lookup:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -293,32 +293,27 @@ def _arrow_values(path: Path, name: str, column: Any, start: int) -> np.ndarray:
     """Return the values of a column of Arrow: (n,); for lists of equal lengths (n, D), for lists of lists (n, U, D).
 
     Raises:
-        UserError: lists are empty, missing or of different lengths, or the type is not supported.
+        UserError: lists are empty, missing, of different lengths, or have missing values.
     """
     import pyarrow.compute
     from pyarrow import types
 
-    shape, where = [len(column)], f"{path}: column {name!r}"
-
-    def refuse(row: int, found: str) -> NoReturn:
-        row = start + row // math.prod(shape[1:])
-        raise UserError(f"{where}: expected lists of equal length in every row, got {found} in row {row}.")
-
-    is_list = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    while any(check(column.type) for check in is_list):
-        lengths = pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False)
-        odd = np.flatnonzero(~(lengths == lengths[0]) | ~(lengths > 0))
-        if len(odd):
-            refuse(int(odd[0]), "none" if np.isnan(lengths[odd[0]]) else f"{lengths[odd[0]]:.0f} values")
+    shape = [len(column)]
+    while types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
+        lengths = pyarrow.compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
         column = column.flatten()
+        is_null = column.is_null().to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero((lengths != lengths[0]) | (lengths == 0))
+        if len(wrong) or is_null.any():
+            found = f"{lengths[wrong[0]]} values" if len(wrong) else "a missing value"
+            inner = wrong[0] if len(wrong) else np.argmax(is_null) // lengths[0]
+            row = start + int(inner) // math.prod(shape[1:])
+            raise UserError(
+                f"{path}: column {name!r}: expected lists of equal length in every row, got {found} in row {row}."
+            )
         shape.append(int(lengths[0]))
-        if column.null_count:
-            refuse(int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))), "a missing value")
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if types.is_decimal(column.type):
         column = column.cast(pyarrow.float64())
-    simple = ("integer", "floating", "boolean", "string", "large_string", "date", "timestamp", "null")
-    if not any(vars(types)[f"is_{kind}"](column.type) for kind in simple):
-        raise UserError(f"{where}: expected numbers or words, got values of type {column.type}. Convert the column.")
     return column.to_numpy(zero_copy_only=False).reshape(shape)

@@ -285,7 +285,7 @@ def test_index_of_a_data_frame(parquet, caplog):
         array_source(parquet({"a": counter}, ("a",), "only.parquet"))
 
 
-def test_columns_of_parquet_are_read_by_type(parquet):
+def test_columns_of_parquet_are_read_by_type(parquet, tmp_path):
     arrow = pytest.importorskip("pyarrow")
     columns = {
         "hue": arrow.array(WORDS).dictionary_encode(),
@@ -301,8 +301,10 @@ def test_columns_of_parquet_are_read_by_type(parquet):
     for name in ("hue", "day"):
         with pytest.raises(UserError, match=f"expected a number in every row, got .* in row 0, column '{name}'"):
             array_source(parquet({name: columns[name]}, name="w.parquet"))
-    with pytest.raises(UserError, match="column 's': expected numbers or words, got values of type struct"):
+    with pytest.raises(UserError, match="expected a number or text for s, got {'x': 1} in row 0"):
         labels(parquet({"s": arrow.array([{"x": 1}] * 60)}, name="s.parquet"))
+    with pytest.raises(UserError, match="expected a number in every row, got {'x': 1} in row 0, column 's'"):
+        array_source(tmp_path / "s.parquet")
 
 
 @pytest.mark.parametrize("values", [[3, None] * 30, [True, None] * 30, ["x", None] * 30, [0.5, float("nan")] * 30])
@@ -336,7 +338,7 @@ def test_lists_in_parquet(parquet):
     "change,message",
     [
         ({31: [1.0]}, "got 1 values in row 31"),
-        ({31: None}, "got none in row 31"),
+        ({31: None}, "got 0 values in row 31"),
         ({31: []}, "got 0 values in row 31"),
         ({31: [1.0, None]}, "got a missing value in row 31"),
         (dict.fromkeys(range(60), []), "got 0 values in row 0"),
