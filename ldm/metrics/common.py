@@ -92,13 +92,8 @@ class ConstantFactors(Protocol):
     """Factor sampler that may have factors of a single value."""
 
     def without_constant(self) -> FactorSampler:
-        """Return the sampler of the factors that vary."""
+        """Return the sampler of the factors that vary, with a warning about the others: they would lower FactorVAE."""
         ...
-
-
-def without_constant(sampler: FactorSampler) -> FactorSampler:
-    """Return a sampler without its factors of a single value, with a warning: they would lower FactorVAE."""
-    return sampler.without_constant() if isinstance(sampler, ConstantFactors) else sampler
 
 
 def as_lookup(representation: Representation) -> Lookup:
@@ -162,9 +157,9 @@ def hold_fixed(
 def standardized(train_codes: np.ndarray, test_codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scale both samples (n, K) by mean and deviation of the training sample; units that do not vary become 0."""
     mean, deviation = train_codes.mean(axis=0), train_codes.std(axis=0)
-    varies = (train_codes != train_codes[0]).any(axis=0)
+    varies = (train_codes != train_codes[0]).any(axis=0) & (deviation > 0)  # squares of tiny values may be 0
     scale = np.where(varies, deviation, 1.0)
-    return np.where(varies, (train_codes - mean) / scale, 0.0), np.where(varies, (test_codes - mean) / scale, 0.0)
+    return tuple(np.where(varies, (codes - mean) / scale, 0.0) for codes in (train_codes, test_codes))
 
 
 def labelled_rows(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ldm.metrics.common import FactorSampler, MetricError, Representation, without_constant
+from ldm.metrics.common import ConstantFactors, FactorSampler, MetricError, Representation
 from ldm.metrics.inputs import as_latents
 from ldm.metrics.protocols import DEFAULT_PROTOCOL, select_metrics
 from ldm.metrics.registry import Metric
@@ -90,7 +90,7 @@ def as_sampler(factors: Any, missing: str = "error") -> FactorSampler:
         MetricError: ``factors`` is neither.
     """
     if isinstance(factors, FactorSampler):
-        return without_constant(factors)
+        return factors.without_constant() if isinstance(factors, ConstantFactors) else factors
     if isinstance(factors, str):
         raise MetricError(
             f"factors: expected a factor space or a table of values, got {factors!r}. For the space of a data set, use "

@@ -11,30 +11,23 @@ import numpy as np
 
 from ldm.metrics.common import MetricError
 
-MISSING_WORDS = ("", "nan", "NaN", "NaT", "NA", "N/A", "<NA>", "null", "NULL", "None")  # texts that are no value
+MISSING_WORDS = frozenset(["", *"nan -nan NaN -NaN NaT NA N/A n/a #N/A #NA <NA> null NULL None".split()])  # no value
 
 
 @runtime_checkable
 class Tensor(Protocol):
     """A tensor of torch, which this package does not import."""
 
-    def detach(self) -> Any:
-        """Return it without gradient."""
-        ...
+    def detach(self) -> Any: ...
 
-    def cpu(self) -> Any:
-        """Return it in the memory of the processor."""
-        ...
+    def cpu(self) -> Any: ...
 
 
 @runtime_checkable
 class DataFrame(Protocol):
     """A data frame, of pandas or polars."""
 
-    @property
-    def columns(self) -> Iterable[Any]:
-        """Names of the columns."""
-        ...
+    columns: Iterable[Any]  # their names
 
     def __getitem__(self, name: Any) -> Any: ...
 
@@ -67,15 +60,15 @@ def as_array(values: Any) -> np.ndarray:
 
 def _of_rows(rows: Any) -> np.ndarray:
     """Return an array of objects (N, K)."""
-    lengths = [len(row) if isinstance(row, (list, tuple, np.ndarray)) else 1 for row in rows]
-    for row, length in enumerate(lengths):
-        if length != lengths[0]:
+    rows = [row if isinstance(row, (list, tuple, np.ndarray)) else [row] for row in rows]
+    array = np.empty((len(rows), len(rows[0])), dtype=object)
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
             raise MetricError(
-                f"expected rows of equal length, got {length} values in row {row} and {lengths[0]} in row 0."
+                f"expected rows of equal length, got {len(row)} values in row {number} and {len(rows[0])} in row 0."
             )
-    array = np.empty((len(rows), lengths[0]), dtype=object)
-    for row, column in np.ndindex(array.shape):
-        array[row, column] = rows[row][column]
+        for column, value in enumerate(row):
+            array[number, column] = value
     return array
 
 

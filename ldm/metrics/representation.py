@@ -86,11 +86,19 @@ def scalar_units(latents: np.ndarray) -> np.ndarray:
     return components
 
 
-def standardize(units: np.ndarray) -> np.ndarray:
-    """Divide each of the units (N, U) by its standard deviation, in float64; units that do not vary become 0."""
-    units = units.astype(np.float64)
-    varies = (units != units[0]).any(axis=0)
-    return np.where(varies, (units - units.mean(axis=0)) / np.where(varies, units.std(axis=0), 1.0), 0.0)
+def standardize(units: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Divide each of the units (N, U) by its standard deviation; units that do not vary become 0.
+
+    Args:
+        units: may be memory-mapped: they are read in blocks of rows.
+        out: (N, U) array to write, such as a memory-mapped file; None makes one of float64.
+    """
+    out = np.empty(units.shape) if out is None else out
+    mean, deviations = _moments(units)
+    scale = np.where(deviations > 0, deviations, np.inf)
+    for start, block in _row_blocks(units[:, :, None]):
+        out[start : start + len(block)] = (block[:, :, 0] - mean) / scale
+    return out
 
 
 def scale_note(units: np.ndarray) -> str | None:
@@ -99,7 +107,7 @@ def scale_note(units: np.ndarray) -> str | None:
     FactorVAE leaves out units whose standard deviation is below 0.05, which is meant for units that carry nothing:
     those should also vary much less than the others.
     """
-    deviations = units.std(axis=0, dtype=np.float64)
+    deviations = _moments(units)[1]
     small = deviations < PRUNED
     if not (small & (deviations > PRUNED * deviations.max())).any():
         return None
@@ -115,6 +123,14 @@ def _row_blocks(vectors: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     rows = max(1, BLOCK_VALUES // (vectors.shape[1] * vectors.shape[2]))
     for start in range(0, len(vectors), rows):
         yield start, vectors[start : start + rows].astype(np.float64)
+
+
+def _moments(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of units (N, U), both (U,) float64; 0 exactly for units that do not vary."""
+    vectors = units[:, :, None]
+    mean, varies = _mean_and_variation(vectors)
+    squares = sum(np.square(block - mean).sum(axis=0) for _, block in _row_blocks(vectors))
+    return mean[:, 0], np.where(varies, np.sqrt(squares[:, 0] / len(units)), 0.0)
 
 
 def _mean_and_variation(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

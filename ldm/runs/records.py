@@ -66,18 +66,20 @@ def plain(value: Any) -> Any:
         reasons = {str(name): text for name, entry in value.items() if (text := _not_finite(entry))}
         given = content.get(REASON) if isinstance(content.get(REASON), dict) else {}
         return content | ({REASON: given | reasons} if reasons else {})
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
-    value = value.item() if isinstance(value, np.generic) else value
     return None if _not_finite(value) else value
 
 
 def _not_finite(value: Any) -> str:
     """Return "nan" or "inf" if a number is not finite, or a list contains such a number; else an empty text."""
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
         return ", ".join(dict.fromkeys(filter(None, map(_not_finite, value))))
-    is_number = isinstance(value, (float, np.floating))
-    return str(float(value)) if is_number and not math.isfinite(value) else ""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else ""
 
 
 def update_run(run_dir: str | os.PathLike, **entries: Any) -> dict[str, Any]:

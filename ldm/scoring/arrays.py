@@ -12,17 +12,17 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import h5py
 import numpy as np
 
 from ldm.data.rows import array_header, map_stored_member
-from ldm.scoring.tables import Table, is_number, open_table
+from ldm.scoring.tables import Table, open_table
 from ldm.util import UserError
 
 BLOCK_BYTES = 32_000_000  # read at once
@@ -185,42 +185,36 @@ def _read_h5(path: Path, names: Sequence[str]) -> ArraySource:
 def _read_table(path: Path, names: Sequence[str]) -> ArraySource:
     """Read the header of a table of numbers; columns of lists are vectors per unit."""
     table = open_table(path, "unit")
-    row = _stacked(table, next(table.blocks(1)))
+    row = _stacked(table, next(table.read(1, table.names)))
     shape = (table.num_rows, *row.shape[1:])
 
     def write(target: Path) -> None:
-        blocks = table.blocks(_rows_per_block(shape, row.dtype))
+        blocks = table.read(_rows_per_block(shape, row.dtype), table.names)
         _write_blocks(target, shape, row.dtype, (_stacked(table, block, row.dtype) for block in blocks))
 
     return ArraySource(path, shape, row.dtype, None, write)
 
 
-def _stacked(table: Table, block: Mapping[str, np.ndarray], dtype: np.dtype | None = None) -> np.ndarray:
+def _stacked(table: Table, columns: Sequence[np.ndarray], dtype: np.dtype | None = None) -> np.ndarray:
     """Stack columns of a table: numbers to (n, K), one column of lists to (n, K), several to (n, U, D).
 
     Raises:
         UserError: a value is missing or not a number, or lists of different columns have different lengths.
     """
-    for name, column in block.items():
+    for name, column in zip(table.names, columns):
         if column.dtype.kind not in "fiub" or (dtype is not None and not np.can_cast(column.dtype, dtype, "same_kind")):
-            _raise_not_numeric(table, name)
-    widths = {name: column.shape[1:] for name, column in block.items()}
+            values = table.values([name])[name].tolist()
+            wrong = (row for row, value in enumerate(values) if not isinstance(value, Real) or value != value)
+            row = table.words.get(name, next(wrong, 0))
+            raise UserError(
+                f"{table.path}: expected a number in every row, got {values[row]!r} in row {row}, column {name!r}. "
+                "Remove columns of names, and rows without a value."
+            )
+    widths = {name: column.shape[1:] for name, column in zip(table.names, columns)}
     if len(set(widths.values())) > 1:
         lengths = ", ".join(f"{name} {list(width) or 1}" for name, width in widths.items())
         raise UserError(f"{table.path}: expected columns of equal numbers of values per row, got {lengths}.")
-    columns = list(block.values())
     return columns[0] if len(columns) == 1 and columns[0].ndim > 1 else np.stack(columns, axis=1)
-
-
-def _raise_not_numeric(table: Table, name: str) -> NoReturn:
-    """Raise the error for a column of latents with a missing value or words: the first in it."""
-    values = table.column(name).tolist()
-    is_numeric = [value == value if isinstance(value, Real) else is_number(str(value)) for value in values]
-    row = is_numeric.index(False) if False in is_numeric else 0
-    raise UserError(
-        f"{table.path}: expected a number in every row, got {values[row]!r} in row {row}, column {name!r}. Remove "
-        "columns of names, and rows without a value."
-    )
 
 
 _READERS: dict[str, Callable[[Path, Sequence[str]], ArraySource]] = {".npz": _read_npz, ".npy": _read_npy}

@@ -332,17 +332,21 @@ def prepare(workspace: Workspace) -> str | None:
         MetricError: a value is not finite.
     """
     units = scalar_units(open_array(array_source(workspace.latents), workspace.folder))
-    units, note = (standardize(units), None) if workspace.standardized else (units, scale_note(units))
-    _store(workspace.units, units)
+    note = None if workspace.standardized else scale_note(units)
+    _store(workspace.units, units, workspace.standardized)
     return note
 
 
-def _store(path: Path, codes: np.ndarray) -> None:
-    """Write an array in a scratch folder, complete at any time."""
+def _store(path: Path, codes: np.ndarray, standardized: bool) -> np.ndarray:
+    """Write an array (N, K) in a scratch folder, complete at any time, and return it memory-mapped."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-    np.save(temporary, codes)
+    if standardized:
+        standardize(codes, np.lib.format.open_memmap(temporary, "w+", np.float64, codes.shape))
+    else:
+        np.save(temporary, codes)
     os.replace(temporary, path)
+    return np.load(path, mmap_mode="r")
 
 
 def compute(task: Task, workspace: Workspace, factors: Factors, seed: int, variant: str = "") -> dict[str, Any]:
@@ -363,7 +367,9 @@ def compute(task: Task, workspace: Workspace, factors: Factors, seed: int, varia
     else:
         latents = open_array(array_source(workspace.latents), workspace.folder)
         codes = latents.reshape(len(latents), -1)
-        codes = standardize(codes) if workspace.standardized else codes
+        if workspace.standardized:
+            path = workspace.folder / "whole.npy"
+            codes = np.load(path, mmap_mode="r") if path.is_file() else _store(path, codes, True)
     own, factor = factors.sampler(), () if task.factor is None else (task.factor,)
     codes, sampler = varied(variant, codes, own, seed)
     result = task.function(codes, sampler, np.random.RandomState(seed), *factor, **task.arguments)
@@ -376,6 +382,5 @@ def _components(workspace: Workspace) -> np.ndarray:
     path = workspace.folder / f"{PCA}.npy"
     if not path.is_file():
         latents = open_array(array_source(workspace.latents), workspace.folder)
-        codes = principal_components(latents, latents.shape[1])
-        _store(path, standardize(codes) if workspace.standardized else codes)
+        return _store(path, principal_components(latents, latents.shape[1]), workspace.standardized)
     return np.load(path, mmap_mode="r")

@@ -18,7 +18,7 @@ from ldm.data.factors import FactorSpace, factor_space
 from ldm.legacy import translate
 from ldm.metrics import FactorTable
 from ldm.metrics.common import FactorSampler, MetricError
-from ldm.metrics.sampling.continuous import discretize
+from ldm.metrics.sampling.continuous import MOST_BINS, discretize
 from ldm.scoring.arrays import array_source, incomplete_if_unreadable, open_array
 from ldm.scoring.files import LatentFile, checksum
 from ldm.scoring.tables import open_table
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 WORLD = "world3d"  # twin of Shapes3D: the same factors but other images, so scores are not comparable
 SUBSET = "_part"  # suffix of a data set restricted to some values of its factors
-MAX_VALUES = 1000  # distinct values of a factor; columns with more are continuous quantities
 SAME_ROWS, DISJOINT_ROWS = "the same images (published protocol)", "disjoint halves of the rows"
 TABLES = (".csv", ".parquet")
 _TABLE_NAMES = ("factors", "labels", "factor_values", "latents_classes")  # accepted names of a table in a file
@@ -107,9 +106,9 @@ def factors_from_table(
     except MetricError as error:
         raise UserError(f"{path}: {error}") from error
     for name, size in zip(table.factor_names, table.factors_num_values):
-        if size > MAX_VALUES:
+        if size > MOST_BINS:
             raise UserError(
-                f"{path}: expected a discrete factor with at most {MAX_VALUES} values, but {name} has {size} values "
+                f"{path}: expected a discrete factor with at most {MOST_BINS} values, but {name} has {size} values "
                 f"in {num_rows} rows. Divide it into bins (--bins {name}=10), or remove the column."
             )
     details: dict[str, Any] = {"bins": described} if described else {}
@@ -123,14 +122,16 @@ def factors_from_table(
 
 
 def _binned(name: str, column: np.ndarray, choice: Bins) -> tuple[np.ndarray, str]:
-    """Return the bin of each value, NaN for rows without a value, and the name of the discretization."""
+    """Return the bin of each value (values that are not finite remain), and the name of the discretization."""
     if column.dtype.kind not in "fiu":
-        raise MetricError(f"--bins {name}: expected a column of numbers, got words.")
-    known = ~np.isnan(column.astype(np.float64))
-    bins, described = discretize(column[known], *choice)
-    column = np.full(len(column), np.nan)
-    column[known] = bins
-    return column, described
+        raise MetricError(f"--bins {name}: expected a column of numbers, got values of type {column.dtype}.")
+    known = np.isfinite(column)
+    binned = np.where(known, 0.0, column)  # FactorTable reports infinite and missing values with their rows
+    try:
+        binned[known], described = discretize(column[known], *choice)
+    except MetricError as error:
+        raise MetricError(f"--bins {name}: {error}") from error
+    return binned, described
 
 
 def parse_bins(choices: Sequence[str]) -> dict[str, Bins]:
@@ -140,7 +141,7 @@ def parse_bins(choices: Sequence[str]) -> dict[str, Bins]:
         UserError: a choice has another form.
     """
     found: dict[str, Bins] = {}
-    for choice in choices:
+    for number, choice in enumerate(choices, 1):
         name, equals, text = choice.rpartition("=")
         how, _, numbers = text.rpartition(":")
         how = how or ("edges" if "," in numbers else "equal_width")
@@ -148,9 +149,10 @@ def parse_bins(choices: Sequence[str]) -> dict[str, Bins]:
             found[name] = how, [float(edge) for edge in numbers.split(",")] if how == "edges" else int(numbers)
         except ValueError:
             equals = ""
-        if not equals or not name:
+        if not equals or not name or len(found) < number:
             raise UserError(
-                f"--bins: expected NAME=10, NAME=equal_frequency:10 or NAME=0,0.5,1 (edges), got {choice!r}"
+                "--bins: expected NAME=10, NAME=equal_frequency:10 or NAME=0,0.5,1 (edges), once for each name; got "
+                f"{choice!r}."
             )
     return found
 

@@ -68,8 +68,8 @@ class LatentFile:
 
     @functools.cached_property
     def checksum(self) -> str:
-        """Checksum of the file, computed when it is needed."""
-        return checksum(self.path)
+        """Checksum of the file, computed when it is needed; "removed" if there is no file any more."""
+        return checksum(self.path) if self.path.is_file() else "removed"
 
 
 def checksum(path: Path) -> str:

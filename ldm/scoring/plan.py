@@ -112,15 +112,16 @@ class ScorePlan:
     is_own: bool = False
     record: Path | None = None  # None means files.record_file(target)
     tasks: dict[str, Task] = field(init=False)
+    earlier_scores: dict[str, Any] = field(init=False)  # content of the score file that is kept
 
     def __post_init__(self) -> None:
         metrics = {INFORMATION.key: INFORMATION, **self.setting.metrics}
         self._tasks_of = {name: self._divided(name, metric) for name, metric in metrics.items()}
         self.tasks = {task.name: task for tasks in self._tasks_of.values() for task in tasks}
         self.record = self.record or files.record_file(self.target)
-        self._scores = files.read_mapping(self.target) if self.target.is_file() else {}
+        self.earlier_scores = files.read_mapping(self.target) if self.target.is_file() else {}
         if self.is_own:
-            self._scores = self._confirmed_scores()
+            self.earlier_scores = self._confirmed_scores()
 
     @functools.cached_property
     def _origin(self) -> dict[str, Any]:
@@ -135,20 +136,23 @@ class ScorePlan:
         }
 
     def _confirmed_scores(self) -> dict[str, Any]:
-        """Return the scores of other metrics in the score file that the record confirms; log those that it does not."""
-        others = {name.partition("/")[0] for name in self._kept if name not in self.tasks}
-        keys = {entry.get("key") for name, entry in self._kept.items() if name.partition("/")[0] in others}
+        """Return the scores of other metrics in the score file that the record confirms; log those that it does not.
+
+        Means over several seeds are not: the score files of the seeds have their scores.
+        """
         computed = {metric.key for metric in self.setting.metrics.values()}
-        over_seeds = self._scores.get(files.SEEDS_KEY, {})  # these are kept in the score files of the seeds
-        summaries = {REASON, files.DEVIATION_KEY, files.SEEDS_KEY}.union(*over_seeds.values())
-        replaced = self._scores.keys() - keys - computed - summaries
+        kept = {
+            entry.get("key")
+            for name, entry in files.read_record(self.record).items()
+            if name not in self.tasks and self._is_valid(name, entry)
+        }
+        means = {REASON, files.DEVIATION_KEY, files.SEEDS_KEY}.union(
+            *self.earlier_scores.get(files.SEEDS_KEY, {}).values()
+        )
+        replaced = ", ".join(sorted(self.earlier_scores.keys() - kept - computed - means))
         if replaced:
-            logger.warning(
-                "%s: scores of other latents, factors or settings are replaced (%s)",
-                self.target,
-                ", ".join(sorted(replaced)),
-            )
-        return {key: result for key, result in self._scores.items() if key in keys - computed}
+            logger.warning("%s: scores of other latents, factors or settings are replaced (%s)", self.target, replaced)
+        return {key: result for key, result in self.earlier_scores.items() if key in kept - computed - means}
 
     @property
     def label(self) -> str:
@@ -158,15 +162,10 @@ class ScorePlan:
         return f"{self.latents.run_dir.resolve().name}: step {self.latents.num_samples}"
 
     @property
-    def earlier_scores(self) -> dict[str, Any]:
-        """Scores that were in the score file and are kept."""
-        return self._scores
-
-    @property
     def missing(self) -> list[Task]:
         """Tasks still to be computed; empty once the score file holds every metric."""
         metrics, pictured = self.setting.metrics.items(), self.setting.pictured
-        wanted = [name for name, metric in metrics if metric.key not in self._scores or name in pictured]
+        wanted = [name for name, metric in metrics if metric.key not in self.earlier_scores or name in pictured]
         names = {task.name for name in wanted for task in self._tasks_of[name]}
         if not names and not pictured:
             return []
@@ -177,7 +176,7 @@ class ScorePlan:
     @property
     def is_done(self) -> bool:
         """Whether the score file holds every metric and no files of an interrupted command are left."""
-        is_written = all(metric.key in self._scores for metric in self.setting.metrics.values())
+        is_written = all(metric.key in self.earlier_scores for metric in self.setting.metrics.values())
         return is_written and not self.missing and not self._tasks_folder.is_dir()
 
     def add(self, name: str, outcome: Mapping[str, Any]) -> None:
@@ -194,9 +193,10 @@ class ScorePlan:
     def finish(self, failures: list[Failure]) -> bool:
         """Write record and score file from the results so far; return whether the score file is new or longer.
 
-        Metrics in the score file are not changed. Metrics whose parts cannot be joined are added to ``failures``.
+        Metrics in the score file are not changed. Metrics whose parts cannot be joined are added to ``failures``. The
+        files of earlier latents of ``is_own`` remain if there is no score of the new ones.
         """
-        joined, reasons = {}, dict(self._scores.get(REASON, {}))
+        joined: dict[str, Any] = {}
         for name, metric in self.setting.metrics.items():
             results = [self._kept[task.name]["result"] for task in self._tasks_of[name] if task.name in self._kept]
             if len(results) < len(self._tasks_of[name]):
@@ -205,19 +205,21 @@ class ScorePlan:
                 joined[metric.key] = results[0] if metric.join is None else plain(metric.join(results))
             except Exception as error:  # a defect of one metric
                 failures.append(Failure(self.latents.path, f"{name}: {type(error).__name__}: {error}"))
-            if joined.get(metric.key, 0) is None:
-                reasons[metric.key] = "the metric has no value"
-        content = {**joined, **self._scores, **({REASON: reasons} if reasons else {})}
+        content = {**joined, **self.earlier_scores}
+        if self.is_own and not content:
+            return False
+        reasons = {key: "the metric has no value" for key, result in content.items() if result is None}
+        content |= {REASON: self.earlier_scores.get(REASON, {}) | reasons} if reasons else {}
         positions = {metric.key: position for position, metric in enumerate(ALL_METRICS.values())}
         content = dict(sorted(content.items(), key=lambda entry: positions.get(entry[0], len(positions))))
-        earlier = files.read_record(self.record)
-        recorded = {name: entry for name, entry in earlier.items() if _key(name, entry) in self._scores} | self._kept
+        earlier, before = files.read_record(self.record), self.earlier_scores
+        is_new = content.keys() != before.keys()
+        if is_new:  # before the record, which confirms it
+            write_json(self.target, content)
+            self.earlier_scores = content
+        recorded = {name: entry for name, entry in earlier.items() if _key(name, entry) in before} | self._kept
         if recorded != earlier:
             write_json(self.record, {"parts": recorded})
-        is_new = content.keys() != self._scores.keys()
-        if is_new:
-            write_json(self.target, content)
-            self._scores = content
         shutil.rmtree(self._tasks_folder, ignore_errors=True)
         return is_new
 
@@ -268,6 +270,10 @@ class FilePlan:
 
     latents: files.LatentFile
     scores: list[ScorePlan]
+
+    def has_tasks(self) -> bool:
+        """Return whether tasks are left, whose results belong to the content that the file has now."""
+        return any(score.missing for score in self.scores) and bool(self.latents.checksum)
 
     @property
     def prepare_seconds(self) -> float:

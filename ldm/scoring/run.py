@@ -18,6 +18,7 @@ from typing import Any
 
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, Metric, select_metrics
 from ldm.metrics.evaluate import SCALED
+from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.trust import VARIANTS
 from ldm.runs.records import REASON, read_json, write_json
 from ldm.scoring import files
@@ -92,24 +93,35 @@ class Options:
         return Path(self.out) if self.out else source.with_name(f"{source.stem}{kind}.scores.json")
 
     def check_files(self) -> None:
-        """Check that no output overwrites an input, through a link either, or a file that does not hold scores.
+        """Check that no output overwrites an input, another output (through a link either) or a file of other content.
 
         Raises:
             UserError: it does.
         """
-        inputs = [Path(path) for path in (self.latents, self.factors) if path is not None and Path(path).exists()]
+        inputs = [Path(path) for path in (self.latents, self.factors) if path is not None]
         tables = [Path(path) for path in (self.csv, self.latex, self.markdown) if path is not None]
         scores = [self.score_file, record_of(self)] if self.latents is not None else []
-        for output in [*scores, *tables]:
-            if output.exists() and any(output.samefile(path) for path in inputs):
+        outputs = [*scores, *tables]
+        for number, output in enumerate(outputs):
+            if any(_is_same_file(output, path) for path in inputs):
                 raise UserError(f"{output}: expected another output, got an input (--latents, --factors). Rename it.")
+            if output.is_dir() or any(_is_same_file(output, path) for path in outputs[:number]):
+                found = "a folder" if output.is_dir() else "that of another option or the record of --out"
+                raise UserError(f"{output}: expected a file of its own for each output, got {found}. Rename it.")
         for output in scores:
             is_scores = False
             with contextlib.suppress(UserError):
-                content = read_json(output, missing_ok=True)
-                is_scores = all(isinstance(entry, (dict, type(None))) for entry in content.values())
+                content, known = read_json(output, missing_ok=True), {metric.key for metric in ALL_METRICS.values()}
+                is_known = content.keys() & known.union(["parts", files.SEEDS_KEY])
+                is_scores = not content or is_known or output.with_suffix(".record.json").is_file()
+                is_scores = is_scores and all(isinstance(entry, (dict, type(None))) for entry in content.values())
             if not is_scores:
                 raise UserError(f"{output}: expected a score file or a new file (--out), got another. Rename it.")
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file, which may not exist yet."""
+    return path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other))
 
 
 @dataclass
@@ -295,7 +307,7 @@ class _Scoring:
         """Start the next file that has tasks; files without only lack their score file, which is written."""
         for number in self._next:
             plan = self._plans[number]
-            if any(score.missing for score in plan.scores):
+            if plan.has_tasks():
                 self._unfinished[number] = 1
                 self._engine.submit(Job((number, 0, PREPARE), prepare, (self._workspace(number),)), plan.seconds)
                 return

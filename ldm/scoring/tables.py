@@ -14,9 +14,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +26,9 @@ from ldm.util import UserError
 logger = logging.getLogger(__name__)
 
 DELIMITERS = "\t;,"
-BLOCK_ROWS = 10_000  # read at once
+BLOCK_ROWS = 10_000  # at most read at once
 SAMPLE_LINES = 50  # lines from which the delimiter is found
+EXACT = 2**53  # float64 holds the whole numbers up to it
 FEW_ROWS = 10  # a column 0, 1, 2, ... of so few rows may be data
 _UNNAMED = re.compile(r"(unnamed: \d+(\.\d+)*)?", re.IGNORECASE)
 _INDEX = re.compile(r"index|level_\d+|__index_level_\d+__", re.IGNORECASE)
@@ -40,23 +41,14 @@ class Table:
 
     path: Path
     num_rows: int
-    columns: dict[str, int]  # name -> position in the file; index columns are left out
-    read: Callable[[int, Sequence[int]], Iterator[list[np.ndarray]]]  # (rows per block, positions) -> blocks
+    names: list[str]  # of the columns, without index columns
+    read: Callable[[int, Sequence[str]], Iterator[list[np.ndarray]]]  # (rows per block, names) -> columns by block
+    words: dict[str, int] = field(default_factory=dict)  # CSV: first row with a word of each column that has words
 
-    def blocks(self, num_rows: int) -> Iterator[dict[str, np.ndarray]]:
-        """Yield the columns of each block of at most ``num_rows`` rows: (n,), or (n, ...) for columns of lists."""
-        for block in self.read(num_rows, list(self.columns.values())):
-            yield dict(zip(self.columns, block))
-
-    def column(self, name: str) -> np.ndarray:
-        """Return a whole column."""
-        blocks = self.read(BLOCK_ROWS, [self.columns[name]])
-        return np.concatenate([column for (column,) in blocks])
-
-    def values(self) -> dict[str, np.ndarray]:
-        """Return the whole columns."""
-        blocks = list(self.blocks(BLOCK_ROWS))
-        return {name: np.concatenate([block[name] for block in blocks]) for name in self.columns}
+    def values(self, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Return whole columns by name, all if ``names`` is None: (n,), or (n, ...) for columns of lists."""
+        names = self.names if names is None else names
+        return {name: np.concatenate(blocks) for name, blocks in zip(names, zip(*self.read(BLOCK_ROWS, names)))}
 
 
 def open_table(path: Path, label: str, num_images: int | None = None) -> Table:
@@ -72,10 +64,10 @@ def open_table(path: Path, label: str, num_images: int | None = None) -> Table:
             without being named as an index.
         ValueError, OSError: the file is damaged.
     """
-    table, names = (_open_parquet if path.suffix.lower() == ".parquet" else _open_csv)(path, label, num_images)
+    table = _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_csv(path, label, num_images)
     if not table.num_rows:
         raise UserError(f"{path}: expected one row per image, got none. Write the file again.")
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    twice = [name for name, count in Counter(table.names).items() if count > 1]
     if twice:
         raise UserError(f"{path}: expected columns with different names, got {twice[0]!r} twice. Rename one of them.")
     return _without_row_numbers(table)
@@ -84,32 +76,26 @@ def open_table(path: Path, label: str, num_images: int | None = None) -> Table:
 def _without_row_numbers(table: Table) -> Table:
     """Leave out columns that are named as an index and number the rows; refuse other columns of row numbers."""
     dropped = []
-    for position, name in enumerate(table.columns):
+    for name in table.names:
         where, is_index, is_unnamed = f"{table.path}: column {name!r}", _INDEX.fullmatch(name), _UNNAMED.fullmatch(name)
-        if not (is_index or is_unnamed or position == 0):
-            continue
-        if _numbers_rows(table, name):
+        if (is_index or is_unnamed or name == table.names[0]) and _numbers_rows(table, name):
             if is_index or is_unnamed:
                 dropped.append(name)
-            elif table.num_rows > FEW_ROWS and len(table.columns) > 1:
+            elif table.num_rows > FEW_ROWS and len(table.names) > 1:
                 raise UserError(f"{where} numbers the rows. Remove it, or name it index, so that it is left out.")
-        elif is_unnamed:
-            raise UserError(f"{where}: expected a name, or row numbers from 0 or 1. Name the column or remove it.")
-        elif is_index and len(np.unique(table.column(name).astype(str))) == table.num_rows > 1:
-            raise UserError(f"{where}: expected row numbers in order. Sort the rows like the other file, or remove it.")
+        elif is_unnamed or is_index and len(np.unique(table.values([name])[name].astype(str))) == table.num_rows:
+            raise UserError(f"{where}: expected row numbers from 0 or 1 in order. Name or remove it, or sort the rows.")
     if dropped:
         logger.info("%s: index column %s left out", table.path, ", ".join(map(repr, dropped)))
-    kept = {name: position for name, position in table.columns.items() if name not in dropped}
-    if not kept:
+    if len(dropped) == len(table.names):
         raise UserError(f"{table.path}: expected columns of values, got only row numbers.")
-    return replace(table, columns=kept)
+    return replace(table, names=[name for name in table.names if name not in dropped])
 
 
 def _numbers_rows(table: Table, name: str) -> bool:
     """Return whether a column is 0, 1, 2, ... or 1, 2, 3, ..."""
-    done, first = 0, 0
-    for block in replace(table, columns={name: table.columns[name]}).blocks(BLOCK_ROWS):
-        values = block[name]
+    done = first = 0
+    for (values,) in table.read(BLOCK_ROWS, [name]):
         if values.ndim > 1 or values.dtype.kind not in "fiu":
             return False
         first = first if done else values[0]
@@ -119,50 +105,47 @@ def _numbers_rows(table: Table, name: str) -> bool:
     return True
 
 
-def is_number(word: str) -> bool:
-    """Return whether a field is a number."""
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
-
-
-def _open_csv(path: Path, label: str, num_images: int | None) -> tuple[Table, list[str]]:
+def _open_csv(path: Path, label: str, num_images: int | None) -> Table:
     delimiter = _delimiter(path)
-
-    def rows() -> Iterator[list[str]]:
-        return itertools.islice(_lines(path, delimiter), int(has_header), None)
-
-    first = next(_lines(path, delimiter), None)
+    lines = _lines(path, delimiter)
+    first = next(lines, None)
     if first is None:
         raise UserError(f"{path}: expected one row per image, got an empty file. Write the file again.")
-    has_header = True
-    has_header = first[0].startswith("#") or _is_header(path, first, rows, num_images, delimiter)
-    first[0] = first[0].lstrip("# ")
-    names = first if has_header else [f"{label} {position}" for position in range(len(first))]
-    is_numeric, num_rows = [True] * len(names), 0
-    for block in _batched(rows(), BLOCK_ROWS):
+    num_rows, recurs, words = 0, [False] * len(first), {}
+    for block in _batched(lines, BLOCK_ROWS):
+        for position, column in enumerate(zip(*block)):
+            recurs[position] |= first[position] in column
+            if position not in words and _numbers(column, delimiter) is None:
+                found = (row for row, word in enumerate(column, num_rows) if _numbers([word], delimiter) is None)
+                words[position] = next(found, num_rows)
         num_rows += len(block)
-        for position, words in enumerate(zip(*block)):
-            is_numeric[position] = is_numeric[position] and _numbers(words, delimiter) is not None
+    is_word = [not word or _numbers([word], delimiter) is None for word in first]
+    if any(is_word):
+        has_header = first[0].startswith("#") or not all(itertools.compress(recurs, is_word))
+    else:
+        has_header = _is_header(path, first, delimiter, num_rows, num_images, all(recurs))
+    if has_header:
+        names = [first[0].lstrip("# "), *first[1:]]
+    else:
+        names, num_rows = [f"{label} {position}" for position in range(len(first))], num_rows + 1
+        words = {position: row + 1 for position, row in words.items()}
+        words |= {position: 0 for position, word in enumerate(first) if _numbers([word], delimiter) is None}
 
-    def read(size: int, positions: Sequence[int]) -> Iterator[list[np.ndarray]]:
-        for block in _batched(rows(), size):
-            words = [[fields[position] for fields in block] for position in positions]
-            yield [
-                _numbers(column, delimiter) if is_numeric[position] else np.array(column)
-                for position, column in zip(positions, words)
-            ]
+    def read(size: int, chosen: Sequence[str]) -> Iterator[list[np.ndarray]]:
+        positions = [names.index(name) for name in chosen]
+        for block in _batched(itertools.islice(_lines(path, delimiter), int(has_header), None), min(size, BLOCK_ROWS)):
+            columns = ((position, [fields[position] for fields in block]) for position in positions)
+            yield [np.array(column) if at in words else _numbers(column, delimiter) for at, column in columns]
 
-    return Table(path, num_rows, {name: position for position, name in enumerate(names)}, read), names
+    return Table(path, num_rows, names, read, {names[position]: row for position, row in words.items()})
 
 
 def _delimiter(path: Path) -> str:
     """Return the delimiter that divides all first lines into the same number of fields.
 
     Raises:
-        UserError: two delimiters do, and the fields show that neither is a decimal comma.
+        UserError: two delimiters do, and the fields show that neither is a decimal comma; or numbers are divided by
+            spaces.
     """
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
         sample = [line for line in itertools.islice(stream, SAMPLE_LINES) if line.strip()]
@@ -170,15 +153,17 @@ def _delimiter(path: Path) -> str:
         fields = {delimiter: list(csv.reader(sample, delimiter=delimiter)) for delimiter in DELIMITERS}
     except csv.Error as error:
         raise ValueError(error) from error
-    widths = {delimiter: {len(line) for line in lines} for delimiter, lines in fields.items() if lines}
-    fitting = [delimiter for delimiter, found in widths.items() if len(found) == 1 and found != {1}]
+    fitting = [key for key, lines in fields.items() if len(set(map(len, lines))) == 1 and len(lines[0]) > 1]
     if not fitting:  # lines of one field, or of different numbers of fields
+        words = sample[-1].split() if sample else []
+        if len(words) > 1 and _numbers(words, ",") is not None:
+            raise UserError(f"{path}: expected commas, semicolons or tabs between numbers, got spaces. Replace them.")
         return max(",;\t", key=lambda delimiter: len(fields[delimiter][0]) if sample else 0)
     for word in itertools.chain(*fields[fitting[0]][1:]):
         if any(delimiter in word for delimiter in fitting[1:]) and not _DECIMAL.fullmatch(word):
+            both = " and ".join(map(repr, fitting))
             raise UserError(
-                f"{path}: {' and '.join(map(repr, fitting))} both divide the lines into equal numbers of fields. Write "
-                "the file with one of them."
+                f"{path}: {both} both divide the lines into equal numbers of fields. Write one of them only."
             )
     return fitting[0]
 
@@ -208,33 +193,37 @@ def _lines(path: Path, delimiter: str) -> Iterator[list[str]]:
             ) from error
 
 
-def _is_header(path: Path, first: list[str], rows: Callable, num_images: int | None, delimiter: str) -> bool:
-    """Return whether the first line has names: words that are no values, or numbers 0 to K-1 that are no row.
+def _batched(rows: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
+    while block := list(itertools.islice(rows, size)):
+        yield block
+
+
+def _is_header(
+    path: Path, first: list[str], delimiter: str, num_rows: int, num_images: int | None, recurs: bool
+) -> bool:
+    """Return whether a first line of numbers has names: 0 to K-1 or 1 to K, which are not the values of a row.
+
+    Args:
+        path: the file.
+        first: fields of the line.
+        delimiter: delimiter of the file.
+        num_rows: number of lines below it.
+        num_images: expected number of rows, if it is known.
+        recurs: whether each of the numbers is also below it in its column.
 
     Raises:
         UserError: it cannot be decided.
     """
-    is_word = [not word or _numbers([word], delimiter) is None for word in first]
-    is_numbered = first in ([str(start + number) for number in range(len(first))] for start in (0, 1))
-    if not any(is_word) and not is_numbered:
+    is_numbered = first in ([str(number + start) for number in range(len(first))] for start in (0, 1))
+    if not is_numbered or not num_rows:
         return False
-    recurs, num_rows = np.zeros(len(first), dtype=bool), 0
-    for fields in rows():
-        recurs |= [word == name for word, name in zip(fields, first)]
-        num_rows += 1
-    if any(is_word):
-        return not recurs[is_word].all()
-    found = num_images == num_rows if num_images in (num_rows, num_rows + 1) else None
-    if found is None and not recurs.all():
-        found = True
-    if found is None:
-        combinations = Counter(map(tuple, rows()))
-        if _is_complete(combinations) or _is_complete(combinations + Counter([tuple(first)])):
-            found = _is_complete(combinations)
-    if found is None:
-        raise UserError(
-            f"{path}, line 1: {', '.join(first)} may be names of columns or a row of values. Use words as names."
-        )
+    found = num_images == num_rows if num_images in (num_rows, num_rows + 1) else not recurs
+    if recurs and num_images not in (num_rows, num_rows + 1):  # a complete set of combinations shows it
+        below = Counter(map(tuple, itertools.islice(_lines(path, delimiter), 1, None)))
+        found = _is_complete(below)
+        if not found and not _is_complete(below + Counter([tuple(first)])):
+            names = ", ".join(first)
+            raise UserError(f"{path}, line 1: {names} may be names of columns or a row of values. Use words as names.")
     if found:
         logger.info("%s: line 1 (%s) read as names of the columns", path, ", ".join(first))
     return found
@@ -246,27 +235,23 @@ def _is_complete(combinations: Counter[tuple[str, ...]]) -> bool:
     return len(set(combinations.values())) == 1 and len(combinations) == math.prod(sizes)
 
 
-def _batched(rows: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
-    while block := list(itertools.islice(rows, size)):
-        yield block
-
-
 def _numbers(words: Sequence[str], delimiter: str) -> np.ndarray | None:
-    """Return the numbers in a column, NaN for fields without a value; None if it contains words."""
-    column = np.array(words)
-    if delimiter != ",":
-        column = np.char.replace(column, ",", ".")
+    """Return the numbers in a column, NaN for fields without a value; None if it contains words.
+
+    A comma is a decimal comma if it is not the delimiter, and if there are no decimal points.
+    """
+    text = "".join(words)
+    if "_" in text or ("," in text and (delimiter == "," or "." in text)):  # float would read 1_2 as 12
+        return None
     try:
-        return column.astype(np.float64)
-    except ValueError:
-        column = np.where(np.isin(column, MISSING_WORDS), "nan", column)
-    try:
-        return column.astype(np.float64)
+        values = np.array([math.nan if word in MISSING_WORDS else float(word.replace(",", ".")) for word in words])
     except ValueError:
         return None
+    is_rounded = (np.abs(values) > EXACT) & np.isfinite(values)  # long identifiers: float would make them equal
+    return None if any(words[row].lstrip("+-").isdigit() for row in np.flatnonzero(is_rounded)) else values
 
 
-def _open_parquet(path: Path, label: str, num_images: int | None) -> tuple[Table, list[str]]:
+def _open_parquet(path: Path) -> Table:
     file = _parquet_file(path)
     names, stored = file.schema_arrow.names, file.schema_arrow.metadata or {}
     pandas = json.loads(stored.get(b"pandas", b"{}"))
@@ -274,16 +259,16 @@ def _open_parquet(path: Path, label: str, num_images: int | None) -> tuple[Table
     if index:
         logger.info("%s: index of a data frame left out (%s)", path, ", ".join(index))
 
-    def read(size: int, positions: Sequence[int]) -> Iterator[list[np.ndarray]]:
-        start, chosen = 0, [names[position] for position in positions]
-        for batch in _parquet_file(path).iter_batches(batch_size=size, columns=chosen):
+    def read(size: int, chosen: Sequence[str]) -> Iterator[list[np.ndarray]]:
+        start = 0
+        for batch in _parquet_file(path).iter_batches(batch_size=min(size, BLOCK_ROWS), columns=list(chosen)):
             yield [_arrow_values(path, name, batch.column(name), start) for name in chosen]
             start += batch.num_rows
 
-    columns = {name: position for position, name in enumerate(names) if name not in index}
+    columns = [name for name in names if name not in index]
     if not columns:
         raise UserError(f"{path}: expected columns of values, got {'the index' if index else 'none'} only.")
-    return Table(path, file.metadata.num_rows, columns, read), names
+    return Table(path, file.metadata.num_rows, columns, read)
 
 
 def _parquet_file(path: Path) -> Any:
@@ -308,32 +293,27 @@ def _arrow_values(path: Path, name: str, column: Any, start: int) -> np.ndarray:
     """Return the values of a column of Arrow: (n,); for lists of equal lengths (n, D), for lists of lists (n, U, D).
 
     Raises:
-        UserError: lists are empty, missing or of different lengths, or the type is not supported.
+        UserError: lists are empty, missing, of different lengths, or have missing values.
     """
     import pyarrow.compute
     from pyarrow import types
 
-    shape, where = [len(column)], f"{path}: column {name!r}"
-
-    def refuse(row: int, found: str) -> NoReturn:
-        row = start + row // math.prod(shape[1:])
-        raise UserError(f"{where}: expected lists of equal length in every row, got {found} in row {row}.")
-
-    is_list = (types.is_list, types.is_large_list, types.is_fixed_size_list)
-    while any(check(column.type) for check in is_list):
-        lengths = pyarrow.compute.list_value_length(column).to_numpy(zero_copy_only=False)
-        odd = np.flatnonzero(~(lengths == lengths[0]) | ~(lengths > 0))
-        if len(odd):
-            refuse(int(odd[0]), "none" if np.isnan(lengths[odd[0]]) else f"{lengths[odd[0]]:.0f} values")
+    shape = [len(column)]
+    while types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
+        lengths = pyarrow.compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
         column = column.flatten()
+        is_null = column.is_null().to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero((lengths != lengths[0]) | (lengths == 0))
+        if len(wrong) or is_null.any():
+            found = f"{lengths[wrong[0]]} values" if len(wrong) else "a missing value"
+            inner = wrong[0] if len(wrong) else np.argmax(is_null) // lengths[0]
+            row = start + int(inner) // math.prod(shape[1:])
+            raise UserError(
+                f"{path}: column {name!r}: expected lists of equal length in every row, got {found} in row {row}."
+            )
         shape.append(int(lengths[0]))
-        if column.null_count:
-            refuse(int(np.argmax(column.is_null().to_numpy(zero_copy_only=False))), "a missing value")
     if types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if types.is_decimal(column.type):
         column = column.cast(pyarrow.float64())
-    simple = ("integer", "floating", "boolean", "string", "large_string", "date", "timestamp", "null")
-    if not any(vars(types)[f"is_{kind}"](column.type) for kind in simple):
-        raise UserError(f"{where}: expected numbers or words, got values of type {column.type}. Convert the column.")
     return column.to_numpy(zero_copy_only=False).reshape(shape)

@@ -49,6 +49,8 @@ def test_a_constant_column_has_one_bin():
         ([0.0, 1.0], "edges", [], "ascending finite edges"),
         ([0.0, 1.0], "edges", [1, 1], "ascending finite edges"),
         ([0.0, 1.0], "edges", 4, "ascending finite edges"),
+        ([0.0, 1.0], "edges", ["low", "high"], "ascending finite edges"),
+        ([0.0, 1.0], "equal_width", 10**12, "at most 1000 bins, got 1000000000000"),
     ],
 )
 def test_columns_and_bins_that_cannot_be_used(column, how, bins, message):

@@ -93,7 +93,8 @@ def test_neighbor_information_is_scikit_learns(num, monkeypatch):
         args = {"discrete_features": False, "n_neighbors": 10, "random_state": fresh()}
         expected = mutual_info_classif(codes[:, [unit]], labels[:, factor], **args)[0]
         assert found[unit, factor] == pytest.approx(expected, abs=1e-12)
-    assert not neighbor_information(np.full((num, 1), 0.1), labels, fresh()).any()
+    for constant in (np.full((num, 1), 0.1), 1e-200 * codes):
+        assert not neighbor_information(constant, labels, fresh()).any()
 
 
 def test_neighbor_information_of_discrete_units_is_their_entropy():

@@ -111,6 +111,7 @@ def test_rows_of_different_lengths():
     for latents, factors in ((rows, GRID), (CODES, rows)):
         with pytest.raises(MetricError, match="got 2 values in row 9 and 3 in row 0"):
             evaluate(latents, factors, "mig")
+    assert FactorTable([3, [1], 3]).factors_num_values == (2,)
     words = [["a", 1], ["b"], ["a", 2]]
     with pytest.raises(MetricError, match="got 1 values in row 1 and 2 in row 0"):
         FactorTable(words)

@@ -160,3 +160,18 @@ def test_bad_input_gives_figures_or_one_clear_line(metric, options):
             assert "\n" not in str(error) and len(str(error)) > 40
         else:
             assert all(np.isfinite(value) for value in found.values())
+
+
+def test_copies_of_a_row_are_not_in_several_folds():
+    rng = np.random.default_rng(0)
+    table = FactorTable(rng.integers(0, 3, size=(80, 2)))
+    assert r2(rng.normal(size=(80, 3)), table, fresh(), **QUICK)["r2_kernel"] > -1.5
+    with pytest.raises(MetricError, match="R2: expected at least 6 different training rows, got 2. Add images"):
+        r2(rng.normal(size=(4, 3)), FactorTable([[0, 0], [0, 0], [1, 1], [1, 1]]), fresh(), **QUICK)
+
+
+def test_units_that_are_too_small_to_be_squared_do_not_vary():
+    tiny = PERFECT * [1e-200, 1.0, 1.0]
+    padded = PERFECT * [0.0, 1.0, 1.0]
+    for metric in (mcc, r2):
+        assert metric(tiny, SPACE, fresh(), **QUICK) == metric(padded, SPACE, fresh(), **QUICK)

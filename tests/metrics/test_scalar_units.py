@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from ldm.metrics import MetricError
-from ldm.metrics.representation import scalar_units
+from ldm.metrics import MetricError, representation
+from ldm.metrics.representation import scalar_units, scale_note, standardize
 
 
 @pytest.fixture
@@ -83,3 +84,19 @@ def test_shapes_that_are_no_representation(shape):
 def test_metrics_never_import_torch():
     code = "import ldm.metrics, ldm.metrics.representation, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_scale_is_found_and_changed_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(representation, "BLOCK_VALUES", 10_000)
+    units = np.random.default_rng(0).normal(3.0, [[0.01] * 63 + [0.0]], size=(5000, 64)).astype(np.float32)
+    np.save(tmp_path / "units.npy", units)
+    mapped = np.load(tmp_path / "units.npy", mmap_mode="r")
+    out = np.lib.format.open_memmap(tmp_path / "out.npy", "w+", np.float64, units.shape)
+    tracemalloc.start()
+    note, found = scale_note(mapped), standardize(mapped, out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < units.nbytes / 2 and "0 of 64 units are active" in note and found is out
+    wide = units[:, :63].astype(np.float64)
+    assert np.allclose(found[:, :63], (wide - wide.mean(axis=0)) / wide.std(axis=0)) and not found[:, 63].any()
+    assert np.array_equal(standardize(units), found)

@@ -14,7 +14,7 @@ from test_scoring import EngineInProcess
 from ldm.data.factors import FactorSpace
 from ldm.metrics import Metric, select_metrics
 from ldm.metrics.representation import standardize
-from ldm.runs.records import read_json, update_results, write_json
+from ldm.runs.records import plain, read_json, update_results, write_json
 from ldm.scoring import files
 from ldm.scoring import run as scoring
 from ldm.scoring.factors import parse_bins
@@ -105,12 +105,22 @@ def test_outputs_never_overwrite_inputs(inputs, tmp_path, make, monkeypatch):
     assert np.array_equal(np.load(inputs["latents"]), GRID)
 
 
-@pytest.mark.parametrize("content", ["text", '{"name": "x"}', "[]"])
+@pytest.mark.parametrize("content", ["text", '{"name": "x"}', "[]", '{"model": {"layers": 3}}'])
 def test_other_files_are_not_replaced_by_scores(inputs, content):
     inputs["out"].write_text(content)
     with pytest.raises(UserError, match="expected a score file or a new file"):
         score(SPREAD, **inputs)
     assert inputs["out"].read_text() == content
+
+
+def test_every_output_has_a_file_of_its_own(inputs, tmp_path):
+    for other in (inputs["out"], inputs["out"].with_suffix(".record.json"), tmp_path):
+        with pytest.raises(UserError, match="expected a file of its own for each output, got"):
+            score(SPREAD, **inputs, csv=other)
+    with pytest.raises(UserError, match="expected a file of its own for each output, got a folder"):
+        score(SPREAD, **(inputs | {"out": tmp_path}))
+    with pytest.raises(UserError, match="got that of another option"):
+        score(SPREAD, **inputs, csv=tmp_path / "t", latex=tmp_path / "t")
 
 
 def test_earlier_scores_of_other_metrics_are_kept(inputs, keys, caplog):
@@ -129,6 +139,50 @@ def test_scores_of_one_and_of_several_seeds(inputs):
     assert found["Spread"]["units"] == 3 and found["Sizes"] == {"total": 12} and set(found["seeds"]["1"]) == {"Sizes"}
     found = score(SPREAD, **inputs, seeds="0-2")
     assert set(found) == {"Spread", "Sizes", "deviation", "seeds"} and set(found["seeds"]["1"]) == {"Spread", "Sizes"}
+
+
+def draw(units, space, random_state) -> dict[str, float]:
+    """A figure of the seed."""
+    return {"draw": float(random_state.rand())}
+
+
+def test_means_over_seeds_are_not_scores_of_one_seed(inputs):
+    metrics = {"draw": Metric("Draw", draw, "draw")}
+    first = score(metrics, **inputs)["Draw"]
+    assert score(metrics, **inputs, seeds="0-2")["Draw"] != first
+    assert score(SIZES, **inputs).get("Draw", first) == first
+
+
+def small_part(units, space, random_state, factor) -> dict[str, float]:
+    """One factor's part, which exists for small units only."""
+    if factor == 1 and units.max() > 4:
+        raise ValueError("too large")
+    return {"size": float(units.max())}
+
+
+def test_parts_of_new_content_do_not_confirm_earlier_scores(inputs):
+    parts = {"parts": Metric("Parts", small_part, "total", part=small_part, join=cases.total_size)}
+    assert set(score(parts, **inputs)) == {"Parts"}
+    np.save(inputs["latents"], 2.0 * GRID)
+    assert score_latents(Options(metrics=parts, **inputs)).failures
+    assert set(score(SPREAD, **inputs)) == {"Spread"}
+
+
+def test_reasons_of_other_metrics_are_kept(inputs):
+    none = {"none": Metric("None", no_figures, "value")}
+    score(none, **inputs)
+    assert score(SPREAD, **inputs)["reason"] == {"None": "the metric has no value"}
+
+
+def test_a_file_that_changes_while_it_is_scored(inputs, keys):
+    def rewrite(units, space, random_state) -> dict[str, float]:
+        np.save(inputs["latents"], 2.0 * GRID)
+        return {"largest": float(units.max())}
+
+    metrics = {"rewrite": Metric("Rewrite", rewrite, "largest")}
+    assert score(metrics, **inputs)["Rewrite"] == {"largest": 4.0}
+    assert score(metrics, **inputs)["Rewrite"] == {"largest": 8.0}
+    assert keys.count((0, 0, "rewrite")) == 2
 
 
 def test_content_decides_what_is_computed_again(inputs, keys):
@@ -201,6 +255,11 @@ def test_figures_that_are_null(inputs, tmp_path):
         rows = latents_row(inputs["latents"], tmp_path / name, (0, 1, 2), None)
         write_csv(tmp_path / "t.csv", rows)
         write_latex(tmp_path / "t.tex", rows)
+
+
+def test_arrays_without_axes_are_numbers():
+    found = plain({"a": np.array(0.5), "b": np.array(np.nan), "c": np.array([[1.0, np.inf]]), "d": np.bool_(True)})
+    assert found == {"a": 0.5, "b": None, "c": [[1.0, None]], "d": True, "reason": {"b": "nan", "c": "inf"}}
 
 
 def test_reasons_in_results_end_with_the_null(tmp_path):
@@ -288,9 +347,9 @@ def test_choices_of_bins():
         "x": ("edges", [0.0, 0.5]),
         "y": ("edges", [3.0]),
     }
-    for wrong in ("size", "size=", "=3", "size=ten", "size=0.5", "size=a,b"):
+    for wrong in ("size", "size=", "=3", "size=ten", "size=0.5", "size=a,b", "x=3"):
         with pytest.raises(UserError, match=r"--bins: expected NAME=10, .*got"):
-            parse_bins([wrong])
+            parse_bins(["x=2", wrong])
 
 
 @pytest.mark.parametrize("bins", ["size=1", "size=equal:4", "size=2,1"])

@@ -106,10 +106,10 @@ def test_left_out_columns_are_logged(tmp_path, caplog):
         ("a,b\n", "expected one row per image, got none"),
         ("a,b,a\n1,2,3\n", "different names, got 'a' twice"),
         ("a, a\n1,2\n", "different names, got 'a' twice"),
-        (",a\n5,1\n6,2\n", "column '': expected a name, or row numbers"),
-        ("a,b,\n1,2,\n3,4,\n", "column '': expected a name"),
-        ("Unnamed: 0,a\nx,1\ny,2\n", "column 'Unnamed: 0': expected a name"),
-        ("index,a\n2,1\n0,2\n1,3\n", "column 'index': expected row numbers in order"),
+        (",a\n5,1\n6,2\n", "column '': expected row numbers from 0 or 1 in order. Name"),
+        ("a,b,\n1,2,\n3,4,\n", "column '': expected row numbers"),
+        ("Unnamed: 0,a\nx,1\ny,2\n", "column 'Unnamed: 0': expected row numbers"),
+        ("index,a\n2,1\n0,2\n1,3\n", "column 'index': expected row numbers from 0 or 1 in order"),
         ("index\n0\n1\n", "got only row numbers"),
         ("id,a\n" + lines(indexed(CODES[:, :1])), "column 'id' numbers the rows"),
         (lines(indexed(CODES, 1)), "column 'unit 0' numbers the rows"),
@@ -118,10 +118,14 @@ def test_left_out_columns_are_logged(tmp_path, caplog):
         ('a,b\n1,2\n"3,4\n', "complete quotes"),
         ("a,b\n1,caf\xe9\n".encode("latin-1"), "text in UTF-8"),
         ("a\n" + "x" * 200_000, "larger than field limit"),
-        ("0.1 0.2 0.3\n0.3 0.4 0.5\n", "column '0.1 0.2 0.3'"),
+        ("0.1 0.2 0.3\n0.3 0.4 0.5\n", "commas, semicolons or tabs between numbers, got spaces"),
         ("a,b\n1,2\n   \n3,4\n", "line 3: expected 2 fields"),
         ("a,b\n1,2\n".encode("utf-16"), "text in UTF-8"),
         ("a;b,c\n1;2,x\n3;4,y\n", "both divide the lines"),
+        ("a\n1_000\n2_000\n", "got '1_000' in row 0"),
+        ("a;b\n1,5;2\n2,5;x\n", "got 'x' in row 1, column 'b'"),
+        ("a;b\n0,5;1\nx;1\n", "got 'x' in row 1, column 'a'"),
+        ("a;b\n1,000;2\n1.5;3\n", "column 'a'"),  # thousands or decimals
     ],
 )
 def test_what_is_refused(tmp_path, text, message):
@@ -162,6 +166,27 @@ def test_missing_labels(tmp_path, cell, column, caplog):
     assert "2 of 60 rows left out" in caplog.text
 
 
+def test_numbers_are_not_guessed(tmp_path):
+    path = tmp_path / "f.csv"
+    path.write_text("a,b\n1_2,x\n12,y\n1_2,y\n12,x\n")
+    assert labels(path, (4, 3)) == {"a": 2, "b": 2}  # names of classes, not the number 12
+    for word in ("n/a", "#N/A", "-nan"):
+        path.write_text(f"a,b\n1,x\n{word},y\n2,y\n1,x\n")
+        assert labels(path, (4, 3), missing="drop")["rows_left_out"] == 1
+    long = [2**60, 2**60 + 1]
+    path.write_text(f"a,b\n{long[0]},1e30\n{long[1]},2e30\n{long[0]},2e30\n{long[1]},1e30\n")
+    assert labels(path, (4, 3)) == {"a": 2, "b": 2}
+    np.savetxt(path, GRID)
+    with pytest.raises(UserError, match="f.csv: expected commas, semicolons or tabs between numbers, got spaces"):
+        labels(path)
+
+
+@pytest.mark.parametrize("number", ["0", "1", "5.5"])
+def test_a_single_value(tmp_path, number):
+    (tmp_path / "z.csv").write_text(f"{number}\n")
+    assert codes_of(tmp_path / "z.csv").tolist() == [[float(number)]]
+
+
 def test_bins_of_continuous_factors(tmp_path):
     sizes = np.random.default_rng(0).random(60)
     path = tmp_path / "f.csv"
@@ -175,6 +200,11 @@ def test_bins_of_continuous_factors(tmp_path):
         labels(path, bins={"hue": ("equal_width", 5)})
     with pytest.raises(UserError, match="expected a column of .*got 'sice'. Did you mean 'size'"):
         labels(path, bins={"sice": ("equal_width", 5)})
+    path.write_text("hue,size\n" + lines(zip(WORDS, ["", "inf", *sizes[2:]])))
+    with pytest.raises(UserError, match="f.csv: factors: expected finite values, got inf for size in row 1"):
+        labels(path, bins={"size": ("equal_width", 4)}, missing="drop")
+    with pytest.raises(UserError, match="f.csv: --bins size: .*at most 1000 bins, got 1000000000"):
+        labels(path, bins={"size": ("equal_width", 10**9)}, missing="drop")
     path.write_text("hue,size\n" + lines(zip(WORDS, ["", *sizes[1:]])))
     assert labels(path, bins={"size": ("equal_width", 4)}, missing="drop")["rows_left_out"] == 1
 
@@ -209,6 +239,11 @@ def test_objects_are_not_unpickled(tmp_path, kind):
 def test_arrays_of_words_and_booleans(tmp_path):
     np.save(tmp_path / "f.npy", np.stack([WORDS, GRID[:, 1].astype(str)], axis=1))
     assert labels(tmp_path / "f.npy") == {"factor 0": 4, "factor 1": 3}
+    words = np.char.encode(np.stack([WORDS, GRID[:, 1].astype(str)], axis=1))
+    words[3, 1] = b""
+    np.save(tmp_path / "s.npy", words)
+    with pytest.raises(UserError, match="got none for factor 1 in row 3"):
+        labels(tmp_path / "s.npy")
     np.save(tmp_path / "b.npy", GRID > 1)
     assert labels(tmp_path / "b.npy") == {"factor 0": 2, "factor 1": 2, "factor 2": 2}
     assert np.array_equal(codes_of(tmp_path / "b.npy"), GRID > 1)
@@ -250,7 +285,7 @@ def test_index_of_a_data_frame(parquet, caplog):
         array_source(parquet({"a": counter}, ("a",), "only.parquet"))
 
 
-def test_columns_of_parquet_are_read_by_type(parquet):
+def test_columns_of_parquet_are_read_by_type(parquet, tmp_path):
     arrow = pytest.importorskip("pyarrow")
     columns = {
         "hue": arrow.array(WORDS).dictionary_encode(),
@@ -266,8 +301,10 @@ def test_columns_of_parquet_are_read_by_type(parquet):
     for name in ("hue", "day"):
         with pytest.raises(UserError, match=f"expected a number in every row, got .* in row 0, column '{name}'"):
             array_source(parquet({name: columns[name]}, name="w.parquet"))
-    with pytest.raises(UserError, match="column 's': expected numbers or words, got values of type struct"):
+    with pytest.raises(UserError, match="expected a number or text for s, got {'x': 1} in row 0"):
         labels(parquet({"s": arrow.array([{"x": 1}] * 60)}, name="s.parquet"))
+    with pytest.raises(UserError, match="expected a number in every row, got {'x': 1} in row 0, column 's'"):
+        array_source(tmp_path / "s.parquet")
 
 
 @pytest.mark.parametrize("values", [[3, None] * 30, [True, None] * 30, ["x", None] * 30, [0.5, float("nan")] * 30])
@@ -301,7 +338,7 @@ def test_lists_in_parquet(parquet):
     "change,message",
     [
         ({31: [1.0]}, "got 1 values in row 31"),
-        ({31: None}, "got none in row 31"),
+        ({31: None}, "got 0 values in row 31"),
         ({31: []}, "got 0 values in row 31"),
         ({31: [1.0, None]}, "got a missing value in row 31"),
         (dict.fromkeys(range(60), []), "got 0 values in row 0"),

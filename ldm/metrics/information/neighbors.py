@@ -27,8 +27,9 @@ def neighbor_information(
     noise = random_state.standard_normal(len(codes))
     groups = [_groups(column, factor) for factor, column in enumerate(labels.T)]
     information = np.zeros((codes.shape[1], labels.shape[1]))
-    for unit in np.flatnonzero((codes != codes[0]).any(axis=0)):
-        values = codes[:, unit] / codes[:, unit].std(dtype=np.float64)
+    deviations = codes.std(axis=0, dtype=np.float64)
+    for unit in np.flatnonzero((codes != codes[0]).any(axis=0) & (deviations > 0)):
+        values = codes[:, unit] / deviations[unit]
         values = values + NOISE * max(1.0, np.abs(values).mean()) * noise
         for factor, rows in enumerate(groups):
             information[unit, factor] = _information([np.sort(values[group]) for group in rows], num_neighbors)

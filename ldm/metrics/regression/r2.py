@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldm.metrics.common import FactorSampler, Representation
+from ldm.metrics.common import FactorSampler, MetricError, Representation
 from ldm.metrics.sampling.continuous import quantity_codes
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)  # of the kernel regression
@@ -33,10 +33,11 @@ def r2(
         representation, sampler, random_state: see ``ldm.metrics.common``.
         num_train: labelled codes that the linear regression is fitted on.
         num_test: labelled codes of the score.
-        num_kernel: how many of the training codes the kernel regression is fitted on.
+        num_kernel: how many different training codes the kernel regression is fitted on; copies of a row would be in
+            several folds.
 
     Raises:
-        MetricError: a factor takes a single value.
+        MetricError: a factor takes a single value, or there are fewer than six different training codes.
     """
     from sklearn.kernel_ridge import KernelRidge
     from sklearn.linear_model import Ridge
@@ -45,8 +46,12 @@ def r2(
     sample = quantity_codes(representation, sampler, num_train, num_test, random_state, "R2")
     codes, values, test_codes, test_values = sample
     linear = Ridge(alpha=1.0).fit(codes, values)
-    kernel = GridSearchCV(KernelRidge(kernel="rbf"), {"alpha": PENALTIES}, cv=NUM_FOLDS)
-    kernel.fit(codes[:num_kernel], values[:num_kernel])
+    rows = np.sort(np.unique(np.hstack([codes, values]), axis=0, return_index=True)[1])[:num_kernel]
+    if len(rows) < 2 * NUM_FOLDS:
+        raise MetricError(
+            f"R2: expected at least {2 * NUM_FOLDS} different training rows, got {len(rows)}. Add images."
+        )
+    kernel = GridSearchCV(KernelRidge(kernel="rbf"), {"alpha": PENALTIES}, cv=NUM_FOLDS).fit(codes[rows], values[rows])
     scores = {"r2_linear": linear, "r2_kernel": kernel}
     return {name: float(explained(test_values, model.predict(test_codes)).mean()) for name, model in scores.items()}
 

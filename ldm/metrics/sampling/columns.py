@@ -26,6 +26,7 @@ def value_indices(column: np.ndarray, name: str, is_only: bool = False) -> tuple
         MetricError: a value is infinite or neither number nor text, texts are mixed with numbers, there is no value, or
             most rows have a value of their own, as quantities and row numbers do.
     """
+    column = np.char.decode(column, errors="backslashreplace") if column.dtype.kind == "S" else column
     is_missing = _without_value(column)
     known = column[~is_missing]
     if known.dtype == object and len(known):  # a table of several types: find that of the column
@@ -53,7 +54,7 @@ def _without_value(column: np.ndarray) -> np.ndarray:
     if column.dtype.kind in "Mm":
         return np.isnat(column)
     is_text = column.dtype.kind == "U"
-    return np.isin(np.char.strip(column), MISSING_WORDS) if is_text else np.zeros(len(column), dtype=bool)
+    return np.isin(np.char.strip(column), list(MISSING_WORDS)) if is_text else np.zeros(len(column), dtype=bool)
 
 
 def _of_one_type(known: np.ndarray, rows: np.ndarray, name: str) -> np.ndarray:

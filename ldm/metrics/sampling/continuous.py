@@ -11,6 +11,7 @@ from ldm.metrics import common
 from ldm.metrics.common import FactorSampler, MetricError, Representation
 from ldm.util import did_you_mean
 
+MOST_BINS = 1000
 WAYS = ("equal_width", "equal_frequency", "edges")
 
 
@@ -28,7 +29,7 @@ def discretize(column: Any, how: str = "equal_width", bins: int | Sequence[float
         column: (N,) finite numbers.
         how: ``equal_width``, bins over the range, as disentanglement_lib discretizes codes; ``equal_frequency``, bins
             between quantiles, where equal values stay together; ``edges``, bins that start at given edges.
-        bins: number of bins, at least 2; for ``edges`` the ascending inner edges, one fewer than bins.
+        bins: number of bins, 2 to 1000; for ``edges`` the ascending inner edges, one fewer than bins.
 
     Returns:
         Bins (N,) int64 from 0, some of which may be empty, and the name of the discretization for results.
@@ -52,12 +53,15 @@ def discretize(column: Any, how: str = "equal_width", bins: int | Sequence[float
     if how not in WAYS:
         raise MetricError(f"discretization: expected one of {', '.join(WAYS)}, got {how!r}.{did_you_mean(how, WAYS)}")
     if how == "edges":
-        edges = np.asarray(bins, dtype=np.float64)
-        if edges.ndim != 1 or not len(edges) or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
+        edges = np.asarray(bins)
+        is_numeric = edges.ndim == 1 and len(edges) and edges.dtype.kind in "fiu"
+        if not is_numeric or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
             raise MetricError(f"discretization: expected ascending finite edges, got {bins}.")
         return np.digitize(values, edges), f"edges {', '.join(f'{edge:g}' for edge in edges)}"
-    if not isinstance(bins, int | np.integer) or bins < 2:
-        raise MetricError(f"discretization: expected at least 2 bins, got {bins!r}.")
+    is_few = not isinstance(bins, int | np.integer) or bins < 2
+    if is_few or bins > MOST_BINS:
+        limit = "at least 2" if is_few else f"at most {MOST_BINS}"
+        raise MetricError(f"discretization: expected {limit} bins, got {bins!r}.")
     if how == "equal_width":
         edges = np.histogram(values, bins)[1][1:-1]
     else:
