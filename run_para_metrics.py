@@ -52,8 +52,9 @@ def parse_arguments() -> argparse.Namespace:
         "--metrics",
         nargs="+",
         metavar="NAME",
-        help="beta_vae dci mig factor_vae sap modularity_explicitness irs unsupervised med, all, or the dotted path of "
-        "a metric in a file of your own (default: the metrics of the protocol)",
+        help="beta_vae dci mig factor_vae sap modularity_explicitness irs unsupervised med, or all of these; infomec "
+        "mcc r2 dci_lasso dci_forest dci_boosted dci_es mig_sup dcimig jemmig downstream_task reduced_downstream_task "
+        "fairness; or the dotted path of a metric in a file of your own (default: the metrics of the protocol)",
     )
     add(
         "--protocol",

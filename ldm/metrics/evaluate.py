@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from ldm.metrics import representation
 from ldm.metrics.common import ConstantFactors, FactorSampler, MetricError, Representation
 from ldm.metrics.inputs import as_latents
 from ldm.metrics.protocols import DEFAULT_PROTOCOL, select_metrics
 from ldm.metrics.registry import Metric
-from ldm.metrics.representation import check_latents, scalar_units, scale_note, standardize
+from ldm.metrics.representation import check_latents, scalar_units, scale_note
 from ldm.metrics.sampling.table import FactorTable
 
 logger = logging.getLogger(__name__)
 
 PROTOCOL_SEED = 0  # every metric gets a fresh RandomState(0), so that metrics do not affect each other
-SCALED = ("factor_vae", "beta_vae")  # metrics that depend on the scale of the units
+SCALED = ("factor_vae", "beta_vae", "sap")  # metrics that depend on the scale of the units
 ERROR = "error"  # entry of a metric that cannot be computed: the reason
 
 
@@ -29,7 +30,7 @@ def evaluate(
     *,
     protocol: str = DEFAULT_PROTOCOL,
     seed: int = PROTOCOL_SEED,
-    standardized: bool = False,
+    standardize: bool = False,
     missing: str = "error",
 ) -> dict[str, dict[str, Any]]:
     """Score a representation.
@@ -42,7 +43,7 @@ def evaluate(
         metrics: names of metrics; ``"all"`` is every one; None takes those of the protocol.
         protocol: a key of ``PROTOCOLS``.
         seed: seed of each metric's random generator; published scores use 0.
-        standardized: divide each unit by its standard deviation first. FactorVAE and beta-VAE depend on the scale.
+        standardize: divide each unit by its standard deviation first. FactorVAE, beta-VAE and SAP depend on the scale.
         missing: "error", or "drop" to leave out rows of the table without a value of a factor.
 
     Returns:
@@ -64,13 +65,14 @@ def evaluate(
     sampler = as_sampler(factors, missing)
     check_latents(latents.shape, getattr(sampler, "size", len(latents) if latents.ndim else 0))
     units = scalar_units(latents)
-    units, note = (standardize(units), None) if standardized else (units, scale_note(units))
-    if note and chosen.keys() & SCALED:
-        logger.warning("latents: %s", note)
+    units, note = (representation.standardize(units), None) if standardize else (units, scale_note(units))
+    for text in (note if chosen.keys() & SCALED else None, representation.size_note(*units.shape)):
+        if text:
+            logger.warning("latents: %s", text)
     scores: dict[str, dict[str, Any]] = {}
     for metric in chosen.values():
         codes = units if metric.reduce else latents.reshape(len(latents), -1)
-        codes = standardize(codes) if standardized and not metric.reduce else codes
+        codes = representation.standardize(codes) if standardize and not metric.reduce else codes
         try:
             scores |= score(codes, sampler, {metric.key: metric}, seed)
         except MetricError as error:

@@ -52,9 +52,9 @@ def select_metrics(protocol: str = DEFAULT_PROTOCOL, names: Sequence[str] | str 
 
     Args:
         protocol: a key of ``PROTOCOLS``.
-        names: keys of ``METRICS`` or ``EXTRA_METRICS``, in any case, or their names in score files (``"beta_VAE"``);
-            dotted paths of metrics outside this package; ``"all"`` for every entry of ``METRICS``. None selects the
-            metrics of the protocol.
+        names: keys of ``METRICS`` or ``EXTRA_METRICS``, their names in score files (``"beta_VAE"``) or headings, of
+            which letters and digits count; dotted paths of metrics outside this package; ``"all"`` for every entry of
+            ``METRICS``. None selects the metrics of the protocol.
 
     Returns:
         ``{name: metric}`` in the given order, each once.
@@ -86,9 +86,18 @@ def _known(name: str) -> str:
     """
     if "." in str(name):
         return metric_from_path(name)
-    spellings = {spelling.lower(): known for known, metric in ALL_METRICS.items() for spelling in (known, metric.key)}
-    found = spellings.get(str(name).lower().replace("-", "_"))
+    spellings = {
+        _letters(spelling): known
+        for known, metric in ALL_METRICS.items()
+        for spelling in (metric.heading, metric.key, known)
+    }
+    found = spellings.get(_letters(str(name)))
     if found is None:
-        hint = did_you_mean(name, spellings)
+        hint = did_you_mean(name, ALL_METRICS)
         raise ConfigError(f"metrics: expected some of {', '.join(ALL_METRICS)}, or {ALL!r}, got {name!r}.{hint}")
     return found
+
+
+def _letters(name: str) -> str:
+    """Return the letters and digits of a name in lower case."""
+    return "".join(filter(str.isalnum, name.lower()))

@@ -11,6 +11,7 @@ from ldm.metrics.common import MetricError
 
 BLOCK_VALUES = 4_000_000  # float64 values in memory at once (32 MB), for memory-mapped latents
 PRUNED = 0.05  # standard deviation below which FactorVAE leaves out a unit
+FEW_ROWS = 20  # rows per unit below which random codes have high scores
 MOST_UNITS = 4096  # metrics compare units pair by pair, and latents with more units are mostly transposed
 
 
@@ -101,8 +102,18 @@ def standardize(units: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
+def size_note(num_rows: int, num_units: int) -> str | None:
+    """Return a warning if metrics are high for random codes, too, because there are few rows."""
+    if num_rows >= FEW_ROWS * num_units:
+        return None
+    return (
+        f"{num_rows} rows are few for {num_units} units: FactorVAE, beta-VAE and DCI of random codes are also high. "
+        "Compare with them (--trust)."
+    )
+
+
 def scale_note(units: np.ndarray) -> str | None:
-    """Return a warning if FactorVAE and beta-VAE depend on the scale of the units (N, U) rather than on their content.
+    """Return a warning if FactorVAE, beta-VAE and SAP depend on the scale of the units (N, U), not on their content.
 
     FactorVAE leaves out units whose standard deviation is below 0.05, which is meant for units that carry nothing:
     those should also vary much less than the others.
@@ -113,8 +124,9 @@ def scale_note(units: np.ndarray) -> str | None:
         return None
     return (
         f"{np.count_nonzero(~small)} of {len(small)} units are active (standard deviation at least {PRUNED}), the "
-        f"largest deviation is {deviations.max():.2g}: FactorVAE leaves out the others, and beta-VAE's regression "
-        "depends on the scale. Compare with the scores of standardized units (--standardize; standardize=True)."
+        f"largest deviation is {deviations.max():.2g}: FactorVAE leaves out the others, and the classifiers of "
+        "beta-VAE and SAP depend on the scale. Compare with the scores of standardized units (--standardize; "
+        "standardize=True)."
     )
 
 

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ldm.util import UserError, atomic_write
 
 RUN_FILE = "run.json"
@@ -66,8 +64,7 @@ def plain(value: Any) -> Any:
         reasons = {str(name): text for name, entry in value.items() if (text := _not_finite(entry))}
         given = content.get(REASON) if isinstance(content.get(REASON), dict) else {}
         return content | ({REASON: given | reasons} if reasons else {})
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
+    value = _unwrapped(value)
     if isinstance(value, (list, tuple)):
         return [plain(entry) for entry in value]
     return None if _not_finite(value) else value
@@ -75,11 +72,15 @@ def plain(value: Any) -> Any:
 
 def _not_finite(value: Any) -> str:
     """Return "nan" or "inf" if a number is not finite, or a list contains such a number; else an empty text."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
+    value = _unwrapped(value)
     if isinstance(value, (list, tuple)):
         return ", ".join(dict.fromkeys(filter(None, map(_not_finite, value))))
     return str(value) if isinstance(value, float) and not math.isfinite(value) else ""
+
+
+def _unwrapped(value: Any) -> Any:
+    """Return arrays and scalars of numpy as lists and numbers; numpy is not imported, which would delay ``--help``."""
+    return value.tolist() if type(value).__module__ == "numpy" else value
 
 
 def update_run(run_dir: str | os.PathLike, **entries: Any) -> dict[str, Any]:

@@ -218,4 +218,4 @@ def _stacked(table: Table, columns: Sequence[np.ndarray], dtype: np.dtype | None
 
 
 _READERS: dict[str, Callable[[Path, Sequence[str]], ArraySource]] = {".npz": _read_npz, ".npy": _read_npy}
-_READERS |= {".h5": _read_h5, ".hdf5": _read_h5, ".parquet": _read_table, ".csv": _read_table}
+_READERS |= {".h5": _read_h5, ".hdf5": _read_h5, ".parquet": _read_table, ".csv": _read_table, ".tsv": _read_table}

@@ -130,7 +130,7 @@ def _trust(options: Options, rows: Sequence[Row]) -> list[Trust]:
         if options.latents is not None:
             target = first_score_file(options)
         else:
-            target = score_file(row.run_dir, row.step, setting.seed, setting.protocol)
+            target = score_file(row.run_dir, row.step, setting.seed, setting.protocol, setting.standardized)
         trusts += collect_trust(row, target, setting, options.trust)
     return trusts
 

@@ -19,6 +19,7 @@ from typing import Any
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, Metric, select_metrics
 from ldm.metrics.evaluate import SCALED
 from ldm.metrics.registry import ALL_METRICS
+from ldm.metrics.representation import size_note
 from ldm.metrics.trust import VARIANTS
 from ldm.runs.records import REASON, read_json, write_json
 from ldm.scoring import files
@@ -329,8 +330,9 @@ class _Scoring:
             self._fail(score, where + outcome.error)
             self._done_seconds += plan.seconds - plan.prepare_seconds if name == PREPARE else 0.0
         elif name == PREPARE:
-            if outcome.result and score.setting.metrics.keys() & SCALED:
-                logger.warning("%s: %s", plan.latents.path, outcome.result)
+            note = outcome.result if score.setting.metrics.keys() & SCALED else None
+            for text in filter(None, (note, size_note(*plan.latents.shape[:2]))):
+                logger.warning("%s: %s", plan.latents.path, text)
             self._submit_tasks(number)
         else:
             score.add(name, outcome.result)

@@ -132,11 +132,16 @@ def _epochs_and_dataset(run_dir: Path) -> tuple[dict[int, int | None], str | Non
     return epochs, dataset
 
 
+def without_time(run: str) -> str:
+    """Return the name of a run without the time at its beginning."""
+    return _TIME.sub("", run)
+
+
 def _experiment_and_seed(run_dir: Path, logdir: Path) -> tuple[str, int | None]:
     """Return the run's name without time and seed, with the folders above it so that only siblings are averaged."""
     run_dir, logdir = run_dir.resolve(), logdir.resolve()
     record = read_json(run_dir / RUN_FILE) if (run_dir / RUN_FILE).is_file() else {}
-    name = _TIME.sub("", str(record.get("name") or run_dir.name))
+    name = without_time(str(record.get("name") or run_dir.name))
     found = _SEED.search(name)
     seed = record.get("seed", int(found.group(1)) if found else None)
     name = _SEED.sub("", name)

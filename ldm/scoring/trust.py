@@ -11,7 +11,7 @@ import numpy as np
 
 from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import MOST_UNITS
-from ldm.metrics.trust import REPLICATE, SHARE, VARIANTS, difference_of_means, interval
+from ldm.metrics.trust import RANDOM, REPLICATE, SHARE, VARIANTS, difference_of_means, interval
 from ldm.runs.records import write_json
 from ldm.scoring import files
 from ldm.scoring.plan import Setting, trust_settings
@@ -42,6 +42,14 @@ class Trust:
         low, high = interval(self.figure, values)
         is_share = all(0 <= value <= 1 for value in (self.figure, *values))
         return (max(low, 0.0), min(high, 1.0)) if is_share else (low, high)
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether random codes are as good within the interval."""
+        bounds, chance = self.interval, self.variants.get(RANDOM)
+        if bounds is None or chance is None:
+            return False
+        return bounds[0] <= chance if ALL_METRICS[self.name].higher_is_better else bounds[1] >= chance
 
     def difference(self, other: Trust) -> tuple[float, float] | None:
         """Return the interval of this figure minus another, from the differences of replicates of equal seeds."""
@@ -117,6 +125,12 @@ def _notes(trusts: Sequence[Trust], protocol: str) -> list[str]:
         "Noise of training is not included: compare several training seeds.",
         "random codes: standard normal, as many as units. PCA of the latents: as many principal components as units. "
         "Columns to the right of it: the same units, changed.",
+    ]
+    notes += [
+        f"{ALL_METRICS[trust.name].heading} of {trust.label} ({trust.figure:.3f}) is not better than that of random "
+        f"codes ({trust.variants[RANDOM]:.3f}), within the noise."
+        for trust in trusts
+        if trust.is_chance
     ]
     pairs = [*_experiment_notes(trusts), *_run_notes(trusts)]
     notes += pairs[:MOST_PAIRS]

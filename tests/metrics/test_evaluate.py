@@ -139,7 +139,7 @@ def test_small_scales_are_announced(caplog, scale, active):
     scores = evaluate(codes, factors, ["factor_vae", "beta_vae"], protocol="fast")
     assert (f"{active} units are active" in caplog.text and "--standardize" in caplog.text) == (active is not None)
     assert scores["factor_VAE"]["eval_accuracy"] == (1.0 if active is None else 0.0)
-    found = evaluate(codes, factors, ["factor_vae", "beta_vae"], protocol="fast", standardized=True)
+    found = evaluate(codes, factors, ["factor_vae", "beta_vae"], protocol="fast", standardize=True)
     assert found["factor_VAE"]["eval_accuracy"] == 1.0 and found["beta_VAE"]["eval_accuracy"] > 0.95
 
 

@@ -183,5 +183,5 @@ def test_a_single_factor_of_whole_numbers_may_have_a_value_per_row():
 
 def test_standardized_units_of_metrics_that_take_whole_vectors():
     options = {"metrics": "med", "protocol": "fast"}
-    scaled = evaluate(CODES * [1e-4, 1.0, 1e3], GRID, standardized=True, **options)
-    assert scaled["MED"] == pytest.approx(evaluate(CODES, GRID, standardized=True, **options)["MED"], abs=1e-6)
+    scaled = evaluate(CODES * [1e-4, 1.0, 1e3], GRID, standardize=True, **options)
+    assert scaled["MED"] == pytest.approx(evaluate(CODES, GRID, standardize=True, **options)["MED"], abs=1e-6)

@@ -192,10 +192,10 @@ def _rows_with_values(ranks: np.ndarray, names: Sequence[str], missing: str) -> 
     is_missing = ranks == MISSING
     if is_missing.any() and missing == "error":
         row, column = np.argwhere(is_missing)[0]
+        count = np.count_nonzero(is_missing.any(axis=1))
         raise MetricError(
-            f"factors: expected a value in every row, got none for {names[column]} in row {row} (and "
-            f'{np.count_nonzero(is_missing.any(axis=1)) - 1} more rows). Leave these rows out (missing="drop", '
-            "--missing drop), or the column."
+            f"factors: expected a value in every row, got none for {names[column]} in row {row} ({count} of "
+            f'{len(ranks)} rows lack a value). Leave these rows out (missing="drop", --missing drop), or the column.'
         )
     rows = np.flatnonzero(~is_missing.any(axis=1))
     if not len(rows):

@@ -8,6 +8,7 @@ from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.trust import SHARE, VARIANTS
 from ldm.scoring.report import page as html
 from ldm.scoring.report.svg import intervals
+from ldm.scoring.table import without_time
 from ldm.scoring.trust import Trust, trust_table
 
 _KINDS = list(dict.fromkeys(variant.kind for variant in VARIANTS.values()))
@@ -27,7 +28,9 @@ def trust_section(trusts: Sequence[Trust], protocol: str) -> str:
     if all(len(found) == 1 for found in by_metric.values()):
         charts = [_card("Scores, baselines and changed units", [(name, found[0]) for name, found in by_metric.items()])]
     else:
-        charts = [_card(name, [(trust.row.run, trust) for trust in found]) for name, found in by_metric.items()]
+        charts = [
+            _card(name, [(without_time(trust.row.run), trust) for trust in found]) for name, found in by_metric.items()
+        ]
     table = trust_table(trusts, protocol)
     notes = "".join(html.paragraph(note, soft=True) for note in table.notes)
     body = html.table(table.headings, [(cells, "") for _, cells in table.rows], table.num_words)
