@@ -171,7 +171,7 @@ def _read_h5(path: Path, names: Sequence[str]) -> ArraySource:
     with h5py.File(path, "r") as file:
         file.visititems(note)
         name = _choose(path, found, names)
-        shape, dtype = file[name].shape, file[name].dtype
+        shape, dtype = file[name].shape, np.dtype(file[name].dtype.str)  # without the metadata of HDF5
 
     def write(target: Path) -> None:
         step = _rows_per_block(shape, dtype)

@@ -85,6 +85,7 @@ def factors_from_table(
     Raises:
         UserError: the number of rows differs, a column is not a discrete factor, or ``bins`` names no column.
     """
+    content = checksum(path)  # before the file is read: a change meanwhile is noticed
     columns = _read_columns(path, target.parent, shape[0])
     num_rows, bins = len(next(iter(columns.values()))), bins or {}
     if num_rows != shape[0]:
@@ -117,7 +118,7 @@ def factors_from_table(
         details["rows_left_out"] = table.num_left_out
     rows = DISJOINT_ROWS if table.product_sizes is None else SAME_ROWS
     target.write_bytes(pickle.dumps(table))
-    digest = hashlib.blake2b(f"{checksum(path)} {missing} {sorted(bins.items())}".encode()).hexdigest()
+    digest = hashlib.blake2b(f"{content} {missing} {sorted(bins.items())}".encode()).hexdigest()
     return Factors(table.factor_names, table.factors_num_values, None, target, digest, details, rows)
 
 

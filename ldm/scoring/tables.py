@@ -203,13 +203,8 @@ def _is_header(
 ) -> bool:
     """Return whether a first line of numbers has names: 0 to K-1 or 1 to K, which are not the values of a row.
 
-    Args:
-        path: the file.
-        first: fields of the line.
-        delimiter: delimiter of the file.
-        num_rows: number of lines below it.
-        num_images: expected number of rows, if it is known.
-        recurs: whether each of the numbers is also below it in its column.
+    There are ``num_rows`` lines below it, of ``num_images`` rows if that is known; ``recurs`` is whether each of its
+    numbers is also below it in its column.
 
     Raises:
         UserError: it cannot be decided.
@@ -316,4 +311,8 @@ def _arrow_values(path: Path, name: str, column: Any, start: int) -> np.ndarray:
         column = column.dictionary_decode()
     if types.is_decimal(column.type):
         column = column.cast(pyarrow.float64())
+    if types.is_integer(column.type) and column.null_count:  # NumPy gives float64, which may round long identifiers
+        bounds = pyarrow.compute.min_max(column).as_py().values()
+        if any(abs(bound or 0) > EXACT for bound in bounds):
+            return np.array(column.to_pylist(), dtype=object).reshape(shape)
     return column.to_numpy(zero_copy_only=False).reshape(shape)

@@ -236,6 +236,15 @@ def test_objects_are_not_unpickled(tmp_path, kind):
         labels(path)
 
 
+def test_words_of_fixed_length_in_hdf5(tmp_path, recwarn):
+    import h5py
+
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["labels"] = np.char.encode(np.stack([WORDS, GRID[:, 1].astype(str)], axis=1))
+    assert labels(tmp_path / "f.h5") == {"factor 0": 4, "factor 1": 3}
+    assert not [str(warning.message) for warning in recwarn if "metadata" in str(warning.message)]
+
+
 def test_arrays_of_words_and_booleans(tmp_path):
     np.save(tmp_path / "f.npy", np.stack([WORDS, GRID[:, 1].astype(str)], axis=1))
     assert labels(tmp_path / "f.npy") == {"factor 0": 4, "factor 1": 3}
@@ -316,6 +325,8 @@ def test_nulls_of_parquet(parquet, tmp_path, values):
     with pytest.raises(UserError, match="got none for b in row 9 .1 of"):
         labels(parquet({"a": GRID[:, 0], "b": values}, name="f.parquet"))
     assert labels(tmp_path / "f.parquet", missing="drop") == {"a": 4, "b": 2, "rows_left_out": 1}
+    long = [2**60, 2**60 + 1] * 29 + [None, 2**60]
+    assert labels(parquet({"a": long, "b": GRID[:, 1]}, name="l.parquet"), missing="drop")["a"] == 2
     if path and isinstance(values[0], (int, bool)):
         with pytest.raises(UserError, match="in row 9, column 'b'"):
             codes_of(parquet({"a": GRID[:, 0], "b": values}, name="z.parquet"))
