@@ -136,11 +136,10 @@ class ScorePlan:
         }
 
     def _confirmed_scores(self) -> dict[str, Any]:
-        """Return the scores of other metrics in the score file that the record confirms; log those that it does not.
+        """Return the scores of other metrics in the score file that the record confirms; log those that are replaced.
 
         Means over several seeds are not: the score files of the seeds have their scores.
         """
-        computed = {metric.key for metric in self.setting.metrics.values()}
         kept = {
             entry.get("key")
             for name, entry in files.read_record(self.record).items()
@@ -149,10 +148,12 @@ class ScorePlan:
         means = {REASON, files.DEVIATION_KEY, files.SEEDS_KEY}.union(
             *self.earlier_scores.get(files.SEEDS_KEY, {}).values()
         )
-        replaced = ", ".join(sorted(self.earlier_scores.keys() - kept - computed - means))
+        tasks_of = {metric.key: self._tasks_of[name] for name, metric in self.setting.metrics.items()}
+        same = {key for key, tasks in tasks_of.items() if all(task.name in self._kept for task in tasks)}
+        replaced = ", ".join(sorted(self.earlier_scores.keys() - kept - same - means))
         if replaced:
-            logger.warning("%s: scores of other latents, factors or settings are replaced (%s)", self.target, replaced)
-        return {key: result for key, result in self.earlier_scores.items() if key in kept - computed - means}
+            logger.warning("%s: replaced: scores of other latents, factors or settings (%s)", self.target, replaced)
+        return {key: result for key, result in self.earlier_scores.items() if key in kept - tasks_of.keys() - means}
 
     @property
     def label(self) -> str:

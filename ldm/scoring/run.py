@@ -99,6 +99,8 @@ class Options:
         Raises:
             UserError: it does.
         """
+        if self.out is not None and Path(self.out).is_dir():
+            raise UserError(f"--out: expected a file, got the folder {self.out}. Add a name.")
         inputs = [Path(path) for path in (self.latents, self.factors) if path is not None]
         tables = [Path(path) for path in (self.csv, self.latex, self.markdown) if path is not None]
         scores = [self.score_file, record_of(self)] if self.latents is not None else []

@@ -117,7 +117,7 @@ def test_every_output_has_a_file_of_its_own(inputs, tmp_path):
     for other in (inputs["out"], inputs["out"].with_suffix(".record.json"), tmp_path):
         with pytest.raises(UserError, match="expected a file of its own for each output, got"):
             score(SPREAD, **inputs, csv=other)
-    with pytest.raises(UserError, match="expected a file of its own for each output, got a folder"):
+    with pytest.raises(UserError, match="--out: expected a file, got the folder"):
         score(SPREAD, **(inputs | {"out": tmp_path}))
     with pytest.raises(UserError, match="got that of another option"):
         score(SPREAD, **inputs, csv=tmp_path / "t", latex=tmp_path / "t")
@@ -129,7 +129,7 @@ def test_earlier_scores_of_other_metrics_are_kept(inputs, keys, caplog):
     assert set(score(SIZES, **inputs)) == {"Spread", "Sizes"} and (0, 0, "spread") not in keys
     assert {"spread", "sizes/0"} <= set(record(inputs["out"])) and "replaced" not in caplog.text
     np.save(inputs["latents"], 2.0 * GRID)
-    assert set(score(SIZES, **inputs)) == {"Sizes"} and caplog.text.count("settings are replaced (Spread)") == 1
+    assert set(score(SIZES, **inputs)) == {"Sizes"} and caplog.text.count("settings (Sizes, Spread)") == 1
     assert "spread" not in record(inputs["out"])
 
 
