@@ -85,7 +85,8 @@ def factors_from_table(
     Raises:
         UserError: the number of rows differs, a column is not a discrete factor, or ``bins`` names no column.
     """
-    content = checksum(path)  # before the file is read: a change meanwhile is noticed
+    with incomplete_if_unreadable(path):
+        content = checksum(path)  # before the file is read: a change meanwhile is noticed
     columns = _read_columns(path, target.parent, shape[0])
     num_rows, bins = len(next(iter(columns.values()))), bins or {}
     if num_rows != shape[0]:

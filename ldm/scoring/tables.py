@@ -26,7 +26,7 @@ from ldm.util import UserError
 logger = logging.getLogger(__name__)
 
 DELIMITERS = "\t;,"
-BLOCK_ROWS = 10_000  # at most read at once
+BLOCK_ROWS, BLOCK_FIELDS = 10_000, 500_000  # at most read at once
 SAMPLE_LINES = 50  # lines from which the delimiter is found
 EXACT = 2**53  # float64 holds the whole numbers up to it
 FEW_ROWS = 10  # a column 0, 1, 2, ... of so few rows may be data
@@ -112,7 +112,8 @@ def _open_csv(path: Path, label: str, num_images: int | None) -> Table:
     if first is None:
         raise UserError(f"{path}: expected one row per image, got an empty file. Write the file again.")
     num_rows, recurs, words = 0, [False] * len(first), {}
-    for block in _batched(lines, BLOCK_ROWS):
+    most_rows = max(1, min(BLOCK_ROWS, BLOCK_FIELDS // len(first)))
+    for block in _batched(lines, most_rows):
         for position, column in enumerate(zip(*block)):
             recurs[position] |= first[position] in column
             if position not in words and _numbers(column, delimiter) is None:
@@ -132,8 +133,9 @@ def _open_csv(path: Path, label: str, num_images: int | None) -> Table:
         words |= {position: 0 for position, word in enumerate(first) if _numbers([word], delimiter) is None}
 
     def read(size: int, chosen: Sequence[str]) -> Iterator[list[np.ndarray]]:
-        positions = [names.index(name) for name in chosen]
-        for block in _batched(itertools.islice(_lines(path, delimiter), int(has_header), None), min(size, BLOCK_ROWS)):
+        places = {name: position for position, name in enumerate(names)}
+        positions = [places[name] for name in chosen]
+        for block in _batched(itertools.islice(_lines(path, delimiter), int(has_header), None), min(size, most_rows)):
             columns = ((position, [fields[position] for fields in block]) for position in positions)
             yield [np.array(column) if at in words else _numbers(column, delimiter) for at, column in columns]
 

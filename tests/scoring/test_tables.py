@@ -181,6 +181,17 @@ def test_numbers_are_not_guessed(tmp_path):
         labels(path)
 
 
+def test_blocks_of_wide_and_long_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("ldm.scoring.tables.BLOCK_ROWS", 7)
+    monkeypatch.setattr("ldm.scoring.tables.BLOCK_FIELDS", 10)
+    (tmp_path / "z.csv").write_text("0,1,2\n" + lines(CODES))
+    assert np.array_equal(codes_of(tmp_path / "z.csv"), CODES)
+    found = read(tmp_path, "a,b\n" + lines(zip(CODES[:, 0], ["1"] * 50 + ["x"] * 10)))
+    assert found["b"].tolist() == ["1"] * 50 + ["x"] * 10
+    with pytest.raises(UserError, match="got 'x' in row 50, column 'b'"):
+        array_source(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize("number", ["0", "1", "5.5"])
 def test_a_single_value(tmp_path, number):
     (tmp_path / "z.csv").write_text(f"{number}\n")
@@ -209,7 +220,9 @@ def test_bins_of_continuous_factors(tmp_path):
     assert labels(path, bins={"size": ("equal_width", 4)}, missing="drop")["rows_left_out"] == 1
 
 
-def test_transposed_factors(tmp_path):
+def test_transposed_and_missing_factors(tmp_path):
+    with pytest.raises(UserError, match="f.csv: no such file"):
+        labels(tmp_path / "f.csv")
     (tmp_path / "f.csv").write_text(lines(GRID.T))
     with pytest.raises(UserError, match="expected 60 rows, .* got 3. One of the files .* in its columns: transpose"):
         labels(tmp_path / "f.csv")
