@@ -44,13 +44,13 @@ def test_a_constant_column_has_one_bin():
         ([], "equal_width", 3, "of shape .0,."),
         ([0.0, np.nan], "equal_width", 3, "got nan in row 1"),
         ([0.0, 1.0], "equal_widht", 3, "Did you mean 'equal_width'"),
-        ([0.0, 1.0], "equal_width", 1, "at least 2 bins, got 1"),
-        ([0.0, 1.0], "equal_frequency", 2.5, "at least 2 bins, got 2.5"),
+        ([0.0, 1.0], "equal_width", 1, "2 to 1000 bins, got 1"),
+        ([0.0, 1.0], "equal_frequency", 2.5, "2 to 1000 bins, got 2.5"),
         ([0.0, 1.0], "edges", [], "ascending finite edges"),
         ([0.0, 1.0], "edges", [1, 1], "ascending finite edges"),
         ([0.0, 1.0], "edges", 4, "ascending finite edges"),
         ([0.0, 1.0], "edges", ["low", "high"], "ascending finite edges"),
-        ([0.0, 1.0], "equal_width", 10**12, "at most 1000 bins, got 1000000000000"),
+        ([0.0, 1.0], "equal_width", 10**12, "2 to 1000 bins, got 1000000000000"),
     ],
 )
 def test_columns_and_bins_that_cannot_be_used(column, how, bins, message):
