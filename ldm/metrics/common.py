@@ -159,7 +159,7 @@ def standardized(train_codes: np.ndarray, test_codes: np.ndarray) -> tuple[np.nd
     mean, deviation = train_codes.mean(axis=0), train_codes.std(axis=0)
     varies = (train_codes != train_codes[0]).any(axis=0) & (deviation > 0)  # squares of tiny values may be 0
     scale = np.where(varies, deviation, 1.0)
-    return tuple(np.where(varies, (codes - mean) / scale, 0.0) for codes in (train_codes, test_codes))
+    return np.where(varies, (train_codes - mean) / scale, 0.0), np.where(varies, (test_codes - mean) / scale, 0.0)
 
 
 def labelled_rows(

@@ -129,7 +129,9 @@ def _moments(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of units (N, U), both (U,) float64; 0 exactly for units that do not vary."""
     vectors = units[:, :, None]
     mean, varies = _mean_and_variation(vectors)
-    squares = sum(np.square(block - mean).sum(axis=0) for _, block in _row_blocks(vectors))
+    squares = np.zeros_like(mean)
+    for _, block in _row_blocks(vectors):
+        squares += np.square(block - mean).sum(axis=0)
     return mean[:, 0], np.where(varies, np.sqrt(squares[:, 0] / len(units)), 0.0)
 
 

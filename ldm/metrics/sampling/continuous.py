@@ -58,10 +58,10 @@ def discretize(column: Any, how: str = "equal_width", bins: int | Sequence[float
         if not is_numeric or not np.isfinite(edges).all() or (np.diff(edges) <= 0).any():
             raise MetricError(f"discretization: expected ascending finite edges, got {bins}.")
         return np.digitize(values, edges), f"edges {', '.join(f'{edge:g}' for edge in edges)}"
-    is_few = not isinstance(bins, int | np.integer) or bins < 2
-    if is_few or bins > MOST_BINS:
-        limit = "at least 2" if is_few else f"at most {MOST_BINS}"
-        raise MetricError(f"discretization: expected {limit} bins, got {bins!r}.")
+    if not isinstance(bins, int | np.integer) or bins < 2:
+        raise MetricError(f"discretization: expected at least 2 bins, got {bins!r}.")
+    if bins > MOST_BINS:
+        raise MetricError(f"discretization: expected at most {MOST_BINS} bins, got {bins}.")
     if how == "equal_width":
         edges = np.histogram(values, bins)[1][1:-1]
     else:
