@@ -116,13 +116,12 @@ def explicitness(
     else:
         codes, test_codes = common.standardized(codes, test_codes)
     classifier = common.fit_logistic(codes, labels, C=np.inf, class_weight="balanced")
-    known = np.isin(test_labels, labels)
-    shares = []
-    for units, values in ((codes, labels), (test_codes[known], test_labels[known])):
-        if not len(values):
-            shares.append(0.0)
-            continue
-        chosen = classifier.predict_proba(units)[np.arange(len(values)), classifier.classes_.searchsorted(values)]
+    numbers = classifier.classes_.searchsorted
+
+    def share(units: np.ndarray, values: np.ndarray) -> float:
+        chosen = classifier.predict_proba(units)[np.arange(len(values)), numbers(values)]
         entropy = -np.mean(np.log(np.maximum(chosen, np.finfo(np.float64).tiny)))
-        shares.append(max(0.0, 1.0 - entropy / np.log(len(classifier.classes_))))
-    return shares[0], shares[1]
+        return max(0.0, 1.0 - float(entropy) / np.log(len(classifier.classes_)))
+
+    known = np.isin(test_labels, labels)
+    return share(codes, labels), share(test_codes[known], test_labels[known]) if known.any() else 0.0
