@@ -91,7 +91,8 @@ def _show(report: Report, options: Options) -> None:
     """Write table, files and reports, and explain why there is nothing to show."""
     seeds = [setting.seed for setting in options.settings()]
     if options.latents is not None:
-        rows = latents_row(options.latents, options.score_file, seeds, options.dataset) if report.written else []
+        about = (options.score_file, seeds, options.dataset, options.standardize)
+        rows = latents_row(options.latents, *about) if report.written else []
     else:
         rows = collect_rows(options.logdir, seeds, options.protocol, options.standardize)
     trusts = _trust(options, rows)

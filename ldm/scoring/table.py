@@ -68,6 +68,7 @@ class Row:
     by_seed: dict[int, dict[str, float]] = field(default_factory=dict)  # seed of the metrics -> figures
     dataset: str | None = None  # name of the data set, if known
     record: Path | None = None  # record of its scores, of the first seed
+    standardized: bool = False  # whether each unit was divided by its standard deviation
 
     def cells(self) -> dict[str, Cell]:
         """Return the figures with their deviations."""
@@ -116,7 +117,7 @@ def _rows_of(run_dir: Path, logdir: Path, seeds: Sequence[int], kind: tuple[str,
         tasks = files.read_record(record).values()
         about = next((entry["dataset"] for entry in tasks if entry.get("dataset")), {"name": dataset})
         where = (experiment, name, run_dir, training_seed, step, epochs.get(step), step == steps[-1])
-        rows.append(Row(*where, figures, deviations, by_seed, about.get("name"), record))
+        rows.append(Row(*where, figures, deviations, by_seed, about.get("name"), record, kind[1]))
     return rows
 
 
@@ -155,7 +156,9 @@ def _other_results(run_dir: Path) -> dict[str, float]:
     return {name: float(results[name]) for name in RESULTS if isinstance(results.get(name), (int, float))}
 
 
-def latents_row(latents: str | Path, target: Path, seeds: Sequence[int], dataset: str | None) -> list[Row]:
+def latents_row(
+    latents: str | Path, target: Path, seeds: Sequence[int], dataset: str | None, standardized: bool = False
+) -> list[Row]:
     """Return the row of a file of latents; empty if it has no scores.
 
     Args:
@@ -163,6 +166,7 @@ def latents_row(latents: str | Path, target: Path, seeds: Sequence[int], dataset
         target: its score file.
         seeds: seeds of the metrics.
         dataset: name of its data set, if known.
+        standardized: whether each unit was divided by its standard deviation.
     """
     if not target.is_file():
         return []
@@ -171,7 +175,7 @@ def latents_row(latents: str | Path, target: Path, seeds: Sequence[int], dataset
     by_seed = {int(seed): files.figures_of(scores) for seed, scores in found.items()}
     deviations = files.figures_of(content.get(files.DEVIATION_KEY, {}))
     where = (Path(latents).stem, Path(latents).name, target.parent, None, 0, None, True)
-    return [Row(*where, files.figures_of(content), deviations, by_seed, dataset)]
+    return [Row(*where, files.figures_of(content), deviations, by_seed, dataset, standardized=standardized)]
 
 
 @dataclass(frozen=True)
@@ -231,7 +235,8 @@ def table_content(rows: Iterable[Row]) -> TableContent:
         where = (f"published, {row.dataset}", f"{row.method} [{row.source}]", "", "", "", "")
         lines.append(TableLine(*where, cells, "published"))
     seeds = max((len(row.by_seed) for row in rows), default=1)
-    notes = [f"± in the line of a run: over {seeds} seeds of the metrics' random draws"] if seeds > 1 else []
+    notes = ["Units are divided by their standard deviation (--standardize)."] if rows and rows[0].standardized else []
+    notes += [f"± in the line of a run: over {seeds} seeds of the metrics' random draws"] if seeds > 1 else []
     others = sorted({row.dataset for row in rows if row.dataset} - {row.dataset for row in published})
     if published and others:
         notes.append(f"The runs use {', '.join(others)}: published figures are of other images.")

@@ -19,7 +19,7 @@ from ldm.scoring import files
 from ldm.scoring import run as scoring
 from ldm.scoring.factors import parse_bins
 from ldm.scoring.run import Options, score_latents
-from ldm.scoring.table import collect_rows, latents_row, write_csv, write_latex
+from ldm.scoring.table import collect_rows, latents_row, table_content, write_csv, write_latex
 from ldm.util import UserError
 
 GRID = np.array([[a, b, c] for a in range(4) for b in range(3) for c in range(5)])
@@ -284,6 +284,8 @@ def test_standardized_scores_of_runs_have_a_place_of_their_own(tmp_path, caplog)
     cases.score(tmp_path, metrics=metrics, standardize=True)
     assert caplog.text.count("units are active") == 1
     plain, found = (collect_rows(tmp_path, standardized=kind)[0] for kind in (False, True))
+    notes = [" ".join(table_content([row]).notes) for row in (plain, found)]
+    assert ["--standardize" in text for text in notes] == [False, True]
     assert found.figures["factor_vae"] == 1.0 > plain.figures["factor_vae"]
     assert read_json(tmp_path / "run/results.json")["factor_vae"] == plain.figures["factor_vae"]
     assert found.record == tmp_path / "run/dis_metrics/standardized/records/100.json"
