@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ldm.metrics.common import FactorSampler, Representation, as_lookup
-from ldm.metrics.representation import BLOCK_VALUES
+from ldm.metrics.representation import BLOCK_VALUES, standardize
 from ldm.metrics.sampling.table import FactorTable
 
 REPLICATE = "replicate"
@@ -40,13 +40,6 @@ class Variant(NamedTuple):
 def random_codes(codes: np.ndarray, seed: int) -> np.ndarray:
     """Return independent standard normal codes of the shape of ``codes``, float32: what a metric gives by chance."""
     return np.random.default_rng(seed).standard_normal(codes.shape, dtype=np.float32)
-
-
-def standardized_units(codes: np.ndarray, seed: int) -> Representation:
-    """Return the units with mean 0 and standard deviation 1; units that do not vary are only shifted."""
-    sample, lookup = _evenly_spaced(codes), as_lookup(codes)
-    mean, scale = sample.mean(axis=0), np.where((sample != sample[0]).any(axis=0), sample.std(axis=0), 1.0)
-    return lambda rows: (lookup(rows) - mean) / scale
 
 
 def without_one_unit(codes: np.ndarray, seed: int) -> np.ndarray:
@@ -101,7 +94,7 @@ VARIANTS: dict[str, Variant] = {
     "order": Variant("units reversed", "order", _by_rows(lambda codes, seed: codes[:, ::-1])),
     "scale=0.1": Variant("codes x 0.1", "scale", _by_rows(lambda codes, seed: codes * 0.1)),
     "scale=10": Variant("codes x 10", "scale", _by_rows(lambda codes, seed: codes * 10.0)),
-    "standardized": Variant("standardized", "scale", standardized_units),
+    "standardized": Variant("standardized", "scale", lambda codes, seed: standardize(codes)),
     REMOVED: Variant("one unit removed", "number of units", _by_rows(without_one_unit)),
     "doubled": Variant("every unit twice", "number of units", _by_rows(lambda codes, seed: np.tile(codes, 2))),
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +43,7 @@ class Factors:
     names: tuple[str, ...]
     sizes: tuple[int, ...]  # number of values of each factor
     space: FactorSpace | None = None  # all combinations, row i being combination i
-    table: Path | None = None  # pickled ``FactorTable``, written by this command
+    table: Path | None = None  # file of ``FactorTable.save``, written by this command
     digest: str | None = None  # checksum of the table's file, and how it was read
     details: dict[str, Any] = field(default_factory=dict)  # for the record: bins, rows that were left out
     rows: str = SAME_ROWS  # where training and test codes come from
@@ -67,7 +66,7 @@ class Factors:
 
 @functools.lru_cache(maxsize=2)
 def _table_sampler(path: Path) -> FactorSampler:
-    return pickle.loads(path.read_bytes())
+    return FactorTable.load(path)
 
 
 def factors_from_table(
@@ -78,7 +77,7 @@ def factors_from_table(
     Args:
         path: ``.npy``, ``.npz``, ``.h5``, ``.csv`` or ``.parquet``: (N, F) numbers or words.
         shape: shape of the latents, (N, ...).
-        target: file to write.
+        target: ``.npz`` file to write.
         missing: "error", or "drop" to leave out rows without a value of a factor.
         bins: arguments of ``discretize`` for factors that are continuous, by name.
 
@@ -118,7 +117,7 @@ def factors_from_table(
         logger.warning("%s: %d of %d rows left out, without a value of a factor", path, table.num_left_out, num_rows)
         details["rows_left_out"] = table.num_left_out
     rows = DISJOINT_ROWS if table.product_sizes is None else SAME_ROWS
-    target.write_bytes(pickle.dumps(table))
+    table.save(target)
     digest = hashlib.blake2b(f"{content} {missing} {sorted(bins.items())}".encode()).hexdigest()
     return Factors(table.factor_names, table.factors_num_values, None, target, digest, details, rows)
 

@@ -192,7 +192,7 @@ def score_latents(options: Options, on_progress: ProgressListener = lambda done,
         return report
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(target.parent) as scratch:
-        where = (options.dataset, options.factors, scratch / "factors.pickle")
+        where = (options.dataset, options.factors, scratch / "factors.npz")
         factors, about = factors_of_latents(header, *where, options.missing, bins)
         scores = [
             ScorePlan(header, factors, about, setting, path, True, record)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 
@@ -90,9 +88,16 @@ def test_combinations_that_are_missing_are_named(gaps):
         gaps.sample_observations_from_factors(np.array([[1, 1, 1]]), fresh())
 
 
-def test_tables_travel_to_other_processes(gaps):
-    again = pickle.loads(pickle.dumps(gaps))
-    assert np.array_equal(again.sample_factors(9, fresh()), gaps.sample_factors(9, fresh()))
+@pytest.mark.parametrize("missing", [None, ""])
+def test_tables_travel_to_other_processes(tmp_path, missing):
+    words = np.array([["a", 0.5], ["b", 1.5], ["b", 0.5], [missing, 1.5]], dtype=object)
+    table = FactorTable(words, ("letter", "size"), missing="drop")
+    table.save(tmp_path / "table.npz")
+    again = FactorTable.load(tmp_path / "table.npz")
+    assert (again.size, again.num_left_out, again.factor_names) == (4, 1, ("letter", "size"))
+    assert [values.tolist() for values in again.factor_values] == [["a", "b"], [0.5, 1.5]]
+    assert np.array_equal(again.sample_factors(9, fresh()), table.sample_factors(9, fresh()))
+    assert again.sample_observations_from_factors(np.array([[1, 0]]), fresh()).tolist() == [2]
 
 
 @pytest.mark.parametrize(

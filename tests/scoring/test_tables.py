@@ -148,7 +148,7 @@ def test_latents_without_a_number(tmp_path, cell):
 
 def labels(path: Path, shape: tuple[int, ...] = (60, 3), **options) -> dict:
     """Return names and sizes of the factors in a file."""
-    factors = factors_from_table(path, shape, path.parent / "factors.pickle", **options)
+    factors = factors_from_table(path, shape, path.parent / "factors.npz", **options)
     return dict(zip(factors.names, factors.sizes)) | factors.details
 
 

@@ -13,6 +13,7 @@ import functools
 import logging
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,10 +73,29 @@ class FactorTable:
         self.num_left_out = self.size - len(self._rows)
         kept = [value_indices(values[ranks[self._rows]], name, True) for (values, ranks), name in zip(columns, names)]
         varying = _varying(names, [len(values) for values, _ in kept])
-        self.factor_names = tuple(names[number] for number in varying)
-        self.factor_values = tuple(kept[number][0] for number in varying)
-        self.num_factors, self.factors_num_values = len(varying), tuple(len(values) for values in self.factor_values)
         self._labels = np.stack([kept[number][1] for number in varying], axis=1)  # (N', F) int64
+        self._set_factors([names[number] for number in varying], [kept[number][0] for number in varying])
+
+    def _set_factors(self, names: Sequence[str], values: Sequence[np.ndarray]) -> None:
+        self.factor_names, self.factor_values = tuple(names), tuple(values)
+        self.num_factors, self.factors_num_values = len(self.factor_values), tuple(map(len, self.factor_values))
+
+    def save(self, path: Path) -> None:
+        """Write the table to an ``.npz`` file, which other processes read by ``load``."""
+        arrays: dict[str, Any] = {f"values_{number}": values for number, values in enumerate(self.factor_values)}
+        arrays |= {"size": self.size, "rows": self._rows, "labels": self._labels, "names": self.factor_names}
+        np.savez(path, **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> FactorTable:
+        """Read a file of ``save``; nothing is unpickled."""
+        table = cls.__new__(cls)
+        with np.load(path, allow_pickle=False) as stored:
+            table.size, table._rows, table._labels = int(stored["size"]), stored["rows"], stored["labels"]
+            names = stored["names"].tolist()
+            table._set_factors(names, [stored[f"values_{number}"] for number in range(len(names))])
+        table.num_left_out = table.size - len(table._rows)
+        return table
 
     @property
     def is_complete(self) -> bool:
