@@ -156,3 +156,14 @@ def test_irs_of_a_set_with_a_dead_unit_equals_that_without_it():
     dead = np.column_stack([codes, np.full(len(codes), 0.1), np.zeros(len(codes))])
     found, expected = evaluate(dead, SPACE, "irs")["IRS"], evaluate(codes, SPACE, "irs")["IRS"]
     assert found == expected and found["num_active_true"] == 3
+
+
+@pytest.mark.parametrize(("units", "is_announced"), [(3, False), (4, True)])
+def test_few_rows_are_announced(caplog, units, is_announced):
+    evaluate(np.random.default_rng(0).normal(size=(60, units)), SPACE, "mig")
+    assert ("60 rows are few for 4 units" in caplog.text) == is_announced
+
+
+@pytest.mark.parametrize("name", ["FactorVAE", "factor-vae", "factor_VAE", "factor vae"])
+def test_metrics_are_named_by_their_letters(name):
+    assert list(select_metrics(names=name)) == ["factor_vae"]

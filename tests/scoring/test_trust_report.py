@@ -18,7 +18,7 @@ from test_report import Page, assert_self_contained
 from test_scoring import EngineInProcess
 
 from ldm.metrics import select_metrics
-from ldm.metrics.trust import VARIANTS
+from ldm.metrics.trust import RANDOM, VARIANTS
 from ldm.scoring import command
 from ldm.scoring import run as scoring
 from ldm.scoring.command import run_scoring
@@ -279,3 +279,11 @@ def test_command_line():
     ).stdout
     assert "run_para_metrics.py -l logs --trust --report" in text and "--trust [N]" in text
     assert command.Options.trust is None
+
+
+@pytest.mark.parametrize(("chance", "is_named"), [(0.5, True), (0.1, False), (None, False)])
+def test_scores_at_chance_are_named(chance, is_named):
+    about = trust_of(0.45, [0.4, 0.5, 0.45], "a")
+    trust = replace(about, variants={} if chance is None else {RANDOM: chance})
+    notes = " ".join(trust_table([trust], "disdiff").notes)
+    assert ("MIG of a (0.450) is not better than that of random codes" in notes) == is_named == trust.is_chance
