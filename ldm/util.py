@@ -17,6 +17,7 @@ from typing import IO, Any, SupportsFloat, SupportsIndex, SupportsInt, cast
 
 from ldm.errors import BuildError, ConfigError, MissingTargetError, UserError
 from ldm.legacy import resolve_target, translate
+from ldm.ranges import RANGES
 
 # Strings that the LDM family writes in place of a config; they mean "no object of its own".
 PLACEHOLDERS = ("__is_first_stage__", "__is_unconditional__")
@@ -59,7 +60,8 @@ _FITTING: dict[str, tuple[Any, str]] = {
 def mismatch(annotation: str, value: Any) -> str:
     """Return ``expected ..., got ...`` if a value from a config does not fit an annotation, else an empty string.
 
-    Values are compared with plain annotations, ``Literal`` and unions of these; every value fits another one.
+    Values are compared with plain annotations, ``Literal``, ``ldm.ranges`` and unions of these; every value fits another
+    one. NaN fits none of them.
     """
     expected = []
     for part in annotation.split(" | "):
@@ -67,9 +69,12 @@ def mismatch(annotation: str, value: Any) -> str:
         if name == "Literal":
             choices = ast.literal_eval(f"({inner[:-1]},)")
             fits, described = value in choices, ", ".join(map(str, choices))
+        elif name in RANGES:
+            fits, described = RANGES[name].contains(value), RANGES[name].text
         else:
             kind, described = _FITTING.get(name, (object, ""))
             fits = isinstance(value, kind) and not (kind is Sized and isinstance(value, (str, Mapping)))
+            fits = fits and (kind is object or value == value)
         if fits:
             return ""
         expected.append(described)
