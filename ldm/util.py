@@ -60,8 +60,8 @@ _FITTING: dict[str, tuple[Any, str]] = {
 def mismatch(annotation: str, value: Any) -> str:
     """Return ``expected ..., got ...`` if a value from a config does not fit an annotation, else an empty string.
 
-    Values are compared with plain annotations, ``Literal``, ``ldm.ranges`` and unions of these; every value fits another
-    one. NaN fits none of them.
+    Values are compared with plain annotations, ``Literal``, names of ``ldm.ranges`` and unions of these; every value
+    fits another one. NaN is not a number.
     """
     expected = []
     for part in annotation.split(" | "):
@@ -74,7 +74,7 @@ def mismatch(annotation: str, value: Any) -> str:
         else:
             kind, described = _FITTING.get(name, (object, ""))
             fits = isinstance(value, kind) and not (kind is Sized and isinstance(value, (str, Mapping)))
-            fits = fits and (kind is object or value == value)
+            fits = fits and not (kind is SupportsFloat and value != value)  # NaN
         if fits:
             return ""
         expected.append(described)

@@ -45,7 +45,7 @@ def config(tmp_path, monkeypatch):
         ("num_directions=1", "num_directions: expected an integer of at least 2, got 1"),
         ("temperature=0", "temperature: expected a positive number, got 0"),
         ("temperature=-0.5", "temperature: expected a positive number, got -0.5"),
-        ("temperature=.nan", "temperature: expected a positive number, got nan"),
+        ("temperature=.nan", "temperature: expected a number, got nan"),
         ("temperature=.inf", "temperature: expected a positive number, got inf"),
         ("min_timestep=-1", "min_timestep, max_timestep: expected 0 <= min < max, got [-1, None]"),
         ("max_timestep=0", "min_timestep, max_timestep: expected 0 <= min < max, got [0, 0]"),
