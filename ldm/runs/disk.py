@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import platform
@@ -49,18 +50,22 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(_existing(folder)).free
 
 
-def full_message(error: BaseException, folders: Iterable[str | os.PathLike] = (), then: str = "") -> str:
+def full_message(
+    error: BaseException, folders: Iterable[str | os.PathLike] = (), then: str = "", lost: str = ""
+) -> str:
     """Return the message for a full disk: the folder, its free space and the next step.
 
     Args:
         error: the error of writing.
         folders: see ``full_folder``.
         then: the next step once there is space; it replaces that of commands with temporary or output folders.
+        lost: what was not written.
     """
     folder = full_folder(error, folders)
-    start = f"no space left on the disk of {folder} ({free_bytes(folder) / 1e6:.1f} MB free)"
-    temporary = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()).resolve()
-    if folder.resolve().is_relative_to(temporary) and not any(Path(each) == folder for each in folders):
+    start = f"no space left on the disk of {folder} ({free_bytes(folder) / 1e6:.1f} MB free){lost and f': {lost}'}"
+    temporary, real = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()).resolve(), folder.resolve()
+    parts = real.relative_to(temporary).parts if real.is_relative_to(temporary) else ("",)
+    if not then and (not parts or parts[0].startswith((".scores-", "tmp"))):
         then = "or set the environment variable TMPDIR to a folder on another disk, then rerun the command"
     then = then or "or choose a folder on another disk (-l, --out, --output), then rerun the command"
     return f"{start}. Free some space there, {then}"
@@ -105,7 +110,8 @@ def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
     """
     for path in folder.glob(pattern):
         if _is_left(path):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_left(path: Path) -> bool:
