@@ -129,6 +129,7 @@ def main() -> int:
     for number in signals:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+    from ldm.runs.disk import full_message, is_full
     from ldm.scoring.command import run_scoring  # imported late, so that --help is quick
     from ldm.scoring.run import Options
     from ldm.util import ConfigError, UserError
@@ -136,7 +137,7 @@ def main() -> int:
     try:
         return run_scoring(Options(**vars(arguments)))
     except (UserError, ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {full_message(error) if is_full(error) else error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         for number in signals:

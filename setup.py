@@ -16,7 +16,8 @@ INSTALL_REQUIRES = [
     "huggingface_hub>=0.24",  # CLIP weights in the Hugging Face cache
     "einops>=0.7",  # axes of tensors: attention heads, tokens and maps
     "h5py>=3.10",  # 3dshapes.h5
-    "filelock>=3.13",  # caches of images that one of several processes writes; torch requires it, too
+    "filelock>=3.13",  # locks of runs and of caches of images that one of several processes writes; torch requires it
+    "psutil>=5.8",  # whether the owner of a lock or of a temporary file still runs; distributed requires it
     "numpy>=1.26",  # data sets and metrics
     "scipy>=1.11",  # Cars3D's .mat files, rank correlations
     "scikit-learn>=1.4",  # logistic regressions, PCA
@@ -50,7 +51,6 @@ EXTRAS_REQUIRE = {
         "pre-commit>=4",  # runs both before a commit
         "diffusers>=0.31",  # reference implementations that tests compare with, and pipelines
         "transformers>=4.40",  # text encoders of pipelines in tests
-        "psutil>=5.8",  # processes in tests
         "threadpoolctl>=3",  # scripts/bench_metrics.py
     ],
 }

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import errno
 import importlib
 import inspect
 import os
+import platform
+import re
 import signal
 import sys
 import uuid
@@ -240,6 +243,18 @@ def _check_arguments(factory: Any, target: str, today: str, arguments: Mapping[s
         raise BuildError(f"{target}: {error}.{hint} Accepted: {shown}", target, "params") from error
 
 
+def owner_mark() -> str:
+    """Return a unique part of the name of a temporary file, with process and computer; ``ldm.runs.disk`` reads it."""
+    return f"{os.getpid()}@{platform.node()}@{uuid.uuid4().hex[:8]}"
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first sentence of an error of a library, without advice to read files in an unsafe way."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0].partition(". ")[0]
+    text = re.sub(r"\W*(when|with|if|set)?\W*(allow_pickle|weights_only).*", "", text)
+    return text or type(error).__name__
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Open a temporary file beside ``path`` and rename it to ``path`` after everything was written.
@@ -248,13 +263,15 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{target.name}.{owner_mark()}.tmp")
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename = error.filename or str(target)  # errors of writing do not name the file
         temporary.unlink(missing_ok=True)
         raise

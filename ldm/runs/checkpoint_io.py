@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ldm.legacy.clip_guided import epoch_checkpoint
 from ldm.modules.weights import DAMAGE, load_pickled
-from ldm.util import UserError, atomic_write
+from ldm.runs.disk import full_message, is_full
+from ldm.util import UserError, atomic_write, reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,18 +52,22 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     """Read a checkpoint of plain containers and tensors.
 
     Raises:
-        UserError: the file is missing, truncated, refers to code, or contains weights only.
+        UserError: the file is missing, unreadable, damaged, refers to code, or contains weights only.
     """
-    if not Path(path).is_file():
-        raise UserError(f"the checkpoint {path} does not exist.{_others(Path(path))}")
+    path = Path(path)
+    if not path.is_file():
+        found = "is not a file" if path.exists() else "does not exist"
+        raise UserError(f"the checkpoint {path} {found}.{_others(path)}")
     try:
         checkpoint = epoch_checkpoint(load_pickled(path, map_location))
     except UserError:
         raise
+    except PermissionError as error:
+        raise UserError(f"the checkpoint {path} cannot be read ({error.strerror}). Change its permissions") from error
     except DAMAGE as error:
-        cause = str(error).partition("\n")[0]
-        advice = f"Delete it.{_others(Path(path))}"
-        raise UserError(f"the checkpoint {path} is damaged or truncated ({cause}). {advice}") from error
+        raise UserError(
+            f"the checkpoint {path} is damaged or truncated ({reason_of(error)}).{_others(path)}"
+        ) from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
             f"{path} contains weights only; cannot resume training from it. To start from the weights, set "
@@ -73,31 +78,32 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
 
 
 def _others(path: Path) -> str:
-    """Return a sentence that lists the other checkpoints of the folder."""
+    """Return a sentence with the command that continues from the newest other checkpoint of the folder."""
     if not path.parent.is_dir():
         return f" The folder {path.parent} does not exist"
-    others = sorted(str(other) for other in path.parent.glob("*.ckpt") if other != path)
+    others = [other for other in path.parent.glob("*.ckpt") if other != path and other.is_file()]
     if not others:
-        return f" {path.parent} contains no other checkpoint. Start the run again without -r"
-    return f" Continue from another one with -r: {', '.join(others[-5:])}"
+        return f" {path.parent} contains no other checkpoint. Restore a copy, or start the run again without -r"
+    newest = max(others, key=lambda other: other.stat().st_mtime)
+    more = f" (or from one of {len(others) - 1} others there)" if others[1:] else ""
+    return f" Continue from the one before it{more}: python main.py -r {shlex.quote(str(newest))} -t"
 
 
 def _explain_write_error(error: Exception, path: Path) -> Exception:
     """Return a ``UserError`` with the next step for a failed write; other errors are returned unchanged."""
     kept = f"{path} is intact" if path.exists() else "no partial file was left"
-    last = path.with_name("last.ckpt")
+    last, run = path.with_name("last.ckpt"), path.parent.parent
     if path != last and last.exists():
         kept += f"; {last.name} is intact"
     text = str(error)
-    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # torch reports a short write only by the name of its writer, "inline_container".
-    if is_full or "inline_container" in text or "No space left" in text:
-        return UserError(
-            f"no space left on the disk to write {path}; {kept}. Free some space, then continue with: "
-            f"python main.py -r {path.parent.parent} -t"
-        )
+    if is_full(error):
+        again = f"continue with: python main.py -r {run} -t" if last.exists() else "start again with -l on another disk"
+        then = f"or copy {run} to another disk, then {again}"
+        if isinstance(error, OSError):
+            error.filename = str(path)
+        return UserError(full_message(error, [path.parent], then, f"{path.name} was not saved; {kept}"))
     if isinstance(error, OSError):
         return UserError(f"the checkpoint {path} cannot be written ({error}); {kept}")
     if "PytorchStreamWriter" in text or "write" in text:
-        return UserError(f"the checkpoint {path} could not be written ({text.splitlines()[0]}); {kept}")
+        return UserError(f"the checkpoint {path} could not be written ({reason_of(error)}); {kept}")
     return error

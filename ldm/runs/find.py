@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
+_ENTRIES = {"name": str, "status": str, "configs": list, "seed": int, "seconds": (int, float), "started": str}
 _DATA_FILES = ("world.yaml", "data.yaml")  # configs of data in the commands of other configs
 
 
@@ -30,10 +32,30 @@ def list_runs(roots: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict[s
                 if path.resolve() not in seen:
                     seen.add(path.resolve())
                     try:
-                        found.append((path, read_json(path / RUN_FILE)))
+                        found.append((path, _read_record(path)))
                     except UserError as error:
-                        logger.warning("%s. The run is left out", error)
+                        _warn_once(
+                            f"{error}. The run is left out; its checkpoint has a copy: python main.py -r {path} -t"
+                        )
         yield from sorted(found, key=lambda run: (str(run[1].get("started", "")), run[0].name), reverse=True)
+
+
+def _read_record(run: Path) -> dict[str, Any]:
+    """Return the content of ``run.json``, empty if there is no such file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    record = read_json(run / RUN_FILE, missing_ok=True)
+    wrong = [name for name, kind in _ENTRIES.items() if not isinstance(record.get(name), (kind, type(None)))]
+    if wrong or not all(isinstance(file, str) for file in record.get("configs") or ()):
+        raise UserError(f"{run / RUN_FILE}: invalid {', '.join(wrong) or 'configs'}. Delete or restore the file")
+    return record
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def is_named(record: dict[str, Any], name: str) -> bool:
@@ -41,7 +63,7 @@ def is_named(record: dict[str, Any], name: str) -> bool:
     if "/" not in name:
         return record.get("name") == name
     wanted = _config_parts(name)
-    return any(_config_parts(file)[-len(wanted) :] == wanted for file in record.get("configs", ()))
+    return any(_config_parts(file)[-len(wanted) :] == wanted for file in record.get("configs") or ())
 
 
 def _config_parts(file: str) -> list[str]:
@@ -130,4 +152,12 @@ def resolve_resume(given: str | os.PathLike) -> Resume:
             f"{folder.configs}/*.yaml. Name the folder of a run"
         )
     checkpoint = path if path.is_file() else last_checkpoint(folder.path)
-    return Resume(folder, checkpoint, configs, read_json(folder.path / RUN_FILE, missing_ok=True))
+    try:
+        record = _read_record(folder.path)
+    except UserError as error:
+        from ldm.runs.checkpoint_io import read_checkpoint  # imports torch
+
+        _warn_once(f"{error}. Using the copy in {checkpoint}")
+        stored = read_checkpoint(checkpoint).get("run")
+        record = {name: stored[name] for name in stored if name != "config"} if isinstance(stored, dict) else {}
+    return Resume(folder, checkpoint, configs, record)

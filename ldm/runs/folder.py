@@ -79,7 +79,12 @@ def last_checkpoint(run_dir: str | os.PathLike) -> Path:
     folder = RunFolder(Path(run_dir))
     if folder.last.is_file():
         return folder.last
-    others = sorted(folder.checkpoints.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    others = sorted(
+        (path for path in folder.checkpoints.glob("*.ckpt") if path.is_file()), key=lambda path: path.stat().st_mtime
+    )
+    if os.path.lexists(folder.last):
+        others_text = f"Name another one: {others[-1]}" if others else "Restore it, or start the run again without -r"
+        raise UserError(f"{folder.last}: expected a file, got a folder or a link without target. {others_text}")
     if not others:
         raise UserError(
             f"{folder.checkpoints}: no checkpoint; the run stopped before its first one. Start it again without -r"

@@ -36,7 +36,9 @@ def read_json(path: Path, missing_ok: bool = False) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Change its permissions") from error
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}). Delete or restore the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping, got a {type(content).__name__}. Delete or restore the file")

@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
+import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,8 +22,9 @@ import h5py
 import numpy as np
 
 from ldm.data.rows import array_header, map_stored_member
+from ldm.runs.disk import is_full
 from ldm.scoring.tables import Table, open_table
-from ldm.util import UserError
+from ldm.util import UserError, reason_of
 
 BLOCK_BYTES = 32_000_000  # read at once
 CONVERTED = "latents.npy"  # converted copy of a file that cannot be memory-mapped
@@ -89,9 +90,18 @@ def open_array(source: ArraySource, folder: Path) -> np.ndarray:
         return np.load(copy, mmap_mode="r")
 
 
+def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a new memory-mapped .npy file whose space is reserved: a write without space would end the process."""
+    rows = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    if sys.platform == "linux":
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return rows
+
+
 def _write_blocks(target: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterable[np.ndarray]) -> None:
     """Write rows that are read block by block."""
-    rows = np.lib.format.open_memmap(target, "w+", dtype, shape)
+    rows = new_array(target, dtype, shape)
     done = 0
     for block in blocks:
         rows[done : done + len(block)] = block
@@ -109,10 +119,12 @@ def incomplete_if_unreadable(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
-            raise UserError(f"{path}: cannot be read or copied ({error}). Free space or change permissions") from error
+        if is_full(error):
+            raise
+        if isinstance(error, PermissionError):
+            raise UserError(f"{path}: cannot be read ({error.strerror}). Change its permissions.") from error
         raise IncompleteFile(
-            f"{path}: the file is damaged or incomplete ({' '.join(str(error).split())}). Write it again; for the "
+            f"{path}: the file is damaged or incomplete ({reason_of(error)}). Write it again; for the "
             "representation of a run, delete the file and encode that checkpoint again."
         ) from error
 

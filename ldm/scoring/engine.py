@@ -31,8 +31,9 @@ import numpy as np
 from ldm.metrics.common import MetricError
 from ldm.metrics.representation import scalar_units, scale_note, standardize
 from ldm.metrics.trust import PCA, principal_components, varied
+from ldm.runs.disk import full_message, is_full
 from ldm.runs.records import collect_versions, plain
-from ldm.scoring.arrays import array_source, open_array
+from ldm.scoring.arrays import array_source, new_array, open_array
 from ldm.scoring.factors import Factors
 from ldm.util import ConfigError, UserError
 
@@ -290,6 +291,8 @@ def _answer(function: Callable[..., Any], args: tuple) -> tuple[Any, str | None]
     except (MetricError, UserError, ConfigError) as error:
         return None, str(error)
     except (Exception, SystemExit) as error:
+        if is_full(error):
+            return None, full_message(error, [value.folder for value in args if isinstance(value, Workspace)])
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{os.path.basename(frame.filename)}:{frame.lineno}"
         return None, f"{type(error).__name__}: {' '.join(str(error).split())} ({where})"
@@ -342,7 +345,7 @@ def _store(path: Path, codes: np.ndarray, standardized: bool) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npy")
     if standardized:
-        standardize(codes, np.lib.format.open_memmap(temporary, "w+", np.float64, codes.shape))
+        standardize(codes, new_array(temporary, np.float64, codes.shape))
     else:
         np.save(temporary, codes)
     os.replace(temporary, path)

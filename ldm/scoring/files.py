@@ -78,6 +78,11 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(stream, "blake2b").hexdigest()
 
 
+def is_same_file(path: Path, other: Path) -> bool:
+    """Return whether two paths lead to one file, which may not exist yet."""
+    return path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other))
+
+
 def find_runs(logdir: str | os.PathLike) -> list[Path]:
     """Return all run folders at or below ``logdir``, sorted by path.
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import platform
-import re
 import shutil
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +17,8 @@ from ldm.metrics.evaluate import SCALED
 from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import size_note
 from ldm.metrics.trust import VARIANTS
+from ldm.runs.disk import remove_leftovers, require_writable
+from ldm.runs.lock import exclusive
 from ldm.runs.records import REASON, read_json, write_json
 from ldm.scoring import files
 from ldm.scoring.arrays import IncompleteFile
@@ -36,13 +34,12 @@ from ldm.scoring.plan import (
     plan_run,
     variant_plans,
 )
-from ldm.util import UserError
+from ldm.util import UserError, owner_mark
 
 logger = logging.getLogger(__name__)
 
 ProgressListener = Callable[[float, float], None]  # (estimated seconds of work done, in total)
 PREPARE = "prepare"  # name of the job that reduces latents to units
-_SCRATCH = re.compile(r"\.scores-(\d+)-(.*)-\w+")
 
 
 @dataclass(frozen=True)
@@ -106,9 +103,9 @@ class Options:
         scores = [self.score_file, record_of(self)] if self.latents is not None else []
         outputs = [*scores, *tables]
         for number, output in enumerate(outputs):
-            if any(_is_same_file(output, path) for path in inputs):
+            if any(files.is_same_file(output, path) for path in inputs):
                 raise UserError(f"{output}: expected another output, got an input (--latents, --factors). Rename it.")
-            if output.is_dir() or any(_is_same_file(output, path) for path in outputs[:number]):
+            if output.is_dir() or any(files.is_same_file(output, path) for path in outputs[:number]):
                 found = "a folder" if output.is_dir() else "that of another option or the record of --out"
                 raise UserError(f"{output}: expected a file of its own for each output, got {found}. Rename it.")
         for output in scores:
@@ -120,11 +117,6 @@ class Options:
                 is_scores = is_scores and all(isinstance(entry, (dict, type(None))) for entry in content.values())
             if not is_scores:
                 raise UserError(f"{output}: expected a score file or a new file (--out), got another. Rename it.")
-
-
-def _is_same_file(path: Path, other: Path) -> bool:
-    """Return whether two paths lead to one file, which may not exist yet."""
-    return path.resolve() == other.resolve() or (path.exists() and other.exists() and path.samefile(other))
 
 
 @dataclass
@@ -159,10 +151,44 @@ def score_folder(
     options.check_files()
     report = Report(runs=files.find_runs(options.logdir))
     plans: list[FilePlan] = []
-    for run_dir in report.runs:
-        plans += plan_run(run_dir, options.dataset, settings, options.report, skip, report.failures, options.trust)
-    _run_plans(plans, options, report, Path(options.logdir), on_progress)
+    with contextlib.ExitStack() as locks:
+        for run_dir in report.runs:
+            arguments = (run_dir, options.dataset, settings, options.report, skip)
+            failures: list[Failure] = []
+            found = plan_run(*arguments, failures, options.trust)
+            try:
+                if locks.enter_context(_locked(run_dir, found)) and found:
+                    failures.clear()  # the other command has scored it
+                    found = plan_run(*arguments, failures, options.trust)
+            except UserError as error:
+                failures, found = [Failure(run_dir, str(error))] if found else failures, []
+            report.failures += failures
+            plans += found
+        _run_plans(plans, options, report, Path(options.logdir), on_progress)
     return report
+
+
+@contextlib.contextmanager
+def _locked(run_dir: Path, plans: Sequence[FilePlan]) -> Iterator[bool]:
+    """Wait for another command that scores a run, and yield whether there was one; complete what a killed one has left.
+
+    Raises:
+        UserError: the scores cannot be written, or there are no plans and another command scores the run.
+    """
+    lock = run_dir / ".scores.lock"  # left by a command that was killed
+    if not plans and not lock.exists():
+        yield False
+        return
+    if plans:
+        advice = "Change its permissions, or score files with --latents FILE --out FILE"
+        require_writable(plans[0].scores[0].target.parent, advice)
+    was_killed = lock.exists()
+    with exclusive(lock, f"scores of {run_dir}", wait=bool(plans)) as was_held:
+        if was_killed and not was_held:
+            remove_leftovers(run_dir, ".*.tmp")
+            remove_leftovers(run_dir, f"{files.SCORES_FOLDER}*/**/.*.tmp")
+            files.publish_latest(run_dir)
+        yield was_held
 
 
 def score_latents(options: Options, on_progress: ProgressListener = lambda done, total: None) -> Report:
@@ -190,8 +216,11 @@ def score_latents(options: Options, on_progress: ProgressListener = lambda done,
     except IncompleteFile as error:
         report.failures.append(failure_of(source, error))
         return report
+    require_writable(target.parent, "Choose another file with --out")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(target.parent) as scratch:
+    remove_leftovers(target.parent, f".{target.stem}*.tmp")
+    lock = exclusive(target.with_name(f".{target.name}.lock"), f"scores in {target}", wait=True)
+    with lock, scratch_folder(target.parent) as scratch:
         where = (options.dataset, options.factors, scratch / "factors.npz")
         factors, about = factors_of_latents(header, *where, options.missing, bins)
         scores = [
@@ -263,27 +292,19 @@ def _run_plans(
 @contextlib.contextmanager
 def scratch_folder(parent: Path | None) -> Iterator[Path]:
     """Create a temporary folder, and remove those of commands that were killed on this machine."""
-    parent = Path(tempfile.gettempdir()) if parent is None else parent
-    for path in parent.glob(".scores-*"):
-        found = _SCRATCH.fullmatch(path.name)
-        if found and found[2] == platform.node() and _has_ended(int(found[1])):
-            shutil.rmtree(path, ignore_errors=True)
-    prefix = f".scores-{os.getpid()}-{platform.node()}-"
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent)).resolve()
+    try:
+        parent = Path(tempfile.gettempdir()) if parent is None else parent
+        remove_leftovers(parent, ".scores-*")
+        folder = (parent / f".scores-{owner_mark()}").resolve()
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        advice = "Free some space, or set the environment variable TMPDIR to another folder"
+        raise UserError(f"{parent or 'TMPDIR'}: no temporary folder can be created ({error}). {advice}") from error
     try:
         yield folder
     finally:
         with signals_deferred():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_ended(pid: int) -> bool:
-    try:
-        if sys.platform != "win32":  # where 0 is not an empty signal
-            os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, ProcessLookupError)
-    return False
 
 
 class _Scoring:

@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import argparse
-import errno
+import contextlib
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ldm.config.trainer_args import KNOWN_ARGS, TRAINER_ARGS
+from ldm.runs.disk import full_message, is_full, refused_message
 from ldm.runs.folder import DEFAULT_LOGDIR
 from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
 
@@ -173,32 +176,57 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def run_command(command: Callable[[], int | None], *errors: type[Exception], debug: bool = False) -> int:
-    """Run a command and return its exit code: its own or 0, 1 after an error, 130 after Ctrl-C.
+    """Run a command and return its exit code: its own or 0, 1 after an error, 128 + the number of a stop signal.
 
     Messages are written to standard error.
 
     Args:
         command: the command.
-        *errors: types of errors that are messages to the user, beside ``ConfigError``, ``UserError`` and a full disk.
+        *errors: types of errors that are messages to the user, beside ``ConfigError``, ``UserError``, a full disk and
+            missing permissions.
         debug: raise errors instead.
     """
     try:
-        return command() or 0
+        with stop_signals(_interrupt):
+            return command() or 0
     except (ConfigError, UserError, *errors) as error:
         if debug:
             raise
         message, code = f"error: {error}", EXIT_USER_ERROR
     except OSError as error:
-        if debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        text = full_message(error) if is_full(error) else refused_message(error)
+        if debug or text is None:
             raise
-        message = f"error: no space left on the disk ({error}). Free some space, then rerun the command"
-        code = EXIT_USER_ERROR
+        message, code = f"error: {text}", EXIT_USER_ERROR
     except KeyboardInterrupt:
         message, code = "interrupted", EXIT_CTRL_C
     except Interrupted as stop:
         message, code = str(stop), stop.exit_code
     sys.stderr.write(f"{message}\n")
     return code
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise Interrupted(number)
+
+
+@contextlib.contextmanager
+def stop_signals(handler: Callable[[int, Any], None], *names: str) -> Iterator[None]:
+    """Handle SIGTERM, SIGHUP (a closed terminal) and further signals, by name, unless they are ignored as by ``nohup``.
+
+    By default they end the process without clean-up. Signals are handled in the main thread only.
+    """
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        wanted = {"SIGTERM", "SIGHUP", *names} & signal.Signals.__members__.keys()  # Windows has no SIGHUP
+        for number in (signal.Signals[name] for name in wanted):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _raise_unknown(unknown: Sequence[str]) -> NoReturn:

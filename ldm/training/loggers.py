@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import re
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -94,8 +95,14 @@ class MetricsCSVLogger(Logger):
             self._columns += new
             self._rewrite([*earlier, *self._rows])
         else:
-            with self.path.open("a", newline="", encoding="utf-8") as stream:
-                csv.DictWriter(stream, self._columns).writerows(self._rows)
+            size = self.path.stat().st_size
+            try:
+                with self.path.open("a", newline="", encoding="utf-8") as stream:
+                    csv.DictWriter(stream, self._columns).writerows(self._rows)
+            except OSError as error:  # a full disk; the rows stay in memory
+                os.truncate(self.path, size)
+                error.filename = error.filename or str(self.path)
+                raise
         self._rows = []
 
     @rank_zero_only

@@ -21,13 +21,14 @@ config of every stage. A stage with ``first_stage: vq`` or ``first_stage: pixels
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,12 @@ from rich.table import Table
 
 from ldm.config.loading import Config, load_config, save_config
 from ldm.config.validation import check_keys
+from ldm.runs.disk import require_writable
 from ldm.runs.find import list_runs
 from ldm.runs.folder import RunFolder
+from ldm.runs.lock import exclusive
 from ldm.runs.records import RESULTS_FILE, RUN_FILE, read_json, utc_now, write_json
-from ldm.training.cli import Options
+from ldm.training.cli import Options, stop_signals
 from ldm.training.own_data import OwnData, read_own_data
 from ldm.training.plan import make_plan
 from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
@@ -48,6 +51,7 @@ from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
 logger = logging.getLogger(__name__)
 
 DATA_FILE = "data.yaml"
+_HANGUP = 1  # SIGHUP, which Windows lacks
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -64,8 +68,12 @@ class Recipe:
     notes: tuple[str, ...] = ()  # reasons why figures are missing
 
 
-def load_recipe(options: Options) -> Recipe:
+def load_recipe(options: Options, on_folder: Callable[[Path], None] = lambda folder: None) -> Recipe:
     """Load a recipe and apply ``-l``, ``-s``, ``data=FILE`` and ``stage.key=value`` words; writes ``data.yaml``.
+
+    Args:
+        options: options of the command line.
+        on_folder: called with the folder of the runs before a file is written.
 
     Raises:
         ConfigError: a key or stage is unknown or missing.
@@ -95,6 +103,7 @@ def load_recipe(options: Options) -> Recipe:
             f"{where}: expected a stage of {path} ({', '.join(names)}), got {unknown!r}."
             f"{did_you_mean(unknown, names)} Overrides of a recipe have the form {names[0]}.model.params.x=1"
         )
+    on_folder(Path(logdir))
     recipe = Recipe(str(content["name"]), logdir, seed, tuple(stages), content.get("score"))
     return recipe if own is None else _with_own_data(recipe, own)
 
@@ -146,9 +155,22 @@ def run_recipe(options: Options) -> Path:
 
     Raises:
         ConfigError, UserError: a stage cannot be run.
-        Interrupted: stopped by Ctrl-C; the same command continues the recipe.
+        Interrupted: stopped by Ctrl-C, SIGTERM or SIGHUP; the same command continues the recipe.
     """
-    recipe = load_recipe(options)
+    with contextlib.ExitStack() as stack:
+        return _run_recipe(load_recipe(options, lambda folder: stack.enter_context(_locked(folder))), options)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock the folder of a recipe against a second recipe, which would train the same stages."""
+    require_writable(folder, "Choose another folder with -l")
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".recipe.lock", f"recipe in {folder}"):
+        yield
+
+
+def _run_recipe(recipe: Recipe, options: Options) -> Path:
     again = shlex.join(["python", *options.command])
     for stage in recipe.stages:
         make_plan(replace(stage, train=False))
@@ -186,19 +208,30 @@ def _run_stage(stage: Options, again: str) -> Path:
 
 
 def _call(command: list[str], task: str, again: str) -> None:
-    """Run a command and wait for it; on Ctrl-C, until it has saved. Raise if it failed or was stopped."""
+    """Run a command and wait for it; signals to stop are passed on to it. Raise if it failed or was stopped.
+
+    The command has a session of its own, so that each signal of a terminal reaches it once.
+    """
     logger.info("$ %s", shlex.join(command))
-    process = subprocess.Popen(command)
-    stopped = 0
-    while process.returncode is None:
-        try:
-            process.wait()
-        except KeyboardInterrupt:  # also sent to the child, which saves and stops
-            stopped = signal.SIGINT
-    code = process.returncode
-    if stopped or code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    processes: list[subprocess.Popen] = []
+    stops: list[int] = []
+
+    def stop(number: int, frame: Any) -> None:
+        stops.append(number)
+        for process in processes:
+            process.send_signal(number)
+
+    with stop_signals(stop, "SIGINT"):
+        process = subprocess.Popen(command, start_new_session=True)
+        processes.append(process)
+        if stops:  # arrived while it was started
+            process.send_signal(stops[0])
+        code = process.wait()
+    code = 128 - code if code < 0 else code  # ended by a signal
+    stopped = stops[0] if stops else code - 128
+    if stopped in (_HANGUP, signal.SIGINT, signal.SIGTERM):
         logger.warning("%s stopped; continue it with: %s", task, again)
-        raise Interrupted(stopped or code - 128)
+        raise Interrupted(stopped)
     if code:
         raise UserError(f"{task} failed (exit code {code}, see the message above). Fix the error, then rerun: {again}")
 

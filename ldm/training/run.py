@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
+import sys
 from collections.abc import Iterator
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,10 @@ from ldm.config.loading import save_config
 from ldm.data.module import DataModuleFromConfig
 from ldm.models.diffusion.latent import has_test_pass
 from ldm.modules.weights import NeedsWeights
+from ldm.runs.disk import full_message, is_full, remove_leftovers, require_writable
 from ldm.runs.folder import RunFolder, new_run_folder, now_text
-from ldm.runs.records import collect_versions, git_state, utc_now
+from ldm.runs.lock import exclusive
+from ldm.runs.records import RUN_FILE, collect_versions, git_state, utc_now, write_json
 from ldm.training.callbacks.results import figures_of
 from ldm.training.callbacks.setup import SetupCallback
 from ldm.training.loggers import MetricsCSVLogger
@@ -58,14 +63,19 @@ def run(plan: Plan) -> RunFolder:
     data = plan.config.build("data")
     if plan.options.no_test and isinstance(data, DataModuleFromConfig):
         data.dataset_configs.pop("test", None)  # callbacks check before training that the test pass can be done
-    folder, stamp = _open_folder(plan)
-    _save_configs(plan, folder, stamp, formula)
-    earlier = float(plan.resume.record.get("seconds") or 0.0) if plan.resume else 0.0
-    setup = SetupCallback(str(folder.path), _record(plan, formula), plan.config.content, earlier)
-    trainer = build_trainer(plan, devices, model, folder, [setup])
-    with _log_file(folder):
-        logger.info("run folder %s", folder.path)
-        _fit_and_test(plan, trainer, model, data, setup)
+    stamp = now_text()
+    with _run_folder(plan, stamp) as folder, _log_file(folder) as log:
+        earlier = float(plan.resume.record.get("seconds") or 0.0) if plan.resume else 0.0
+        about = (str(folder.path), _record(plan, formula), plan.config.content, earlier)
+        setup = SetupCallback(*about, on_begin=lambda: _begin(plan, folder, stamp, formula, log))
+        trainer = build_trainer(plan, devices, model, folder, [setup])
+        is_first = trainer.is_global_zero
+        lock = exclusive(folder.path / ".lock", f"training of {folder.path}") if is_first else contextlib.nullcontext()
+        with lock:
+            if is_first:
+                remove_leftovers(folder.path)
+            logger.info("run folder %s", folder.path)
+            _fit_and_test(plan, trainer, model, data, setup)
     return folder
 
 
@@ -74,25 +84,39 @@ def _is_child() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) > 0
 
 
-def _open_folder(plan: Plan) -> tuple[RunFolder, str]:
-    stamp = now_text()
+@contextlib.contextmanager
+def _run_folder(plan: Plan, stamp: str) -> Iterator[RunFolder]:
+    """Open the folder of the run; that of a new run is created, and removed if the run fails before its first step."""
+    is_new = False
     if _is_child() and _RUN_DIR_VARIABLE in os.environ:
         folder = RunFolder(Path(os.environ[_RUN_DIR_VARIABLE]))
     elif plan.resume is not None:
         folder = plan.resume.folder
+        copy = f"Change the permissions, or continue a copy: cp -r {folder.path} OTHER; python main.py -r OTHER -t"
+        require_writable(folder.path, copy)
     else:
-        folder = new_run_folder(plan.options.log_root, plan.name, stamp)
+        folder, is_new = new_run_folder(plan.options.log_root, plan.name, stamp), True
     os.environ[_RUN_DIR_VARIABLE] = str(folder.path)
-    return folder, stamp
+    try:
+        yield folder
+    except BaseException:
+        if is_new and not folder.configs.is_dir():
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise
 
 
-def _save_configs(plan: Plan, folder: RunFolder, stamp: str, formula: str) -> None:
-    """Write the resolved config as in LDM: model and data in one file, lightning in another."""
-    if _is_child() or not plan.options.train:
-        return
+def _begin(plan: Plan, folder: RunFolder, stamp: str, formula: str, log: MemoryHandler) -> None:
+    """Write what the folder has of a new part of the run: the resolved config as in LDM, the record, the log.
+
+    Model and data are in one config file, lightning in another.
+    """
     content = {key: value for key, value in plan.config.content.items() if key != "lightning"}
     save_config(folder.configs / f"{stamp}-project.yaml", content, f"learning rate {formula}")
     save_config(folder.configs / f"{stamp}-lightning.yaml", {"lightning": plan.config.section("lightning")})
+    if plan.resume is not None:
+        write_json(folder.path / RUN_FILE, plan.resume.record)  # replaces a damaged file
+    log.capacity = 0
+    log.flush()
 
 
 def _record(plan: Plan, formula: str) -> dict[str, Any]:
@@ -112,17 +136,21 @@ def _record(plan: Plan, formula: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _log_file(folder: RunFolder) -> Iterator[None]:
-    """Also write log messages of ``ldm`` to the run's ``log.txt``."""
-    handler = logging.NullHandler() if _is_child() else logging.FileHandler(folder.path / "log.txt", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+def _log_file(folder: RunFolder) -> Iterator[MemoryHandler]:
+    """Also write log messages of ``ldm`` to the run's ``log.txt``, from the first step on."""
+    file = logging.NullHandler() if _is_child() else None
+    file = file or logging.FileHandler(folder.path / "log.txt", encoding="utf-8", delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = MemoryHandler(sys.maxsize, sys.maxsize, file, flushOnClose=False)
     package = logging.getLogger("ldm")
     package.addHandler(handler)
     try:
-        yield
+        yield handler
+        handler.flush()
     finally:
         package.removeHandler(handler)
         handler.close()
+        file.close()
 
 
 def _fit_and_test(
@@ -163,10 +191,15 @@ def _fit_and_test(
         ) from error
     except torch.OutOfMemoryError as error:
         raise UserError(_memory_advice(plan, error)) from error
+    except OSError as error:
+        if not is_full(error):
+            raise
+        path = trainer.default_root_dir
+        raise UserError(full_message(error, [path], f"then continue with: python main.py -r {path} -t")) from error
     finally:
         if trainer.is_global_zero and plan.options.train:
             setup.close(status)
-            for run_logger in trainer.loggers:
+            for run_logger in trainer.loggers if setup.has_begun else ():
                 if isinstance(run_logger, MetricsCSVLogger):
                     run_logger.draw_losses()
 

@@ -76,7 +76,7 @@ def test_other_errors_pass(last: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cut_file(last: Path, length: int) -> None:
     io.save_checkpoint(CONTENT, last.with_name("epoch=000003.ckpt"))
     last.write_bytes(last.read_bytes()[:length])
-    with pytest.raises(UserError, match=r"last.ckpt.*damaged.*epoch=000003.ckpt"):
+    with pytest.raises(UserError, match=r"last.ckpt.*damaged.*main.py -r .*epoch=000003.ckpt -t"):
         io.load_checkpoint(last)
 
 

@@ -47,7 +47,7 @@ def train(tmp_path: Path):
 
     def run(*words: str) -> tuple[int, Path]:
         code = front_door.main(["-b", str(tmp_path / "tiny.yaml"), "-t", "-l", str(tmp_path / "logs"), *words])
-        return code, max((tmp_path / "logs").iterdir())
+        return code, max((tmp_path / "logs").iterdir(), default=tmp_path / "logs" / "no run")
 
     return run
 

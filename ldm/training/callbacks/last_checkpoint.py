@@ -52,12 +52,15 @@ class LastCheckpoint(Checkpoint):
         if threading.current_thread() is not threading.main_thread():
             return
         stop, save = self._on_stop_signal, self._on_save_signal
-        for name, handler in {"SIGINT": stop, "SIGTERM": stop, "SIGUSR1": save}.items():
-            if name in signal.Signals.__members__:  # Windows has no SIGUSR1
-                self._old_handlers[signal.Signals[name]] = signal.signal(signal.Signals[name], handler)
+        for name, handler in {"SIGINT": stop, "SIGTERM": stop, "SIGHUP": stop, "SIGUSR1": save}.items():
+            if name not in signal.Signals.__members__:  # Windows has neither SIGHUP nor SIGUSR1
+                continue
+            number = signal.Signals[name]
+            if name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
+                self._old_handlers[number] = signal.signal(number, handler)
 
     def _on_stop_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._stop_signal:
+        if self._stop_signal and number == signal.SIGINT:  # batch systems send SIGTERM to every process, recipes too
             raise KeyboardInterrupt
         self._stop_signal = number
         logger.warning("stopping after this step and saving %s; interrupt again to stop immediately", self.path)

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,35 @@ logger = logging.getLogger(__name__)
 
 
 class SetupCallback(Callback):
-    """Updates ``run.json`` when training starts and at each checkpoint, and adds the record to checkpoints.
+    """Updates ``run.json`` at the first step and at each checkpoint, and adds the record to checkpoints.
 
-    At the start of training it also logs the size of the model and warns of schedules that have no effect.
+    A run that fails before its first step, such as a finished one that is continued with a wrong setting, keeps its
+    record and its configs. At the start of training the callback also logs the size of the model and warns of schedules
+    that have no effect.
 
     Args:
         run_dir: folder of the run.
         record: plain entries: name, seed, versions, command, fingerprint, ...
         config: the resolved config as plain containers.
         earlier_seconds: duration of earlier parts of a resumed run.
+        on_begin: called once, before the record is written at the first step.
+
+    Attributes:
+        has_begun: whether the first step has begun, or training has ended without one.
     """
 
     def __init__(
-        self, run_dir: str, record: Mapping[str, Any], config: Mapping[str, Any], earlier_seconds: float = 0.0
+        self,
+        run_dir: str,
+        record: Mapping[str, Any],
+        config: Mapping[str, Any],
+        earlier_seconds: float = 0.0,
+        on_begin: Callable[[], None] = lambda: None,
     ) -> None:
         self.run_dir = Path(run_dir)
         self.record = copy.deepcopy(dict(record))
         self.config = copy.deepcopy(dict(config))
-        self._earlier = earlier_seconds
+        self._earlier, self._on_begin, self.has_begun = earlier_seconds, on_begin, False
         self._started = time.monotonic()
 
     @property
@@ -46,9 +57,15 @@ class SetupCallback(Callback):
         """Duration of the run so far, earlier parts included."""
         return round(self._earlier + time.monotonic() - self._started, 1)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the record after the ranks of the processes are set."""
-        if trainer.is_global_zero and stage == "fit":
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write the record at the first step, after everything is built and loaded."""
+        if trainer.is_global_zero:
+            self._begin()
+
+    def _begin(self) -> None:
+        if not self.has_begun:
+            self.has_begun = True
+            self._on_begin()
             update_run(self.run_dir, **self.record, status="running", finished=None, seconds=self.seconds)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,11 +102,21 @@ class SetupCallback(Callback):
         """Add the record and the config to the checkpoint."""
         checkpoint["run"] = {**self.record, "config": self.config}
         if trainer.is_global_zero:
+            self._begin()
             update_run(self.run_dir, seconds=self.seconds, global_step=trainer.global_step)
 
     def close(self, status: str) -> None:
-        """Write the outcome of the run: finished, failed or interrupted."""
-        update_run(self.run_dir, status=status, finished=utc_now(), seconds=self.seconds)
+        """Write the outcome of the run: finished, failed or interrupted; not that of a failure before the first step.
+
+        If it cannot be written, a warning is logged, so that the error that ended the run is reported.
+        """
+        try:
+            if status == "finished":
+                self._begin()
+            if self.has_begun:
+                update_run(self.run_dir, status=status, finished=utc_now(), seconds=self.seconds)
+        except OSError as error:
+            logger.warning("%s: the status %r could not be written (%s)", self.run_dir, status, error)
 
 
 def _accumulated(trainer: Trainer, pl_module: LightningModule) -> int:
