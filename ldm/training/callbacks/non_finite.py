@@ -50,7 +50,9 @@ class NonFiniteGuard(Callback):
         if trained and not torch.isfinite(torch.nn.utils.get_total_norm(trained)):
             names = [name for name, value in pl_module.named_parameters() if not torch.isfinite(value).all()]
             if names:
-                self._stop(trainer, trainer.fit_loop.epoch_loop._batches_that_stepped, f"weights {', '.join(names[:5])}")
+                self._stop(
+                    trainer, trainer.fit_loop.epoch_loop._batches_that_stepped, f"weights {', '.join(names[:5])}"
+                )
 
     def _record(self, value: Tensor, step: int) -> None:
         if self._first_bad is None:
