@@ -132,3 +132,6 @@ class LambdaWarmUpCosineScheduler:
             return (self.lr_max - self.lr_start) / self.warm_up_steps * step + self.lr_start
         progress = _progress(step - self.warm_up_steps, self.max_decay_steps - self.warm_up_steps)
         return self.lr_min + 0.5 * (self.lr_max - self.lr_min) * (1 + math.cos(progress * math.pi))
+
+
+FACTORS = (_CyclicScheduler, LambdaWarmUpCosineScheduler)  # classes of the functions of this module

@@ -23,6 +23,7 @@ from ldm.training.callbacks.step_seed import StepSeed
 from ldm.training.checkpoints import build_checkpoints
 from ldm.training.loggers import build_loggers
 from ldm.training.plan import Plan
+from ldm.training.resume import ChangedSettings
 from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ def build_trainer(
     if devices.count > 1 and arguments.get("strategy", "auto") in ("auto", "ddp", None):
         find_unused = settings.find_unused or not model.automatic_optimization
         arguments["strategy"] = DDPStrategy(find_unused_parameters=find_unused)
-    callbacks, scores, checkpoints = [StepSeed(plan.seed), windows, *callbacks], None, []
+    callbacks, scores, checkpoints = [StepSeed(plan.seed), windows, ChangedSettings(), *callbacks], None, []
     if arguments.get("enable_checkpointing", True):
         callbacks += [NonFiniteGuard(str(folder.checkpoints)), MonitorCheck()]
         _, params = translate(described["target"], described.get("params"))
