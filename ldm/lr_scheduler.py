@@ -1,6 +1,8 @@
 """Learning-rate multipliers for ``torch.optim.lr_scheduler.LambdaLR``, with LDM's names and parameters.
 
-Each is a callable from the optimizer step to the factor of the learning rate; ``with_schedule`` applies it.
+Each is a callable from the optimizer step to the factor of the learning rate; ``with_schedule`` applies it. A warm-up
+that lasts as long as its schedule, or longer, is cut off by the end of the schedule. The check of configs builds these
+callables; torch is therefore imported only where a schedule is applied.
 """
 
 from __future__ import annotations
@@ -8,29 +10,43 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-
+from ldm.ranges import RANGES, NonNegativeFloat, PositiveFloat
 from ldm.util import ConfigError, instantiate_from_config
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+_ENDLESS = 10**15  # steps of a cycle without end, for which infinity has no arithmetic
 
 
 def with_schedule(optimizers: list[Optimizer], config: Mapping[str, Any] | None) -> Any:
     """Return what ``configure_optimizers`` returns for optimizers and a ``scheduler_config``, None for none."""
     if config is None:
         return optimizers[0] if len(optimizers) == 1 else (optimizers, [])
+    from torch.optim.lr_scheduler import LambdaLR
+
     factor = instantiate_from_config(config)
     return optimizers, [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"} for optimizer in optimizers]
+
+
+def _progress(steps: float, duration: float) -> float:
+    """Return the part of a decay that is done, in [0, 1]; a decay without duration is done after its first step."""
+    return min(steps / duration, 1.0) if duration > 0 else float(steps > 0)
 
 
 class _CyclicScheduler:
     """Cycles of warm-up and decay, with one entry per cycle in each list.
 
     Args:
-        warm_up_steps, cycle_lengths: numbers of optimizer steps.
-        f_min, f_max, f_start: factors.
+        warm_up_steps, cycle_lengths: numbers of optimizer steps, of at least 0 and above 0.
+        f_min, f_max, f_start: factors, finite numbers of at least 0.
         verbosity_interval: accepted from old configs and ignored; loggers record the learning rate.
+
+    Raises:
+        ConfigError: the lists differ in length, or contain other values.
     """
 
     def __init__(
@@ -42,14 +58,19 @@ class _CyclicScheduler:
         cycle_lengths: Sequence[int],
         verbosity_interval: int = 0,
     ) -> None:
-        lengths = {len(values) for values in (warm_up_steps, f_min, f_max, f_start, cycle_lengths)}
-        if len(lengths) != 1:
-            raise ConfigError(
-                "scheduler_config: expected lists of one length for warm_up_steps, f_min, f_max, f_start and "
-                f"cycle_lengths, got lengths {sorted(lengths)}. Give one entry per cycle."
-            )
+        cycles = max(1, len(cycle_lengths))
+        factors = {"f_min": f_min, "f_max": f_max, "f_start": f_start}
+        for name, values in {"cycle_lengths": cycle_lengths, "warm_up_steps": warm_up_steps, **factors}.items():
+            if len(values) != cycles:
+                expected = f"lists of one length for all cycles, here {cycles} as in cycle_lengths"
+                raise ConfigError(f"{name}: expected {expected}, got {values!r}. Give one entry per cycle")
+            limits = RANGES["PositiveFloat" if name == "cycle_lengths" else "NonNegativeFloat"]
+            for value in values:
+                if not limits.contains(value) or (name in factors and math.isinf(value)):
+                    raise ConfigError(f"{name}: expected {limits.text} per cycle, got {value!r}. Correct the value")
         self.warm_up_steps, self.f_min, self.f_max, self.f_start = warm_up_steps, f_min, f_max, f_start
-        self.cycle_lengths, self.cycle_ends = cycle_lengths, list(itertools.accumulate(cycle_lengths))
+        self.cycle_lengths = [min(length, _ENDLESS) for length in cycle_lengths]
+        self.cycle_ends = list(itertools.accumulate(self.cycle_lengths))
         self.verbosity_interval = verbosity_interval
 
     def __call__(self, step: int) -> float:
@@ -82,7 +103,7 @@ class LambdaWarmUpCosineScheduler2(_CyclicScheduler):
     def decay(self, cycle: int, position: int) -> float:
         """Return f_min + (f_max - f_min) (1 + cos(pi progress)) / 2."""
         warm_up = self.warm_up_steps[cycle]
-        progress = min((position - warm_up) / (self.cycle_lengths[cycle] - warm_up), 1.0)
+        progress = _progress(position - warm_up, self.cycle_lengths[cycle] - warm_up)
         return self.f_min[cycle] + 0.5 * (self.f_max[cycle] - self.f_min[cycle]) * (1 + math.cos(progress * math.pi))
 
 
@@ -94,11 +115,11 @@ class LambdaWarmUpCosineScheduler:
 
     def __init__(
         self,
-        warm_up_steps: float,
-        lr_min: float,
-        lr_max: float,
-        lr_start: float,
-        max_decay_steps: float,
+        warm_up_steps: NonNegativeFloat,
+        lr_min: NonNegativeFloat,
+        lr_max: NonNegativeFloat,
+        lr_start: NonNegativeFloat,
+        max_decay_steps: PositiveFloat,
         verbosity_interval: int = 0,
     ) -> None:
         self.warm_up_steps, self.max_decay_steps = warm_up_steps, max_decay_steps
@@ -109,5 +130,8 @@ class LambdaWarmUpCosineScheduler:
         """Return the factor at optimizer step ``step``."""
         if step < self.warm_up_steps:
             return (self.lr_max - self.lr_start) / self.warm_up_steps * step + self.lr_start
-        progress = min((step - self.warm_up_steps) / (self.max_decay_steps - self.warm_up_steps), 1.0)
+        progress = _progress(step - self.warm_up_steps, self.max_decay_steps - self.warm_up_steps)
         return self.lr_min + 0.5 * (self.lr_max - self.lr_min) * (1 + math.cos(progress * math.pi))
+
+
+FACTORS = (_CyclicScheduler, LambdaWarmUpCosineScheduler)  # classes of the functions of this module

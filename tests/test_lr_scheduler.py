@@ -1,3 +1,8 @@
+import json
+import random
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -8,6 +13,9 @@ from ldm.lr_scheduler import (
     with_schedule,
 )
 from ldm.util import ConfigError
+from main import main
+
+QUICKSTART = [str(Path(__file__).parents[1] / f"configs/quickstart/{name}.yaml") for name in ("world", "vq")]
 
 
 def test_ldm_default_warms_up_then_stays():
@@ -59,3 +67,90 @@ def test_each_optimizer_has_its_own_schedule():
     scheduled, schedules = with_schedule(optimizers, config)
     assert scheduled == optimizers and [schedule["interval"] for schedule in schedules] == ["step", "step"]
     assert [optimizer.param_groups[0]["lr"] for optimizer in optimizers] == [0.05, 0.1]
+
+
+def _random_cycles(rng: random.Random) -> dict[str, list[float]]:
+    cycles = rng.randint(1, 3)
+    steps = [lambda: rng.randint(0, 12), lambda: rng.uniform(0, 12), lambda: 0, lambda: 5]
+    return {
+        "cycle_lengths": [rng.choice([rng.randint(1, 12), rng.uniform(0.1, 12), 5]) for _ in range(cycles)],
+        "warm_up_steps": [rng.choice(steps)() for _ in range(cycles)],
+        **{
+            name: [rng.choice([0.0, 1.0, rng.random()]) for _ in range(cycles)]
+            for name in ("f_min", "f_max", "f_start")
+        },
+    }
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_factors_are_finite_and_within_their_limits(seed: int) -> None:
+    rng = random.Random(seed)
+    cycles = _random_cycles(rng)
+    first = {name: values[0] for name, values in cycles.items()}
+    once = {"warm_up_steps": first["warm_up_steps"], "max_decay_steps": first["cycle_lengths"]}
+    once |= {f"lr_{name}": first[f"f_{name}"] for name in ("min", "max", "start")}
+    limits = [value for name in ("f_min", "f_max", "f_start") for value in cycles[name]]
+    for factor in (
+        LambdaLinearScheduler(**cycles),
+        LambdaWarmUpCosineScheduler2(**cycles),
+        LambdaWarmUpCosineScheduler(**once),
+    ):
+        values = [factor(step) for step in range(60)]
+        assert all(min(limits) - 1e-9 <= value <= max(limits) + 1e-9 for value in values)
+
+
+@pytest.mark.parametrize("warm_up", [100, 100.0, 150, 0])
+def test_a_warm_up_as_long_as_the_schedule_or_longer(warm_up: float) -> None:
+    once = LambdaWarmUpCosineScheduler(warm_up, 0.1, 1.0, 0.2, 100)
+    cycles = LambdaWarmUpCosineScheduler2([warm_up], [0.1], [1.0], [0.2], [100])
+    linear = LambdaLinearScheduler([warm_up], [0.1], [1.0], [0.2], [100])
+    for factor in (once, cycles, linear):
+        assert factor(0) == pytest.approx(0.2 if warm_up else 1.0)
+        assert all(0.1 <= factor(step) <= 1.0 for step in range(300))
+    if warm_up == 100:
+        assert once(100) == cycles(100) == cycles(300) == 1.0
+        assert once(101) == once(300) == pytest.approx(0.1)
+    if warm_up == 150:
+        assert once(150) == 1.0 and once(151) == pytest.approx(0.1)
+
+
+def test_a_cycle_without_end() -> None:
+    endless = [float("inf")]
+    for kind in (LambdaLinearScheduler, LambdaWarmUpCosineScheduler2):
+        factor = kind([10], [0.0], [1.0], [0.0], endless)
+        assert [factor(step) for step in (0, 5, 10, 10**8)] == pytest.approx([0.0, 0.5, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"cycle_lengths": [0]}, "cycle_lengths: expected a number above 0 per cycle, got 0"),
+        ({"cycle_lengths": [-1]}, "cycle_lengths: expected a number above 0 per cycle, got -1"),
+        ({"cycle_lengths": []}, "cycle_lengths: expected lists of one length"),
+        ({"cycle_lengths": ["ten"]}, "cycle_lengths: expected a number above 0 per cycle, got 'ten'"),
+        ({"warm_up_steps": [-2]}, "warm_up_steps: expected a number of at least 0 per cycle, got -2"),
+        ({"f_max": [float("nan")]}, "f_max: expected a number of at least 0 per cycle, got nan"),
+        ({"f_min": [-0.1]}, "f_min: expected a number of at least 0 per cycle, got -0.1"),
+        ({"f_start": [1.0, 1.0]}, "f_start: expected lists of one length"),
+    ],
+)
+def test_impossible_cycles_are_refused_by_the_check(changed: dict, expected: str, tmp_path: Path, capsys) -> None:
+    params = {"warm_up_steps": [2], "f_min": [0.0], "f_max": [1.0], "f_start": [0.1], "cycle_lengths": [6], **changed}
+    for kind in (LambdaLinearScheduler, LambdaWarmUpCosineScheduler2):
+        with pytest.raises(ConfigError, match=re.escape(expected)):
+            kind(**params)
+    schedule = {"target": "ldm.lr_scheduler.LambdaLinearScheduler", "params": params}
+    path = tmp_path / "schedule.yaml"
+    model, _, _ = Path(QUICKSTART[1]).read_text().partition("    scheduler_config:")
+    path.with_name("model.yaml").write_text(model)
+    path.write_text(json.dumps({"model": {"params": {"scheduler_config": schedule}}}).replace("NaN", ".nan"))
+    assert main(["-b", QUICKSTART[0], str(path.with_name("model.yaml")), str(path)]) == 1
+    message = capsys.readouterr().err
+    assert f"{path}: model.params.scheduler_config.params.{expected}" in message
+
+
+@pytest.mark.parametrize("name", ["max_decay_steps", "warm_up_steps", "lr_max"])
+def test_impossible_decays_are_refused_by_the_check(name: str, capsys) -> None:
+    override = f"model.params.scheduler_config.params.{name}=-1"
+    assert main(["-b", *QUICKSTART, override]) == 1
+    assert f"command line: model.params.scheduler_config.params.{name}: expected a number" in capsys.readouterr().err

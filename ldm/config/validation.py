@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ldm import lr_scheduler
 from ldm.config.loading import Config
 from ldm.config.signatures import (
     Signature,
@@ -33,6 +34,7 @@ LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params", "fingerprint")}
 _AUTOENCODERS, _UNETS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.openaimodel"
+_SCHEDULERS = "ldm.lr_scheduler.Lambda"
 CHECKPOINT_KEY = "ckpt_path"
 _RUN_KEY = "denoiser_config.params.run"
 # Condition stages: the option that sets or selects the width of their tokens, and the width of its defaults.
@@ -179,6 +181,8 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
             UNetConfig.from_params({name: params[name] for name in known if name in params})
         elif today == "ldm.modules.diffusionmodules.clip_guided.UNet":
             build_dataclass(CLIPGuidedShape, params, "unet_config.params")
+        elif today.startswith(_SCHEDULERS):
+            vars(lr_scheduler)[today.rpartition(".")[2]](**params)
         _check_of(today)(params)
     except ConfigError as error:
         message = f".{error}".replace(".unet_config.params", "", 1).replace(".model.params", "", 1)

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from pytorch_lightning.core.optimizer import LightningOptimizer, do_nothing_closure
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 
 from ldm.lr_scheduler import with_schedule
@@ -160,11 +161,7 @@ class Autoencoder(pl.LightningModule):
             loss, log = self.loss_terms(x, reconstruction, bottleneck, index, "train")
             self.manual_backward(loss / self.accumulate_grad_batches)
             if update:
-                self.clip_gradients(optimizer, self.gradient_clip_val)
-                if optimizer is not optimizers[-1]:
-                    _leave_uncounted(optimizer)
-                optimizer.step()
-                optimizer.zero_grad()
+                self._update(optimizer, is_last=optimizer is optimizers[-1])
             self.untoggle_optimizer(optimizer)
             self.log_dict(log, prog_bar=False, batch_size=len(x))
             losses.append(loss.detach())
@@ -176,6 +173,33 @@ class Autoencoder(pl.LightningModule):
         # Logged as a CPU tensor: a number would be copied to the device, which synchronizes.
         self.log("train/epoch_num", torch.tensor(float(self.current_epoch)), batch_size=len(x))
         return losses[0]
+
+    def _update(self, optimizer: LightningOptimizer, is_last: bool) -> None:
+        """Step one of the optimizers of this batch; only the last one counts and changes the scale of the gradients."""
+        scaler = self._grad_scaler
+        if scaler is None:
+            self.clip_gradients(optimizer, self.gradient_clip_val)
+            if not is_last:
+                _leave_uncounted(optimizer)
+            optimizer.step()
+        elif is_last:
+            optimizer.step()
+        else:  # Lightning would change the scale before the gradients of the last optimizer are complete
+            scaler.unscale_(optimizer.optimizer)
+            self.on_before_optimizer_step(optimizer.optimizer)
+            scaler.step(optimizer.optimizer)
+        optimizer.zero_grad()
+
+    @property
+    def _grad_scaler(self) -> torch.amp.GradScaler | None:
+        """Scaler of the gradients in 16-mixed precision."""
+        plugin = self.trainer.precision_plugin
+        return plugin.scaler if isinstance(plugin, MixedPrecision) else None
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip scaled gradients; Lightning has unscaled them."""
+        if self._grad_scaler is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Return the callback that updates the averaged weights, with ``use_ema``."""

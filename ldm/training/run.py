@@ -28,6 +28,7 @@ from ldm.training.callbacks.results import figures_of
 from ldm.training.callbacks.setup import SetupCallback
 from ldm.training.loggers import MetricsCSVLogger
 from ldm.training.plan import Plan, scale_learning_rate
+from ldm.training.resume import explain_misfit
 from ldm.training.trainer import build_trainer, choose_devices
 from ldm.util import ConfigError, Interrupted, UserError
 
@@ -196,6 +197,10 @@ def _fit_and_test(
             raise
         path = trainer.default_root_dir
         raise UserError(full_message(error, [path], f"then continue with: python main.py -r {path} -t")) from error
+    except RuntimeError as error:
+        if checkpoint is None or "loading state_dict" not in str(error):
+            raise
+        raise explain_misfit(error, checkpoint, plan.config.section("model")) from error
     finally:
         if trainer.is_global_zero and plan.options.train:
             setup.close(status)

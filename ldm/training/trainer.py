@@ -14,6 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from ldm.legacy import translate
 from ldm.runs.checkpoint_io import AtomicCheckpointIO
 from ldm.runs.folder import RunFolder
+from ldm.training.accumulation import AccumulationWindows, WindowLoop
 from ldm.training.callbacks.defaults import build_callbacks, monitors_of, scores_for
 from ldm.training.callbacks.monitor_check import MonitorCheck
 from ldm.training.callbacks.non_finite import NonFiniteGuard
@@ -22,6 +23,7 @@ from ldm.training.callbacks.step_seed import StepSeed
 from ldm.training.checkpoints import build_checkpoints
 from ldm.training.loggers import build_loggers
 from ldm.training.plan import Plan
+from ldm.training.resume import ChangedSettings
 from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -81,12 +83,13 @@ def build_trainer(
     """
     settings, lightning, described = plan.settings, plan.config.section("lightning"), plan.config.section("model")
     arguments = dict(settings.arguments)
+    windows = AccumulationWindows(int(arguments.get("accumulate_grad_batches") or 1))
     _adapt_to_manual_optimization(arguments, model)
     arguments.update(accelerator=devices.accelerator, devices=devices.devices)
     if devices.count > 1 and arguments.get("strategy", "auto") in ("auto", "ddp", None):
         find_unused = settings.find_unused or not model.automatic_optimization
         arguments["strategy"] = DDPStrategy(find_unused_parameters=find_unused)
-    callbacks, scores, checkpoints = [StepSeed(plan.seed), *callbacks], None, []
+    callbacks, scores, checkpoints = [StepSeed(plan.seed), windows, ChangedSettings(), *callbacks], None, []
     if arguments.get("enable_checkpointing", True):
         callbacks += [NonFiniteGuard(str(folder.checkpoints)), MonitorCheck()]
         _, params = translate(described["target"], described.get("params"))
@@ -106,9 +109,12 @@ def build_trainer(
     plugins = arguments.get("plugins") or []
     arguments["plugins"] = [*(plugins if isinstance(plugins, (list, tuple)) else [plugins]), AtomicCheckpointIO()]
     try:
-        return pl.Trainer(**arguments)
+        trainer = pl.Trainer(**arguments)
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise ConfigError(f"lightning.trainer: invalid arguments: {error}") from error
+    loop = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = WindowLoop(trainer, loop.min_steps, loop.max_steps)
+    return trainer
 
 
 def _adapt_to_manual_optimization(arguments: dict[str, Any], model: pl.LightningModule) -> None:

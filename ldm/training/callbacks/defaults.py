@@ -10,7 +10,7 @@ from pytorch_lightning import Callback, LightningModule
 
 from ldm.legacy import resolve_target
 from ldm.runs.folder import RunFolder
-from ldm.training.checkpoints import with_direction
+from ldm.training.checkpoints import build_callback, with_direction
 from ldm.util import ConfigError, instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,10 @@ def build_callbacks(
         if kind == "ModelCheckpoint":  # Lightning's default folder is another one
             params = {"dirpath": str(folder.checkpoints), **params}
         try:
-            callbacks.append(instantiate_from_config({**entry, "params": params}))
+            if kind == "ModelCheckpoint":
+                callbacks.append(build_callback(entry["target"], params))
+            else:
+                callbacks.append(instantiate_from_config({**entry, "params": params}))
         except ConfigError as error:
             raise ConfigError(f"lightning.callbacks.{name}: {error}") from error
     return callbacks

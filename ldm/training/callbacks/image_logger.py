@@ -93,6 +93,8 @@ class ImageLogger(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log training images on schedule."""
+        if trainer.fit_loop._should_accumulate() and not self.log_on_batch_idx:
+            return  # the step is not done
         self._log(trainer, pl_module, batch, batch_idx, "train")
         if self.record is not None and trainer.is_global_zero:
             self.record.write(trainer.default_root_dir, _steps(trainer), trainer.callback_metrics)
@@ -137,8 +139,8 @@ class ImageLogger(Callback):
 
 
 def _steps(trainer: Trainer) -> int:
-    """Return the number of optimizer steps, incremented at the last batch of an accumulation."""
-    return (trainer.fit_loop.total_batch_idx + 1) // trainer.accumulate_grad_batches
+    """Return the number of optimizer steps; that of the last batch is counted after its hooks and validation."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped + (not trainer.fit_loop._should_accumulate())
 
 
 def _send(run_logger: Logger, tag: str, picture: Image.Image, step: int) -> None:

@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 class LastCheckpoint(Checkpoint):
     """Rewrites ``last.ckpt`` every N steps, every T seconds, at the end of each epoch, and before stopping.
 
-    It saves at the start of the next batch, after all hooks of the step before (moving averages included), so that a
-    resumed run computes the same values as an uninterrupted one.
+    It saves at the start of the first batch of a step, after all hooks of the step before (moving averages included),
+    so that a resumed run computes the same values as an uninterrupted one.
 
     Args:
         path: the checkpoint file.
-        every_n_train_steps: steps between two saves; ``None`` disables this rule.
+        every_n_train_steps: optimizer steps between two saves; ``None`` disables this rule.
         interval_seconds: seconds between two saves; ``None`` disables this rule.
     """
 
@@ -69,11 +69,13 @@ class LastCheckpoint(Checkpoint):
         self._save_requested = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save if due; stop if a signal was received."""
+        """Before the first batch of a step: save if due; stop if a signal was received."""
+        if not _is_between_steps(trainer):
+            return
         self._boundary_step = trainer.global_step
         stop = self._agreed(trainer, bool(self._stop_signal))
         if stop or self._agreed(trainer, self._is_due(trainer)):
-            with _between_batches(trainer):
+            with between_batches(trainer):
                 self._save(trainer)
         if stop:
             raise Interrupted(self._stop_signal or signal.SIGTERM)
@@ -86,12 +88,14 @@ class LastCheckpoint(Checkpoint):
             raise Interrupted(self._stop_signal or signal.SIGTERM)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save unless the error is ours, or occurred within a step or a save."""
+        """Save unless the error is ours, or occurred after the first batch of a step or in a save."""
         is_ours = isinstance(exception, (Interrupted, UserError, KeyboardInterrupt))
-        is_whole = trainer.training and trainer.global_step == self._boundary_step
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        is_whole = trainer.training and trainer.global_step == self._boundary_step and _is_between_steps(trainer)
+        is_whole = is_whole and batches.processed == batches.completed  # no callback has seen the batch
         if is_ours or not is_whole or trainer.global_step in (0, self.saved_step) or trainer.world_size > 1:
             return
-        with _between_batches(trainer):
+        with between_batches(trainer):
             self._save(trainer)
         logger.error("saved %s at step %d because of an error", self.path, trainer.global_step)
 
@@ -102,7 +106,7 @@ class LastCheckpoint(Checkpoint):
         self._old_handlers = {}
 
     def _is_due(self, trainer: Trainer) -> bool:
-        steps = trainer.fit_loop.epoch_loop.batch_progress.total.completed // trainer.accumulate_grad_batches
+        steps = trainer.fit_loop.epoch_loop._batches_that_stepped  # global_step counts every optimizer
         if steps == 0 or self.saved_step == trainer.global_step:
             return False
         if self._save_requested or (self.every_n_train_steps and steps % self.every_n_train_steps == 0):
@@ -123,8 +127,13 @@ class LastCheckpoint(Checkpoint):
         self._save_requested = False
 
 
+def _is_between_steps(trainer: Trainer) -> bool:
+    """Return whether the completed batches of the epoch are whole accumulation windows."""
+    return trainer.fit_loop.epoch_loop.batch_progress.current.completed % trainer.accumulate_grad_batches == 0
+
+
 @contextlib.contextmanager
-def _between_batches(trainer: Trainer) -> Iterator[None]:
+def between_batches(trainer: Trainer) -> Iterator[None]:
     """Set the counters of the loop to the state after a batch and before the next one while saving."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     trackers = (progress.total, progress.current)

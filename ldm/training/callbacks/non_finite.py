@@ -33,8 +33,8 @@ class NonFiniteGuard(Callback):
         """Record the step if the loss is not finite."""
         for value in outputs.values() if isinstance(outputs, Mapping) else (outputs,):
             if isinstance(value, Tensor) and value.is_floating_point():
-                self._record(value.detach(), trainer.fit_loop.total_batch_idx)
-        if (batch_idx + 1) % max(1, trainer.log_every_n_steps) == 0:
+                self._record(value.detach(), trainer.fit_loop.epoch_loop._batches_that_stepped)
+        if trainer.log_every_n_steps and (batch_idx + 1) % trainer.log_every_n_steps == 0:  # 0 within a step
             self._check(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,7 +50,9 @@ class NonFiniteGuard(Callback):
         if trained and not torch.isfinite(torch.nn.utils.get_total_norm(trained)):
             names = [name for name, value in pl_module.named_parameters() if not torch.isfinite(value).all()]
             if names:
-                self._stop(trainer, trainer.fit_loop.total_batch_idx, f"weights {', '.join(names[:5])}")
+                self._stop(
+                    trainer, trainer.fit_loop.epoch_loop._batches_that_stepped, f"weights {', '.join(names[:5])}"
+                )
 
     def _record(self, value: Tensor, step: int) -> None:
         if self._first_bad is None:

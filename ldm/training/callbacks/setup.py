@@ -75,12 +75,13 @@ class SetupCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the size of the model and the step of a resumed run; continue the CSV file from that step."""
-        for message in late_schedules(self.config.get("model") or {}, _planned_steps(trainer, pl_module)):
+        for message in late_schedules(self.config.get("model") or {}, _planned_steps(trainer)):
             logger.warning("%s", message)
         total = sum(parameter.numel() for parameter in pl_module.parameters())
         trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
         logger.info("%s: %s parameters, %s of them trained", type(pl_module).__name__, f"{total:,}", f"{trained:,}")
-        steps = trainer.fit_loop.epoch_loop._batches_that_stepped  # the step that Lightning passes to its loggers
+        # Checkpoints of a validation lack the step before it in Lightning's count for loggers.
+        steps = min(trainer.global_step, trainer.fit_loop.epoch_loop._batches_that_stepped + 1)
         for run_logger in trainer.loggers:
             if isinstance(run_logger, MetricsCSVLogger):
                 run_logger.continue_from(steps)
@@ -95,7 +96,7 @@ class SetupCallback(Callback):
         if any(batches.values()):
             return
         steps = checkpoint["global_step"]
-        batches.update(dict.fromkeys(batches, steps * _accumulated(trainer, pl_module)))
+        batches.update(dict.fromkeys(batches, steps * trainer.accumulate_grad_batches))
         fit_loop.get("epoch_loop.state_dict", {})["_batches_that_stepped"] = steps
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -119,15 +120,10 @@ class SetupCallback(Callback):
             logger.warning("%s: the status %r could not be written (%s)", self.run_dir, status, error)
 
 
-def _accumulated(trainer: Trainer, pl_module: LightningModule) -> int:
-    """Return the batches of one optimizer step; modules with manual optimization have their own number."""
-    return int(getattr(pl_module, "accumulate_grad_batches", trainer.accumulate_grad_batches))
-
-
-def _planned_steps(trainer: Trainer, pl_module: LightningModule) -> float:
+def _planned_steps(trainer: Trainer) -> float:
     """Return the optimizer steps of the whole run; infinity if it has no limit."""
     steps = math.inf if trainer.max_steps < 0 else trainer.max_steps
     if (trainer.max_epochs or -1) > 0:
-        batches = trainer.num_training_batches / _accumulated(trainer, pl_module)
+        batches = trainer.num_training_batches / trainer.accumulate_grad_batches
         steps = min(steps, trainer.max_epochs * (batches if batches == math.inf else math.ceil(batches)))
     return steps

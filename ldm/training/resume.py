@@ -1,0 +1,147 @@
+"""Settings that a resumed run changes: those of optimizers, schedules and the moving average apply to its state."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.optim.lr_scheduler import LambdaLR
+
+from ldm.lr_scheduler import FACTORS
+from ldm.runs.checkpoint_io import read_checkpoint
+from ldm.util import UserError
+
+logger = logging.getLogger(__name__)
+
+_IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")  # of an optimizer: the results are equal
+_ADVICE = "Undo the change, or start a new run from its weights (without -r): model.params.ckpt_path="
+
+
+class ChangedSettings(Callback):
+    """Applies settings that were changed since the checkpoint of a resumed run, and logs them.
+
+    Lightning restores the settings of optimizers and schedules together with their state. A setting is changed if it
+    differs from the one that the earlier part of the run started with; others keep the value of the checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._settings: list[list[dict[str, Any]]] = []
+        self._earlier: list[list[dict[str, Any]]] | None = None
+        self._checkpoint: dict[str, Any] = {}
+        self._decays: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings that the optimizers started with."""
+        return {"optimizers": self._settings}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the settings of the earlier part of the run."""
+        self._earlier = state_dict["optimizers"]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep the decays of moving averages, which are buffers, before a checkpoint is loaded."""
+        self._decays = {name: x.item() for name, x in pl_module.named_buffers() if name.endswith("model_ema.decay")}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the checkpoint, whose optimizer states are restored after ``on_fit_start``."""
+        self._checkpoint = checkpoint
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Change the settings in the loaded states, which Lightning restores after this hook."""
+        self._settings = [[_settings(group) for group in each.param_groups] for each in trainer.optimizers]
+        changes: dict[str, None] = {}
+        saved = [state["param_groups"] for state in self._checkpoint.get("optimizer_states", ())]
+        earlier = self._earlier or [[_settings(group) for group in groups] for groups in saved]
+        for index, (optimizer, before_of, groups) in enumerate(zip(trainer.optimizers, earlier, saved)):
+            for own, before, group in zip(optimizer.param_groups, before_of, groups):
+                for name, value in _change(own, before, group):
+                    changes[f"{name} of optimizer {index}: {before[name]!r} is now {value!r}"] = None
+        for each, state in zip(trainer.lr_scheduler_configs, self._checkpoint.get("lr_schedulers", ())):
+            if "base_lrs" in state:
+                state["base_lrs"] = list(each.scheduler.base_lrs)
+            if isinstance(each.scheduler, LambdaLR) and "lr_lambdas" in state:
+                pairs = list(zip(each.scheduler.lr_lambdas, state["lr_lambdas"]))
+                if any(old and {**vars(factor), **old} != {**old, **vars(factor)} for factor, old in pairs):
+                    changes["the schedule of the learning rate"] = None
+                state["lr_lambdas"] = [None if isinstance(factor, FACTORS) else old for factor, old in pairs]
+        if changes:
+            logger.info("changed since the checkpoint, applied from here on: %s", "; ".join(changes))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Set the learning rates of the schedules at this step; warn if they stay 0."""
+        has_schedule = bool(self._checkpoint.get("lr_schedulers"))
+        for each in trainer.lr_scheduler_configs:
+            schedule = each.scheduler
+            if not isinstance(schedule, LambdaLR) or not all(isinstance(f, FACTORS) for f in schedule.lr_lambdas):
+                continue
+            if self._checkpoint and not has_schedule:
+                schedule.last_epoch = trainer.global_step if each.interval == "step" else trainer.current_epoch
+            rates = [
+                [base * f(schedule.last_epoch + n) for base, f in zip(schedule.base_lrs, schedule.lr_lambdas)]
+                for n in (0, 1)
+            ]
+            schedule._last_lr = rates[0]
+            for group, base, rate in zip(schedule.optimizer.param_groups, schedule.base_lrs, rates[0]):
+                group.update(initial_lr=base, lr=rate)
+            if not any(map(any, rates)):
+                logger.warning(
+                    "the learning rate is 0 from step %d on: the schedule has ended. Set a longer one "
+                    "(model.params.scheduler_config.params)",
+                    schedule.last_epoch,
+                )
+        for name, value in pl_module.named_buffers():
+            if self._checkpoint and name in self._decays and value != self._decays[name]:
+                value.fill_(self._decays[name])
+                logger.info("changed since the checkpoint, applied from here on: %s is now %.6g", name, value)
+        self._checkpoint = {}
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a parameter group, with the learning rate before its schedule is applied."""
+    plain = {name: x for name, x in group.items() if x is None or isinstance(x, (bool, int, float, str, tuple))}
+    rate = group.get("initial_lr", group.get("lr"))
+    return {name: x for name, x in {**plain, "lr": rate}.items() if name not in (*_IMPLEMENTATION, "initial_lr")}
+
+
+def _change(own: Mapping[str, Any], before: Mapping[str, Any], group: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Change the settings of a saved group to those of the config, if they differ from before; yield the changes."""
+    is_scheduled, was_scheduled = "initial_lr" in own, "initial_lr" in group
+    for name, value in _settings(own).items():
+        if before.get(name, value) != value:
+            yield name, value
+            scale = value / before[name] if name == "lr" and is_scheduled and was_scheduled and before[name] else None
+            group[name] = value if scale is None else group[name] * scale
+    if is_scheduled:
+        group["initial_lr"] = own["initial_lr"]
+    elif was_scheduled:
+        group["lr"] = own["lr"]
+        del group["initial_lr"]
+
+
+def explain_misfit(error: Exception, path: str, config: Any) -> UserError:
+    """Return one line for weights of a checkpoint that do not fit the model.
+
+    Args:
+        error: raised by torch.
+        path: the checkpoint.
+        config: the ``model`` section of the run.
+    """
+    first, *rest = str(error).splitlines()
+    earlier = read_checkpoint(path).get("run", {}).get("config", {}).get("model")
+    changes = [key for key in _differences(earlier, config, "model") if ".scheduler_config" not in key]
+    shown = f" Changed since it was written: {'; '.join(changes[:4])}." if earlier and changes else ""
+    found = rest[0].strip() if rest else first
+    found = found if len(found) < 160 else f"{found[:160]}..."
+    return UserError(f"{path}: expected the weights of this model, got others ({found}).{shown} {_ADVICE}{path}")
+
+
+def _differences(earlier: Any, now: Any, key: str) -> Iterator[str]:
+    """Yield ``key: expected <earlier>, got <now>`` for every value that differs in nested mappings."""
+    if isinstance(earlier, Mapping) and isinstance(now, Mapping):
+        for name in dict.fromkeys((*earlier, *now)):
+            if not (key == "model" and name == "base_learning_rate"):
+                yield from _differences(earlier.get(name, "the default"), now.get(name, "the default"), f"{key}.{name}")
+    elif earlier != now:
+        yield f"{key}: expected {earlier}, got {now}"
