@@ -23,6 +23,7 @@ from ldm.training.callbacks.results import figures_of
 from ldm.training.callbacks.setup import SetupCallback
 from ldm.training.loggers import MetricsCSVLogger
 from ldm.training.plan import Plan, scale_learning_rate
+from ldm.training.preflight import preflight
 from ldm.training.trainer import build_trainer, choose_devices
 from ldm.util import ConfigError, Interrupted, UserError
 
@@ -33,7 +34,7 @@ _RUN_DIR_VARIABLE = "LDM_RUN_DIR"
 
 
 def run(plan: Plan) -> RunFolder:
-    """Build, train and test; the run folder is created after model and data were built.
+    """Build, check, train and test; the run folder is created after the checks (``ldm.training.preflight``).
 
     Returns:
         The folder of the run.
@@ -58,11 +59,21 @@ def run(plan: Plan) -> RunFolder:
     data = plan.config.build("data")
     if plan.options.no_test and isinstance(data, DataModuleFromConfig):
         data.dataset_configs.pop("test", None)  # callbacks check before training that the test pass can be done
-    folder, stamp = _open_folder(plan)
+    record, earlier = _record(plan, formula), float(plan.resume.record.get("seconds") or 0.0) if plan.resume else 0.0
+
+    def trainer_of(folder: RunFolder) -> tuple[pl.Trainer, SetupCallback]:
+        setup = SetupCallback(str(folder.path), record, plan.config.content, earlier)
+        return build_trainer(plan, devices, model, folder, [setup]), setup
+
+    stamp = now_text()
+    chosen = _choose_folder(plan, stamp)
+    trainer, setup = trainer_of(chosen)
+    if plan.options.train and not _is_child():
+        preflight(plan, trainer, model, data)
+    folder = _open_folder(plan, chosen, stamp)
+    if folder != chosen:  # created by another run in the meantime
+        trainer, setup = trainer_of(folder)
     _save_configs(plan, folder, stamp, formula)
-    earlier = float(plan.resume.record.get("seconds") or 0.0) if plan.resume else 0.0
-    setup = SetupCallback(str(folder.path), _record(plan, formula), plan.config.content, earlier)
-    trainer = build_trainer(plan, devices, model, folder, [setup])
     with _log_file(folder):
         logger.info("run folder %s", folder.path)
         _fit_and_test(plan, trainer, model, data, setup)
@@ -74,16 +85,19 @@ def _is_child() -> bool:
     return int(os.environ.get("LOCAL_RANK", 0)) > 0
 
 
-def _open_folder(plan: Plan) -> tuple[RunFolder, str]:
-    stamp = now_text()
+def _choose_folder(plan: Plan, stamp: str) -> RunFolder:
+    """Return the folder of the run; nothing is created."""
     if _is_child() and _RUN_DIR_VARIABLE in os.environ:
-        folder = RunFolder(Path(os.environ[_RUN_DIR_VARIABLE]))
-    elif plan.resume is not None:
-        folder = plan.resume.folder
-    else:
-        folder = new_run_folder(plan.options.log_root, plan.name, stamp)
-    os.environ[_RUN_DIR_VARIABLE] = str(folder.path)
-    return folder, stamp
+        return RunFolder(Path(os.environ[_RUN_DIR_VARIABLE]))
+    return RunFolder(Path(plan.options.log_root, f"{stamp}_{plan.name}")) if plan.resume is None else plan.resume.folder
+
+
+def _open_folder(plan: Plan, chosen: RunFolder, stamp: str) -> RunFolder:
+    """Create the folder of a new run, under another name if the chosen one exists."""
+    if plan.resume is None and not (_is_child() and _RUN_DIR_VARIABLE in os.environ):
+        chosen = new_run_folder(plan.options.log_root, plan.name, stamp)
+    os.environ[_RUN_DIR_VARIABLE] = str(chosen.path)
+    return chosen
 
 
 def _save_configs(plan: Plan, folder: RunFolder, stamp: str, formula: str) -> None:
