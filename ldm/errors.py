@@ -32,3 +32,7 @@ class BuildError(ConfigError):
 
 class UserError(RuntimeError):
     """A problem outside the code (a file, weights, the disk); the message contains the next step."""
+
+
+class NotPreparedError(UserError):
+    """A part is used that training prepares before its first step."""

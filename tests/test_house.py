@@ -28,7 +28,7 @@ LAYERS = {
 # ldm.util.load_config is the one call that users need; it imports the loader when it is called.
 EXEMPT = {("ldm.util", "ldm.config")}
 FILES = sorted((ROOT / "ldm").rglob("*.py"))
-MOST_LINES = {"ldm": 37_650, "scoring evaluation runs pictures": 9_200, "scoring": 3_900}
+MOST_LINES = {"ldm": 38_400, "scoring evaluation runs pictures": 9_200, "scoring": 3_900}
 MOST_PROBES = 25  # lines with hasattr or getattr
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+
+from ldm.util import UserError
+
+_MOST_CHANNELS = 4
+ITEM_NAMES = ("index", "file_path_", "relative_file_path_", "path")  # entries that name an item; two are those of LDM
 
 
 def collate(items: Mapping[str, Any] | list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -16,29 +23,57 @@ def collate(items: Mapping[str, Any] | list[Mapping[str, Any]]) -> dict[str, Any
         items: B dicts with the same keys, or a batch (a dict).
 
     Returns:
-        Arrays and tensors stacked to (B, ...), numbers as (B,), strings and lists (``text``) as lists of B entries;
-        torch's own collate function would transpose lists of texts.
+        Arrays, tensors and images of Pillow stacked to (B, ...), numbers as (B,), strings and lists (``text``) as lists
+        of B entries; torch's own collate function would transpose lists of texts. Nested lists of numbers are arrays.
 
     Raises:
-        ValueError: the items have different keys or image shapes.
+        UserError: the items are no dicts, or have different keys or image shapes.
     """
     if isinstance(items, Mapping):
         return dict(items)
-    keys = set(items[0])
     for item in items:
-        if set(item) != keys:
-            raise ValueError(f"collate: expected items with the same keys, got {sorted(keys)} and {sorted(item)}.")
-    return {key: _column(key, [item[key] for item in items]) for key in items[0]}
+        if not isinstance(item, Mapping) or set(item) != set(items[0]):
+            first, other = (sorted(x) if isinstance(x, Mapping) else type(x).__name__ for x in (items[0], item))
+            raise UserError(f"data set: expected items that are dicts with the same keys, got {first} and {other}")
+    return {key: _column(key, [item[key] for item in items], items) for key in items[0]}
 
 
-def _column(key: str, values: list[Any]) -> Any:
-    if isinstance(values[0], np.ndarray):
-        values = [torch.from_numpy(np.asarray(value, order="C")) for value in values]
+def is_channel_first(shape: Sequence[int]) -> bool:
+    """Return whether the shape of an image is (C, H, W) rather than (H, W, C): 1 or 3, and two larger sides."""
+    return len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > _MOST_CHANNELS
+
+
+def _column(key: str, values: list[Any], items: Sequence[Mapping[str, Any]]) -> Any:
+    values = [_array(value) for value in values]
     if isinstance(values[0], torch.Tensor):
-        shapes = {tuple(value.shape) for value in values}
-        if len(shapes) > 1:
-            raise ValueError(f"collate: expected {key!r} of one shape, got {sorted(shapes)}. Resize them.")
+        shapes = [tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__ for value in values]
+        odd = next((place for place, shape in enumerate(shapes) if shape != shapes[0]), None)
+        if odd is not None:
+            first, other = (_named(place, items[place]) for place in (0, odd))
+            raise UserError(
+                f"data set: expected {key!r} of one shape in a batch, got {shapes[0]} of {first} and {shapes[odd]} of "
+                f"{other}. Resize or crop them in the data set"
+            )
         return torch.stack(values)
     if isinstance(values[0], (bool, int, float, np.integer, np.floating)):
         return torch.tensor(values)
     return values
+
+
+def _array(value: Any) -> Any:
+    """Return arrays, images of Pillow and nested lists of numbers as tensors; other values unchanged."""
+    if isinstance(value, Image.Image):
+        value = np.array(value if value.mode in ("L", "RGB") else value.convert("RGB"))
+    elif isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
+        with contextlib.suppress(ValueError):  # rows of different lengths
+            array = np.asarray(value)
+            value = array if array.dtype.kind in "iuf" else value
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "OUS":
+        return torch.from_numpy(np.asarray(value, order="C"))
+    return value
+
+
+def _named(place: int, item: Mapping[str, Any]) -> str:
+    """Return the position of an item in its batch, with its row or file if these are known."""
+    known = [f"{key} {item[key]}" for key in ITEM_NAMES if isinstance(item.get(key), (int, str))]
+    return f"item {place} of the batch" + (f" ({known[0]})" if known else "")

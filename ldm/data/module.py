@@ -17,7 +17,7 @@ from ldm.data.dataset import WrappedDataset
 from ldm.data.options import require_count
 from ldm.data.sampler import ResumableShuffle
 from ldm.data.traits import is_in_memory
-from ldm.util import ConfigError, instantiate_from_config
+from ldm.util import BuildError, ConfigError, UserError, instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -109,20 +109,30 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Build the data sets of a stage ("fit", "validate", "test", "predict"; None builds all)."""
-        wanted = self.dataset_configs if stage is None else _SECTIONS[stage]
-        for name in wanted:
-            if name in self.dataset_configs and name not in self.datasets:
-                dataset = instantiate_from_config(self.dataset_configs[name])
-                self.datasets[name] = WrappedDataset(dataset) if self.wrap else dataset
+        for name in self.dataset_configs if stage is None else _SECTIONS[stage]:
+            if name in self.dataset_configs:
+                self.dataset(name)
 
-    def _dataset(self, name: str) -> Any:
+    def dataset(self, name: str) -> Any:
+        """Return the data set of a section, built when it is first used.
+
+        Raises:
+            ConfigError, UserError: there is no such section, or it cannot be built.
+        """
         if name not in self.dataset_configs:
             raise ConfigError(
                 f"data.params.{name}: expected the {name} images, got only "
                 f"{', '.join(self.dataset_configs) or 'an empty section'}. Add a {{target, params}} entry."
             )
         if name not in self.datasets:
-            self.setup(next(stage for stage, names in _SECTIONS.items() if name in names))
+            try:
+                dataset = instantiate_from_config(self.dataset_configs[name])
+            except BuildError as error:
+                raise ConfigError(f"data.params.{name}.{error}") from error
+            except (ConfigError, UserError) as error:
+                kind = UserError if isinstance(error, UserError) else ConfigError
+                raise kind(f"data.params.{name}: {error}") from error
+            self.datasets[name] = WrappedDataset(dataset) if self.wrap else dataset
         return self.datasets[name]
 
     def _loader(self, dataset: Any, loader: type[DataLoader] = DataLoader, **options: Any) -> DataLoader:
@@ -145,7 +155,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         Raises:
             ConfigError: there is no ``train`` section, or not one batch of images for every device.
         """
-        dataset = self._dataset("train")
+        dataset = self.dataset("train")
         world_size = self.trainer.world_size if self.trainer else 1
         if len(dataset) < self.batch_size * world_size:
             devices = f" on each of {world_size} devices" if world_size > 1 else ""
@@ -166,20 +176,20 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """Return the loader of validation batches."""
-        return self._loader(self._dataset("validation"), shuffle=self.shuffle_val_dataloader)
+        return self._loader(self.dataset("validation"), shuffle=self.shuffle_val_dataloader)
 
     def test_dataloader(self) -> DataLoader:
         """Return the loader of all test batches in order: row i of a result belongs to image i."""
-        return self._loader(self._dataset("test"), shuffle=self.shuffle_test_loader)
+        return self._loader(self.dataset("test"), shuffle=self.shuffle_test_loader)
 
     def predict_dataloader(self) -> DataLoader:
         """Return the loader of all prediction batches in order."""
-        return self._loader(self._dataset("predict"), shuffle=False)
+        return self._loader(self.dataset("predict"), shuffle=False)
 
     def batches_per_epoch(self) -> int:
         """Return the number of training batches per epoch and device, with the trainer's ``limit_train_batches``."""
         world_size = self.trainer.world_size if self.trainer else 1
-        batches = -(-(len(self._dataset("train")) // world_size) // self.batch_size)
+        batches = -(-(len(self.dataset("train")) // world_size) // self.batch_size)
         limit = self.trainer.limit_train_batches if self.trainer else None
         if isinstance(limit, float):
             return int(batches * limit)

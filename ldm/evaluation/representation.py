@@ -19,7 +19,7 @@ from torch.utils.data import RandomSampler
 from ldm.data.factors import FactorSpace
 from ldm.data.traits import position_space_of
 from ldm.evaluation.test_pass import TestPassCallback
-from ldm.models.contracts import HasUnits
+from ldm.models.contracts import HasRepresentation, HasUnits
 from ldm.util import UserError, atomic_write
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,11 @@ class RepresentationWriter(TestPassCallback):
     ``factor_sizes``, ``factor_space`` (JSON) and the model's ``unit_names``.
     """
 
+    def check_run(self, data: Any, model: pl.LightningModule) -> None:
+        """Raise a ``UserError`` if the test loader of a model with a representation shuffles."""
+        if "test" in data.dataset_configs and data.shuffle_test_loader and isinstance(model, HasRepresentation):
+            raise _shuffled()
+
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepare an empty representation.
 
@@ -54,10 +59,7 @@ class RepresentationWriter(TestPassCallback):
         self._filled = 0
         self._is_wanted = self.is_whole(trainer)
         if self._is_wanted and isinstance(self.test_loader(trainer).sampler, RandomSampler):
-            raise UserError(
-                "representation: expected a test loader that keeps the data set's order, got one that shuffles. Set "
-                "data.params.shuffle_test_loader to false"
-            )
+            raise _shuffled()
 
     def on_test_batch_end(self, trainer: pl.Trainer, _: pl.LightningModule, outputs: Tensor | None, *__: Any) -> None:
         """Store the units of one batch.
@@ -103,6 +105,13 @@ class RepresentationWriter(TestPassCallback):
             arrays["unit_names"] = np.array(pl_module.unit_names, dtype=str)
         save_representation(path, latents, progress.step, **arrays)
         logger.info("wrote the representation, shape %s: %s", latents.shape, path)
+
+
+def _shuffled() -> UserError:
+    return UserError(
+        "representation: expected a test loader that keeps the data set's order, got one that shuffles. Set "
+        "data.params.shuffle_test_loader to false"
+    )
 
 
 def factor_arrays(space: FactorSpace) -> dict[str, np.ndarray]:

@@ -87,18 +87,24 @@ class SampleScore(TestPassCallback):
     """Callback that scores samples of a model at the end of the test pass."""
 
     scores_samples = True
+    _is_checked = False
 
     def check(self, dataset: Any, model: pl.LightningModule) -> None:
         """Raise if the score of a model cannot be computed on the test data set, and load what it needs."""
         raise NotImplementedError(f"{type(self).__name__} must implement check()")
 
+    def check_run(self, data: DataModuleFromConfig, model: pl.LightningModule) -> None:
+        """Check before training that the score can be computed after it; the test pass uses the same data set."""
+        if "test" in data.dataset_configs:
+            self.check(data.dataset("test"), model)
+            self._is_checked = True
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check before the first step that the score can be computed after training."""
+        """Check before the first step, unless it was done."""
         data = trainer.datamodule
-        if isinstance(data, DataModuleFromConfig) and "test" in data.dataset_configs and not trainer.fast_dev_run:
+        if isinstance(data, DataModuleFromConfig) and not (trainer.fast_dev_run or self._is_checked):
             with kept_random_state(pl_module.device):  # training draws the same numbers as without the check
-                data.setup("test")  # the test pass uses the same data set
-                self.check(data.datasets["test"], pl_module)
+                self.check_run(data, pl_module)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check before the long test pass that the score can be computed."""

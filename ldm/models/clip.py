@@ -26,6 +26,7 @@ from ldm.modules.encoders import clip_loading
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
 from ldm.modules.encoders.zero_shot import attribute_hits, attribute_probabilities
 from ldm.pictures.grid import CaptionedGrid
+from ldm.ranges import PositiveInt
 from ldm.util import ConfigError, atomic_write
 
 MAX_LOGIT_SCALE = 100.0  # for stable training, Radford et al. 2021, section 2.5
@@ -195,13 +196,17 @@ class AttributeCLIP(pl.LightningModule):
             for k, words in enumerate(self.vocabulary.words)
         ]
 
+    def check_data(self, data: Any) -> None:
+        """See ``ldm.models.contracts.ChecksData``."""
+        check_words(data, self.vocabulary)
+
     def on_validation_start(self) -> None:
         """Check that the validation data have the words of the model."""
-        check_words(self.trainer.val_dataloaders, self.vocabulary)
+        self.check_data(self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
         """Check that the test data have the words of the model."""
-        check_words(self.trainer.test_dataloaders, self.vocabulary)
+        self.check_data(self.trainer.test_dataloaders)
 
     def on_validation_epoch_start(self) -> None:
         """Embed the vocabulary once for all batches."""
@@ -264,7 +269,7 @@ class AttributeCLIP(pl.LightningModule):
         return with_schedule([optimizer], self.scheduler_config)
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], N: int = 8, **_: Any) -> dict[str, CaptionedGrid]:
+    def log_images(self, batch: Mapping[str, Any], N: PositiveInt = 8, **_: Any) -> dict[str, CaptionedGrid]:
         """Return ``zero_shot``: at most ``N`` images in rows, with the most probable word of every attribute."""
         images = self.get_input(batch)[:N].to(self.device)
         embedding, scale = self.encode_image(images), self.clip.logit_scale.exp().item()

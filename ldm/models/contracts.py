@@ -159,6 +159,33 @@ class ScoresSamples(Protocol):
 
 
 @runtime_checkable
+class ChecksRun(Protocol):
+    """A callback that checks before training whether it can do its part."""
+
+    def check_run(self, data: Any, model: Any) -> None:
+        """Raise a ``UserError`` or ``ConfigError`` if not; ``data`` is the ``DataModuleFromConfig`` of the run."""
+        ...
+
+
+@runtime_checkable
+class Tokenizes(Protocol):
+    """A text encoder."""
+
+    def tokenize(self, texts: list[str]) -> Tensor:
+        """Return the tokens (B, S) of texts; raise a ``UserError`` for words that are not in a closed vocabulary."""
+        ...
+
+
+@runtime_checkable
+class ChecksData(Protocol):
+    """A model that is trained on attributes of data."""
+
+    def check_data(self, data: Any) -> None:
+        """Raise a ``UserError`` if a data set, or that of a loader, has other attributes or words than the model."""
+        ...
+
+
+@runtime_checkable
 class HasAttributes(Protocol):
     """A data set with attributes (see the methods of ``ldm.data.dataset.ImageDataset``)."""
 

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ldm.data.collate import collate
+from ldm.data.collate import collate, is_channel_first
 from ldm.data.traits import unwrap, vocabulary_of
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.util import UserError
+
+_MOST = 16.0  # absolute value of normalized pixels; those in [0, 255] exceed it
 
 
 def batch_value(batch: Mapping[str, Any], key: str) -> Any:
@@ -55,14 +57,15 @@ def attribute_values(batch: Mapping[str, Any], names: Sequence[str], sizes: Sequ
 
 
 def check_words(loader: Any, vocabulary: AttributeVocabulary | None) -> None:
-    """Raise a ``UserError`` if a loader's data set has other attributes or words than a model: values would differ."""
-    found = vocabulary_of(loader.dataset) if isinstance(loader, DataLoader) else None
+    """Raise a ``UserError`` if a data set, or that of a loader, has other attributes or words than a model."""
+    dataset = loader.dataset if isinstance(loader, DataLoader) else loader
+    found = vocabulary_of(dataset)
     if found is None or vocabulary is None:
         return
     own, other = ({**each.to_dict(), "templates": None} for each in (vocabulary, found))
     if own != other:
         raise UserError(
-            f"{type(unwrap(loader.dataset)).__name__}: expected the attributes and words of the model, "
+            f"{type(unwrap(dataset)).__name__}: expected the attributes and words of the model, "
             f"{dict(zip(own['factor_names'], own['words']))}, got {dict(zip(other['factor_names'], other['words']))}. "
             "Use one table for the images of all splits, or train a model on these"
         )
@@ -72,7 +75,8 @@ def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
     """Return the images of a batch for a network.
 
     Args:
-        batch: ``batch[key]`` is (B, H, W, C) or (B, H, W), uint8 in [0, 255] or float in [-1, 1].
+        batch: ``batch[key]`` is (B, H, W, C) or (B, H, W), uint8 in [0, 255] or float in [-1, 1]; (B, C, H, W) is
+            recognized if C is 1 or 3 (``is_channel_first``).
         key: entry of the batch.
 
     Returns:
@@ -87,10 +91,36 @@ def images_from_batch(batch: Mapping[str, Any], key: str = "image") -> Tensor:
         raise UserError(f"batch['{key}']: expected images of shape (B, H, W, C) or (B, H, W), got {found}")
     if images.ndim == 3:
         images = images.unsqueeze(-1)
-    images = images.permute(0, 3, 1, 2)
+    if not is_channel_first(images.shape[1:]):
+        images = images.permute(0, 3, 1, 2)
     if images.dtype == torch.uint8:
         images = images.float() / 127.5 - 1.0
     return images.float().contiguous()
+
+
+def check_item(item: Any, key: str | None) -> None:
+    """Check an item of a data set as it is before collation.
+
+    Args:
+        item: the item.
+        key: entry with the image of the model; ``None`` if it is not known.
+
+    Raises:
+        UserError: the item is no dict, or the pixels of its image are not numbers in about [-1, 1] or uint8.
+    """
+    if not isinstance(item, Mapping):
+        found = f"{type(item).__name__} of {len(item)}" if isinstance(item, (list, tuple)) else type(item).__name__
+        raise UserError(f"expected a dict of entries such as 'image' for each image, got a {found}. Return a dict")
+    image = collate([item]).get(key)
+    if not isinstance(image, Tensor) or image.dtype in (torch.uint8, torch.bool):
+        return
+    if not torch.isfinite(image).all():
+        raise UserError(f"expected finite numbers in {key!r}, got NaN or infinity. Correct the files or the data set")
+    if image.abs().amax() > _MOST:
+        raise UserError(
+            f"expected uint8 in [0, 255] or float in [-1, 1] in {key!r}, got {image.dtype} from {image.amin():g} to "
+            f"{image.amax():g}. Return uint8, or x / 127.5 - 1"
+        )
 
 
 def some_images(dataset: Any, count: int, seed: int, key: str = "image") -> Tensor:

@@ -28,6 +28,7 @@ from ldm.models.attribute_accuracy import AttributeAccuracy
 from ldm.models.inputs import attribute_values, check_image_size, check_words, images_from_batch
 from ldm.models.options import check_judge
 from ldm.modules.weights import without_wrappers
+from ldm.ranges import PositiveInt
 from ldm.util import ConfigError, UserError
 
 WARM_UP_SHARE = 0.05  # of all optimizer steps
@@ -179,14 +180,18 @@ class AttributeJudge(pl.LightningModule):
 
     test_step = validation_step
 
+    def check_data(self, data: Any) -> None:
+        """See ``ldm.models.contracts.ChecksData``."""
+        check_words(data, self.vocabulary)
+
     def on_validation_start(self) -> None:
         """Check that the validation data have the words of the judge."""
-        check_words(self.trainer.val_dataloaders, self.vocabulary)
+        self.check_data(self.trainer.val_dataloaders)
 
     def on_test_start(self) -> None:
         """Take the words of the test data set if the judge has none of its own."""
         loader = self.trainer.test_dataloaders
-        check_words(loader, self.vocabulary)
+        self.check_data(loader)
         self._words_of = self.vocabulary or (vocabulary_of(loader.dataset) if isinstance(loader, DataLoader) else None)
 
     def on_validation_epoch_end(self) -> None:
@@ -206,7 +211,7 @@ class AttributeJudge(pl.LightningModule):
         return torch.from_numpy(self._words_of.word_labels(values.cpu().numpy())).to(values.device)
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], N: int = 16, **options: Any) -> dict[str, Tensor]:
+    def log_images(self, batch: Mapping[str, Any], N: PositiveInt = 16, **options: Any) -> dict[str, Tensor]:
         """Return the first ``N`` images and their softened versions; other options are ignored."""
         images = self.get_input(batch)[:N]
         return {"inputs": images, "softened": soften(images)}

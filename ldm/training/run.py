@@ -28,6 +28,7 @@ from ldm.training.callbacks.results import figures_of
 from ldm.training.callbacks.setup import SetupCallback
 from ldm.training.loggers import MetricsCSVLogger
 from ldm.training.plan import Plan, scale_learning_rate
+from ldm.training.preflight import preflight
 from ldm.training.resume import explain_misfit
 from ldm.training.trainer import build_trainer, choose_devices
 from ldm.util import ConfigError, Interrupted, UserError
@@ -39,7 +40,7 @@ _RUN_DIR_VARIABLE = "LDM_RUN_DIR"
 
 
 def run(plan: Plan) -> RunFolder:
-    """Build, train and test; the run folder is created after model and data were built.
+    """Build, check, train and test; the run folder is created after the checks (``ldm.training.preflight``).
 
     Returns:
         The folder of the run.
@@ -71,6 +72,8 @@ def run(plan: Plan) -> RunFolder:
         setup = SetupCallback(*about, on_begin=lambda: _begin(plan, folder, stamp, formula, log))
         trainer = build_trainer(plan, devices, model, folder, [setup])
         is_first = trainer.is_global_zero
+        if plan.options.train and not _is_child():
+            preflight(plan, trainer, model, data)
         lock = exclusive(folder.path / ".lock", f"training of {folder.path}") if is_first else contextlib.nullcontext()
         with lock:
             if is_first:

@@ -9,7 +9,7 @@ import torch
 from ldm.data.collate import collate
 from ldm.data.module import DataModuleFromConfig, WrappedDataset
 from ldm.data.sampler import ResumableShuffle
-from ldm.util import ConfigError
+from ldm.util import ConfigError, UserError
 
 WORLD = "ldm.data.world.World3D"
 
@@ -23,7 +23,7 @@ def test_training_covers_everything_in_an_order_of_its_own_per_seed():
         data = DataModuleFromConfig(16, train=world(split="train", limit=50), seed=seed)
         return torch.cat([batch["index"] for batch in data.train_dataloader()]).tolist()
 
-    rows = DataModuleFromConfig(16, train=world(split="train", limit=50))._dataset("train").rows.tolist()
+    rows = DataModuleFromConfig(16, train=world(split="train", limit=50)).dataset("train").rows.tolist()
     assert sorted(epoch(1)) == sorted(rows) and epoch(1) != rows
     assert epoch(1) == epoch(1) != epoch(2)
 
@@ -124,7 +124,10 @@ def test_collate_keeps_texts_and_stacks_the_rest():
 
 
 def test_collate_names_what_does_not_fit():
-    with pytest.raises(ValueError, match="expected 'image' of one shape"):
-        collate([{"image": torch.zeros(2, 2, 3)}, {"image": torch.zeros(4, 4, 3)}])
-    with pytest.raises(ValueError, match="the same keys"):
+    items = [{"image": torch.zeros(2, 2, 3), "index": 7}, {"image": torch.zeros(4, 4, 3), "index": 9}]
+    with pytest.raises(UserError, match=r"one shape.*\(2, 2, 3\) of item 0.*index 7.*\(4, 4, 3\).*index 9"):
+        collate(items)
+    with pytest.raises(UserError, match="dicts with the same keys, got .* and tuple"):
+        collate([{"image": 0}, (0, 1)])
+    with pytest.raises(UserError, match="the same keys"):
         collate([{"image": 0}, {"picture": 0}])

@@ -48,7 +48,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def run(*words: str) -> tuple[int, Path]:
         code = front_door.main(["-b", str(tmp_path / "c.yaml"), "-t", "-l", str(tmp_path / "logs"), *words])
-        return code, max((tmp_path / "logs").iterdir(), default=tmp_path / "logs" / "no run")
+        return code, max((tmp_path / "logs").glob("*"), default=tmp_path / "logs" / "no run")
 
     return run
 

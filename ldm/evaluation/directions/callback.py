@@ -98,6 +98,12 @@ class DirectionBench(TestPassCallback):
             require_count(key, value)
         self._build_finders(DirectionSet(torch.zeros(0, 1), "condition", (), "noiseclr"))  # raises for unknown ones
 
+    def check_run(self, data: Any, model: pl.LightningModule) -> None:
+        """Check before training that the model has directions and that the judge exists."""
+        require(model, HasDirections, "direction bench")
+        if "test" in data.dataset_configs and self.judge_path and vocabulary_of(data.dataset("test")) is not None:
+            load_judge(self.judge_path)
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; see also the base class."""
         super().on_fit_start(trainer, pl_module)

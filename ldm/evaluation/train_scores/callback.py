@@ -100,22 +100,26 @@ class ScoreWhileTraining(Checkpoint):
         names = "best", "baseline"
         self.best, self.baseline = ({k: v for k, v in state_dict[n].items() if k in self.metrics} for n in names)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check before the first step that scores can be computed.
+    def check_run(self, data: Any, model: pl.LightningModule) -> None:
+        """Check that scores can be computed, and choose the data set.
 
         Raises:
             UserError: the model has no representation, or the data set has no factors or others than the model names.
         """
-        require(pl_module, HasRepresentation, "lightning.callbacks: ScoreWhileTraining")
-        datasets = trainer.datamodule.datasets if isinstance(trainer.datamodule, DataModuleFromConfig) else {}
+        require(model, HasRepresentation, "lightning.callbacks: ScoreWhileTraining")
+        datasets = data.datasets if isinstance(data, DataModuleFromConfig) else {}
         self._dataset = datasets.get(self.split, datasets.get("train"))
         space = whole_set(self._dataset).space
-        expected = pl_module.eval_space if isinstance(pl_module, ScoredOn) else None
+        expected = model.eval_space if isinstance(model, ScoredOn) else None
         if expected is not None and tuple(expected.factors_num_values) != tuple(space.factors_num_values):
             raise UserError(
                 f"model.params.eval_name: expected the factors of the data set, {space}, got {expected}. Name the data "
                 "set's factors, or remove eval_name"
             )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check before the first step that scores can be computed, and prepare the representation."""
+        self.check_run(trainer.datamodule, pl_module)
         if isinstance(pl_module, Preparable):
             pl_module.prepare_representation(self._dataset)
 

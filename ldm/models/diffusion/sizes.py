@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.data.collate import is_channel_first
 from ldm.models.inputs import batch_value
 from ldm.models.options import InputOptions
 from ldm.util import UserError
@@ -46,7 +47,8 @@ class DataSize(nn.Module):
 
     def size_of_latents(self, batch: Mapping[str, Any]) -> tuple[int, int]:
         """Return the size of the latents of a batch's images."""
-        return self.latent_size(*batch_value(batch, self.first_stage_key).shape[1:3])
+        shape = batch_value(batch, self.first_stage_key).shape[1:]
+        return self.latent_size(*(shape[1:] if is_channel_first(shape) else shape[:2]))
 
     def checked(self, z: Tensor, images: Tensor) -> Tensor:
         """Return latents z (B, C, h, w) of images (B, c, H, W); in training, their size becomes that of the model.
@@ -60,6 +62,7 @@ class DataSize(nn.Module):
                 f"model.params.channels: expected the {z.shape[1]} channels of the data, got {options.channels}. Make "
                 "channels, and in_channels and out_channels of unet_config, match them"
             )
+        self.model.check_channels(options.channels)
         if size == pixels and size != options.size:
             raise UserError(
                 f"model.params.image_size: expected {size[0]} x {size[1]}, the size of the images, because this model "

@@ -37,6 +37,7 @@ class DiffusionWrapper(nn.Module):
         config = vars(self.diffusion_model).get("config")
         known = vars(config) if isinstance(config, UNetConfig) else {}  # of networks of this package
         self.in_channels = known.get("in_channels")  # those of conditions included
+        self.out_channels = known.get("out_channels")
         self.num_classes = known["num_classes"] if isinstance(known.get("num_classes"), int) else None  # of labels y
         shape = vars(self.diffusion_model).get("shape")
         self.cond_width = shape.c_embed_dim if isinstance(shape, CLIPGuidedShape) else known.get("adm_in_channels")
@@ -51,6 +52,16 @@ class DiffusionWrapper(nn.Module):
     def attends(self) -> bool:
         """Whether conditions are passed as context."""
         return self.conditioning_key in ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")
+
+    def check_channels(self, channels: int) -> None:
+        """Raise a ``UserError`` if the network does not map an input of so many channels to the same number."""
+        own = {"out_channels": self.out_channels, "in_channels": None if self.concatenates else self.in_channels}
+        for name, count in own.items():
+            if count not in (None, channels):
+                raise UserError(
+                    f"model.params.unet_config.params.{name}: expected {channels}, the channels of the data, got "
+                    f"{count}. Make them match"
+                )
 
     def check_size(self, size: Sequence[float], rate: int | None = None) -> None:
         """Raise a ``UserError`` if the network cannot halve an input of this size as often as it has to.

@@ -29,7 +29,8 @@ def class_labels(labels: Any, num_classes: int, where: str) -> Tensor:
     is_valid = isinstance(labels, Tensor) and labels.ndim == 1 and labels.dtype in _INTEGERS
     wrong = labels
     if is_valid:
-        wrong = labels[(labels < 0) | (labels >= num_classes)] if labels.device.type == "cpu" else ()
+        has_values = type(labels) is Tensor and labels.device.type == "cpu"  # subclasses trace shapes only
+        wrong = labels[(labels < 0) | (labels >= num_classes)] if has_values else ()
         if not len(wrong):
             return labels.long()
     values = wrong.tolist() if isinstance(wrong, Tensor) else wrong

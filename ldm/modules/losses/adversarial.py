@@ -5,7 +5,8 @@ Legend: B batch, C channels, H W space.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ldm.data.options import require_choice
 from ldm.modules.lpips import LPIPS
-from ldm.util import ConfigError
+from ldm.util import ConfigError, UserError
 
 Log = dict[str, Tensor]
 
@@ -38,6 +39,11 @@ _CHOICES: dict[str, dict[str, Callable[..., Any]]] = {
     "pixel_loss": {"l1": F.l1_loss, "l2": F.mse_loss},
     "perceptual_loss": {"lpips": LPIPS},
 }
+
+
+def _most_layers(size: Sequence[int]) -> int:
+    """Return the most downsamplings of a discriminator, whose last two layers need 3 pixels, of images (H, W)."""
+    return int(math.log2(max(1, min(size) / 3)))
 
 
 class AdversarialReconstruction(nn.Module):
@@ -84,6 +90,7 @@ class AdversarialReconstruction(nn.Module):
             require_choice(f"lossconfig.params.{key}", value, _CHOICES[key])
         self.pixel_loss, self.disc_loss = _CHOICES["pixel_loss"][pixel_loss], _CHOICES["disc_loss"][disc_loss]
         self.disc_start, self.disc_factor, self.disc_weight = disc_start, disc_factor, disc_weight
+        self.disc_num_layers = disc_num_layers
         self.disc_conditional, self.use_actnorm = disc_conditional, use_actnorm
         self.perceptual_weight = perceptual_weight
         self.perceptual_loss = LPIPS(vgg_weights) if perceptual_weight > 0 else None
@@ -146,6 +153,12 @@ class AdversarialReconstruction(nn.Module):
             raise ConfigError(
                 f"lossconfig.params.use_actnorm: expected a single process, got {dist.get_world_size()}. Train on one "
                 "device, or set it to false."
+            )
+        if min(images.shape[2:]) < (least := 3 * 2**self.disc_num_layers):
+            raise UserError(
+                "model.params.lossconfig.params.disc_num_layers: expected at most "
+                f"{_most_layers(images.shape[2:])} for images of {images.shape[2]} x {images.shape[3]}, got "
+                f"{self.disc_num_layers}, which need {least} pixels. Lower it"
             )
         return self.discriminator(images if cond is None else torch.cat([images, cond], dim=1))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.util import ConfigError, did_you_mean
 
@@ -47,30 +48,53 @@ class MonitorCheck(Checkpoint):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Check the metrics of the first step."""
         if trainer.fit_loop.total_batch_idx == 1 and _is_known(pl_module, trainer):
-            self._check(trainer, "train", suffix="_epoch")
+            self._check(trainer, "train", suffixes=("_epoch",))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the metrics of an epoch, before a checkpoint is selected by them."""
         self._check(trainer, "train")
 
-    def _check(self, trainer: Trainer, prefix: str, is_certain: bool = True, suffix: str | None = None) -> None:
-        """Report monitors with a prefix that are not logged, except those with a suffix, which are logged later."""
-        known, monitors = set(trainer.callback_metrics), set()
-        for callback in trainer.callbacks:
-            if isinstance(callback, LogsLater):
-                known.update(callback.logged_names)
-            if isinstance(callback, (ModelCheckpoint, EarlyStopping)):
-                monitors.add(callback.monitor)
-        for monitor in sorted(filter(None, monitors)):
-            if not monitor.startswith(prefix) or monitor in known or (suffix and monitor.endswith(suffix)):
-                continue
-            names = ", ".join(sorted(name for name in known if name.startswith(prefix))) or "no metrics"
-            hint = did_you_mean(monitor, known)
-            message = f"monitor: expected a logged metric, got {monitor!r}.{hint} Logged: {names}"
+    def _check(self, trainer: Trainer, prefix: str, is_certain: bool = True, suffixes: tuple[str, ...] = ()) -> None:
+        """Report monitors with a prefix that are not logged; those with one of the suffixes are logged later."""
+        for message in _missing(trainer, set(trainer.callback_metrics), prefix, suffixes):
             if is_certain:
                 raise ConfigError(f"{message}. Set `monitor` to a logged metric")
             deadline = "validation" if prefix == "val" else "epoch"
             logger.warning("%s. It has to be logged by the end of the first %s", message, deadline)
+
+
+def check_monitors(trainer: Trainer, pl_module: LightningModule, traced: Mapping[str, set[str]]) -> None:
+    """Check monitors against the metrics of steps that were traced before training.
+
+    Metrics that a model logs outside of its steps cannot be traced; they are checked by :class:`MonitorCheck`.
+
+    Args:
+        trainer: has the callbacks.
+        pl_module: the model.
+        traced: "train" and "val" -> metrics that the steps log.
+
+    Raises:
+        ConfigError: a monitored metric is not logged.
+    """
+    if not _is_known(pl_module, trainer):
+        return
+    for split, names in traced.items():
+        step = {"train": "train", "val": "validation"}[split]
+        hooks = (f"on_{step}_epoch_end", f"on_{step}_end", f"on_{step}_batch_end")
+        if not any(is_overridden(hook, pl_module) for hook in hooks):
+            for message in _missing(trainer, names, split, ("_step", "_epoch")):
+                raise ConfigError(f"{message}. Set `monitor` to a logged metric")
+
+
+def _missing(trainer: Trainer, known: set[str], prefix: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Yield a message for each monitor with a prefix, but no suffix, that is neither known nor logged later."""
+    monitors = {each.monitor for each in trainer.callbacks if isinstance(each, (ModelCheckpoint, EarlyStopping))}
+    later = [each.logged_names for each in trainer.callbacks if isinstance(each, LogsLater)]
+    known = known.union(*later)
+    for monitor in sorted(filter(None, monitors)):
+        if monitor.startswith(prefix) and monitor not in known and not monitor.endswith(suffixes):
+            names = ", ".join(sorted(name for name in known if name.startswith(prefix))) or "no metrics"
+            yield f"monitor: expected a logged metric, got {monitor!r}.{did_you_mean(monitor, known)} Logged: {names}"
 
 
 def _is_known(pl_module: LightningModule, trainer: Trainer) -> bool:

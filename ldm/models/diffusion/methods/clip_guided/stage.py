@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.data.formats.clip_embeddings import EmbeddingTable
+from ldm.errors import NotPreparedError
 from ldm.losses.modality_gap import add_gap_noise, add_noise, gap_statistics, nearest_images, remove_mean
 from ldm.models.diffusion.methods.clip_guided.options import GapOptions
 from ldm.modules.encoders.base import TextStage
@@ -116,7 +117,7 @@ class CLIPStage(TextStage):
 
     def _require_statistics(self) -> None:
         if not self.is_fitted:
-            raise UserError(
+            raise NotPreparedError(
                 f"model.params.gap: expected the statistics of {self.gap.kind!r}, which training estimates from the "
                 "data, got none. Load a checkpoint that was trained with it, or call fit_gap"
             )

@@ -1,0 +1,5 @@
+"""Checks of a run before it trains or writes anything: data, shapes, pictures, callbacks, memory and disk."""
+
+from ldm.training.preflight.check import preflight
+
+__all__ = ["preflight"]

@@ -1,0 +1,181 @@
+"""The checks of ``-t`` before training, in their order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from ldm.config.loading import Config
+from ldm.data.collate import collate
+from ldm.data.module import DataModuleFromConfig
+from ldm.data.traits import vocabulary_of
+from ldm.diffusion.noise import kept_random_state
+from ldm.errors import NotPreparedError
+from ldm.models.contracts import ChecksData, ChecksRun, Tokenizes
+from ldm.models.diffusion.latent import has_test_pass
+from ldm.models.inputs import check_item
+from ldm.training.callbacks.image_logger import ImageLogger
+from ldm.training.callbacks.monitor_check import check_monitors
+from ldm.training.plan import Plan
+from ldm.training.preflight.pictures import check_picture_options
+from ldm.training.preflight.resources import check_epoch, check_memory, warn_of_full_disk
+from ldm.training.preflight.trace import Batch, trace_steps
+from ldm.util import ConfigError, UserError
+
+logger = logging.getLogger(__name__)
+
+_KEY = re.compile(r"((model|data|lightning)(\.\w+)+):")
+
+
+def preflight(plan: Plan, trainer: pl.Trainer, model: pl.LightningModule, data: pl.LightningDataModule) -> None:
+    """Check that a run can be trained and tested; nothing is written, and random states are kept.
+
+    The data sets that are built here are used by the run. Data modules of other classes are not built.
+
+    Raises:
+        ConfigError, UserError: the run would fail.
+    """
+    config, batches = plan.config, {}
+    for name, callback in _named_callbacks(plan, trainer):
+        if isinstance(callback, ImageLogger) and not callback.disabled:
+            with _located(config, f"lightning.callbacks.{name}.params.log_images_kwargs"):
+                check_picture_options(model, callback.log_images_kwargs)
+    if isinstance(data, DataModuleFromConfig):
+        data.trainer = trainer  # as Lightning sets it; limits and devices determine the batches of an epoch
+        for name in filter(data.dataset_configs.__contains__, ("train", "validation")):  # in Lightning's order
+            with _located(config, f"data.params.{name}"):
+                data.dataset(name)  # may draw random numbers, as without this check
+        with _kept_random_states():
+            batches = _check_data(config, trainer, model, data)
+            with _with_file(config):
+                data.train_dataloader()  # raises without a whole batch
+                check_epoch(trainer, data.batches_per_epoch())
+                _check_callbacks(trainer, model, data)
+    with _kept_random_states(), _with_file(config):
+        traced = trace_steps(model, batches)
+    check_monitors(trainer, model, traced.names)
+    check_memory(trainer, model, traced.activation_bytes)
+    warn_of_full_disk(trainer, model)
+
+
+def _named_callbacks(plan: Plan, trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
+    """Yield the callbacks with the name of their entry in a config; their class if they have none."""
+    targets = {
+        str((entry or {}).get("target", "")).rpartition(".")[2]: name
+        for name, entry in (plan.config.section("lightning").get("callbacks") or {}).items()
+    }
+    for callback in trainer.callbacks:
+        kind = type(callback).__name__
+        yield targets.get(kind, "image_logger" if isinstance(callback, ImageLogger) else kind), callback
+
+
+@contextlib.contextmanager
+def _with_file(config: Config) -> Iterator[None]:
+    """Add the file to errors that begin with a dotted key."""
+    try:
+        yield
+    except (ConfigError, UserError) as error:
+        key = _KEY.match(str(error))
+        if key is None:
+            raise
+        kind = UserError if isinstance(error, UserError) else ConfigError
+        raise kind(f"{config.origin(key[1])}: {error}") from error
+
+
+@contextlib.contextmanager
+def _located(config: Config, key: str) -> Iterator[None]:
+    """Add file and dotted key to errors; an error of own code becomes one line with its place."""
+    try:
+        yield
+    except (ConfigError, UserError) as error:
+        kind = UserError if isinstance(error, UserError) else ConfigError
+        text = str(error) if str(error).startswith(key) else f"{key}: {error}"
+        raise kind(f"{config.origin(key)}: {text}") from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise config.error(
+            key,
+            f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}). Add -d for the "
+            "traceback",
+        ) from error
+
+
+@contextlib.contextmanager
+def _kept_random_states() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    try:
+        with kept_random_state(torch.device("cuda" if torch.cuda.is_initialized() else "cpu")):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _check_data(
+    config: Config, trainer: pl.Trainer, model: pl.LightningModule, data: DataModuleFromConfig
+) -> dict[str, Batch]:
+    """Build the other data sets and read the first images of all; return these, and the size of whole batches.
+
+    Data sets that the run does not use are released, and their errors are warnings.
+    """
+    batches: dict[str, Batch] = {}
+    used = {"train", "validation"} | ({"test"} if has_test_pass(model, trainer.callbacks) else set())
+    for name in data.dataset_configs:
+        try:
+            with _located(config, f"data.params.{name}"):
+                dataset = data.dataset(name)
+                batch = _first_batch(dataset, model)
+                _check_words(dataset, batch, model)
+        except (ConfigError, UserError) as error:
+            if name in used:
+                raise
+            logger.warning("%s. Training is not affected", error)
+        else:
+            size = data.batch_size if name == "train" else min(data.eval_batch_size, len(dataset))
+            batches[name] = Batch(batch, min(2, len(dataset)), size)
+        if name not in used:
+            data.datasets.pop(name, None)
+    return batches
+
+
+def _first_batch(dataset: Any, model: pl.LightningModule) -> Mapping[str, Any]:
+    """Return a batch of the first two images, read as the loaders do and checked."""
+    if not len(dataset):
+        raise UserError("expected images, got an empty data set")
+    check_item(dataset[0], getattr(model, "first_stage_key", getattr(model, "image_key", None)))
+    rows = list(range(min(2, len(dataset))))
+    batch = next(iter(DataLoader(dataset, batch_size=len(rows), sampler=rows, collate_fn=collate)))
+    return model.on_before_batch_transfer(batch, 0)
+
+
+def _check_words(dataset: Any, batch: Mapping[str, Any], model: pl.LightningModule) -> None:
+    """Check attributes and words of a data set, where the model or its text encoder has a closed vocabulary."""
+    if isinstance(model, ChecksData):
+        model.check_data(dataset)
+    vocabulary = vocabulary_of(dataset)
+    if vocabulary is not None and "text" in batch:
+        for stage in model.modules():
+            if isinstance(stage, Tokenizes):
+                stage.tokenize(vocabulary.all_words())
+
+
+def _check_callbacks(trainer: pl.Trainer, model: pl.LightningModule, data: DataModuleFromConfig) -> None:
+    if trainer.fast_dev_run:
+        return
+    for callback in trainer.callbacks:
+        if isinstance(callback, ChecksRun):
+            try:
+                callback.check_run(data, model)
+            except NotPreparedError as error:  # checked again before the first step
+                logger.debug("%s: not checked before training: %s", type(callback).__name__, error)
