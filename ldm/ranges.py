@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
-PositiveInt = NonNegativeInt = Size = int
-PositiveFloat = NonNegativeFloat = Fraction = float
+PositiveInt = NonNegativeInt = Size = Count = OptionalCount = Seed = int
+PositiveFloat = NonNegativeFloat = Fraction = PositiveFraction = Share = Weight = Finite = LearningRate = Steps = float
 
 
 class Range(NamedTuple):
@@ -34,7 +34,16 @@ RANGES = {
     "PositiveInt": Range(int, "an integer of at least 1", least=1),
     "NonNegativeInt": Range(int, "an integer of at least 0", least=0),
     "Size": Range(int, "an integer from 1 to 65536", least=1, most=65536),
+    "Count": Range(int, "an integer from 1 to 1000000", least=1, most=10**6),  # of items in memory
+    "OptionalCount": Range(int, "an integer from 0 to 1000000", least=0, most=10**6),
+    "Seed": Range(int, "an integer from 0 to 4294967295", least=0, most=2**32 - 1),
+    "Steps": Range(float, "a number of at least 1", least=1),  # 1e5 is a float in YAML
     "PositiveFloat": Range(float, "a number above 0", above=0.0),
+    "LearningRate": Range(float, "a number above 0 and at most 10", above=0.0, most=10.0),
+    "Weight": Range(float, "a number from 0 to 1000000", least=0.0, most=1e6),
+    "Finite": Range(float, "a number from -1000000 to 1000000", least=-1e6, most=1e6),
     "NonNegativeFloat": Range(float, "a number of at least 0", least=0.0),
     "Fraction": Range(float, "a number from 0 to 1", least=0.0, most=1.0),
+    "PositiveFraction": Range(float, "a number above 0 and at most 1", above=0.0, most=1.0),
+    "Share": Range(float, "a number of at least 0 and below 1", least=0.0, most=1 - 2**-53),
 }

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import difflib
 import errno
+import functools
 import importlib
 import inspect
 import os
@@ -53,7 +54,8 @@ _FITTING: dict[str, tuple[Any, str]] = {
     "int": (SupportsIndex, "an integer"),
     "float": (SupportsFloat, "a number"),
     "bool": (SupportsInt, "true or false"),
-    "str": ((str, SupportsFloat, os.PathLike), "a text"),
+    "str": ((str, os.PathLike), "a text"),
+    "AnyPath": ((str, os.PathLike), "a path (as text: './2024' or \"'2024'\")"),
     "Sequence": (Sized, "a list"),
     "Mapping": (Mapping, "a mapping"),
     "None": (type(None), "null"),
@@ -63,25 +65,58 @@ _FITTING: dict[str, tuple[Any, str]] = {
 def mismatch(annotation: str, value: Any) -> str:
     """Return ``expected ..., got ...`` if a value from a config does not fit an annotation, else an empty string.
 
-    Values are compared with plain annotations, ``Literal``, names of ``ldm.ranges`` and unions of these; every value
-    fits another one. NaN is not a number.
+    Values are compared with plain annotations, ``Literal``, names of ``ldm.ranges``, unions of these, and the entries
+    of lists and mappings likewise; every value fits another annotation. NaN is not a number.
     """
-    expected = []
-    for part in annotation.split(" | "):
-        name, _, inner = part.partition("[")
-        if name == "Literal":
-            choices = ast.literal_eval(f"({inner[:-1]},)")
-            fits, described = value in choices, ", ".join(map(str, choices))
-        elif name in RANGES:
-            fits, described = RANGES[name].contains(value), RANGES[name].text
+    parts = _alternatives(annotation)
+    if any(_fits(name, inner, value) for name, inner in parts):
+        return ""
+    return f"expected {' or '.join(_described(name, inner, value) for name, inner in parts)}, got {value!r}"
+
+
+@functools.cache
+def _alternatives(annotation: str) -> list[tuple[str, str]]:
+    """Split ``"A[x] | B"`` into ``[("A", "x"), ("B", "")]``."""
+    nodes, parts = [ast.parse(annotation, mode="eval").body], []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.BinOp):
+            nodes += (node.right, node.left)
         else:
-            kind, described = _FITTING.get(name, (object, ""))
-            fits = isinstance(value, kind) and not (kind is Sized and isinstance(value, (str, Mapping)))
-            fits = fits and not (kind is SupportsFloat and value != value)  # NaN
-        if fits:
-            return ""
-        expected.append(described)
-    return f"expected {' or '.join(expected)}, got {value!r}"
+            name, _, inner = ast.unparse(node).partition("[")
+            parts.append((name.replace("list", "Sequence").replace("tuple", "Sequence"), inner.removesuffix("]")))
+    return parts
+
+
+def _fits(name: str, inner: str, value: Any) -> bool:
+    if name == "Literal":
+        return value in ast.literal_eval(f"({inner},)")
+    if name in RANGES:
+        return RANGES[name].contains(value)
+    kind, _ = _FITTING.get(name, (object, ""))
+    if not isinstance(value, kind) or (kind is SupportsFloat and value != value):  # NaN
+        return False
+    if name == "bool":
+        return int(value) in (0, 1)
+    if name == "Sequence" and isinstance(value, (str, Mapping)):
+        return False
+    if not inner:
+        return True
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, Sequence) else ()
+    item = inner.removeprefix("str, ").removesuffix(", ...")
+    item = {"str": "str | float"}.get(item, item)  # words and names of columns may be numbers
+    return not any(mismatch(item, part) for part in items)
+
+
+def _described(name: str, inner: str, value: Any) -> str:
+    if name == "Literal":
+        return ", ".join(map(str, ast.literal_eval(f"({inner},)")))
+    if name in RANGES:
+        return RANGES[name].text
+    described = _FITTING.get(name, (object, ""))[1]
+    if name != "Sequence" or not inner or isinstance(value, str) or not isinstance(value, Sequence):
+        return described
+    return f"{described}, each entry {_described(inner.removesuffix(', ...'), '', None)}"
 
 
 def load_config(

@@ -194,7 +194,7 @@ def test_targets_in_files_of_the_working_directory(tmp_path: Path) -> None:
         ("Literal['l1', 'l2']", "l3", "expected l1, l2, got 'l3'"),
         ("Literal['a', 'b'] | None", None, ""),
         ("bool", "yes", "expected true or false, got 'yes'"),
-        ("AnyPath | None", 3, ""),
+        ("Other | None", 3, ""),
         ("Any", object, ""),
     ],
 )

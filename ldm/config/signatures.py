@@ -17,6 +17,34 @@ from typing import Any, NamedTuple
 from ldm.util import did_you_mean, mismatch, search_working_directory
 
 _MAX_HOPS = 8
+_INTERVAL = "NonNegativeInt | None"
+_MONITOR = {"monitor": "str | None", "mode": "Literal['min', 'max']", "verbose": "bool"}
+# Classes of Lightning -> argument -> the values that fit, as annotations of ours.
+_OF_LIGHTNING = {
+    "ModelCheckpoint": {
+        **_MONITOR,
+        **dict.fromkeys(("every_n_train_steps", "every_n_epochs"), _INTERVAL),
+        **dict.fromkeys(("save_weights_only", "auto_insert_metric_name", "enable_version_counter"), "bool"),
+        "save_on_train_epoch_end": "bool | None",
+        "save_top_k": "OptionalCount | Literal[-1]",
+        "save_last": "bool | Literal['link'] | None",
+        "train_time_interval": "str | Mapping[str, NonNegativeFloat] | PositiveFloat | None",
+        "dirpath": "AnyPath | None",
+        "filename": "str | None",
+    },
+    "EarlyStopping": {
+        **_MONITOR,
+        **dict.fromkeys(("strict", "check_finite", "log_rank_zero_only"), "bool"),
+        **dict.fromkeys(("stopping_threshold", "divergence_threshold"), "float | None"),
+        "check_on_train_epoch_end": "bool | None",
+        "min_delta": "Finite",
+        "patience": "NonNegativeInt",
+    },
+    "LearningRateMonitor": {
+        **dict.fromkeys(("log_momentum", "log_weight_decay"), "bool"),
+        "logging_interval": "Literal['step', 'epoch'] | None",
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -68,8 +96,10 @@ def read_signature(target: str) -> Signature | None:
     """
     module, _, name = target.rpartition(".")
     found = _signature_of(module, name, _MAX_HOPS)
-    is_ours = target.startswith("ldm.")  # annotations of others may be mere remarks
-    return found if is_ours or found is None else replace(found, annotations={})
+    if found is None or target.startswith("ldm."):
+        return found
+    is_lightning = module.partition(".")[0] in ("pytorch_lightning", "lightning")
+    return replace(found, annotations=_OF_LIGHTNING.get(name, {}) if is_lightning else {})  # others may be mere remarks
 
 
 def find_signature(target: str) -> Signature | None:

@@ -5,21 +5,62 @@ They are plain lists, so that command lines and configs are checked without impo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldm.util import ConfigError
+from ldm.util import did_you_mean, mismatch
 
-# Arguments of pytorch_lightning.Trainer 2.6 that a config may set.
-TRAINER_ARGS = frozenset(
-    """accelerator strategy devices num_nodes precision logger fast_dev_run max_epochs min_epochs max_steps
-    min_steps max_time limit_train_batches limit_val_batches limit_test_batches limit_predict_batches
-    overfit_batches val_check_interval check_val_every_n_epoch num_sanity_val_steps log_every_n_steps
-    enable_checkpointing enable_progress_bar enable_model_summary accumulate_grad_batches gradient_clip_val
-    gradient_clip_algorithm deterministic benchmark inference_mode use_distributed_sampler profiler
-    detect_anomaly barebones plugins sync_batchnorm reload_dataloaders_every_n_epochs default_root_dir""".split()
+_BATCHES, _SOME_BATCHES = "OptionalCount | Fraction | None", "PositiveInt | PositiveFraction | None"
+_ACCELERATORS = "auto cpu gpu cuda mps tpu".split()
+_STRATEGIES = dict.fromkeys("ddp ddp2 ddp_cpu dp".split(), "ddp") | {"ddp_spawn": "ddp_spawn", "ddp_sharded": "fsdp"}
+_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+_PRECISION_NAMES = (
+    *(16, 32, 64),
+    *"16 bf16 32 64 16-mixed bf16-mixed 16-true bf16-true 32-true 64-true".split(),
+    *("transformer-engine", "transformer-engine-float16"),
 )
+
+# Arguments of pytorch_lightning.Trainer 2.6 that a config may set -> annotation of its values.
+TRAINER_TYPES = {
+    "accelerator": f"Literal{[*_ACCELERATORS, *_STRATEGIES]}",
+    "strategy": "str",
+    "devices": "Count | Literal[-1] | str | Sequence[OptionalCount] | None",
+    "num_nodes": "Count",
+    "precision": f"Literal{list(_PRECISION_NAMES)} | None",
+    "max_epochs": "Steps | Literal[-1] | None",
+    "max_steps": "Steps | Literal[-1] | None",
+    **dict.fromkeys(("min_epochs", "min_steps"), "Steps | None"),
+    "max_time": "str | Mapping[str, NonNegativeFloat] | None",
+    "fast_dev_run": "bool | NonNegativeInt",
+    "limit_train_batches": _SOME_BATCHES,
+    **dict.fromkeys(("limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches"), _BATCHES),
+    "val_check_interval": f"str | Mapping[str, NonNegativeFloat] | {_SOME_BATCHES}",
+    "check_val_every_n_epoch": "PositiveInt | None",
+    "num_sanity_val_steps": "OptionalCount | Literal[-1] | None",
+    "log_every_n_steps": "PositiveInt | None",
+    "reload_dataloaders_every_n_epochs": "NonNegativeInt",
+    "accumulate_grad_batches": "Count | None",
+    "gradient_clip_val": "Weight | None",
+    "gradient_clip_algorithm": "Literal['norm', 'value'] | None",
+    "deterministic": "bool | Literal['warn'] | None",
+    "profiler": "Literal['simple', 'advanced', 'pytorch', 'xla'] | None",
+    "default_root_dir": "AnyPath | None",
+    **dict.fromkeys(("logger", "plugins"), "Any"),
+    **dict.fromkeys(
+        """enable_checkpointing enable_progress_bar enable_model_summary benchmark inference_mode detect_anomaly
+        use_distributed_sampler barebones sync_batchnorm""".split(),
+        "bool | None",
+    ),
+    # Arguments of Lightning 1.4
+    "num_processes": "Count | None",
+    "progress_bar_refresh_rate": "NonNegativeInt | None",
+    "flush_logs_every_n_steps": "PositiveInt | None",
+    "resume_from_checkpoint": "AnyPath | None",
+    "distributed_backend": f"Literal{[*_STRATEGIES]} | None",
+    **dict.fromkeys("checkpoint_callback terminate_on_nan replace_sampler_ddp find_unused_parameters".split(), "bool"),
+}
 
 # Arguments of Lightning 1.4 that have a successor.
 RENAMED_ARGS = frozenset(
@@ -35,6 +76,7 @@ DROPPED_ARGS = frozenset(
     track_grad_norm truncated_bptt_steps weights_save_path""".split()
 )
 
+TRAINER_ARGS = frozenset(TRAINER_TYPES) - RENAMED_ARGS
 KNOWN_ARGS = TRAINER_ARGS | RENAMED_ARGS | DROPPED_ARGS
 
 _SIMPLE_RENAMES = {
@@ -42,8 +84,26 @@ _SIMPLE_RENAMES = {
     "terminate_on_nan": "detect_anomaly",
     "replace_sampler_ddp": "use_distributed_sampler",
 }
-_STRATEGIES = dict.fromkeys("ddp ddp2 ddp_cpu dp".split(), "ddp") | {"ddp_spawn": "ddp_spawn", "ddp_sharded": "fsdp"}
-_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+# Lightning's form of a time, and its units as a mapping
+_TIME, _UNITS = re.compile(r"\s*\d+(:\d+){3}\s*"), ("days", "hours", "minutes", "seconds", "weeks", "milliseconds")
+
+
+def misfit_of(name: str, value: Any) -> str:
+    """Return ``expected ..., got ...`` if the Trainer does not accept a value of an argument, else an empty string."""
+    annotation = TRAINER_TYPES.get(name, "Any")
+    if problem := mismatch(annotation, value):
+        choices = annotation.partition("[")[2].split("'")[1::2] if annotation.startswith("Literal") else ()
+        return problem + did_you_mean(value, choices)
+    if name in ("devices", "gpus"):
+        try:
+            parse_gpus(value)
+        except (TypeError, ValueError):
+            return "" if value == "auto" else f"expected device indices ('0,' or '0,1') or a count (2), got {value!r}"
+    if name in ("max_time", "val_check_interval"):
+        is_time = not isinstance(value, str) or _TIME.fullmatch(value)
+        if not is_time or (isinstance(value, Mapping) and not set(value) <= set(_UNITS)):
+            return f"expected a time ('00:12:00:00', days:hours:minutes:seconds, or {{hours: 12}}), got {value!r}"
+    return ""
 
 
 @dataclass
@@ -75,9 +135,6 @@ def translate_trainer_args(given: Mapping[str, Any]) -> TrainerSettings:
 
     Returns:
         The settings; new names take precedence if old and new ones are given together.
-
-    Raises:
-        ConfigError: devices are neither a count nor a list of indices.
     """
     settings = TrainerSettings(
         resume_from_checkpoint=given.get("resume_from_checkpoint"),
@@ -92,11 +149,7 @@ def translate_trainer_args(given: Mapping[str, Any]) -> TrainerSettings:
             settings.dropped.append(name)
         elif name not in RENAMED_ARGS:
             today[name] = value
-    try:
-        _translate_devices(given, today)
-    except ValueError as error:
-        message = "lightning.trainer: expected device indices ('0,' or '0,1') or a count (2)"
-        raise ConfigError(f"{message}; {error}") from error
+    _translate_devices(given, today)
     if "weights_summary" in given:
         today.setdefault("enable_model_summary", given["weights_summary"] not in (None, "None", False))
     if given.get("reload_dataloaders_every_epoch"):
@@ -110,6 +163,10 @@ def translate_trainer_args(given: Mapping[str, Any]) -> TrainerSettings:
         today["precision"] = _PRECISIONS.get(str(today["precision"]), today["precision"])
     if today.get("max_steps", 0) is None:
         today["max_steps"] = -1
+    if today.get("accumulate_grad_batches", 1) is None:
+        del today["accumulate_grad_batches"]
+    for name in {"max_steps", "min_steps", "max_epochs", "min_epochs"} & set(today):
+        today[name] = int(today[name]) if isinstance(today[name], float) else today[name]  # 1e5
     return settings
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,16 +22,27 @@ from ldm.config.signatures import (
     ours,
     read_signature,
 )
-from ldm.config.trainer_args import KNOWN_ARGS
+from ldm.config.trainer_args import KNOWN_ARGS, misfit_of
 from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
 from ldm.modules.diffusionmodules.shapes import AutoencoderShape, CLIPGuidedShape, UNetConfig, build_dataclass
-from ldm.util import BuildError, ConfigError, UserError, did_you_mean
+from ldm.util import BuildError, ConfigError, UserError, did_you_mean, mismatch
 
 logger = logging.getLogger(__name__)
 
 TOP_LEVEL = ("base", "model", "data", "lightning")
 LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
+OBJECT_KEYS = ("target", "params")
+CHECKPOINT = "pytorch_lightning.callbacks.ModelCheckpoint"
+# Callbacks of every run by name, and one that a config enables by name; a config may change their params alone.
+CALLBACKS = {
+    "image_logger": "ldm.training.callbacks.image_logger.ImageLogger",
+    "learning_rate_logger": "pytorch_lightning.callbacks.LearningRateMonitor",
+    "cuda_callback": "ldm.training.callbacks.cuda.CUDACallback",
+    "results_writer": "ldm.training.callbacks.results.ResultsWriter",
+    "representation_writer": "ldm.evaluation.representation.RepresentationWriter",
+    "metrics_over_trainsteps_checkpoint": CHECKPOINT,
+}
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")
 SECTION_KEYS = {"model": ("base_learning_rate", "target", "params"), "data": ("target", "params", "fingerprint")}
 _AUTOENCODERS, _UNETS = "ldm.models.autoencoder.", "ldm.modules.diffusionmodules.openaimodel"
@@ -46,6 +58,7 @@ _WIDTHS: dict[str, tuple[str, dict[str | None, int]]] = {
     f"{_STAGES}FrozenOpenCLIPEmbedder": ("arch", dict.fromkeys((None, "ViT-H-14"), 1024)),
 }
 _ATTENDING = ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")  # values of conditioning_key
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 _EXAMPLES = {
     "model": ", e.g. ldm.models.diffusion.methods.clip_disdiff.model.CLIPDisDiff",
     "data": ", e.g. ldm.data.module.DataModuleFromConfig",
@@ -70,12 +83,12 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
             raise ConfigError(
                 f"{' + '.join(config.files)}: the section `{section}` is missing. Add `{section}: {{target, params}}`"
             )
+        check_keys(config, section, config.content[section], SECTION_KEYS[section])
         _check_object(config, section, config.content[section], is_certain=True)
-    for section in sections:
-        check_keys(config, section, config.section(section), SECTION_KEYS[section])
+    _check_values(config, "model", config.section("model"), {"base_learning_rate": "LearningRate | None"})
     _check_lightning(config)
     for section in sections:
-        _check_nested(config, f"{section}.params", config.section(section).get("params"))
+        _check_nested(config, section, {name: config.section(section).get(name) for name in OBJECT_KEYS})
     _check_width(config)
     _check_holdout(config)
     if check_files:
@@ -103,22 +116,38 @@ def check_keys(config: Config, prefix: str, content: Any, known: Iterable[str], 
             raise config.error(f"{prefix}.{key}" if prefix else key, f"{key!r} is missing. Add it")
 
 
+def _check_values(config: Config, prefix: str, content: Mapping[str, Any], annotations: Mapping[str, str]) -> None:
+    """Compare the values of a section with annotations by key."""
+    for name, annotation in annotations.items():
+        if name in content and (problem := mismatch(annotation, content[name])):
+            raise config.error(f"{prefix}.{name}", f"{problem}. Correct the value")
+
+
 def _check_lightning(config: Config) -> None:
     lightning = config.section("lightning")
     check_keys(config, "lightning", lightning, LIGHTNING_KEYS)
-    check_keys(config, "lightning.trainer", lightning.get("trainer") or {}, sorted(KNOWN_ARGS))
-    check_keys(config, "lightning.modelcheckpoint", lightning.get("modelcheckpoint") or {}, ("target", "params"))
+    _check_values(config, "lightning", lightning, dict.fromkeys(("scale_lr", "find_unused_parameters"), "bool"))
+    trainer = lightning.get("trainer") or {}
+    check_keys(config, "lightning.trainer", trainer, sorted(KNOWN_ARGS))
+    for name, value in trainer.items():
+        if problem := misfit_of(name, value):
+            raise config.error(f"lightning.trainer.{name}", f"{problem}. Correct the value")
     callbacks = lightning.get("callbacks") or {}
     if not isinstance(callbacks, Mapping):
         raise config.error("lightning.callbacks", f"expected a mapping name -> {{target, params}}, got {callbacks!r}")
-    for name, callback in callbacks.items():
-        key = f"lightning.callbacks.{name}"
-        if callback is not None:
-            check_keys(config, key, callback, ("target", "params"))
-        if callback and callback.get("target"):
-            # Parameters are merged over defaults of the same name, so required ones may be missing here.
-            _check_object(config, key, callback, is_certain=True, check_required=False)
-            _check_nested(config, f"{key}.params", callback.get("params"))
+    described = {f"callbacks.{name}": (CALLBACKS.get(name), entry) for name, entry in callbacks.items()}
+    for name, (target, entry) in {
+        **described,
+        "modelcheckpoint": (CHECKPOINT, lightning.get("modelcheckpoint")),
+    }.items():
+        if entry is None:
+            continue
+        key = f"lightning.{name}"
+        check_keys(config, key, entry, OBJECT_KEYS)
+        # Parameters are merged over defaults of the same name, so required ones may be missing here.
+        entry = entry if "target" in entry or target is None else {"target": target, **entry}
+        _check_object(config, key, entry, is_certain=True, check_required=False)
+        _check_nested(config, f"{key}.params", entry.get("params"))
     logger = lightning.get("logger")
     if isinstance(logger, Mapping):
         _check_object(config, "lightning.logger", logger, is_certain=True)
@@ -128,16 +157,23 @@ def _check_lightning(config: Config) -> None:
         raise config.error("lightning.logger", f"expected one of {known}, got {logger!r}.{hint}")
 
 
-def _check_nested(config: Config, key: str, value: Any) -> None:
-    """Check every ``{target, params}`` below a value."""
+def _check_nested(config: Config, key: str, value: Any, is_ours: bool = True) -> None:
+    """Check every ``{target, params}`` below a value; classes of others may accept further keys beside these."""
     if isinstance(value, Mapping):
-        if "target" in value or set(value) == {"params"}:
+        near = [str(name) for name in value if name not in OBJECT_KEYS and did_you_mean(name, OBJECT_KEYS)]
+        is_object = isinstance(value.get("target"), str) or "params" in value
+        is_slip = near and (is_object or any(_DOTTED.fullmatch(str(value[name])) for name in near))
+        if is_slip or (is_object and is_ours):
+            check_keys(config, key, value, OBJECT_KEYS)
+        if "." in key and ("target" in value or set(value) == {"params"}):
             _check_object(config, key, value, is_certain="target" not in value)
+        target = value.get("target")
+        is_ours = is_ours and not (isinstance(target, str) and not resolve_target(target).startswith("ldm."))
         for name, item in value.items():
-            _check_nested(config, f"{key}.{name}", item)
+            _check_nested(config, f"{key}.{name}", item, is_ours)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            _check_nested(config, f"{key}.{index}", item)
+            _check_nested(config, f"{key}.{index}", item, is_ours)
 
 
 def _check_object(config: Config, key: str, described: Any, is_certain: bool, check_required: bool = True) -> None:

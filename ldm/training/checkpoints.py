@@ -69,7 +69,7 @@ def build_checkpoints(
         params = {**params, "filename": "{step:09}", "every_n_train_steps": 2000, **given}
     elif monitor:
         params = with_direction({"save_top_k": 3, **params, "monitor": monitor})
-    steps = params.get("every_n_train_steps")
+    steps = params.get("every_n_train_steps") or None
     interval = params.pop("train_time_interval", None)
     if "{step" not in params["filename"]:
         params.pop("every_n_train_steps", None)

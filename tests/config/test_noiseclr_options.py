@@ -52,7 +52,7 @@ def config(tmp_path, monkeypatch):
         ("weight_decay=-1", "weight_decay: expected a number of at least 0, got -1"),
         ("betas=[0.9]", "betas: expected two numbers from 0 to below 1, got [0.9]"),
         ("betas=[0.9, 1]", "betas: expected two numbers from 0 to below 1, got [0.9, 1]"),
-        ("betas=[a, b]", "betas: expected two numbers from 0 to below 1, got ['a', 'b']"),
+        ("betas=[a, b]", "betas: expected a list, each entry a number, got ['a', 'b']"),
         ("eps=0", "eps: expected a positive number, got 0"),
         ("num_directions=many", "num_directions: expected an integer, got 'many'"),
         ("denoiser_config.params.row_space=tokens", "row_space: expected auto, token, condition, got 'tokens'"),

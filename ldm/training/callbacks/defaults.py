@@ -8,6 +8,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule
 
+from ldm.config.validation import CALLBACKS, CHECKPOINT
 from ldm.legacy import resolve_target
 from ldm.runs.folder import RunFolder
 from ldm.training.checkpoints import build_callback, with_direction
@@ -19,13 +20,13 @@ SCORES = "ldm.evaluation.train_scores.ScoreWhileTraining"
 _DEFAULT_SCORES = ("factor_vae", "dci", "mig")
 _MONITORING = ("ModelCheckpoint", "EarlyStopping")
 
-# Name under which a config can change or remove a callback of every run -> target and params.
-_DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "image_logger": ("ldm.training.callbacks.image_logger.ImageLogger", {"batch_frequency": 750, "max_images": 4}),
-    "learning_rate_logger": ("pytorch_lightning.callbacks.LearningRateMonitor", {"logging_interval": "step"}),
-    "cuda_callback": ("ldm.training.callbacks.cuda.CUDACallback", {}),
-    "results_writer": ("ldm.training.callbacks.results.ResultsWriter", {}),
-    "representation_writer": ("ldm.evaluation.representation.RepresentationWriter", {}),
+# Name under which a config can change or remove a callback of every run -> params.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "image_logger": {"batch_frequency": 750, "max_images": 4},
+    "learning_rate_logger": {"logging_interval": "step"},
+    "cuda_callback": {},
+    "results_writer": {},
+    "representation_writer": {},
 }
 
 
@@ -33,7 +34,7 @@ def _named_defaults(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """Return the defaults of callbacks that are added only if the config names them."""
     return {
         "metrics_over_trainsteps_checkpoint": {
-            "target": "pytorch_lightning.callbacks.ModelCheckpoint",
+            "target": CHECKPOINT,
             "params": {
                 "dirpath": str(folder.checkpoints / "trainstep_checkpoints"),
                 "filename": "{epoch:06}-{step:09}",
@@ -81,7 +82,7 @@ def build_callbacks(
     Raises:
         ConfigError: an entry that is not a default has no target, or its arguments do not fit.
     """
-    merged: dict[str, Any] = {name: dict(zip(("target", "params"), entry)) for name, entry in _DEFAULTS.items()}
+    merged: dict[str, Any] = {name: {"target": CALLBACKS[name], "params": params} for name, params in _DEFAULTS.items()}
     optional = _named_defaults(folder)
     targets = [resolve_target(str(entry.get("target"))) for entry in config.values() if entry]
     if scores is not None and "scores" not in config and SCORES not in targets:
