@@ -20,7 +20,7 @@ def with_schedule(optimizers: list[Optimizer], config: Mapping[str, Any] | None)
     """Return what ``configure_optimizers`` returns for optimizers and a ``scheduler_config``, None for none."""
     if config is None:
         return optimizers[0] if len(optimizers) == 1 else (optimizers, [])
-    factor = instantiate_from_config(config)
+    factor = instantiate_from_config(config, "callable")
     return optimizers, [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"} for optimizer in optimizers]
 
 

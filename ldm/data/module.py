@@ -112,7 +112,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         wanted = self.dataset_configs if stage is None else _SECTIONS[stage]
         for name in wanted:
             if name in self.dataset_configs and name not in self.datasets:
-                dataset = instantiate_from_config(self.dataset_configs[name])
+                dataset = instantiate_from_config(self.dataset_configs[name], "dataset")
                 self.datasets[name] = WrappedDataset(dataset) if self.wrap else dataset
 
     def _dataset(self, name: str) -> Any:

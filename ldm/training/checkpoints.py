@@ -66,7 +66,8 @@ def build_checkpoints(
     last = LastCheckpoint(str(folder.last), steps, *([] if interval is None else [_seconds(interval)]))
     keeps_last = params.pop("save_last", True)
     target = (config or {}).get("target", "pytorch_lightning.callbacks.ModelCheckpoint")
-    numbered = instantiate_from_config({"target": target, "params": {**params, "monitor": monitor, "save_last": False}})
+    described = {"target": target, "params": {**params, "monitor": monitor, "save_last": False}}
+    numbered = instantiate_from_config(described, "checkpoint")
     return [numbered, last] if keeps_last else [numbered]
 
 

@@ -30,11 +30,14 @@ _EXAMPLES = """examples:
     python main.py --base my.yaml
   override keys of a config:
     python main.py --base my.yaml -t model.base_learning_rate=1e-5 data.params.batch_size=16
+  accept targets that are refused (not classes of a model, data set, callback, ...), in a config that you trust:
+    python main.py --base theirs.yaml -t allow_targets=[their_lab.tools]
   resume an interrupted run:
     python main.py -r logs/2026-01-31T12-00-00_my_run -t
 """
 
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w\-]*(\.[\w\-]+|\[\d+\])*=")
+_ALLOW = "allow_targets="
 # Options with a free text value, which may contain "=".
 _TEXT_OPTIONS = "-n --name -r --resume -p --project -f --postfix -l --logdir --recipe -dt --dis_loss_type".split()
 
@@ -46,6 +49,7 @@ class Options:
     Attributes:
         base: config files, merged from left to right.
         overrides: ``a.b=c`` assignments, applied last.
+        allow_targets: names of ``allow_targets=[...]``, see ``ldm.config.targets``.
         trainer: Trainer arguments given as flags, unparsed.
         seed, scale_lr, dis_weight, dis_loss_type, token_num: ``None`` if not given.
         command: the command line, for the record.
@@ -68,6 +72,7 @@ class Options:
     recipe: str | None = None
     print_config: bool = False
     overrides: tuple[str, ...] = ()
+    allow_targets: tuple[str, ...] = ()
     trainer: dict[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
 
@@ -147,6 +152,9 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     values = vars(namespace)
     trainer = {name: values.pop(name) for name in list(values) if name in KNOWN_ARGS}
     values["base"] = tuple(values["base"])
+    lists = [word.partition("=")[2].strip("[]") for word in overrides if word.startswith(_ALLOW)]
+    values["allow_targets"] = tuple(name.strip(" '\"") for text in lists for name in text.split(","))
+    overrides = [word for word in overrides if not word.startswith(_ALLOW)]
     if values["token_num"] == -1:  # default of EncDiff's main_val.py
         values["token_num"] = None
     options = Options(**values, overrides=tuple(overrides), trainer=trainer, command=("main.py", *arguments))

@@ -103,7 +103,7 @@ def build_callbacks(
         if kind == "ModelCheckpoint":  # Lightning's default folder is another one
             params = {"dirpath": str(folder.checkpoints), **params}
         try:
-            callbacks.append(instantiate_from_config({**entry, "params": params}))
+            callbacks.append(instantiate_from_config({**entry, "params": params}, "callback"))
         except ConfigError as error:
             raise ConfigError(f"lightning.callbacks.{name}: {error}") from error
     return callbacks
