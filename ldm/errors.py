@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
+_ADVICE_TO_UNPICKLE = re.compile(r"weights_only|allow_pickle|pickle\.load")
+
 
 class ConfigError(ValueError):
     """An invalid configuration; the message names the file or key and the next step."""
@@ -32,3 +37,10 @@ class BuildError(ConfigError):
 
 class UserError(RuntimeError):
     """A problem outside the code (a file, weights, the disk); the message contains the next step."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an error in one line, without the advice of torch and numpy to unpickle code."""
+    sentences = re.split(r"(?<=\.)\s+", " ".join(str(error).split()))
+    kept = itertools.takewhile(lambda sentence: not _ADVICE_TO_UNPICKLE.search(sentence), sentences)
+    return " ".join(kept).rstrip(".") or "it contains Python objects, which are not unpickled"

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ldm.errors import reason_of
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -167,8 +168,8 @@ def read_state_dict(path: str | Path, names: Iterable[str] = ()) -> dict[str, Te
     except UserError:
         raise
     except (*DAMAGE, SafetensorError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]  # without torch's advice to run code
-        raise UserError(f"{path}: damaged, truncated or not a checkpoint ({reason}). Copy it again.") from error
+        message = f"{path}: damaged, truncated or not a checkpoint ({reason_of(error)}). Copy it again."
+        raise UserError(message) from error
     content = content if isinstance(content, Mapping) else {}
     entry = next((name for name in _STATE_DICTS if _tensors(content.get(name))), None)
     if entry not in (None, _STATE_DICTS[0]):

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ldm.errors import reason_of
 from ldm.legacy.clip_guided import epoch_checkpoint
 from ldm.modules.weights import DAMAGE, load_pickled
 from ldm.util import UserError, atomic_write
@@ -60,9 +61,8 @@ def read_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     except UserError:
         raise
     except DAMAGE as error:
-        cause = str(error).partition("\n")[0]
         advice = f"Delete it.{_others(Path(path))}"
-        raise UserError(f"the checkpoint {path} is damaged or truncated ({cause}). {advice}") from error
+        raise UserError(f"the checkpoint {path} is damaged or truncated ({reason_of(error)}). {advice}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(
             f"{path} contains weights only; cannot resume training from it. To start from the weights, set "

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from ldm.data.rows import array_header, map_stored_member
+from ldm.errors import reason_of
 from ldm.scoring.tables import Table, open_table
 from ldm.util import UserError
 
@@ -112,7 +113,7 @@ def incomplete_if_unreadable(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
             raise UserError(f"{path}: cannot be read or copied ({error}). Free space or change permissions") from error
         raise IncompleteFile(
-            f"{path}: the file is damaged or incomplete ({' '.join(str(error).split())}). Write it again; for the "
+            f"{path}: the file is damaged or incomplete ({reason_of(error)}). Write it again; for the "
             "representation of a run, delete the file and encode that checkpoint again."
         ) from error
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from ldm.config.trainer_args import KNOWN_ARGS, TRAINER_ARGS
-from ldm.runs.folder import DEFAULT_LOGDIR
+from ldm.runs.folder import DEFAULT_LOGDIR, name_problem
 from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
 
 DEFAULT_SEED = 23
@@ -158,6 +158,9 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     if values["token_num"] == -1:  # default of EncDiff's main_val.py
         values["token_num"] = None
     options = Options(**values, overrides=tuple(overrides), trainer=trainer, command=("main.py", *arguments))
+    for flag, text in (("-n/--name", options.name), ("-f/--postfix", options.postfix)):
+        if problem := name_problem(text, is_suffix=flag.startswith("-f")):
+            raise ConfigError(f"command line: {flag}: {problem}")
     if options.name and options.resume:
         raise ConfigError(
             "command line: -n/--name and -r/--resume exclude each other, because a resumed run keeps its folder. To "

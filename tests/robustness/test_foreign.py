@@ -2,16 +2,29 @@
 
 import copy
 import logging
+import os
+import pickle
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 from ldm.config.loading import Config
 from ldm.config.targets import find_refused, kind_of_key, refusal
+from ldm.data.formats.image_sets import read_array
+from ldm.data.rows import npz_blocks
 from ldm.diffusion.samplers import named_sampler
+from ldm.errors import reason_of
+from ldm.evaluation.images.distances import Moments
 from ldm.metrics.registry import metric_from_path
+from ldm.models.judge import load_judge
+from ldm.modules.quantize import VectorQuantizer2
+from ldm.modules.weights import read_state_dict
+from ldm.runs.checkpoint_io import read_checkpoint
+from ldm.scoring.arrays import array_source
 from ldm.util import BuildError, ConfigError, UserError, get_obj_from_str, instantiate_from_config, load_config
 from main import main
 
@@ -284,3 +297,99 @@ def test_errors_in_a_users_module_are_one_line(text: str, message: str, parts: P
 def test_kinds_of_keys(key: str, kind: str) -> None:
     assert kind_of_key(key) == kind
     assert Config({}).section("model") == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "../up", "..", ".hidden", "-dash", "a\\b", "a\nb", "a\x00b", "a\x1b[31m", "/etc/x"]
+)
+def test_names_that_leave_their_folder(name: str, capsys: pytest.CaptureFixture) -> None:
+    """Names of runs, recipes and stages; a suffix may begin with a dot or a dash, as in "-s1"."""
+    config = write(control())
+    flags = [f"--name={name}"] + ([f"--postfix={name}"] if name not in (".hidden", "-dash") else [])
+    for flag in flags:
+        assert main(["--base", config, flag]) == 1
+        assert capsys.readouterr().err.startswith(
+            f"error: command line: -{flag[2]}" if flag[2] == "n" else "error: command"
+        )
+    stage = {"name": "a", "base": [str(Path(config).absolute())]}
+    for content in ({"name": name, "stages": [stage]}, {"name": "a", "stages": [{**stage, "name": name}]}):
+        assert main(["--recipe", write({"logdir": "out", **content}, "recipe.yaml")]) == 1
+        assert "name: expected a name without" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["two words", "Größe", "a$b", "[x]", "实验", "a.b-c_1", "x=1", "🦊", "a..b"])
+def test_names_that_are_kept(name: str) -> None:
+    assert main(["--base", write(control()), f"--name={name}", f"--postfix=-{name}"]) == 0
+
+
+TORCH_ADVICE = (
+    "Weights only load failed. In PyTorch 2.6, we changed the default value of the `weights_only` argument in "
+    "`torch.load` from `False` to `True`. Re-running `torch.load` with `weights_only` set to `False` will work"
+)
+NUMPY_ADVICE = (
+    "This file contains pickled (object) data. If you trust the file you can load it unsafely using the "
+    "`allow_pickle=` keyword argument or `pickle.load()`."
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (TORCH_ADVICE, "Weights only load failed"),
+        (NUMPY_ADVICE, "This file contains pickled (object) data"),
+        (
+            "Object arrays cannot be loaded when allow_pickle=False",
+            "it contains Python objects, which are not unpickled",
+        ),
+        ("bad magic\n number.  Offset 3.", "bad magic number. Offset 3"),
+        ("", "it contains Python objects, which are not unpickled"),
+    ],
+)
+def test_reasons_do_not_advise_to_run_code(text: str, reason: str) -> None:
+    assert reason_of(ValueError(text)) == reason
+
+
+class Evil:
+    """Unpickling it would leave a file."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch sentinel",)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "object array", "torch", "torch legacy", "npz"])
+@pytest.mark.parametrize("reader", ["checkpoint", "state dict", "judge", "remap", "images", "fid", "scores", "rows"])
+def test_pickles_are_not_run(kind: str, reader: str, parts: Path) -> None:
+    """Each reader refuses each file in one line that does not advise to run its code."""
+    path = parts / f"evil{'.npz' if kind == 'npz' or reader == 'fid' else '.npy'}"
+    with path.open("wb") as stream:
+        if kind == "pickle":
+            pickle.dump({"state_dict": Evil()}, stream)
+        elif kind == "object array":
+            np.save(stream, np.array([Evil()], dtype=object), allow_pickle=True)
+        elif kind == "npz":
+            np.savez(stream, mu=np.array([Evil()], dtype=object), images=np.array([Evil()], dtype=object))
+        else:
+            torch.save({"state_dict": Evil()}, stream, _use_new_zipfile_serialization=kind == "torch")
+    readers = {
+        "checkpoint": lambda: read_checkpoint(path),
+        "state dict": lambda: read_state_dict(path),
+        "judge": lambda: load_judge(path),
+        "remap": lambda: VectorQuantizer2(4, 2, remap=str(path)),
+        "images": lambda: read_array(path),
+        "fid": lambda: Moments.read(path),
+        "scores": lambda: array_source(path),
+        "rows": lambda: list(npz_blocks(path, "images")),
+    }
+    with pytest.raises(UserError) as error:
+        readers[reader]()
+    assert not any(word in str(error.value) for word in ("weights_only", "allow_pickle", "pickle.load", "\n"))
+
+
+@pytest.mark.parametrize(
+    "used", [np.zeros((2, 2), int), np.array(["a"]), np.array([None, {}], dtype=object), np.array([1 + 2j])]
+)
+def test_remap_needs_indices(used: np.ndarray, parts: Path) -> None:
+    np.save(parts / "used.npy", used, allow_pickle=True)
+    with pytest.raises(UserError, match="remap: .*used.npy") as error:
+        VectorQuantizer2(4, 2, remap=str(parts / "used.npy"))
+    assert "\n" not in str(error.value)
