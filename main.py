@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from ldm.config.targets import allow
 from ldm.training.cli import Options, parse_arguments, run_command
 
 _SHOWN = ("ldm", "pytorch_lightning.callbacks.model_summary")
@@ -31,6 +32,7 @@ def configure_logging(debug: bool) -> None:
 
 def dispatch(options: Options) -> None:
     """Run the command; heavy packages are imported only if training starts."""
+    allow(options.allow_targets)
     if options.recipe:
         from ldm.training.recipe import run_recipe
 

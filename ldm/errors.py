@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
+_ADVICE_TO_UNPICKLE = re.compile(r"weights_only|allow_pickle|pickle\.load")
+
 
 class ConfigError(ValueError):
     """An invalid configuration; the message names the file or key and the next step."""
@@ -36,3 +41,10 @@ class UserError(RuntimeError):
 
 class NotPreparedError(UserError):
     """A part is used that training prepares before its first step."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an error in one line, without the advice of torch and numpy to unpickle code."""
+    sentences = re.split(r"(?<=\.)\s+", " ".join(str(error).split()))
+    kept = itertools.takewhile(lambda sentence: not _ADVICE_TO_UNPICKLE.search(sentence), sentences)
+    return " ".join(kept).rstrip(".") or "it contains Python objects, which are not unpickled"

@@ -28,7 +28,7 @@ def with_schedule(optimizers: list[Optimizer], config: Mapping[str, Any] | None)
         return optimizers[0] if len(optimizers) == 1 else (optimizers, [])
     from torch.optim.lr_scheduler import LambdaLR
 
-    factor = instantiate_from_config(config)
+    factor = instantiate_from_config(config, "callable")
     return optimizers, [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"} for optimizer in optimizers]
 
 

@@ -11,7 +11,6 @@ import importlib
 import inspect
 import os
 import platform
-import re
 import signal
 import sys
 import uuid
@@ -178,19 +177,32 @@ def get_obj_from_str(path: str, today: str | None = None) -> Any:
         The class or function.
 
     Raises:
-        BuildError: the module or the name does not exist; the message contains the nearest existing name.
+        BuildError: the module or the name does not exist (the message contains the nearest existing name), or the
+            module may not be imported, see ``ldm.config.targets``.
+        UserError: the module raises an error.
     """
+    from ldm.config.targets import check_import
+
     today = today or resolve_target(path)
     module_name, _, name = today.rpartition(".")
     if not module_name:
         raise BuildError(f"expected a dotted path package.module.Name, got {path!r}", path)
     search_working_directory()
+    if problem := check_import(path, today):
+        raise BuildError(problem, path)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise BuildError(f"{path!r}: there is no module {error.name!r}", path) from error
         raise UserError(f"target {path!r} needs the package {error.name!r}. Install it with pip") from error
+    except (ConfigError, UserError):
+        raise
+    except Exception as error:  # of the code of the module
+        cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise UserError(
+            f"target {path!r}: the module {module_name} cannot be imported ({cause}). Correct it"
+        ) from error
     try:
         return getattr(module, name)
     except AttributeError as error:
@@ -198,11 +210,12 @@ def get_obj_from_str(path: str, today: str | None = None) -> Any:
         raise BuildError(f"{path!r}: module {module_name!r} has no {name!r}.{hint}", path) from error
 
 
-def instantiate_from_config(config: Mapping[str, Any] | str | None, **extra: Any) -> Any:
+def instantiate_from_config(config: Mapping[str, Any] | str | None, kind: str = "part", /, **extra: Any) -> Any:
     """Build the object that a ``{target, params}`` mapping describes; names of the references are translated.
 
     Args:
         config: the mapping, plain or of OmegaConf, or one of LDM's placeholder strings.
+        kind: a key of ``ldm.config.targets.KINDS``; other objects are refused before they are imported or called.
         **extra: arguments added to ``params``.
 
     Returns:
@@ -210,8 +223,10 @@ def instantiate_from_config(config: Mapping[str, Any] | str | None, **extra: Any
 
     Raises:
         MissingTargetError: ``target`` is missing.
-        BuildError: the target does not exist or does not accept the arguments.
+        BuildError: the target does not exist, is of another kind, or does not accept the arguments.
     """
+    from ldm.config.targets import refusal
+
     if isinstance(config, str) and config in PLACEHOLDERS:
         return None
     if not isinstance(config, Mapping):
@@ -222,7 +237,11 @@ def instantiate_from_config(config: Mapping[str, Any] | str | None, **extra: Any
         raise MissingTargetError(f"config: expected a `target` (package.module.Name), got only {found}. {_LOAD_HINT}")
     target, params = config["target"], _plain(config.get("params") or {})
     today, arguments = translate(target, {**params, **extra})
+    if problem := refusal(target, today, kind):
+        raise BuildError(problem, target)
     factory = get_obj_from_str(target, today)
+    if problem := refusal(target, today, kind, factory):
+        raise BuildError(problem, target)
     _check_arguments(factory, target, today, arguments)
     try:
         return factory(**arguments)
@@ -281,13 +300,6 @@ def _check_arguments(factory: Any, target: str, today: str, arguments: Mapping[s
 def owner_mark() -> str:
     """Return a unique part of the name of a temporary file, with process and computer; ``ldm.runs.disk`` reads it."""
     return f"{os.getpid()}@{platform.node()}@{uuid.uuid4().hex[:8]}"
-
-
-def reason_of(error: BaseException) -> str:
-    """Return the first sentence of an error of a library, without advice to read files in an unsafe way."""
-    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0].partition(". ")[0]
-    text = re.sub(r"\W*(when|with|if|set)?\W*(allow_pickle|weights_only).*", "", text)
-    return text or type(error).__name__
 
 
 @contextlib.contextmanager

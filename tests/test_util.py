@@ -31,6 +31,13 @@ from ldm.util import (
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture
+def standard_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accept targets of the standard library."""
+    monkeypatch.setenv("LDM_ALLOW_TARGETS", "fractions,collections")
+
+
+@pytest.mark.usefixtures("standard_library")
 def test_building() -> None:
     assert instantiate_from_config({"target": "fractions.Fraction", "params": {"numerator": 3}}, denominator=4) == 0.75
     assert instantiate_from_config({"target": "collections.OrderedDict", "params": None}) == {}
@@ -54,6 +61,7 @@ def test_what_is_no_config(config: object) -> None:
         instantiate_from_config(config)
 
 
+@pytest.mark.usefixtures("standard_library")
 @pytest.mark.parametrize(
     ("target", "message"),
     [
@@ -69,22 +77,25 @@ def test_wrong_targets(target: str, message: str) -> None:
 
 
 def test_a_module_that_needs_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "needs_more.py").write_text("import a_package_nobody_has\n")
+    (tmp_path / "needs_more.py").write_text("import a_package_nobody_has\n\nclass Thing: ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match="needs the package 'a_package_nobody_has'"):
         get_obj_from_str("needs_more.Thing")
 
 
+@pytest.mark.usefixtures("standard_library")
 def test_wrong_arguments_list_the_right_ones() -> None:
     with pytest.raises(BuildError, match=r"'numerater'.*Did you mean 'numerator'.*Accepted: numerator, denominator"):
         instantiate_from_config({"target": "fractions.Fraction", "params": {"numerater": 1}})
 
 
 def test_an_error_inside_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "breaks.py").write_text("def build(x=1):\n    raise TypeError('inside')\n")
+    (tmp_path / "breaks.py").write_text(
+        "class Built:\n    def __init__(self, x=1):\n        raise TypeError('inside')\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(TypeError, match="^inside$"):
-        instantiate_from_config({"target": "breaks.build"})
+        instantiate_from_config({"target": "breaks.Built"})
 
 
 @pytest.mark.parametrize("old", sorted(name for name in ALIASES if name.startswith(("main", "pytorch_lightning"))))
@@ -155,7 +166,9 @@ def test_a_slip_in_a_model_is_named_with_its_dotted_key(name: str, key: str, mes
 
 
 def test_targets_in_files_of_the_working_directory(tmp_path: Path) -> None:
-    (tmp_path / "own_targets.py").write_text("class Own:\n    pass\n")
+    (tmp_path / "own_targets.py").write_text(
+        "import pytorch_lightning as pl\n\nclass Own(pl.LightningModule):\n    pass\n"
+    )
     (tmp_path / "own.yaml").write_text("model: {base_learning_rate: 1.0, target: own_targets.Own}\n")
     code = "from ldm.util import get_obj_from_str; print(get_obj_from_str('own_targets.Own').__name__)"
     for command in (["-P", "-c", code], [str(ROOT / "main.py"), "--base", "own.yaml"]):

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from ldm.config.data_sections import with_all_sections, without_foreign_params
+from ldm.config.targets import ALLOW_KEY
 from ldm.legacy import mend_indentation
 from ldm.runs.find import find_run
 from ldm.runs.folder import last_checkpoint
@@ -71,7 +72,7 @@ class Config:
             ConfigError: the target does not exist or does not accept its arguments.
         """
         try:
-            return instantiate_from_config(self.content[section])
+            return instantiate_from_config(self.content[section], section)
         except BuildError as error:
             raise ConfigError(f"{self.origin(f'{section}.{error.key}')}: {section}.{error}") from error
         except ConfigError as error:
@@ -115,6 +116,11 @@ def load_config(
     if INCLUDE_KEY in layers[-1][1]:
         raise ConfigError(f"command line: {INCLUDE_KEY} cannot be overridden. Name files with -b/--base")
     for origin, layer in layers:
+        if ALLOW_KEY in layer:
+            raise ConfigError(
+                f"{origin}: {ALLOW_KEY}: a config cannot allow its own targets. If you trust it, add "
+                f"{ALLOW_KEY}=[{','.join(allowed_names(layer))}] to the command line of main.py"
+            )
         layer = with_all_sections(merged, layer)
         keys = _dotted_keys(OmegaConf.to_container(layer, resolve=False))
         config.origins.update(dict.fromkeys(keys, origin))
@@ -156,6 +162,12 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
         return OmegaConf.from_dotlist(list(overrides))
     except Exception as error:  # YAML and grammar errors come from two libraries
         raise ConfigError(f"command line: the overrides {' '.join(overrides)} cannot be read: {error}") from error
+
+
+def allowed_names(layer: Mapping[str, Any]) -> list[str]:
+    """Return the names under ``allow_targets``: a list, or one name."""
+    names = layer.get(ALLOW_KEY)
+    return [str(name) for name in ([names] if isinstance(names, str) else names or ())]
 
 
 def _layers(path: Path, above: tuple[Path, ...], done: set[Path]) -> Iterator[tuple[Path, DictConfig]]:
@@ -254,7 +266,7 @@ def _register_resolvers(roots: list[str], config: Config, allow_pending: bool) -
             raise ConfigError(f"${{data:{key}}}: expected a section data.params.train, got none. Add data")
         try:
             if not opened:
-                opened["data"] = instantiate_from_config(sections[name])
+                opened["data"] = instantiate_from_config(sections[name], "dataset")
         except BuildError as error:
             raise BuildError(error.args[0], error.target, f"data.params.{name}.{error.key}") from error
         value = describe(opened["data"], key)

@@ -158,7 +158,7 @@ def _signature_of(module: str, name: str, hops: int) -> Signature | None:
         raise UnknownNameError(f"there is no module {module}")
     if path is None:
         return None
-    nodes, imports = _definitions(path, module)
+    nodes, imports = definitions(path, module)
     node = nodes.get(name)
     if isinstance(node, ast.ClassDef):
         return _class_signature(node, module, imports, hops)
@@ -189,7 +189,7 @@ def find_source(module: str) -> Path | None:
 
 
 @functools.cache
-def _definitions(path: Path, module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
+def definitions(path: Path, module: str) -> tuple[dict[str, ast.AST], dict[str, str]]:
     """Return the names that a module defines, and its imported names with their dotted origin."""
     nodes: dict[str, ast.AST] = {}
     imports: dict[str, str] = {}
@@ -253,7 +253,7 @@ def _described_by(init: ast.FunctionDef, module: str, hops: int = _MAX_HOPS) -> 
     path = find_source(module)
     if init.args.kwarg is None or path is None:
         return None
-    nodes, imports = _definitions(path, module)
+    nodes, imports = definitions(path, module)
     for call in ast.walk(init):
         if not isinstance(call, ast.Call):
             continue
@@ -278,7 +278,7 @@ def _fields_of(
         return _field_signature(node)
     origin, _, original = imports.get(name, "").rpartition(".")
     path = find_source(origin) if origin and hops else None
-    return None if path is None else _fields_of(original, origin, *_definitions(path, origin), hops - 1)
+    return None if path is None else _fields_of(original, origin, *definitions(path, origin), hops - 1)
 
 
 def _base_signature(base: ast.expr, module: str, imports: dict[str, str], hops: int) -> Signature | None:
@@ -320,7 +320,7 @@ def ours() -> list[str]:
     names = []
     for path in sorted(root.rglob("*.py")):
         module = ".".join(("ldm", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
-        nodes, imports = _definitions(path, module)
+        nodes, imports = definitions(path, module)
         shown = [name for name in imports if name[:1].isupper()] if "__all__" in nodes else []
         classes = [name for name, node in nodes.items() if isinstance(node, ast.ClassDef)]
         names += [f"{module}.{name}" for name in (*shown, *classes)]

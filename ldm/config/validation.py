@@ -22,6 +22,7 @@ from ldm.config.signatures import (
     ours,
     read_signature,
 )
+from ldm.config.targets import find_refused
 from ldm.config.trainer_args import KNOWN_ARGS, misfit_of
 from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
@@ -78,6 +79,8 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
         UserError: a checkpoint file does not exist.
     """
     check_keys(config, "", config.content, TOP_LEVEL)
+    for key, problem in find_refused(config.content):
+        raise config.error(key, problem)
     for section in sections:
         if section not in config.content:
             raise ConfigError(

@@ -126,7 +126,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             )
         if name not in self.datasets:
             try:
-                dataset = instantiate_from_config(self.dataset_configs[name])
+                dataset = instantiate_from_config(self.dataset_configs[name], "dataset")
             except BuildError as error:
                 raise ConfigError(f"data.params.{name}.{error}") from error
             except (ConfigError, UserError) as error:

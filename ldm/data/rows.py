@@ -22,6 +22,7 @@ from einops import rearrange
 from filelock import FileLock
 
 from ldm.data.paths import AnyPath, cache_folder
+from ldm.errors import reason_of
 from ldm.util import UserError, atomic_write
 
 logger = logging.getLogger(__name__)
@@ -152,8 +153,8 @@ def readable(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
         raise UserError(f"{path}: expected a {kind} file, got no such file. Correct the path.") from error
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, *errors) as error:
         raise UserError(
-            f"{path}: expected a complete {kind} file, but reading failed ({error}). It may be truncated or damaged: "
-            "replace it."
+            f"{path}: expected a complete {kind} file, but reading failed ({reason_of(error)}). It may be truncated "
+            "or damaged: replace it."
         ) from error
 
 

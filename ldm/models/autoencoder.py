@@ -178,7 +178,7 @@ class GumbelVQ(QuantizedAutoencoder):
         self.loss.n_classes = n_embed
         width = ddconfig["z_channels"]
         self.attach(GumbelQuantize(width, embed_dim, n_embed, kl_weight=kl_weight), width, embed_dim)
-        self.temperature_scheduler = instantiate_from_config(temperature_scheduler_config)
+        self.temperature_scheduler = instantiate_from_config(temperature_scheduler_config, "callable")
         self.start_from(ckpt_path, ignore_keys)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:

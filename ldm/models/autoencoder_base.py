@@ -66,7 +66,7 @@ class Autoencoder(pl.LightningModule):
         self.gradient_clip_val: float | None = None
         self.image_key, self.lr_g_factor, self.scheduler_config = image_key, lr_g_factor, scheduler_config
         self.encoder, self.decoder = Encoder(**ddconfig), Decoder(**ddconfig)
-        self.loss = instantiate_from_config(lossconfig)
+        self.loss = instantiate_from_config(lossconfig, "module")
         self.use_ema = use_ema
         if monitor is not None:
             self.monitor = monitor

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from ldm.data.factors import FactorSpace, factor_space
 from ldm.data.traits import vocabulary_of
 from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
+from ldm.errors import reason_of
 from ldm.lr_scheduler import LambdaWarmUpCosineScheduler
 from ldm.models.attribute_accuracy import AttributeAccuracy
 from ldm.models.inputs import attribute_values, check_image_size, check_words, images_from_batch
@@ -262,7 +263,6 @@ def load_judge(path: str | Path) -> AttributeJudge:
         judge = AttributeJudge(**checkpoint["hyper_parameters"])
         judge.load_state_dict(without_wrappers(checkpoint["state_dict"], judge.state_dict(), path))
     except (KeyError, TypeError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"{path}: expected a checkpoint of an AttributeJudge ({error}). Train one or copy it."
-        ) from error
+        message = f"{path}: expected a checkpoint of an AttributeJudge ({reason_of(error)}). Train one or copy it."
+        raise UserError(message) from error
     return judge.eval().requires_grad_(False)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.util import ConfigError
+from ldm.errors import reason_of
+from ldm.util import ConfigError, UserError
 
 
 class VectorQuantizer2(nn.Module):
@@ -63,7 +64,7 @@ class VectorQuantizer2(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1.0 / n_e, 1.0 / n_e)
         self.has_remap = remap is not None
         if remap is not None:
-            self.register_buffer("used", torch.as_tensor(np.load(remap)).long())
+            self.register_buffer("used", torch.as_tensor(_read_used(remap)).long())
             if not (unknown_index in ("random", "extra") or isinstance(unknown_index, int)):
                 raise ConfigError(f"unknown_index: expected 'random', 'extra' or an integer, got {unknown_index!r}.")
             self.unknown_index = len(self.used) if unknown_index == "extra" else unknown_index
@@ -203,6 +204,22 @@ class GumbelQuantize(nn.Module):
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, int, int, int] | None = None) -> Tensor:
         """See ``VectorQuantizer2``."""
         return _as_map(self.embed(indices), shape)
+
+
+def _read_used(path: str) -> np.ndarray:
+    """Return the indices of used codes, (K,) integers, of an .npy file.
+
+    Raises:
+        UserError: the file cannot be read, or contains other values.
+    """
+    try:
+        used = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"remap: {path} cannot be read ({reason_of(error)}). Name an .npy file of indices") from error
+    if not isinstance(used, np.ndarray) or used.ndim != 1 or used.dtype.kind not in "iuf":
+        found = f"{used.dtype} {used.shape}" if isinstance(used, np.ndarray) else "an .npz archive"
+        raise UserError(f"remap: expected an .npy file of indices (K,) of codes, got {found} in {path}. Correct it")
+    return used
 
 
 def _as_map(codes: Tensor, shape: tuple[int, int, int, int] | None) -> Tensor:

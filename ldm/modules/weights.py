@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ldm.util import UserError, reason_of
+from ldm.errors import reason_of
+from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 

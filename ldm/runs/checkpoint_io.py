@@ -13,10 +13,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from ldm.errors import reason_of
 from ldm.legacy.clip_guided import epoch_checkpoint
 from ldm.modules.weights import DAMAGE, load_pickled
 from ldm.runs.disk import full_message, is_full
-from ldm.util import UserError, atomic_write, reason_of
+from ldm.util import UserError, atomic_write
 
 logger = logging.getLogger(__name__)
 

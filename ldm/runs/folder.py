@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +46,22 @@ class RunFolder:
     def last(self) -> Path:
         """The newest checkpoint, rewritten during training."""
         return self.checkpoints / LAST_CHECKPOINT
+
+
+def name_problem(name: str, is_suffix: bool = False) -> str:
+    """Return why a text cannot be part of the name of a run's folder; empty if it can.
+
+    Spaces, letters of any language and signs such as ``$`` or ``[`` are accepted.
+
+    Args:
+        name: the text.
+        is_suffix: whether it follows a name, so that it may begin with a dot or a dash.
+    """
+    is_wrong = any(sign in "/\\" or unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") for sign in name)
+    if not (is_wrong or name.startswith("..") or (not is_suffix and name.startswith((".", "-")))):
+        return ""
+    start = "" if is_suffix else " and that does not begin with a dot or a dash"
+    return f"expected a name without / and \\, control characters and a leading ..{start}, got {name!r}. Change it"
 
 
 def now_text() -> str:

@@ -22,9 +22,10 @@ import h5py
 import numpy as np
 
 from ldm.data.rows import array_header, map_stored_member
+from ldm.errors import reason_of
 from ldm.runs.disk import is_full
 from ldm.scoring.tables import Table, open_table
-from ldm.util import UserError, reason_of
+from ldm.util import UserError
 
 BLOCK_BYTES = 32_000_000  # read at once
 CONVERTED = "latents.npy"  # converted copy of a file that cannot be memory-mapped

@@ -41,7 +41,7 @@ def build_callback(target: str, params: Mapping[str, Any]) -> pl.Callback:
     today, arguments = translate(target, params)
     if today == LIGHTNING:
         today = "ldm.training.callbacks.model_checkpoint.ModelCheckpoint"
-    return instantiate_from_config({"target": today, "params": arguments})
+    return instantiate_from_config({"target": today, "params": arguments}, "callback")
 
 
 def with_direction(params: Mapping[str, Any]) -> dict[str, Any]:

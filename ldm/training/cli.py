@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from ldm.config.trainer_args import KNOWN_ARGS, TRAINER_ARGS
 from ldm.runs.disk import full_message, is_full, refused_message
-from ldm.runs.folder import DEFAULT_LOGDIR
+from ldm.runs.folder import DEFAULT_LOGDIR, name_problem
 from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
 
 DEFAULT_SEED = 23
@@ -33,11 +33,14 @@ _EXAMPLES = """examples:
     python main.py --base my.yaml
   override keys of a config:
     python main.py --base my.yaml -t model.base_learning_rate=1e-5 data.params.batch_size=16
+  accept targets that are refused (not classes of a model, data set, callback, ...), in a config that you trust:
+    python main.py --base theirs.yaml -t allow_targets=[their_lab.tools]
   resume an interrupted run:
     python main.py -r logs/2026-01-31T12-00-00_my_run -t
 """
 
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w\-]*(\.[\w\-]+|\[\d+\])*=")
+_ALLOW = "allow_targets="
 # Options with a free text value, which may contain "=".
 _TEXT_OPTIONS = "-n --name -r --resume -p --project -f --postfix -l --logdir --recipe -dt --dis_loss_type".split()
 
@@ -49,6 +52,7 @@ class Options:
     Attributes:
         base: config files, merged from left to right.
         overrides: ``a.b=c`` assignments, applied last.
+        allow_targets: names of ``allow_targets=[...]``, see ``ldm.config.targets``.
         trainer: Trainer arguments given as flags, unparsed.
         seed, scale_lr, dis_weight, dis_loss_type, token_num: ``None`` if not given.
         command: the command line, for the record.
@@ -71,6 +75,7 @@ class Options:
     recipe: str | None = None
     print_config: bool = False
     overrides: tuple[str, ...] = ()
+    allow_targets: tuple[str, ...] = ()
     trainer: dict[str, str] = field(default_factory=dict)
     command: tuple[str, ...] = ()
 
@@ -150,9 +155,15 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     values = vars(namespace)
     trainer = {name: values.pop(name) for name in list(values) if name in KNOWN_ARGS}
     values["base"] = tuple(values["base"])
+    lists = [word.partition("=")[2].strip("[]") for word in overrides if word.startswith(_ALLOW)]
+    values["allow_targets"] = tuple(name.strip(" '\"") for text in lists for name in text.split(","))
+    overrides = [word for word in overrides if not word.startswith(_ALLOW)]
     if values["token_num"] == -1:  # default of EncDiff's main_val.py
         values["token_num"] = None
     options = Options(**values, overrides=tuple(overrides), trainer=trainer, command=("main.py", *arguments))
+    for flag, text in (("-n/--name", options.name), ("-f/--postfix", options.postfix)):
+        if problem := name_problem(text, is_suffix=flag.startswith("-f")):
+            raise ConfigError(f"command line: {flag}: {problem}")
     if options.name and options.resume:
         raise ConfigError(
             "command line: -n/--name and -r/--resume exclude each other, because a resumed run keeps its folder. To "

@@ -175,7 +175,7 @@ def build_loggers(choice: Any, folder: RunFolder, flush_every: int | None = None
         return loggers
     params = {"save_dir": str(folder.path), **(choice.get("params") or {})}
     try:
-        own = instantiate_from_config({"target": choice["target"], "params": params})
+        own = instantiate_from_config({"target": choice["target"], "params": params}, "logger")
     except ModuleNotFoundError as error:  # loggers import their packages when they are created
         raise UserError(
             f"lightning.logger: {choice['target']} cannot be created ({str(error).splitlines()[0]}). Install the "

@@ -40,7 +40,7 @@ from ldm.config.loading import Config, load_config, save_config
 from ldm.config.validation import check_keys
 from ldm.runs.disk import require_writable
 from ldm.runs.find import list_runs
-from ldm.runs.folder import RunFolder
+from ldm.runs.folder import RunFolder, name_problem
 from ldm.runs.lock import exclusive
 from ldm.runs.records import RESULTS_FILE, RUN_FILE, read_json, utc_now, write_json
 from ldm.training.cli import Options, stop_signals
@@ -83,6 +83,8 @@ def load_recipe(options: Options, on_folder: Callable[[Path], None] = lambda fol
     path, content = config.files[0], config.content
     known = ("name", "logdir", "seed", "data", "stages", "score")
     check_keys(config, "", content, known, required=("name", "stages"))
+    if problem := name_problem(str(content["name"])):
+        raise config.error("name", problem)
     if content.get("score") is not None:
         check_keys(config, "score", content["score"], ("processes",))
     own = _own_data(config, [word for word in options.overrides if word.startswith("data=")])
@@ -128,6 +130,8 @@ def _stages(config: Config, first_stage: str | None) -> Iterator[dict[str, Any]]
     known = ("name", "base", "overrides", *(() if first_stage is None else ("first_stage",)))
     for index, entry in enumerate(entries):
         check_keys(config, f"stages.{index}", entry, known, required=("name", "base"))
+        if problem := name_problem(str(entry["name"])):
+            raise config.error(f"stages.{index}.name", problem)
         if entry.get("first_stage") in (None, first_stage):
             base = tuple(file.replace("{first_stage}", str(first_stage)) for file in entry["base"])
             yield {"name": entry["name"], "base": base, "overrides": tuple(entry.get("overrides") or ())}

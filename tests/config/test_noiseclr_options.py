@@ -88,7 +88,8 @@ def test_a_run_that_does_not_exist_is_reported_before_training(config, tmp_path)
     with pytest.raises(UserError, match=r"denoiser_config.params.run: the run missing does not exist. \./ contains: "):
         validate(loaded)
     validate(load_config([config]))
-    (tmp_path / "own.py").write_text("class Data:\n    def __init__(self, run, size, limit): ...\n")
+    text = "from torch.utils.data import Dataset\nclass Data(Dataset):\n    def __init__(self, run, size, limit): ...\n"
+    (tmp_path / "own.py").write_text(text)
     validate(load_config([config], ["data.params.train.params.run=missing", "data.params.train.target=own.Data"]))
 
 

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ldm.data.formats.picture_files import decode_picture, find_pictures, to_array
+from ldm.errors import reason_of
 from ldm.util import UserError
 
 KEYS = ("arr_0", "images", "data", "samples")  # names of the images' array in an npz, in order of preference
@@ -60,7 +61,9 @@ def read_array(path: Path, keys: tuple[str, ...] = KEYS) -> np.ndarray:
                 raise UserError(f"{path}: expected an array {' or '.join(keys)}, got {', '.join(content.files)}")
             return content[key]
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: expected a folder of pictures, an .npy or an .npz file, got: {error}") from error
+        raise UserError(
+            f"{path}: expected a folder of pictures, an .npy or an .npz file, got: {reason_of(error)}"
+        ) from error
 
 
 def _pictures(folder: Path, batch_size: int) -> Iterator[Tensor]:

@@ -74,7 +74,7 @@ def named_sampler(name: str, **options: Any) -> Sampler:
         **options: its arguments; those that are ``None`` keep their defaults.
 
     Raises:
-        ConfigError: the name is unknown, or the sampler does not take an option.
+        ConfigError: the name is unknown or not that of a sampler, or the sampler does not take an option.
 
     Example:
         >>> named_sampler("ddim", num_steps=20, eta=None).num_steps
@@ -84,6 +84,8 @@ def named_sampler(name: str, **options: Any) -> Sampler:
         known = ", ".join(SAMPLERS)
         raise ConfigError(f"sampler: expected one of {known}, got {name!r}.{did_you_mean(name, SAMPLERS)}")
     kind = SAMPLERS[name] if name in SAMPLERS else get_obj_from_str(name)
+    if not (inspect.isclass(kind) and issubclass(kind, Sampler)):
+        raise ConfigError(f"sampler: expected a subclass of ldm.diffusion.samplers.Sampler, got {name}. Correct it")
     given = {key: value for key, value in options.items() if value is not None}
     known = inspect.signature(kind).parameters
     if foreign := [key for key in given if key not in known]:

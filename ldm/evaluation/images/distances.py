@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldm.errors import reason_of
 from ldm.util import UserError, atomic_write
 
 
@@ -44,7 +45,9 @@ class Moments:
             with np.load(path) as archive:
                 return cls(archive["mu"].astype(np.float64), archive["sigma"].astype(np.float64))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: expected statistics for FID (npz of mu and sigma), got: {error}") from error
+            raise UserError(
+                f"{path}: expected statistics for FID (npz of mu and sigma), got: {reason_of(error)}"
+            ) from error
 
     def write(self, path: str | os.PathLike) -> None:
         """Write an npz of ``mu`` and ``sigma``."""

@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.errors import reason_of
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer
 from ldm.modules.weights import first_file, read_state_dict
 from ldm.util import UserError
@@ -285,11 +286,10 @@ def report_damage(source: ClipSource) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # safetensors, pickle, zip and torch raise different errors for a bad file
-        reason = " ".join(str(error).split("\n")[:2])
         raise UserError(
             f"{source.weights}: expected weights of the CLIP {source.name!r} "
-            f"({source.architecture or 'described by its folder'}), got {type(error).__name__}: {reason}. The file is "
-            "damaged or belongs to another model; copy the right one."
+            f"({source.architecture or 'described by its folder'}), got {type(error).__name__}: {reason_of(error)}. "
+            "The file is damaged or belongs to another model; copy the right one."
         ) from error
 
 

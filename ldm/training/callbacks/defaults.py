@@ -107,7 +107,7 @@ def build_callbacks(
             if kind == "ModelCheckpoint":
                 callbacks.append(build_callback(entry["target"], params))
             else:
-                callbacks.append(instantiate_from_config({**entry, "params": params}))
+                callbacks.append(instantiate_from_config({**entry, "params": params}, "callback"))
         except ConfigError as error:
             raise ConfigError(f"lightning.callbacks.{name}: {error}") from error
     return callbacks
