@@ -8,14 +8,22 @@ import re
 _ADVICE_TO_UNPICKLE = re.compile(r"weights_only|allow_pickle|pickle\.load")
 
 
-class ConfigError(ValueError):
+class _Readable(Exception):
+    """An error whose message leaves out the traceback that torch adds to the errors of loader processes."""
+
+    def __str__(self) -> str:
+        text, kind = Exception.__str__(self), type(self)  # not that of KeyError
+        if text.startswith("Caught ") and "\nOriginal Traceback (most recent call last):\n" in text:
+            return text.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].strip()
+        return text
+
+
+class ConfigError(_Readable, ValueError):
     """An invalid configuration; the message names the file or key and the next step."""
 
 
 class MissingTargetError(ConfigError, KeyError):
     """A mapping that should describe an object has no ``target`` (also a ``KeyError``, as in LDM)."""
-
-    __str__ = ValueError.__str__
 
 
 class BuildError(ConfigError):
@@ -35,7 +43,7 @@ class BuildError(ConfigError):
         return f"{self.key}: {self.args[0]}"
 
 
-class UserError(RuntimeError):
+class UserError(_Readable, RuntimeError):
     """A problem outside the code (a file, weights, the disk); the message contains the next step."""
 
 

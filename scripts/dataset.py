@@ -37,7 +37,8 @@ from ldm.data.factors.shapes3d import write_shapes3d
 from ldm.data.formats.attribute_tables import read_table
 from ldm.data.formats.emoji import LICENCE, TABLE, VERSION, write_emoji
 from ldm.data.formats.image_sources import H5_SUFFIXES
-from ldm.data.formats.picture_files import decode_picture, find_pictures
+from ldm.data.formats.picture_files import OTHER_SUFFIXES, PICTURE_SUFFIXES, decode_picture, find_pictures
+from ldm.data.formats.table_pictures import match_pictures
 from ldm.data.formats.text_writers import write_text_h5, write_text_lmdb
 from ldm.data.kinds import KINDS, build_kind
 from ldm.data.rows import write_h5, write_npy
@@ -130,10 +131,12 @@ def run_check(options: argparse.Namespace) -> int:
         print(f"\n{name}")
         for fact, value in report.facts:
             print(f"  {fact + ':':20s} {value}")
-        print(f"  {'read:':20s} {report.checked:,} images, {len(report.problems)} problems")
+        print(f"  {'read:':20s} {report.checked:,} images, {report.num_problems:,} problems")
         for problem in report.problems:
             print(f"  PROBLEM: {problem}", file=sys.stderr)
-        num_problems += len(report.problems)
+        if report.num_problems > len(report.problems):
+            print(f"  PROBLEM: ... {report.num_problems:,} images in all", file=sys.stderr)
+        num_problems += report.num_problems
         shared = 0 if name == _TRAIN or _TRAIN not in datasets else shared_images(datasets[_TRAIN], dataset)
         if shared:
             print(
@@ -207,12 +210,10 @@ def _pictures(folder: Path, attributes: Path | None) -> tuple[Iterable[tuple[Ima
         names = find_pictures(folder)
         texts: Sequence[Sequence[str] | None] = [None] * len(names)
     else:
-        table = read_table(attributes)
+        everything = find_pictures(folder, PICTURE_SUFFIXES + OTHER_SUFFIXES)
+        table, _ = match_pictures(read_table(attributes), folder, everything)
         names, texts = table.pictures, table.cells
     files = [folder / name for name in names]
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise UserError(f"{attributes}: expected names of images in {folder}, got {missing[0].name}, which is missing.")
     return ((decode_picture(file, str(file)), text) for file, text in zip(files, texts)), len(files)
 
 

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "ldm.errors": 0,
+    "ldm.csv_files": 0,
     "ldm.util": 0,
     "ldm.legacy": 0,
     "ldm.lr_scheduler": 1,

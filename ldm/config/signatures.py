@@ -62,10 +62,10 @@ class Signature:
     annotations: dict[str, str] = field(default_factory=dict, compare=False)
 
     def after(self, *inherited: Signature) -> Signature:
-        """Return the union with inherited signatures; own arguments are last and take precedence."""
+        """Return the union with inherited signatures; own arguments are first (by position) and take precedence."""
         parts = [*inherited, self]
         return Signature(
-            {name: needed for part in parts for name, needed in part.required.items()},
+            self.required | {n: needed for part in inherited for n, needed in part.required.items()} | self.required,
             self.is_open,
             {name: text for part in parts for name, text in part.annotations.items()},
         )

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader
 from ldm.data.collate import collate
 from ldm.data.dataset import FactorDataset, ImageDataset
 from ldm.data.formats.attribute_tables import INSTANCE
+from ldm.data.formats.encoded import EncodedImages
+from ldm.data.formats.picture_files import DEEP_GREY, FRAMES, first_names, inspect_picture
 from ldm.data.traits import missing_vocabulary_of, position_space_of, unwrap, vocabulary_of
 from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
 from ldm.util import UserError
@@ -30,8 +32,10 @@ class CheckReport:
     """Result of ``check_dataset``."""
 
     facts: list[tuple[str, str]] = field(default_factory=list)  # (name, value) pairs to print
-    problems: list[str] = field(default_factory=list)  # at most ``MAX_PROBLEMS``: images that could not be read
+    problems: list[str] = field(default_factory=list)  # the first ``MAX_PROBLEMS``: images that could not be read
+    num_problems: int = 0  # number of images that could not be read
     checked: int = 0  # number of images read
+    properties: dict[str, dict[str, int]] = field(default_factory=dict)  # of ``inspect_picture`` -> extent by image
 
 
 def check_dataset(
@@ -58,28 +62,44 @@ def check_dataset(
             kinds.add(f"{' x '.join(map(str, pixels.shape[1:]))} {pixels.dtype}")
         report.checked = min(start + _BATCH, len(positions))
         on_progress(report.checked, len(positions))
-        if len(report.problems) >= MAX_PROBLEMS:
-            report.problems.append("further images were not read")
-            break
     if kinds:
         report.facts.append(("image", f"{' or '.join(sorted(kinds))}, values {low:g} to {high:g}"))
+    report.facts += map(_property, report.properties.items())
     return report
+
+
+def _property(found: tuple[str, dict[str, int]]) -> tuple[str, str]:
+    """Describe a property of ``inspect_picture`` of all images that have it."""
+    name, extents = found
+    total, most = sum(extents.values()), max(extents.values())
+    text = first_names([*extents])
+    if name == FRAMES:
+        text = f"{total:,} in the images {text}, of which only the first frame is read"
+    elif name == DEEP_GREY:
+        bits = max(9, most.bit_length())
+        text += f", values up to {most} of 65535"
+        if bits < 16:
+            text += f": probably {bits} bits, read as too dark. Set white_level: {2**bits - 1}"
+    return name, text
 
 
 def _read(dataset: Any, positions: list[int], report: CheckReport) -> list[dict[str, Any]]:
     """Read a batch; if one of its images cannot be read, read them one by one."""
     try:
-        return list(DataLoader(dataset, batch_sampler=[positions], collate_fn=collate))
-    except UserError as error:
+        batches = list(DataLoader(dataset, batch_sampler=[positions], collate_fn=collate))
+        images = unwrap(dataset)
+        for row in np.unique(images.rows[positions]).tolist() if isinstance(images, EncodedImages) else ():
+            for name, extent in inspect_picture(images.original(row), images.image_name(row)).items():
+                report.properties.setdefault(name, {})[images.image_name(row)] = extent
+        return batches
+    except Exception as error:  # data sets of other authors raise many kinds of errors for damaged files
         if len(positions) == 1:
-            if str(error) not in report.problems:
-                report.problems.append(str(error))
+            report.num_problems += 1
+            message = str(error) if isinstance(error, UserError) else f"image {positions[0]}: {error!r}"
+            if message not in report.problems and len(report.problems) < MAX_PROBLEMS:
+                report.problems.append(message)
             return []
-    batches = []
-    for position in positions:
-        if len(report.problems) < MAX_PROBLEMS:
-            batches += _read(dataset, [position], report)
-    return batches
+    return [batch for position in positions for batch in _read(dataset, [position], report)]
 
 
 def _facts(dataset: Any) -> list[tuple[str, str]]:
@@ -89,6 +109,8 @@ def _facts(dataset: Any) -> list[tuple[str, str]]:
     if isinstance(images, ImageDataset) and images.path is not None:
         facts.append(("source", str(images.path)))
     facts.append(("images", f"{len(dataset):,}"))
+    if isinstance(images, ImageDataset):
+        facts += images.notes.items()
     if space is not None:
         pairs = zip(space.all_names, space.all_sizes)
         facts.append(("factors", ", ".join(f"{name} {size}" for name, size in pairs)))
@@ -102,7 +124,7 @@ def _facts(dataset: Any) -> list[tuple[str, str]]:
         facts += _attributes(images, vocabulary)
     elif reason := missing_vocabulary_of(dataset):
         facts.append(("no vocabulary", reason))
-    with contextlib.suppress(UserError):  # a damaged image is reported when all are read
+    with contextlib.suppress(Exception):  # a damaged image is reported when all are read
         first = dataset[0] if len(dataset) else {}
         if "text" in first:
             facts.append(("text of image 0", str(first["text"])))

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ldm.data.attributes import AttributeTexts
 from ldm.data.factors import FactorSpace
+from ldm.data.formats.picture_files import Decoding
 from ldm.data.options import require_choice, require_count, require_share
 from ldm.data.vocabulary import AttributeVocabulary
 from ldm.util import ConfigError, instantiate_from_config
@@ -117,6 +118,9 @@ class ImageDataset(Dataset):
         more_labels: function of rows like ``labels``, set by ``with_embeddings``; or None.
         attribute_texts: labels and texts of the attributes; None without a vocabulary.
         holdout: share of the combinations of words that the training split does not contain.
+        decoding: how ``original`` is decoded, if it is an encoded file.
+        skipped: rows that are left out -> reason.
+        notes: further facts for ``scripts/dataset.py check``.
 
     Raises:
         ConfigError: an option is outside its choices.
@@ -130,6 +134,9 @@ class ImageDataset(Dataset):
     more_labels: Callable[[np.ndarray], dict[str, Any]] | None = None
     attribute_texts: AttributeTexts | None = None
     holdout: float = 0.0
+    decoding = Decoding()
+    skipped: Mapping[int, str] = {}
+    notes: Mapping[str, str] = {}
 
     def __init__(
         self, rows: np.ndarray, repeat: int = 1, do_augment: bool = False, seed: int = 0, augment: Targets | None = None
@@ -170,6 +177,10 @@ class ImageDataset(Dataset):
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
         """Return the rows (n,) of any split, independently of the split of this data set."""
         raise NotImplementedError(f"{type(self).__name__} must implement rows_of()")
+
+    def without_skipped(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows (n,) that are not left out."""
+        return rows[~np.isin(rows, list(self.skipped))] if self.skipped else rows
 
     def original(self, row: int) -> bytes | np.ndarray:
         """Return an image as it is stored: an encoded file, or (H, W, 3) uint8 before it is resized."""

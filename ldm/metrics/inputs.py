@@ -11,8 +11,6 @@ import numpy as np
 
 from ldm.metrics.common import MetricError
 
-MISSING_WORDS = frozenset(["", *"nan -nan NaN -NaN NaT NA N/A n/a #N/A #NA <NA> null NULL None".split()])  # no value
-
 
 @runtime_checkable
 class Tensor(Protocol):

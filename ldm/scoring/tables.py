@@ -6,7 +6,6 @@ file shows that it is no row; a file that can be read in two ways is refused.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 import logging
@@ -20,19 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from ldm.metrics.inputs import MISSING_WORDS
+from ldm.csv_files import EXACT, UNNAMED, find_delimiter, numbers_of, read_lines
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
-DELIMITERS = "\t;,"
 BLOCK_ROWS, BLOCK_FIELDS = 10_000, 500_000  # at most read at once
-SAMPLE_LINES = 50  # lines from which the delimiter is found
-EXACT = 2**53  # float64 holds the whole numbers up to it
 FEW_ROWS = 10  # a column 0, 1, 2, ... of so few rows may be data
-_UNNAMED = re.compile(r"(unnamed: \d+(\.\d+)*)?", re.IGNORECASE)
 _INDEX = re.compile(r"index|level_\d+|__index_level_\d+__", re.IGNORECASE)
-_DECIMAL = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,7 @@ def _without_row_numbers(table: Table) -> Table:
     """Leave out columns that are named as an index and number the rows; refuse other columns of row numbers."""
     dropped = []
     for name in table.names:
-        where, is_index, is_unnamed = f"{table.path}: column {name!r}", _INDEX.fullmatch(name), _UNNAMED.fullmatch(name)
+        where, is_index, is_unnamed = f"{table.path}: column {name!r}", _INDEX.fullmatch(name), UNNAMED.fullmatch(name)
         if (is_index or is_unnamed or name == table.names[0]) and _numbers_rows(table, name):
             if is_index or is_unnamed:
                 dropped.append(name)
@@ -106,8 +100,8 @@ def _numbers_rows(table: Table, name: str) -> bool:
 
 
 def _open_csv(path: Path, label: str, num_images: int | None) -> Table:
-    delimiter = _delimiter(path)
-    lines = _lines(path, delimiter)
+    delimiter = find_delimiter(path)
+    lines = read_lines(path, delimiter)
     first = next(lines, None)
     if first is None:
         raise UserError(f"{path}: expected one row per image, got an empty file. Write the file again.")
@@ -116,11 +110,11 @@ def _open_csv(path: Path, label: str, num_images: int | None) -> Table:
     for block in _batched(lines, most_rows):
         for position, column in enumerate(zip(*block)):
             recurs[position] |= first[position] in column
-            if position not in words and _numbers(column, delimiter) is None:
-                found = (row for row, word in enumerate(column, num_rows) if _numbers([word], delimiter) is None)
+            if position not in words and numbers_of(column, delimiter) is None:
+                found = (row for row, word in enumerate(column, num_rows) if numbers_of([word], delimiter) is None)
                 words[position] = next(found, num_rows)
         num_rows += len(block)
-    is_word = [not word or _numbers([word], delimiter) is None for word in first]
+    is_word = [not word or numbers_of([word], delimiter) is None for word in first]
     if any(is_word):
         has_header = first[0].startswith("#") or not all(itertools.compress(recurs, is_word))
     else:
@@ -130,69 +124,18 @@ def _open_csv(path: Path, label: str, num_images: int | None) -> Table:
     else:
         names, num_rows = [f"{label} {position}" for position in range(len(first))], num_rows + 1
         words = {position: row + 1 for position, row in words.items()}
-        words |= {position: 0 for position, word in enumerate(first) if _numbers([word], delimiter) is None}
+        words |= {position: 0 for position, word in enumerate(first) if numbers_of([word], delimiter) is None}
 
     def read(size: int, chosen: Sequence[str]) -> Iterator[list[np.ndarray]]:
         places = {name: position for position, name in enumerate(names)}
         positions = [places[name] for name in chosen]
-        for block in _batched(itertools.islice(_lines(path, delimiter), int(has_header), None), min(size, most_rows)):
+        for block in _batched(
+            itertools.islice(read_lines(path, delimiter), int(has_header), None), min(size, most_rows)
+        ):
             columns = ((position, [fields[position] for fields in block]) for position in positions)
-            yield [np.array(column) if at in words else _numbers(column, delimiter) for at, column in columns]
+            yield [np.array(column) if at in words else numbers_of(column, delimiter) for at, column in columns]
 
     return Table(path, num_rows, names, read, {names[position]: row for position, row in words.items()})
-
-
-def _delimiter(path: Path) -> str:
-    """Return the delimiter that divides all first lines into the same number of fields.
-
-    Raises:
-        UserError: two delimiters do, and the fields show that neither is a decimal comma; or numbers are divided by
-            spaces.
-    """
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-        sample = [line for line in itertools.islice(stream, SAMPLE_LINES) if line.strip()]
-    try:
-        fields = {delimiter: list(csv.reader(sample, delimiter=delimiter)) for delimiter in DELIMITERS}
-    except csv.Error as error:
-        raise ValueError(error) from error
-    fitting = [key for key, lines in fields.items() if len(set(map(len, lines))) == 1 and len(lines[0]) > 1]
-    if not fitting:  # lines of one field, or of different numbers of fields
-        words = sample[-1].split() if sample else []
-        if len(words) > 1 and _numbers(words, ",") is not None:
-            raise UserError(f"{path}: expected commas, semicolons or tabs between numbers, got spaces. Replace them.")
-        return max(",;\t", key=lambda delimiter: len(fields[delimiter][0]) if sample else 0)
-    for word in itertools.chain(*fields[fitting[0]][1:]):
-        if any(delimiter in word for delimiter in fitting[1:]) and not _DECIMAL.fullmatch(word):
-            both = " and ".join(map(repr, fitting))
-            raise UserError(
-                f"{path}: {both} both divide the lines into equal numbers of fields. Write one of them only."
-            )
-    return fitting[0]
-
-
-def _lines(path: Path, delimiter: str) -> Iterator[list[str]]:
-    """Yield the fields of every line that is not blank.
-
-    Raises:
-        UserError: a line has another number of fields than the first, or is malformed.
-    """
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
-        width = 0
-        try:
-            for fields in filter(None, reader):
-                width = width or len(fields)
-                if len(fields) != width:
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: expected {width} fields as in the first line, got "
-                        f"{len(fields)}. Complete the line, or quote fields that contain {delimiter!r}."
-                    )
-                yield [field.strip() for field in fields]
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path}, line {reader.line_num + 1}: expected text in UTF-8 with complete quotes ({error}). "
-                "Write the file again."
-            ) from error
 
 
 def _batched(rows: Iterator[list[str]], size: int) -> Iterator[list[list[str]]]:
@@ -216,7 +159,7 @@ def _is_header(
         return False
     found = num_images == num_rows if num_images in (num_rows, num_rows + 1) else not recurs
     if recurs and num_images not in (num_rows, num_rows + 1):  # a complete set of combinations shows it
-        below = Counter(map(tuple, itertools.islice(_lines(path, delimiter), 1, None)))
+        below = Counter(map(tuple, itertools.islice(read_lines(path, delimiter), 1, None)))
         found = _is_complete(below)
         if not found and not _is_complete(below + Counter([tuple(first)])):
             names = ", ".join(first)
@@ -230,22 +173,6 @@ def _is_complete(combinations: Counter[tuple[str, ...]]) -> bool:
     """Return whether every combination of values has the same number of rows."""
     sizes = [len(set(column)) for column in zip(*combinations)]
     return len(set(combinations.values())) == 1 and len(combinations) == math.prod(sizes)
-
-
-def _numbers(words: Sequence[str], delimiter: str) -> np.ndarray | None:
-    """Return the numbers in a column, NaN for fields without a value; None if it contains words.
-
-    A comma is a decimal comma if it is not the delimiter, and if there are no decimal points.
-    """
-    text = "".join(words)
-    if "_" in text or ("," in text and (delimiter == "," or "." in text)):  # float would read 1_2 as 12
-        return None
-    try:
-        values = np.array([math.nan if word in MISSING_WORDS else float(word.replace(",", ".")) for word in words])
-    except ValueError:
-        return None
-    is_rounded = (np.abs(values) > EXACT) & np.isfinite(values)  # long identifiers: float would make them equal
-    return None if any(words[row].lstrip("+-").isdigit() for row in np.flatnonzero(is_rounded)) else values
 
 
 def _open_parquet(path: Path) -> Table:

@@ -192,16 +192,16 @@ def test_in_workers(labelled):
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("a.csv", "image,a\n1.png,x,y\n", "line 2: expected 2 columns as in the header, got 3"),
+        ("a.csv", "image,a\n1.png,x,y\n", "line 2: expected 2 fields as in the first line, got 3"),
         ("a.csv", "image\n", "expected a header"),
         ("a.csv", "image,a,a\n1.png,x,y\n", "columns with different names, got a, a"),
         ("a.csv", "image,a\n1.png,x\n1.png,y\n", "each image once, got '1.png'"),
         ("a.json", "[1]", "expected an object"),
         ("a.json", "{", "expected a complete JSON file"),
-        ("a.json", '{"1.png": "red"}', "expected a list of strings"),
+        ("a.json", '{"1.png": [["red"]]}', "expected a list of strings"),
         ("a.json", '{"1.png": {"a": "x"}, "2.png": {"b": "x"}}', "expected an object with the keys a"),
         ("a.json", '{"1.png": ["x"], "2.png": ["x", "y"]}', "expected 1 attributes for '2.png', .* got 2"),
-        ("a.txt", "", "expected a .csv or .json"),
+        ("a.txt", "", "expected a .csv, .tsv or .json"),
     ],
 )
 def test_malformed_tables_are_named(tmp_path, name, content, message):
@@ -230,7 +230,7 @@ def test_messages(labelled):
     with pytest.raises(UserError, match="expected images .* got none"):
         ImageFolder(folder / "empty")
     (folder / rows[0][0]).write_bytes(b"\x89PNG\r\n\x1a\nrest")
-    with pytest.raises(UserError, match=f"{rows[0][0]}: .* decoding failed"):
+    with pytest.raises(UserError, match=f"{rows[0][0]}: .* it is no image"):
         ImageFolder(folder).__getitems__(range(12))
     (folder / rows[0][0]).unlink()
     with pytest.raises(UserError, match=f"table.csv: .* do not exist, such as {rows[0][0]}"):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ldm.data import memory
-from ldm.data.formats import folder as folders
+from ldm.data.formats import encoded
 from ldm.data.formats.folder import ImageFolder
 from ldm.data.formats.lmdb_text import LMDBImages
 from ldm.data.formats.text_writers import write_text_lmdb
@@ -29,8 +29,8 @@ def folder(tmp_path):
 @pytest.fixture
 def decoded(monkeypatch):
     """Names of the files that were decoded."""
-    names, decode = [], folders.decode_picture
-    monkeypatch.setattr(folders, "decode_picture", lambda file, name: names.append(file.name) or decode(file, name))
+    names, decode = [], encoded.decode_picture
+    monkeypatch.setattr(encoded, "decode_picture", lambda file, *rest: names.append(file.name) or decode(file, *rest))
     return names
 
 

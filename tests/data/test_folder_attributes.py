@@ -118,7 +118,7 @@ def test_bins_of_many_equal_numbers(tmp_path, caplog):
         ImageFolder(same, "table.csv", bins={"n": 2})
 
 
-@pytest.mark.parametrize("entry", ["old", "nan", "inf", "1;2"])
+@pytest.mark.parametrize("entry", ["old", "inf", "1;2"])
 def test_entries_that_are_no_numbers(tmp_path, entry):
     folder = write(tmp_path, [(1,), (2,), (entry,)], ("image", "age"))
     with pytest.raises(UserError, match=rf"row 3 \(002.png\): expected a number in the column 'age', got '{entry}'"):
@@ -329,11 +329,11 @@ def test_all_splits_of_a_sub_folder_are_its_images(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("image;hue\n000.png;red\n", r"with commas between the cells; got 2 lines and the header 'image;hue'"),
-        ("image,hue\n\n\n", "got 1 lines and the header 'image, hue'"),
+        ("image hue\n000.png red\n", "with commas, semicolons or tabs .* got 1 lines below the header 'image hue'"),
+        ("image,hue\n\n\n", "got 0 lines below the header 'image, hue'"),
         ("", "got 0 lines"),
-        ('image,hue\n000.png,"red\n' + 140_000 * "x", "expected a complete CSV file"),
-        ("image,hue\n\n000.png,red\n\n001.png\n", "line 5: expected 2 columns"),
+        ('image,hue\n000.png,"red\n' + 140_000 * "x", "larger than field limit"),
+        ("image,hue\n\n000.png,red\n\n001.png\n", "line 5: expected 2 fields"),
     ],
 )
 def test_malformed_tables(tmp_path, text, message):

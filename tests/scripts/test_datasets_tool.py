@@ -118,7 +118,7 @@ def test_write_without_texts_or_from_the_world(run, tmp_path):
     assert len(LMDBTextImages("w.lmdb", original_resolution=64, num_attributes=6)) == 5
     (tmp_path / "photos" / "1.png").unlink()
     status, said = run("write new.lmdb --images photos --attributes photos/table.csv")
-    assert status == 1 and "got 1.png, which is missing" in said and not Path("new.lmdb").exists()
+    assert status == 1 and "got 1 that do not exist, such as 1.png" in said and not Path("new.lmdb").exists()
     status, said = run("write w.lmdb --world 5")
     assert status == 1 and "exists already" in said
 

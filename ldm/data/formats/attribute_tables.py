@@ -1,10 +1,8 @@
-"""Tables of attributes, CSV or JSON, and the factors and words in them."""
+"""Tables of attributes, CSV, TSV or JSON, and the factors and words in them."""
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import itertools
 import json
 import logging
@@ -13,10 +11,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ldm.csv_files import MISSING_WORDS, UNNAMED, encoding_of, find_delimiter, numbered_lines
 from ldm.data.factors import FactorSpace
+from ldm.data.formats.picture_files import PICTURE_SUFFIXES
 from ldm.data.options import require_choice
 from ldm.data.rows import readable
 from ldm.data.vocabulary import UNKNOWN
@@ -38,11 +39,12 @@ class AttributeTable:
     words: dict[str, list[str]]  # different known entries of each column in the whole file, sorted as numbers or text
     sources: dict[str, str] = field(default_factory=dict)  # attribute -> column of the file (``arrange``)
     num_known: int = 0  # number of images that the words were taken from (``arrange``)
+    places: tuple[str, ...] = ()  # of each image in the file, such as "line 2"
 
     def select(self, positions: Sequence[int]) -> AttributeTable:
         """Return the table of some images, in the given order; words remain those of the file."""
-        pictures, cells = (tuple(rows[i] for i in positions) for rows in (self.pictures, self.cells))
-        return replace(self, pictures=pictures, cells=cells)
+        fields = {"pictures": self.pictures, "cells": self.cells} | ({"places": self.places} if self.places else {})
+        return replace(self, **{name: tuple(rows[i] for i in positions) for name, rows in fields.items()})
 
     def column(self, name: str) -> list[str]:
         """Return all entries of one attribute."""
@@ -53,24 +55,53 @@ class AttributeTable:
 def read_table(path: Path) -> AttributeTable:
     """Read a table.
 
-    A .csv has a header; the name of the image is in the column ``path``, else in the first one, and every other column
-    is an attribute. A .json is an object: ``{"a.png": ["red cube", ...], ...}`` or ``{"a.png": {"hue": "red", ...},
-    ...}``. Empty cells and null are unknown.
+    A .csv or .tsv has a header, and commas, semicolons or tabs; the name of the image is in the column ``path``, else
+    in the first one, and every other column is an attribute. A .json is an object ``{"a.png": ["red cube", ...], ...}``
+    or ``{"a.png": {"hue": "red", ...}, ...}``, or a list of objects, ``[{"path": "a.png", "hue": "red"}, ...]``. Empty
+    cells and null are unknown, and so are words such as NaN in a column of numbers. Repeated rows are read once.
 
     Raises:
-        UserError: the file is missing or malformed; the message names the line or image.
+        UserError: the file is missing or malformed, or an image has two rows with different entries; the message names
+            the line or image.
     """
-    with readable(path, "UTF-8"):
-        text = path.read_text(encoding="utf-8-sig")
-    readers = {".json": _from_json, ".csv": _from_csv}
+    readers = {".json": _from_json, ".csv": _from_csv, ".tsv": _from_csv}
     if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: expected a .csv or .json of attributes, got {path.suffix or 'no suffix'}.")
-    columns, rows = readers[path.suffix.lower()](path, text)
-    twice = [name for name, count in Counter(name for name, _ in rows).items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: expected each image once, got {twice[0]!r} more than once.")
-    pictures, cells = zip(*rows)
-    return make_table(path, columns, pictures, cells)
+        raise UserError(f"{path}: expected a .csv, .tsv or .json of attributes, got {path.suffix or 'no suffix'}.")
+    with readable(path, "UTF-8"):
+        columns, places, pictures, cells = readers[path.suffix.lower()](path)
+    if "" in pictures:
+        raise UserError(
+            f"{path}, {places[pictures.index('')]}: expected the path of an image, got an empty cell. Fill it in."
+        )
+    table = make_table(path, columns, pictures, list(zip(*map(_without_missing, zip(*cells)))))
+    return merge_rows(replace(table, places=tuple(places)))
+
+
+def _without_missing(column: tuple[str, ...]) -> tuple[str, ...]:
+    """Return a column in which words for missing values, such as NaN, are empty if the others are numbers."""
+    others = [entry for entry in column if entry not in MISSING_WORDS]
+    if not others or len(others) == len(column) or not all(map(is_number, others)):
+        return column
+    return tuple("" if entry in MISSING_WORDS else entry for entry in column)
+
+
+def merge_rows(table: AttributeTable) -> AttributeTable:
+    """Return the table with the first of equal rows; raise a ``UserError`` if an image has rows that differ."""
+    first: dict[str, int] = {}
+    for row, name in enumerate(table.pictures):
+        if table.cells[other := first.setdefault(name, row)] != table.cells[row]:
+            raise UserError(
+                f"{table.path}, {table.places[row]}: expected each image once, got {name!r} again, with other entries "
+                f"than in {table.places[other]}. Remove one of the two."
+            )
+    if len(first) == len(table.pictures):
+        return table
+    report_once(f"{table.path}: {len(table.pictures) - len(first)} repeated rows, such as of {_repeated(table)}")
+    return table.select([*first.values()])
+
+
+def _repeated(table: AttributeTable) -> str:
+    return Counter(table.pictures).most_common(1)[0][0]
 
 
 def make_table(
@@ -95,54 +126,89 @@ def sort_words(entries: set[str]) -> list[str]:
     return sorted(entries, key=lambda entry: (float(entry), entry) if is_numeric else entry)
 
 
-def _from_json(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tuple[str, ...]]]]:
-    with readable(path, "JSON"):
-        table = json.loads(text)
-    if not isinstance(table, dict) or not table:
-        raise UserError(f'{path}: expected an object {{"name.png": ["text", ...]}}, got a {type(table).__name__}.')
-    first = next(iter(table.values()))
-    columns = list(first) if isinstance(first, dict) else None
+_Content = tuple[Sequence[str], list[str], list[str], list[tuple[str, ...]]]  # columns; place, name, cells of each row
+
+
+def _from_json(path: Path) -> _Content:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        known: dict[str, Any] = {}
+        for name, entries in pairs:
+            if known.setdefault(name, entries) != entries:
+                raise UserError(f"{path}: expected each name once, got {name!r} twice with different entries.")
+        return known
+
+    text = path.read_text(encoding=encoding_of(path))
+    with readable(path, "JSON", RecursionError):
+        content = json.loads(text, object_pairs_hook=unique)
+    items = list(content.items()) if isinstance(content, dict) else _named_entries(path, content)
+    if not items:
+        raise UserError(f'{path}: expected an object {{"name.png": ["text", ...]}}, got an empty one.')
+    columns = list(items[0][1]) if isinstance(items[0][1], dict) else None
     rows = []
-    for name, entries in table.items():
-        if isinstance(entries, dict) and columns is not None and set(entries) == set(columns):
-            entries = [entries[column] for column in columns]
-        if not isinstance(entries, list) or not all(
-            isinstance(entry, (str, int, float, type(None))) for entry in entries
+    for name, entries in items:
+        listed = entries if isinstance(entries, (list, dict)) or columns is not None else [entries]
+        if isinstance(listed, dict) and columns is not None and set(listed) == set(columns):
+            listed = [listed[column] for column in columns]
+        if not isinstance(listed, list) or not all(
+            isinstance(entry, (str, int, float, type(None))) for entry in listed
         ):
             wanted = "a list of strings" if columns is None else f"an object with the keys {', '.join(columns)}"
             raise UserError(f"{path}: expected {wanted} for {name!r}, got {entries!r}.")
-        rows.append((name, tuple("" if entry is None else str(entry).strip() for entry in entries)))
-    width = len(rows[0][1])
-    for name, entries in rows:
-        if len(entries) != width:
+        rows.append(tuple("" if entry is None else str(entry).strip() for entry in listed))
+    width = len(rows[0])
+    for (name, _), entries in zip(items, rows):
+        if len(entries) != width or not width:
             raise UserError(
-                f"{path}: expected {width} attributes for {name!r}, as for the images before it, got {len(entries)}. "
-                "Give every image the same number (an empty one if it is unknown)."
+                f"{path}: expected {width or 'some'} attributes for {name!r}, as for the images before it, got "
+                f"{len(entries)}. Give every image the same number (an empty one if it is unknown)."
             )
-    return columns or [f"attribute {number}" for number in range(1, width + 1)], rows
+    names = [name.strip() for name, _ in items]
+    places = [f"entry {number}" for number in range(1, len(names) + 1)]
+    return columns or [f"attribute {number}" for number in range(1, width + 1)], places, names, rows
 
 
-def _from_csv(path: Path, text: str) -> tuple[Sequence[str], list[tuple[str, tuple[str, ...]]]]:
-    with readable(path, "CSV", csv.Error):
-        reader = csv.reader(io.StringIO(text))
-        lines = [(reader.line_num, line) for line in reader if line]
-    header = [name.strip() for name in lines[0][1]] if lines else []
+def _named_entries(path: Path, content: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return name and entries of each object of a list; the name is under the key ``path``, else the first one."""
+    found = f"a {type(content).__name__}"
+    if isinstance(content, list) and content and isinstance(content[0], dict) and content[0]:
+        key = "path" if "path" in content[0] else next(iter(content[0]))
+        wrong = [row for row in content if not isinstance(row, dict) or not isinstance(row.get(key), str)]
+        if not wrong:
+            return [(row[key], {name: entry for name, entry in row.items() if name != key}) for row in content]
+        found = f"{wrong[0]!r} without the path of an image under {key!r}"
+    raise UserError(
+        f'{path}: expected an object {{"name.png": ["text", ...]}}, or a list of objects with the same keys, got '
+        f"{found}."
+    )
+
+
+def _from_csv(path: Path) -> _Content:
+    lines = [(number, line) for number, line in numbered_lines(path, find_delimiter(path)) if any(line)]
+    header = lines[0][1] if lines else []
     if len(lines) < 2 or len(header) < 2:
         raise UserError(
-            f"{path}: expected a header (image, attribute, ...) and one line per image, with commas between the cells; "
-            f"got {len(lines)} lines and the header {', '.join(header)!r}."
+            f"{path}: expected a header (image, attribute, ...) and one line per image, with commas, semicolons or "
+            f"tabs between the cells; got {max(len(lines) - 1, 0)} lines below the header {', '.join(header)!r}."
         )
-    position = header.index("path") if "path" in header else 0
-    rows = []
-    for number, line in lines[1:]:
-        if len(line) != len(header):
-            raise UserError(f"{path}, line {number}: expected {len(header)} columns as in the header, got {len(line)}.")
-        cells = [cell.strip() for cell in line]
-        rows.append((cells.pop(position), tuple(cells)))
-    columns = header[:position] + header[position + 1 :]
-    if len(set(columns)) < len(columns):
-        raise UserError(f"{path}: expected columns with different names, got {', '.join(columns)}.")
-    return columns, rows
+    columns = dict(enumerate(zip(*(line for _, line in lines[1:]))))
+    ranks = [tuple(str(rank + start) for rank in range(len(lines) - 1)) for start in (0, 1)]
+    ranks.append(("",) * (len(lines) - 1))
+    unused = [k for k, name in enumerate(header) if UNNAMED.fullmatch(name) and columns[k] in ranks]
+    if len(header) - len(unused) > 1:
+        columns = {k: column for k, column in columns.items() if k not in unused}
+    names = [header[k] for k in columns]
+    position = names.index("path") if "path" in names else 0
+    if names[position].lower().endswith(PICTURE_SUFFIXES):
+        raise UserError(
+            f"{path}, line {lines[0][0]}: expected a header (image, attribute, ...), got the row of an image "
+            f"({names[position]}). Add a first line with the names of the columns."
+        )
+    pictures = list([*columns.values()][position])
+    cells = [column for k, column in enumerate(columns.values()) if k != position]
+    names.pop(position)
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: expected columns with different names, got {', '.join(names)}.")
+    return names, [f"line {number}" for number, _ in lines[1:]], pictures, list(zip(*cells))
 
 
 def table_factors(
@@ -168,7 +234,7 @@ def table_factors(
     words = [table.words[name] for name in columns]
     problem = _problem(table, columns, words)
     if problem and names is None:
-        _report_once(f"{table.path}: no factors for the metrics ({problem})")
+        report_once(f"{table.path}: no factors for the metrics ({problem})")
         return None
     if problem:
         raise UserError(
@@ -188,9 +254,9 @@ def table_factors(
 
 
 @functools.cache
-def _report_once(message: str) -> None:
+def report_once(message: str, level: int = logging.INFO) -> None:
     """Log a message once; a run opens its table for each of its data sets."""
-    logger.info("%s", message)
+    logger.log(level, "%s", message)
 
 
 def _problem(table: AttributeTable, columns: Sequence[str], words: Sequence[Sequence[str]]) -> str | None:

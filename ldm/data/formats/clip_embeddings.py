@@ -102,7 +102,8 @@ def read_original(dataset: ImageDataset, row: int) -> tuple[str, Image.Image | N
     name = dataset.row_name(row)
     try:
         stored = dataset.original(row)
-        picture = decode_picture(stored, name) if isinstance(stored, bytes) else Image.fromarray(stored)
+        is_file = isinstance(stored, bytes)
+        picture = decode_picture(stored, name, dataset.decoding) if is_file else Image.fromarray(stored)
     except Exception as error:  # readers of images raise many kinds of errors for damaged files
         return str(error) if isinstance(error, UserError) else f"{name}: {error!r}", None
     return hashlib.sha256(bytes(stored)).hexdigest()[:16], picture

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from ldm.data.formats.picture_files import decode_picture
+from ldm.data.formats.picture_files import Decoding, decode_picture
 from ldm.data.paths import AnyPath
 from ldm.util import UserError
 
@@ -163,7 +163,7 @@ def _write_pictures(
     for combination, image in combinations.items():
         for vendor, style in STYLES.items():
             name = f"{style}/{'-'.join(combination).replace(' ', '-')}.png"
-            picture = decode_picture(contents[vendor][image], f"{archives[vendor]}: {image}", "RGBA")
+            picture = decode_picture(contents[vendor][image], f"{archives[vendor]}: {image}", Decoding(None))
             if picture.size != (_SIDE, _SIDE):
                 picture = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
             flat = Image.new("RGBA", picture.size, "white")

@@ -10,10 +10,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from ldm.data.dataset import SPLITS, ImageDataset, split_rows
-from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_factors
-from ldm.data.formats.picture_files import PICTURE_SUFFIXES, decode_picture, find_pictures, square, stretch, to_array
+from ldm.data.dataset import SPLITS, split_rows
+from ldm.data.formats.attribute_tables import AttributeTable, read_table, report_once, table_factors
+from ldm.data.formats.encoded import EncodedImages
+from ldm.data.formats.picture_files import (
+    OTHER_SUFFIXES,
+    PICTURE_SUFFIXES,
+    find_pictures,
+    first_names,
+    square,
+    stretch,
+    to_array,
+)
 from ldm.data.formats.table_columns import Bins, arrange, find_table, read_splits
+from ldm.data.formats.table_pictures import match_pictures
 from ldm.data.formats.texts import MAX_WORDS, AttributeImages
 from ldm.data.memory import DecodedImages
 from ldm.data.options import require_choice, require_count
@@ -35,7 +45,7 @@ _SPLIT_FOLDERS = {
 }
 
 
-class ImageFolder(AttributeImages, ImageDataset):
+class ImageFolder(AttributeImages, EncodedImages):
     """Images of a folder and its sub-folders, sorted by path; with a table, the images that it names.
 
     Every column of the table is an attribute (see ``AttributeTexts`` for the entries of items), unless it is free text:
@@ -47,7 +57,7 @@ class ImageFolder(AttributeImages, ImageDataset):
 
     Args:
         path: the folder; None takes ``DATA_ROOT``.
-        attributes: .csv or .json of the attributes (``read_table``), beside the folder or in it; None for no table.
+        attributes: .csv, .tsv or .json of the attributes (``read_table``), in the folder or beside it; None for none.
         image_size: side of the images in pixels. Images are decoded once if all of them fit in 512 MB.
         fit: "crop" resizes the shorter side (bilinear) and cuts out the centre; "random_crop" cuts out a random part of
             it, for training; "stretch" resizes both sides (bicubic).
@@ -75,6 +85,8 @@ class ImageFolder(AttributeImages, ImageDataset):
         words_from: other tables, which determine the words and bins: give train and test sets in two tables the same
             list of both.
         max_words: a column with more different entries, and fewer than four images of each on average, is free text.
+        background, max_pixels, white_level, damaged: see ``EncodedImages``; "skip" also leaves out rows of the table
+            without an image.
         do_augment, repeat, seed, augment: see ``ImageDataset``.
 
     Attributes:
@@ -124,7 +136,9 @@ class ImageFolder(AttributeImages, ImageDataset):
         self.path = data_root() if path is None else Path(path).expanduser()
         self.image_size, self.fit = image_size, fit
         self.name = name or self.path.resolve().name
-        self.pictures = everything = _pictures(self.path)
+        self.pictures, others = _pictures(self.path)
+        everything = self.pictures
+        self.notes = {"images not read": f"{first_names(others)}, of other formats"} if others else {}
         self.class_names: dict[int, str] = {}
         self._splits: dict[str, str] = {}
         prefix, rest = ("", split) if split_column else _split_folder(self.path, self.pictures, split)
@@ -135,7 +149,10 @@ class ImageFolder(AttributeImages, ImageDataset):
                 "rename the folder), or set holdout: 0."
             )
         if attributes is not None:
-            read = _table(self.path, attributes, frozenset(self.pictures))
+            found = read_table(find_table(self.path, attributes))
+            is_skipping = options.get("damaged") == "skip"
+            read, notes = match_pictures(found, self.path, self.pictures, is_skipping)
+            self.notes = {**self.notes, **notes}
             if columns is None and split_column:
                 columns = [name for name in read.columns if name != split_column]
             others = [words_from] if isinstance(words_from, (str, Path)) else words_from or []
@@ -156,16 +173,18 @@ class ImageFolder(AttributeImages, ImageDataset):
             self.class_names, self._classes = found or self._folder_classes(everything, bool(prefix))
         self._decoded = DecodedImages(len(self.pictures), image_size)
         self.in_memory = fit != "random_crop" and self._decoded.fits
-        super().__init__(self.rows_of(rest, limit), **options)
+        super().__init__(rows=self.rows_of(rest, limit), **options)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
         """See ``ImageDataset``; all splits of the images of a sub-folder are these images."""
         if self._splits:
-            return self._listed_rows(split, limit)
+            return self.without_skipped(self._listed_rows(split, limit))
         if self._is_split:
             require_choice("split", split, SPLITS)
             split = None
-        return super().rows_of(split, limit) if self.holdout else split_rows(len(self.pictures), split, limit)
+        if self.holdout:
+            return super().rows_of(split, limit)
+        return self.without_skipped(split_rows(len(self.pictures), split, limit))
 
     def _use(self, table: AttributeTable, factors: Sequence[str] | None, expected: int | None) -> AttributeTable:
         """Set the factors of a table; return it in the order of the rows."""
@@ -220,11 +239,16 @@ class ImageFolder(AttributeImages, ImageDataset):
         return np.stack([self._image(row, offset=offset) for row, offset in zip(rows.tolist(), offsets)])
 
     def _image(self, row: int, **options: Any) -> np.ndarray:
-        file = self.path / self.pictures[row]
-        return to_array(_FITS[self.fit](decode_picture(file, str(file)), self.image_size, **options))
+        return to_array(_FITS[self.fit](self.decode(row), self.image_size, **options))
 
-    def original(self, row: int) -> bytes:
-        return (self.path / self.pictures[row]).read_bytes()
+    def encoded(self, row: int) -> Path:
+        return self.path / self.pictures[row]
+
+    def image_name(self, row: int) -> str:
+        return str(self.encoded(row))
+
+    def sources(self) -> list[Path]:
+        return [self.path / name for name in self.pictures]
 
     def row_name(self, row: int) -> str:
         return (self.path / self.pictures[row]).as_posix()
@@ -241,13 +265,20 @@ class ImageFolder(AttributeImages, ImageDataset):
         return labels
 
 
-def _pictures(folder: Path) -> list[str]:
+def _pictures(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the images below a folder, and the images in formats that are not read; log the latter."""
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a folder of images, got nothing. Set path: (or the variable DATA_ROOT).")
-    found = find_pictures(folder)
+    everything = find_pictures(folder, PICTURE_SUFFIXES + OTHER_SUFFIXES)
+    found = [name for name in everything if name.lower().endswith(PICTURE_SUFFIXES)]
+    others = sorted(set(everything) - set(found))
+    files = f"{first_names(others)}. Convert them to PNG or JPEG" if others else ""
     if not found:
-        raise UserError(f"{folder}: expected images ({', '.join(PICTURE_SUFFIXES)}) in it or below it, got none.")
-    return found
+        more = f" of other formats: {files}." if others else "."
+        raise UserError(f"{folder}: expected images ({', '.join(PICTURE_SUFFIXES)}) in it or below it, got none{more}")
+    if others:
+        report_once(f"{folder}: images of other formats were not read: {files}", logging.WARNING)
+    return found, others
 
 
 def _split_folder(folder: Path, pictures: Sequence[str], split: str | None) -> tuple[str, str | None]:
@@ -278,20 +309,6 @@ def _column_classes(table: AttributeTable, name: str, pictures: Sequence[str]) -
     numbers = {entry: int(entry) if is_integer else position for position, entry in enumerate(known)}
     classes = np.array([numbers[entries[picture]] for picture in pictures])
     return {number: entry for entry, number in numbers.items()}, classes
-
-
-def _table(folder: Path, attributes: AnyPath, pictures: frozenset[str]) -> AttributeTable:
-    table = read_table(find_table(folder, attributes))
-    missing = [name for name in table.pictures if name not in pictures]
-    if missing:
-        raise UserError(
-            f"{table.path}: expected the paths of images below {folder}, got {len(missing)} that do not exist, such as "
-            f"{missing[0]}."
-        )
-    if len(table.pictures) < len(pictures):
-        count, total = len(table.pictures), len(pictures)
-        logger.info("%s names %d of %d images; the others were left out", table.path, count, total)
-    return table
 
 
 def _below(table: AttributeTable, prefix: str) -> AttributeTable:

@@ -52,7 +52,7 @@ class FFHQ(LMDBImages):
             raise ConfigError(
                 f"split: {split} of FFHQ starts at image {FFHQ_TEST}, but the LMDB has only {size}. Use split: null."
             )
-        return np.array(rows[split])[:limit]
+        return self.without_skipped(np.array(rows[split])[:limit])
 
 
 class LSUN(LMDBImages):

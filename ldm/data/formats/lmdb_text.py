@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ldm.data.dataset import ImageDataset, split_rows
+from ldm.data.dataset import split_rows
+from ldm.data.formats.encoded import EncodedImages
 from ldm.data.formats.lmdb_reader import LMDBReader, is_lmdb
-from ldm.data.formats.picture_files import crop_face, decode_picture, square, to_array
+from ldm.data.formats.picture_files import crop_face, square, to_array
 from ldm.data.formats.texts import StoredTexts
 from ldm.data.memory import DecodedImages
 from ldm.data.options import require_count
@@ -28,7 +29,7 @@ def find_lmdb(name: str, path: AnyPath | None, candidates: Sequence[str]) -> Pat
     return find_source(name, path, candidates, "write one with 'python scripts/dataset.py write'", is_lmdb)
 
 
-class LMDBImages(ImageDataset):
+class LMDBImages(EncodedImages):
     """Images of an LMDB without texts, for first stages on any images.
 
     Args:
@@ -38,6 +39,7 @@ class LMDBImages(ImageDataset):
         crop_d2c: cut out the CelebA face window first (only for unresized images of 178 x 218 pixels).
         zfill: number of digits of the index in the keys.
         split, limit: see ``split_rows``.
+        background, max_pixels, white_level, damaged: see ``EncodedImages``.
         do_augment, seed, repeat, augment: see ``ImageDataset``.
 
     Raises:
@@ -66,20 +68,25 @@ class LMDBImages(ImageDataset):
         self.image_size, self.crop_d2c = image_size, crop_d2c
         self._decoded = DecodedImages(len(self.reader), image_size)
         self.in_memory = self._decoded.fits
-        super().__init__(self.rows_of(split, limit), **options)
+        super().__init__(rows=self.rows_of(split, limit), **options)
 
     def rows_of(self, split: str | None, limit: int | None = None) -> np.ndarray:
-        return split_rows(len(self.reader), split, limit)
+        return self.without_skipped(split_rows(len(self.reader), split, limit))
 
     def image(self, index: int) -> np.ndarray:
         """Return image ``index``: (image_size, image_size, 3) uint8."""
-        name = f"{self.path}: image {self._prefixes[0] + self.reader.name(index)!r}"
-        image = decode_picture(self.original(index), name)
+        image = self.decode(index)
         if self.crop_d2c:
-            image = crop_face(image, name)
+            image = crop_face(image, self.image_name(index))
         return to_array(square(image, self.image_size))
 
-    def original(self, row: int) -> bytes:
+    def image_name(self, row: int) -> str:
+        return f"{self.path}: image {self._prefixes[0] + self.reader.name(row)!r}"
+
+    def sources(self) -> list[Path]:
+        return [self.path / "data.mdb" if self.path.is_dir() else self.path]
+
+    def encoded(self, row: int) -> bytes:
         return self.reader.require(*(prefix + self.reader.name(row) for prefix in self._prefixes))
 
     def images(self, rows: np.ndarray) -> np.ndarray:

@@ -100,9 +100,9 @@ class AttributeImages:
         if not self.holdout:
             return super().rows_of(split, limit)
         if split in (None, "test"):
-            return split_rows(len(self._values), split, limit)
+            return self.without_skipped(split_rows(len(self._values), split, limit))
         rows, draws = np.arange(len(self._values)), np.random.RandomState(_HOLDOUT_SEED)
-        return held_out_rows(rows, self.is_unseen(self._values), split, limit, draws)
+        return self.without_skipped(held_out_rows(rows, self.is_unseen(self._values), split, limit, draws))
 
     def is_unseen(self, values: np.ndarray) -> np.ndarray:
         """See ``ImageDataset``: all values are known, and training has no image with them."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ldm.csv_files import MISSING_WORDS
 from ldm.metrics.common import MetricError
-from ldm.metrics.inputs import MISSING_WORDS
 
 MISSING = -1  # index of rows without a value
 SIMPLE = "biufUSMm"  # kinds of arrays whose values are compared: numbers, texts, dates
