@@ -6,7 +6,6 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
-from typing_extensions import override
 
 
 class WindowLoop(_TrainingEpochLoop):
@@ -20,18 +19,15 @@ class WindowLoop(_TrainingEpochLoop):
     _is_validation_due = False
 
     @property
-    @override
     def done(self) -> bool:
         """Whether the epoch ends here."""
         return super().done and (self._is_training_done or not self._should_accumulate())
 
-    @override
     def reset(self) -> None:
         """Prepare a new or resumed epoch."""
         super().reset()
         self._start = self.batch_progress.current.ready
 
-    @override
     def _should_check_val_fx(self, data_fetcher: Any) -> bool:
         """Return whether to validate, or, before the first batch of a resumed epoch, whether that has been done."""
         uncounted = self.global_step - self._batches_that_stepped

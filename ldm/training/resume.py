@@ -139,7 +139,8 @@ def explain_misfit(error: Exception, path: str, config: Any) -> UserError:
 
 def _differences(earlier: Any, now: Any, key: str) -> Iterator[str]:
     """Yield ``key: expected <earlier>, got <now>`` for every value that differs in nested mappings."""
-    if isinstance(earlier, Mapping) and isinstance(now, Mapping):
+    if isinstance(earlier, Mapping) or isinstance(now, Mapping):
+        earlier, now = (part if isinstance(part, Mapping) else {} for part in (earlier, now))
         for name in dict.fromkeys((*earlier, *now)):
             if not (key == "model" and name == "base_learning_rate"):
                 yield from _differences(earlier.get(name, "the default"), now.get(name, "the default"), f"{key}.{name}")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers.logger import DummyLogger
 
 from ldm.config.signatures import is_installed
 from ldm.runs.folder import RunFolder
@@ -45,7 +46,7 @@ def test_legacy_checkpoint_callbacks_write_into_the_run(tmp_path: Path) -> None:
     assert Path(second.dirpath) == tmp_path / "other"
 
 
-class NeedsMore:
+class NeedsMore(DummyLogger):
     """A logger whose own package is missing."""
 
     def __init__(self, save_dir: str, **_: Any) -> None:

@@ -160,13 +160,18 @@ class CLIPGuidedDDPM(LatentDiffusion):
         stage = self.cond_stage_model
         stage.fit(images.to(self.device), stage.embed_texts(texts) if stage.gap.needs_texts else None)
 
+    def check_data(self, data: Any) -> None:
+        """Raise a ``UserError`` if the embeddings of a data set are of another CLIP."""
+        if (table := table_of(data)) is not None:
+            self.cond_stage_model.require_clip(table, self.model.cond_width)
+
     @torch.no_grad()
     def on_fit_start(self) -> None:
         """Check the embeddings of the data, and estimate the statistics of the gap unless a checkpoint has them."""
         stage, data = self.cond_stage_model, self.trainer.datamodule
         datasets = data.datasets if isinstance(data, DataModuleFromConfig) else {}
-        for table in filter(None, map(table_of, datasets.values())):
-            stage.require_clip(table, self.model.cond_width)
+        for dataset in datasets.values():
+            self.check_data(dataset)
         if stage.is_fitted:
             return
         train = datasets.get("train")
