@@ -138,11 +138,12 @@ def explain_misfit(error: Exception, path: str, config: Any) -> UserError:
 
 
 def _differences(earlier: Any, now: Any, key: str) -> Iterator[str]:
-    """Yield ``key: expected <earlier>, got <now>`` for every value that differs in nested mappings."""
-    if isinstance(earlier, Mapping) or isinstance(now, Mapping):
-        earlier, now = (part if isinstance(part, Mapping) else {} for part in (earlier, now))
-        for name in dict.fromkeys((*earlier, *now)):
-            if not (key == "model" and name == "base_learning_rate"):
-                yield from _differences(earlier.get(name, "the default"), now.get(name, "the default"), f"{key}.{name}")
-    elif earlier != now:
-        yield f"{key}: expected {earlier}, got {now}"
+    """Yield ``key: expected <earlier>, got <now>`` for every value that differs; None is a default."""
+    if earlier == now or key == "model.base_learning_rate":
+        return
+    if all(side is None or isinstance(side, Mapping) for side in (earlier, now)):
+        for name in dict.fromkeys((*(earlier or ()), *(now or ()))):
+            yield from _differences((earlier or {}).get(name), (now or {}).get(name), f"{key}.{name}")
+    else:
+        old, new = ("the default" if side is None else side for side in (earlier, now))
+        yield f"{key}: expected {old}, got {new}"
