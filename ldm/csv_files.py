@@ -19,6 +19,7 @@ DELIMITERS = "\t;,"
 SAMPLE_LINES = 50  # lines from which the delimiter is found
 EXACT = 2**53  # float64 holds the whole numbers up to it
 UNNAMED = re.compile(r"(unnamed: \d+(\.\d+)*)?", re.IGNORECASE)  # as pandas names columns
+_NO_TEXT = re.compile("[\0\udc80-\udcff]")  # also the surrogates of bytes that are not UTF-8
 _DECIMAL = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
 
 
@@ -67,7 +68,7 @@ def numbered_lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]
     Raises:
         UserError: a line has another number of fields than the first, or is malformed.
     """
-    with path.open(newline="", encoding=encoding_of(path)) as stream:
+    with path.open(newline="", encoding=encoding_of(path), errors="surrogateescape") as stream:
         reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
         width = 0
         try:
@@ -80,10 +81,12 @@ def numbered_lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]
                         f"{path}, line {reader.line_num}: expected {width} fields as in the first line, got "
                         f"{len(fields)}. Complete the line, or quote fields that contain {delimiter!r}."
                     )
+                if _NO_TEXT.search("".join(fields)):
+                    raise csv.Error("it contains other bytes")
                 yield reader.line_num, [field.strip() for field in fields]
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(
-                f"{path}, line {reader.line_num + 1}: expected text in UTF-8 with complete quotes ({error}). "
+                f"{path}, line {reader.line_num}: expected text in UTF-8 with complete quotes ({error}). "
                 "Write the file again."
             ) from error
 

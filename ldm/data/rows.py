@@ -57,9 +57,10 @@ def h5_array(path: Path, key: str) -> h5py.Dataset:
     """Return an array of an HDF5 file, which stays open; raise a ``UserError`` if it is damaged or has none."""
     with readable(path, "HDF5"):
         file = h5py.File(path, "r")
-    if key not in file:
+    array = file.get(key)
+    if not isinstance(array, h5py.Dataset):
         raise UserError(f"{path}: expected an array {key!r}, got only {sorted(file)}.")
-    return file[key]
+    return array
 
 
 def read_h5_rows(images: h5py.Dataset, rows: np.ndarray) -> np.ndarray:

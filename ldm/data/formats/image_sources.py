@@ -172,6 +172,8 @@ def _layout(
     path: Path, key: str, shape: tuple[int, ...], dtype: np.dtype, size: tuple[int, int] | None, channels: int
 ) -> tuple[int, ...]:
     """Return the order of the axes that puts the channels last."""
+    if not np.prod(shape):
+        raise UserError(f"{path}: expected images in {key!r}, got none: its shape is {tuple(shape)}. Write it again.")
     if dtype == np.uint8:
         for axes in {3: ((0, 1, 2),), 4: ((0, 1, 2, 3), (0, 2, 3, 1))}.get(len(shape), ()):
             height, width, *depth = (shape[axis] for axis in axes[1:])

@@ -109,10 +109,11 @@ class LMDBReader:
 
     def __len__(self) -> int:
         value = self.require("length")
-        try:
-            return int(value)
-        except ValueError as error:
-            raise UserError(f"{self.path}: expected a number at key 'length', got {value[:40]!r}.") from error
+        if not value.strip().isdigit():
+            raise UserError(
+                f"{self.path}: expected a number of images at key 'length', got {value[:40]!r}. Write the LMDB again."
+            )
+        return int(value)
 
     def name(self, index: int) -> str:
         """Return ``<resolution>-<index>``, the common part of an image's keys."""

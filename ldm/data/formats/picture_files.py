@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,6 +96,8 @@ def _named(data: bytes | Path, name: str) -> Iterator[bytes]:
     """Provide the bytes of an image; turn the errors of reading it into a ``UserError`` that begins with its name."""
     stored = b""
     try:
+        if isinstance(data, Path) and not stat.S_ISREG(data.stat().st_mode):  # reading a pipe would never end
+            raise OSError(errno.EINVAL, "not a file")
         stored = data if isinstance(data, bytes) else data.read_bytes()
         yield stored
     except Image.DecompressionBombError as error:
