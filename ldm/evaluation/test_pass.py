@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from ldm.data.module import DataModuleFromConfig
 from ldm.diffusion.noise import kept_random_state
+from ldm.runs.records import update_results
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,13 @@ class TestPassCallback(pl.Callback):
     def run_dir(trainer: pl.Trainer) -> Path:
         """Return the run folder."""
         return Path(trainer.default_root_dir)
+
+    def publish(self, trainer: pl.Trainer, **figures: Any) -> None:
+        """Write figures to ``results.json``, and numbers among them to the loggers as ``figure/<name>``."""
+        update_results(self.run_dir(trainer), **figures)
+        numbers = {f"figure/{name}": value for name, value in figures.items() if isinstance(value, (int, float))}
+        for run_logger in trainer.loggers:
+            run_logger.log_metrics(numbers, step=self.progress(trainer).step)
 
     @staticmethod
     def test_loader(trainer: pl.Trainer) -> DataLoader:

@@ -171,8 +171,8 @@ class Autoencoder(pl.LightningModule):
                 scheduler.step()
         self.log("train/loss", losses[0], prog_bar=True, batch_size=len(x))
         self.log("train/psnr", psnr(reconstruction.detach(), x).mean(), prog_bar=True, batch_size=len(x))
-        # Logged as a CPU tensor: a number would be copied to the device, which synchronizes.
-        self.log("train/epoch_num", torch.tensor(float(self.current_epoch)), batch_size=len(x))
+        # For monitors only; as a CPU tensor: a number would be copied to the device, which synchronizes.
+        self.log("train/epoch_num", torch.tensor(float(self.current_epoch)), batch_size=len(x), logger=False)
         return losses[0]
 
     def _update(self, optimizer: LightningOptimizer, is_last: bool) -> None:

@@ -169,7 +169,7 @@ def build_loggers(choice: Any, folder: RunFolder, flush_every: int | None = None
         names = {"name": folder.path.name, "id": folder.path.name}
         choice = {"target": "pytorch_lightning.loggers.WandbLogger", "params": {**names, **wandb}}
     elif choice in (None, "tensorboard"):
-        params = {"name": "tensorboard", "version": ""}
+        params = {"name": "tensorboard", "version": "", "default_hp_metric": False}
         choice = {"target": "pytorch_lightning.loggers.TensorBoardLogger", "params": params}
     if not isinstance(choice, Mapping):
         return loggers

@@ -28,7 +28,7 @@ from ldm.models.inputs import some_images
 from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.modules.lpips import AlexLPIPS
-from ldm.runs.records import update_results, write_json
+from ldm.runs.records import write_json
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ class DirectionBench(TestPassCallback):
         settings |= {"sampler": describe_sampler(self.sampler), "lpips": self._lpips}
         settings["memory"] = _MEMORY[device.type == "cuda"]
         write_json(path, {**report.to_dict(), **settings, **progress._asdict()})
-        update_results(run_dir, **report.figures())
+        self.publish(trainer, **report.figures())
         stamp = f"gs-{progress.step:06d}_e-{progress.epoch:06d}_b-000000"
         report.draw(bench, path, run_dir / "images" / "test", stamp, self.columns)
         report.show(Console())

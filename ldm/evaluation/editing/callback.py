@@ -24,7 +24,7 @@ from ldm.models.contexts import averaged
 from ldm.models.judge import load_judge
 from ldm.pictures.charts import heat_map
 from ldm.pictures.draw import draw_grid, save_png
-from ldm.runs.records import update_results, write_json
+from ldm.runs.records import write_json
 from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class EditScore(SampleScore):
         path = _score_path(run_dir, progress.step, number)
         figures = self._write(path, results, ceilings, progress, guidance, self._judge_record(truth))
         if number == 0:
-            update_results(run_dir, **figures)
+            self.publish(trainer, **figures)
         picture = f"edit_grid_gs-{progress.step:06d}_e-{progress.epoch:06d}_b-{number:06d}.png"
         save_png(draw_grid(grid), run_dir / "images" / "test" / picture)
 

@@ -21,7 +21,7 @@ from ldm.evaluation.test_pass import SampleScore
 from ldm.models.contexts import averaged
 from ldm.models.contracts import SampledFromTexts, require
 from ldm.models.judge import load_judge
-from ldm.runs.records import update_results, write_json
+from ldm.runs.records import write_json
 from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ class PromptScore(SampleScore):
         sampler = {**describe_sampler(self.sampler), "guidance": self.guidance, "seed": self.seed}
         record = {"figures": figures, "sampler": sampler, "judge": self.judge_path, "template": self.template}
         write_json(path, {**result.to_dict(), **record, **progress._asdict()})
-        update_results(run_dir, **figures)
+        self.publish(trainer, **figures)
         accuracy_map(result, progress.step, path.with_suffix(".png"))
         logger.info("prompt accuracy %.3f at w = %g: %s", figures["prompt_accuracy"], self.guidance, path)
 

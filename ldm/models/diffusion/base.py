@@ -270,9 +270,9 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
         loss, terms, size = self.shared_step(batch)
         self.log_dict({f"train/{k}": v.detach() for k, v in terms.items() if k != "loss"}, batch_size=size)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        # Tensors on the CPU stay there; numbers would be copied to the device, which waits for it.
-        self.log("train/epoch_num", torch.tensor(float(self.current_epoch)), batch_size=size)
-        self.log("train/step_num", torch.tensor(float(self.global_step)), batch_size=size)
+        # For monitors only. Tensors on the CPU stay there; numbers would be copied to the device, which waits for it.
+        counts = {"train/epoch_num": self.current_epoch, "train/step_num": self.global_step}
+        self.log_dict({name: torch.tensor(float(n)) for name, n in counts.items()}, batch_size=size, logger=False)
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping, Sized
@@ -17,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 class SpeedBar(ProgressBar):
-    """Shows epoch, step, images per second, the share of time spent waiting for data, and the losses.
+    """Shows epoch, step of all steps, images per second, waiting for data, time left, and the losses.
 
     Losses are transferred from the device only when they are shown.
 
     Args:
         refresh_rate: batches between two checks of the clock.
-        line_seconds: seconds between two log lines if the output is not a terminal.
+        line_seconds: seconds between two log lines, over epochs and validations, if the output is not a terminal.
     """
 
     def __init__(self, refresh_rate: int = 1, line_seconds: float = 10.0) -> None:
@@ -34,9 +36,9 @@ class SpeedBar(ProgressBar):
         self._console = Console(stderr=True)
         self._live: Progress | None = None
         self._task: Any = None
-        self._images, self._total = 0, 0.0
-        self._waited = 0.0
-        self._shown_at = self._batch_ended_at = time.monotonic()
+        self._images, self._batches, self._first_step, self._total = 0, 0, 0, 0.0
+        self._waited = self._validated = 0.0
+        self._started_at = self._shown_at = self._batch_ended_at = time.monotonic()
 
     def disable(self) -> None:
         """Disable the output (called by Lightning in all processes except the first)."""
@@ -44,21 +46,18 @@ class SpeedBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the live bar if the output is a terminal."""
-        self._shown_at = self._batch_ended_at = time.monotonic()
-        self._total = trainer.num_training_batches  # an epoch that is resumed does not start again
+        self._started_at = self._shown_at = self._batch_ended_at = time.monotonic()
+        self._first_step, self._total = trainer.global_step, _all_steps(trainer)
         if self._enabled and sys.stderr.isatty():
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._live = Progress(*columns, TextColumn("{task.fields[status]}"), console=self._console)
             self._live.start()
-            self._task = self._live.add_task("", total=None, status="")
+            total = None if self._total == math.inf else self._total
+            self._task = self._live.add_task("", total=total, completed=self._first_step, status="")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the bar to the start of the epoch."""
+        """Leave out the time between two epochs."""
         self._batch_ended_at = time.monotonic()
-        self._total = self.total_train_batches  # later Lightning subtracts the steps done from max_steps
-        if self._live is not None:
-            self._live.reset(self._task, total=None if self._total == float("inf") else self._total)
-            self._live.update(self._task, description=f"epoch {trainer.current_epoch}", status="")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the time since the last batch to the time spent waiting for data."""
@@ -70,19 +69,20 @@ class SpeedBar(ProgressBar):
         """Count images; update the output if due."""
         self._batch_ended_at = now = time.monotonic()
         self._images += _batch_size(batch) * trainer.world_size
-        is_checked = self._enabled and (batch_idx + 1) % self.refresh_rate == 0
+        self._batches += 1
+        is_checked = self._enabled and self._batches % self.refresh_rate == 0
         if is_checked and now - self._shown_at >= (0.5 if self._live else self.line_seconds):
-            self._show(trainer, pl_module, batch_idx + 1, now)
+            self._show(trainer, pl_module, now)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the final values of the epoch in the live bar."""
         if self._live is not None:
-            self._show(trainer, pl_module, trainer.fit_loop.batch_idx + 1, time.monotonic())
+            self._show(trainer, pl_module, time.monotonic())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Exclude the validation from the measured time."""
+        """Exclude the validation from the images per second."""
         now = time.monotonic()
-        self._shown_at += now - self._batch_ended_at
+        self._validated += now - self._batch_ended_at
         self._batch_ended_at = now
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -98,19 +98,36 @@ class SpeedBar(ProgressBar):
             self._live.stop()
             self._live = None
 
-    def _show(self, trainer: Trainer, pl_module: LightningModule, batches: int, now: float) -> None:
-        elapsed = max(now - self._shown_at, 1e-6)
+    def _show(self, trainer: Trainer, pl_module: LightningModule, now: float) -> None:
+        elapsed = max(now - self._shown_at - self._validated, 1e-6)
         speed = f"{self._images / elapsed:.0f} images/s"
         if self._waited > 0.05 * elapsed:
             speed += f", {100 * min(1.0, self._waited / elapsed):.0f} % waiting for data"
         metrics = {key: x for key, x in self.get_metrics(trainer, pl_module).items() if isinstance(x, float)}
         losses = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "v_num")
         if self._live is not None:
-            self._live.update(self._task, completed=batches, status=f"{speed}  {losses}")
+            status = {"description": f"epoch {trainer.current_epoch}", "status": f"{speed}  {losses}"}
+            self._live.update(self._task, completed=trainer.global_step, **status)
         else:
-            where = trainer.current_epoch, batches, self._total
-            logger.info("epoch %d  %s/%s  %s  %s", *where, speed, losses)
-        self._images, self._waited, self._shown_at = 0, 0.0, now
+            where = trainer.current_epoch, trainer.global_step, "?" if self._total == math.inf else int(self._total)
+            logger.info("epoch %d  step %s/%s  %s%s  %s", *where, speed, self._left(trainer.global_step, now), losses)
+        self._images, self._waited, self._validated, self._shown_at = 0, 0.0, 0.0, now
+
+    def _left(self, step: int, now: float) -> str:
+        """Return the time left, at the speed of this part of the run."""
+        done = step - self._first_step
+        if done <= 0 or self._total == math.inf:
+            return ""
+        seconds = (now - self._started_at) / done * max(0.0, self._total - step)
+        return f"  {datetime.timedelta(seconds=round(seconds))} left"
+
+
+def _all_steps(trainer: Trainer) -> float:
+    """Return the optimizer steps of the whole run; infinity if it has no limit."""
+    steps = math.inf if trainer.max_steps < 0 else trainer.max_steps
+    batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+    epochs = trainer.max_epochs or -1
+    return steps if epochs < 0 or batches == math.inf else min(steps, epochs * math.ceil(batches))
 
 
 def _batch_size(batch: Any) -> int:
