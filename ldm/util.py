@@ -54,11 +54,13 @@ _FITTING: dict[str, tuple[Any, str]] = {
     "float": (SupportsFloat, "a number"),
     "bool": (SupportsInt, "true or false"),
     "str": ((str, os.PathLike), "a text"),
+    "Word": (str, "a text"),  # entries of lists of str may be numbers, other than these
     "AnyPath": ((str, os.PathLike), "a path (as text: './2024' or \"'2024'\")"),
     "Sequence": (Sized, "a list"),
     "Mapping": (Mapping, "a mapping"),
     "None": (type(None), "null"),
 }
+_PLAIN = (str, int, float, list, tuple, Mapping, type(None))  # values in YAML
 
 
 def mismatch(annotation: str, value: Any) -> str:
@@ -68,6 +70,9 @@ def mismatch(annotation: str, value: Any) -> str:
     of lists and mappings likewise; every value fits another annotation. NaN is not a number.
     """
     parts = _alternatives(annotation)
+    known = [part for part in parts if part[0] in (*_FITTING, *RANGES, "Literal")]
+    if len(known) < len(parts) and {name for name, _ in known} > {"None"} and isinstance(value, _PLAIN):
+        parts = known  # the others are classes
     if any(_fits(name, inner, value) for name, inner in parts):
         return ""
     return f"expected {' or '.join(_described(name, inner, value) for name, inner in parts)}, got {value!r}"
@@ -96,7 +101,7 @@ def _fits(name: str, inner: str, value: Any) -> bool:
     if not isinstance(value, kind) or (kind is SupportsFloat and value != value):  # NaN
         return False
     if name == "bool":
-        return int(value) in (0, 1)
+        return value in (0, 1)
     if name == "Sequence" and isinstance(value, (str, Mapping)):
         return False
     if not inner:

@@ -58,8 +58,11 @@ class Config:
         return self.files[-1] if self.files else COMMAND_LINE
 
     def section(self, name: str) -> dict[str, Any]:
-        """Return a top-level mapping; empty if it is missing."""
-        return self.content.get(name) or {}
+        """Return a top-level mapping; empty if it is missing. Raises ``ConfigError`` if it is not a mapping."""
+        section = self.content.get(name) or {}
+        if not isinstance(section, Mapping):
+            raise self.error(name, f"expected a mapping, got {section!r}. Correct the section")
+        return section
 
     def error(self, key: str, message: str) -> ConfigError:
         """Return an error whose message begins with the file and the dotted key."""

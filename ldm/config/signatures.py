@@ -9,6 +9,7 @@ import ast
 import builtins
 import functools
 import importlib.util
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -135,8 +136,8 @@ def find_misfit(
     if missing and check_required:
         return Misfit("", f"{target} requires {', '.join(map(repr, missing))}. Add params.{missing[0]}")
     for name, value in params.items():
-        is_default = value is None and not signature.required.get(name, True)
-        if not is_default and (problem := mismatch(signature.annotations.get(name, "Any"), value)):
+        annotation = signature.annotations.get(name, "Any")
+        if (problem := mismatch(annotation, value)) and not (value is None and annotation == "bool"):  # null: false
             return Misfit(name, f"{problem}. Correct the value")
     return None
 
@@ -170,6 +171,19 @@ def _signature_of(module: str, name: str, hops: int) -> Signature | None:
     if is_ours and "*" not in imports and "__getattr__" not in nodes and name not in nodes:
         raise UnknownNameError(f"module {module} has no {name}")
     return None
+
+
+def lacks_name(target: str, hops: int = _MAX_HOPS) -> bool:
+    """Return whether a module exists, but neither it nor its star imports contain a name as a word."""
+    module, _, name = target.rpartition(".")
+    path = find_source(module)
+    text = "" if path is None else path.read_text(encoding="utf-8")
+    if path is None or not hops or re.search(rf"\b({name}|__getattr__|globals|setattr|exec|sys\.modules)\b", text):
+        return False
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    stars = re.findall(r"^\s*from\s+(\S+)\s+import\s+\*", text, re.MULTILINE)
+    names = [importlib.util.resolve_name(star, package) for star in stars]
+    return not (path.parent / f"{name}.py").exists() and all(lacks_name(f"{star}.{name}", hops - 1) for star in names)
 
 
 def find_source(module: str) -> Path | None:

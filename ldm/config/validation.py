@@ -17,8 +17,10 @@ from ldm.config.signatures import (
     Signature,
     UnknownNameError,
     find_misfit,
+    find_signature,
     find_source,
     is_installed,
+    lacks_name,
     ours,
     read_signature,
 )
@@ -59,6 +61,24 @@ _WIDTHS: dict[str, tuple[str, dict[str | None, int]]] = {
     f"{_STAGES}FrozenOpenCLIPEmbedder": ("arch", dict.fromkeys((None, "ViT-H-14"), 1024)),
 }
 _ATTENDING = ("crossattn", "hybrid", "crossattn-adm", "hybrid-adm")  # values of conditioning_key
+# Functions that draw the pictures of models, and options beside their arguments.
+_PICTURE_KEY = "log_images_kwargs"
+_PICTURES = (
+    *("diffusion.pictures.latent_diffusion_pictures", "diffusion.unit_pictures.unit_pictures"),
+    *("diffusion.methods.encdiff.pictures.encdiff_pictures", "diffusion.methods.noiseclr.pictures.direction_grid"),
+)
+_PICTURE_OPTIONS = {
+    **dict.fromkeys(("N", "n_row", "points", "num_images", "num_directions"), "Count"),
+    **dict.fromkeys(("ddim_steps", "num_steps"), "Count | None"),
+    **dict.fromkeys(("ddim_eta", "eta"), "NonNegativeFloat | None"),
+    **dict.fromkeys(("unconditional_guidance_scale", "guidance_scale", "strength"), "Finite"),
+    **dict.fromkeys(("use_ema_scope", "only_inputs", "plot_ema"), "bool"),
+    "split": "str",
+}
+# Keys of mappings that have a target.
+_OBJECTS = re.compile(
+    r".*\.(lossconfig|(unet|first_stage|denoiser)_config)|data\.params\.(train|validation|test|predict)"
+)
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 _EXAMPLES = {
     "model": ", e.g. ldm.models.diffusion.methods.clip_disdiff.model.CLIPDisDiff",
@@ -87,11 +107,13 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
                 f"{' + '.join(config.files)}: the section `{section}` is missing. Add `{section}: {{target, params}}`"
             )
         check_keys(config, section, config.content[section], SECTION_KEYS[section])
-        _check_object(config, section, config.content[section], is_certain=True)
-    _check_values(config, "model", config.section("model"), {"base_learning_rate": "LearningRate | None"})
+        described = config.section(section)
+        if isinstance(described.get("target"), str):
+            is_ours = resolve_target(described["target"]).startswith("ldm.")
+            _check_nested(config, f"{section}.params", described.get("params"), is_ours)
+        _check_object(config, section, described, is_certain=True)
+    check_values(config, "model", config.section("model"), {"base_learning_rate": "LearningRate | None"})
     _check_lightning(config)
-    for section in sections:
-        _check_nested(config, section, {name: config.section(section).get(name) for name in OBJECT_KEYS})
     _check_width(config)
     _check_holdout(config)
     if check_files:
@@ -119,17 +141,21 @@ def check_keys(config: Config, prefix: str, content: Any, known: Iterable[str], 
             raise config.error(f"{prefix}.{key}" if prefix else key, f"{key!r} is missing. Add it")
 
 
-def _check_values(config: Config, prefix: str, content: Mapping[str, Any], annotations: Mapping[str, str]) -> None:
-    """Compare the values of a section with annotations by key."""
+def check_values(config: Config, prefix: str, content: Mapping[str, Any], annotations: Mapping[str, str]) -> None:
+    """Compare the values of a section with annotations by key.
+
+    Raises:
+        ConfigError: a value does not fit.
+    """
     for name, annotation in annotations.items():
         if name in content and (problem := mismatch(annotation, content[name])):
-            raise config.error(f"{prefix}.{name}", f"{problem}. Correct the value")
+            raise config.error(f"{prefix}.{name}".removeprefix("."), f"{problem}. Correct the value")
 
 
 def _check_lightning(config: Config) -> None:
     lightning = config.section("lightning")
     check_keys(config, "lightning", lightning, LIGHTNING_KEYS)
-    _check_values(config, "lightning", lightning, dict.fromkeys(("scale_lr", "find_unused_parameters"), "bool"))
+    check_values(config, "lightning", lightning, dict.fromkeys(("scale_lr", "find_unused_parameters"), "bool"))
     trainer = lightning.get("trainer") or {}
     check_keys(config, "lightning.trainer", trainer, sorted(KNOWN_ARGS))
     for name, value in trainer.items():
@@ -149,8 +175,9 @@ def _check_lightning(config: Config) -> None:
         check_keys(config, key, entry, OBJECT_KEYS)
         # Parameters are merged over defaults of the same name, so required ones may be missing here.
         entry = entry if "target" in entry or target is None else {"target": target, **entry}
-        _check_object(config, key, entry, is_certain=True, check_required=False)
         _check_nested(config, f"{key}.params", entry.get("params"))
+        _check_object(config, key, entry, is_certain=True, check_required=False)
+        _check_pictures(config, f"{key}.params.{_PICTURE_KEY}", (entry.get("params") or {}).get(_PICTURE_KEY))
     logger = lightning.get("logger")
     if isinstance(logger, Mapping):
         _check_object(config, "lightning.logger", logger, is_certain=True)
@@ -158,6 +185,17 @@ def _check_lightning(config: Config) -> None:
         known = f"{', '.join(LOGGER_NAMES)} or {{target, params}}"
         hint = did_you_mean(logger, LOGGER_NAMES)
         raise config.error("lightning.logger", f"expected one of {known}, got {logger!r}.{hint}")
+
+
+def _check_pictures(config: Config, key: str, options: Any) -> None:
+    """Check the options of the pictures of a model; those of all models of this package are accepted."""
+    target = str(config.section("model").get("target"))
+    if not isinstance(options, Mapping) or not resolve_target(target).startswith("ldm."):
+        return
+    found = [find_signature(f"ldm.models.{name}") or Signature({}) for name in _PICTURES]
+    known = Signature(dict.fromkeys(_PICTURE_OPTIONS, False), annotations=_PICTURE_OPTIONS).after(*found)
+    if misfit := find_misfit("log_images", options, known, check_required=False):
+        raise config.error(f"{key}.{misfit.name}", misfit.message)
 
 
 def _check_nested(config: Config, key: str, value: Any, is_ours: bool = True) -> None:
@@ -168,15 +206,20 @@ def _check_nested(config: Config, key: str, value: Any, is_ours: bool = True) ->
         is_slip = near and (is_object or any(_DOTTED.fullmatch(str(value[name])) for name in near))
         if is_slip or (is_object and is_ours):
             check_keys(config, key, value, OBJECT_KEYS)
-        if "." in key and ("target" in value or set(value) == {"params"}):
-            _check_object(config, key, value, is_certain="target" not in value)
-        target = value.get("target")
+        target, params = value.get("target"), value.get("params")
+        if is_object and not isinstance(params, (Mapping, type(None))):
+            raise config.error(f"{key}.params", f"expected a mapping, got {params!r}")
         is_ours = is_ours and not (isinstance(target, str) and not resolve_target(target).startswith("ldm."))
         for name, item in value.items():
             _check_nested(config, f"{key}.{name}", item, is_ours)
+        is_certain = "target" not in value and (set(value) == {"params"} or (is_ours and bool(_OBJECTS.fullmatch(key))))
+        if "target" in value or is_certain:
+            _check_object(config, key, value, is_certain)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _check_nested(config, f"{key}.{index}", item, is_ours)
+    elif value is None and key == "data.params.train":
+        _check_object(config, key, value, is_certain=True)
 
 
 def _check_object(config: Config, key: str, described: Any, is_certain: bool, check_required: bool = True) -> None:
@@ -286,7 +329,10 @@ def _look_up(config: Config, key: str, target: str, today: str) -> Signature | N
                 "DisDiff, CLIP-DisDiff, EncDiff (targets that start with ldm., taming. or main.). Your own classes "
                 "must be importable from the current folder",
             )
-        return read_signature(today)
+        signature = read_signature(today)
+        if signature is None and lacks_name(today):
+            raise UnknownNameError(f"module {module} has no {today.rpartition('.')[2]}")
+        return signature
     except UnknownNameError as error:
         hint = _near_class(target)
         advice = "" if module in OLD_MODULES else f" {'Otherwise it' if hint else 'It'} is {_advice_for_forks(target)}"

@@ -14,6 +14,7 @@ import torch
 
 from ldm.data.options import require_choice, require_share
 from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
+from ldm.ranges import Fraction, Weight
 from ldm.util import ConfigError
 
 TEXTS = ("attributes", "caption", None)
@@ -41,9 +42,9 @@ class AttributeTexts:
         vocabulary: AttributeVocabulary,
         text: str | None = None,
         phrasing: str = "random",
-        unset_prob: float = 0.0,
-        caption_weights: Sequence[float] | None = None,
-        single_caption_share: float = 0.5,
+        unset_prob: Fraction = 0.0,
+        caption_weights: Sequence[Weight] | None = None,
+        single_caption_share: Fraction = 0.5,
     ) -> None:
         require_choice("text", text, TEXTS)
         require_choice("phrasing", phrasing, ("random", "canonical"))

@@ -19,6 +19,7 @@ from ldm.data.factors import FactorSpace
 from ldm.data.formats.picture_files import Decoding
 from ldm.data.options import require_choice, require_count, require_share
 from ldm.data.vocabulary import AttributeVocabulary
+from ldm.ranges import Count, Fraction, PositiveInt, Seed, Share, Weight
 from ldm.util import ConfigError, instantiate_from_config
 
 HELD_OUT = 5_000
@@ -139,7 +140,12 @@ class ImageDataset(Dataset):
     notes: Mapping[str, str] = {}
 
     def __init__(
-        self, rows: np.ndarray, repeat: int = 1, do_augment: bool = False, seed: int = 0, augment: Targets | None = None
+        self,
+        rows: np.ndarray,
+        repeat: Count = 1,
+        do_augment: bool = False,
+        seed: Seed = 0,
+        augment: Targets | None = None,
     ) -> None:
         require_count("repeat", repeat)
         listed = [augment] if isinstance(augment, Mapping) else augment or []
@@ -297,17 +303,17 @@ class FactorDataset(ImageDataset):
         space: FactorSpace,
         vocabulary: AttributeVocabulary | None = None,
         split: str | None = None,
-        limit: int | None = None,
+        limit: PositiveInt | None = None,
         text: str | None = None,
         phrasing: str = "random",
-        unset_prob: float = 0.0,
-        seed: int = 0,
-        caption_weights: Sequence[float] | None = None,
-        single_caption_share: float = 0.5,
+        unset_prob: Fraction = 0.0,
+        seed: Seed = 0,
+        caption_weights: Sequence[Weight] | None = None,
+        single_caption_share: Fraction = 0.5,
         keep: Mapping[str, int | Sequence[int]] | None = None,
-        repeat: int = 1,
+        repeat: Count = 1,
         name: str | None = None,
-        holdout: float = 0.0,
+        holdout: Share = 0.0,
         augment: Targets | None = None,
     ) -> None:
         if text is not None and vocabulary is None:

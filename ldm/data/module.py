@@ -17,6 +17,7 @@ from ldm.data.dataset import WrappedDataset
 from ldm.data.options import require_count
 from ldm.data.sampler import ResumableShuffle
 from ldm.data.traits import is_in_memory
+from ldm.ranges import Count, OptionalCount, Seed
 from ldm.util import BuildError, ConfigError, UserError, instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -74,19 +75,19 @@ class DataModuleFromConfig(pl.LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
+        batch_size: Count,
         train: Mapping[str, Any] | None = None,
         validation: Mapping[str, Any] | None = None,
         test: Mapping[str, Any] | None = None,
         predict: Mapping[str, Any] | None = None,
         wrap: bool = False,
-        num_workers: int | None = None,
+        num_workers: OptionalCount | None = None,
         shuffle_test_loader: bool = False,
         use_worker_init_fn: bool = False,
         shuffle_val_dataloader: bool = False,
         shuffle_train_loader: bool = True,
-        seed: int | None = None,
-        eval_batch_size: int | None = None,
+        seed: Seed | None = None,
+        eval_batch_size: Count | None = None,
     ) -> None:
         super().__init__()
         eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size

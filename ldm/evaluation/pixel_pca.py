@@ -20,6 +20,7 @@ from ldm.evaluation.representation import factor_arrays, save_representation
 from ldm.evaluation.row_encoder import RowEncoder, whole_set
 from ldm.evaluation.test_pass import TestPassCallback
 from ldm.models.inputs import images_from_batch
+from ldm.ranges import Count
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class PixelBaseline(TestPassCallback):
         num_components: K; ``None`` uses the model's number of units.
     """
 
-    def __init__(self, num_components: int | None = None) -> None:
+    def __init__(self, num_components: Count | None = None) -> None:
         self.num_components = num_components
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

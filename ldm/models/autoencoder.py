@@ -13,7 +13,7 @@ from ldm.models.autoencoder_base import Autoencoder, Log, psnr
 from ldm.models.first_stages import check_first_stage
 from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.quantize import GumbelQuantize, VectorQuantizer2
-from ldm.ranges import PositiveInt
+from ldm.ranges import Count, OptionalCount, PositiveInt, Weight
 from ldm.util import UserError, instantiate_from_config
 
 __all__ = ["AutoencoderKL", "GumbelVQ", "IdentityFirstStage", "VQModel", "VQModelInterface", "psnr"]
@@ -91,16 +91,16 @@ class VQModel(QuantizedAutoencoder):
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
-        n_embed: int,
-        embed_dim: int,
+        n_embed: Count,
+        embed_dim: Count,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         remap: str | None = None,
         sane_index_shape: bool = False,
         init_codebook_from_data: bool = False,
-        revive_codes_every: int = 0,
+        revive_codes_every: OptionalCount = 0,
         use_disentangled_concat: bool = False,
-        disentangled_dim: int = 0,
+        disentangled_dim: OptionalCount = 0,
         **options: Any,
     ) -> None:
         """Build the autoencoder.
@@ -134,7 +134,7 @@ class VQModel(QuantizedAutoencoder):
 class VQModelInterface(VQModel):
     """VQModel as the first stage of a latent diffusion model, whose latent is the one before the codebook."""
 
-    def __init__(self, embed_dim: int, **kwargs: Any) -> None:
+    def __init__(self, embed_dim: Count, **kwargs: Any) -> None:
         """Build the autoencoder; see ``VQModel`` for the arguments."""
         super().__init__(embed_dim=embed_dim, **kwargs)
         self.embed_dim = embed_dim
@@ -153,12 +153,12 @@ class GumbelVQ(QuantizedAutoencoder):
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
-        n_embed: int,
-        embed_dim: int,
+        n_embed: Count,
+        embed_dim: Count,
         temperature_scheduler_config: Mapping[str, Any],
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
-        kl_weight: float = 1e-8,
+        kl_weight: Weight = 1e-8,
         **options: Any,
     ) -> None:
         """Build the autoencoder.
@@ -194,7 +194,7 @@ class AutoencoderKL(Autoencoder):
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
-        embed_dim: int,
+        embed_dim: Count,
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         **options: Any,
@@ -266,7 +266,7 @@ class IdentityFirstStage(nn.Module):
 
     has_codebook = False
 
-    def __init__(self, *_: Any, patch_size: int = 1, vq_interface: bool = False, **__: Any) -> None:
+    def __init__(self, *_: Any, patch_size: Count = 1, vq_interface: bool = False, **__: Any) -> None:
         super().__init__()
         self.patch_size, self.vq_interface = patch_size, vq_interface
 

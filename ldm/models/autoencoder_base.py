@@ -19,7 +19,7 @@ from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.inputs import images_from_batch
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
-from ldm.ranges import PositiveInt
+from ldm.ranges import PositiveInt, Weight
 from ldm.util import UserError, instantiate_from_config
 
 Log = dict[str, Tensor]
@@ -45,7 +45,7 @@ class Autoencoder(pl.LightningModule):
         image_key: str = "image",
         monitor: str | None = None,
         scheduler_config: Mapping[str, Any] | None = None,
-        lr_g_factor: float = 1.0,
+        lr_g_factor: Weight = 1.0,
         use_ema: bool = False,
     ) -> None:
         """Build encoder, decoder and loss.

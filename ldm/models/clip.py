@@ -26,7 +26,7 @@ from ldm.modules.encoders import clip_loading
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
 from ldm.modules.encoders.zero_shot import attribute_hits, attribute_probabilities
 from ldm.pictures.grid import CaptionedGrid
-from ldm.ranges import PositiveInt
+from ldm.ranges import Count, PositiveInt, Weight
 from ldm.util import ConfigError, atomic_write
 
 MAX_LOGIT_SCALE = 100.0  # for stable training, Radford et al. 2021, section 2.5
@@ -67,13 +67,13 @@ class AttributeCLIP(pl.LightningModule):
     def __init__(
         self,
         vocabulary: Mapping[str, Any],
-        embed_dim: int | None = None,
+        embed_dim: Count | None = None,
         vision_cfg: Mapping[str, Any] | None = None,
         text_cfg: Mapping[str, Any] | None = None,
         pretrained: str | None = None,
         weights: str | None = None,
-        num_captions: int | None = None,
-        weight_decay: float = 0.05,
+        num_captions: Count | None = None,
+        weight_decay: Weight = 0.05,
         scheduler_config: Mapping[str, Any] | None = None,
         image_key: str = "image",
         monitor: str | None = "val/attribute_accuracy",

@@ -29,7 +29,7 @@ from ldm.models.attribute_accuracy import AttributeAccuracy
 from ldm.models.inputs import attribute_values, check_image_size, check_words, images_from_batch
 from ldm.models.options import check_judge
 from ldm.modules.weights import without_wrappers
-from ldm.ranges import PositiveInt
+from ldm.ranges import Count, PositiveInt, Size, Weight
 from ldm.util import ConfigError, UserError
 
 WARM_UP_SHARE = 0.05  # of all optimizer steps
@@ -45,7 +45,7 @@ class JudgeNetwork(nn.Module):
         hidden: width of the hidden layer.
     """
 
-    def __init__(self, sizes: Sequence[int], image_size: int, channels: int, hidden: int) -> None:
+    def __init__(self, sizes: Sequence[int], image_size: Size, channels: Size, hidden: Count) -> None:
         super().__init__()
         halvings = int(math.log2(image_size)) - 2
         widths = [3] + [channels * min(2**level, 4) for level in range(halvings)]
@@ -117,10 +117,10 @@ class AttributeJudge(pl.LightningModule):
         self,
         vocabulary: Mapping[str, Any] | None = None,
         space: str | Mapping[str, Any] | None = None,
-        image_size: int = 32,
-        channels: int = 32,
-        hidden: int = 256,
-        weight_decay: float = 0.05,
+        image_size: Size = 32,
+        channels: Size = 32,
+        hidden: Count = 256,
+        weight_decay: Weight = 0.05,
         image_key: str = "image",
     ) -> None:
         super().__init__()

@@ -14,7 +14,8 @@ import numpy as np
 
 from ldm.data.factors import FactorSpace, factor_space
 from ldm.diffusion.schedule import make_beta_schedule
-from ldm.util import ConfigError, did_you_mean
+from ldm.ranges import Count, Finite, Fraction, NonNegativeFloat, PositiveFloat, PositiveFraction, Size, Weight
+from ldm.util import ConfigError, did_you_mean, mismatch
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,13 @@ class ScheduleOptions:
         v_posterior: see ``NoiseSchedule.from_betas``.
     """
 
-    timesteps: int = 1000
+    timesteps: Count = 1000
     beta_schedule: str = "linear"
-    linear_start: float = 1e-4
-    linear_end: float = 2e-2
-    cosine_s: float = 8e-3
-    given_betas: Sequence[float] | None = None
-    v_posterior: float = 0.0
+    linear_start: Fraction = 1e-4
+    linear_end: PositiveFraction = 2e-2
+    cosine_s: NonNegativeFloat = 8e-3
+    given_betas: Sequence[Fraction] | None = None
+    v_posterior: Fraction = 0.0
 
     def __post_init__(self) -> None:
         count = self.timesteps if self.given_betas is None else len(self.given_betas)
@@ -67,12 +68,12 @@ class LossOptions:
     """
 
     loss_type: str = "l2"
-    l_simple_weight: float = 1.0
-    original_elbo_weight: float = 0.0
+    l_simple_weight: Weight = 1.0
+    original_elbo_weight: Weight = 0.0
     learn_logvar: bool = False
-    logvar_init: float = 0.0
-    noise_bias: float = 1.0
-    cond_drop_prob: float = 0.0
+    logvar_init: Finite = 0.0
+    noise_bias: Finite = 1.0
+    cond_drop_prob: Fraction = 0.0
     drop_per_element: bool = False
 
     def __post_init__(self) -> None:
@@ -100,11 +101,11 @@ class InputOptions:
     """
 
     first_stage_key: str = "image"
-    image_size: int | Sequence[int] = 256
-    channels: int = 3
+    image_size: Size | Sequence[Size] = 256
+    channels: Size = 3
     clip_denoised: bool = True
     parameterization: str = "eps"
-    log_every_t: float = 100
+    log_every_t: PositiveFloat = 100
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
@@ -134,7 +135,7 @@ class WeightOptions:
     ignore_keys: Sequence[str] = ()
     load_only_unet: bool = False
     use_ema: bool = True
-    ema_decay: float = 0.9999
+    ema_decay: Fraction = 0.9999
 
 
 def group_options(flat: Mapping[str, Any], *groups: type) -> tuple[Any, ...]:
@@ -157,6 +158,10 @@ def group_options(flat: Mapping[str, Any], *groups: type) -> tuple[Any, ...]:
     return tuple(group(**{name: value for name, value in flat.items() if known[name] is group}) for group in groups)
 
 
+_CLIP_SIZES = dict.fromkeys("width head_width heads patch_size context_length vocab_size".split(), "Count | None")
+_CLIP_SIZES |= dict.fromkeys(("layers", "image_size"), "Count | Sequence[Count]")
+
+
 def check_judge(params: Mapping[str, Any]) -> None:
     """Raise a ``ConfigError`` for params of an ``AttributeJudge`` that it cannot be built from."""
     space, image_size = params.get("space"), params.get("image_size", 32)
@@ -171,5 +176,13 @@ def check_judge(params: Mapping[str, Any]) -> None:
         raise ConfigError(f"image_size: expected at least 8 pixels, got {image_size}.")
 
 
+def check_clip(params: Mapping[str, Any]) -> None:
+    """Raise a ``ConfigError`` for sizes of the networks of an ``AttributeCLIP`` that are not positive integers."""
+    for name in ("vision_cfg", "text_cfg"):
+        for key, value in (params.get(name) or {}).items():
+            if key in _CLIP_SIZES and (problem := mismatch(_CLIP_SIZES[key], value)):
+                raise ConfigError(f"{name}.{key}: {problem}. Correct the value")
+
+
 # Class of a module of this package -> check of its params, for the check of a config.
-CHECKS = {"AttributeJudge": check_judge}
+CHECKS = {"AttributeJudge": check_judge, "AttributeCLIP": check_clip}

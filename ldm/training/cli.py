@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from ldm.config.trainer_args import KNOWN_ARGS, TRAINER_ARGS
 from ldm.runs.disk import full_message, is_full, refused_message
 from ldm.runs.folder import DEFAULT_LOGDIR, name_problem
-from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
+from ldm.util import ConfigError, Interrupted, UserError, did_you_mean, mismatch
 
 DEFAULT_SEED = 23
 EXIT_USER_ERROR, EXIT_CTRL_C = 1, 130
@@ -93,6 +93,13 @@ def parse_bool(text: str) -> bool:
         raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}") from error
 
 
+def parse_seed(text: str) -> int:
+    """Parse a random seed."""
+    if problem := mismatch("Seed", int(text)):
+        raise argparse.ArgumentTypeError(problem)
+    return int(text)
+
+
 class _Parser(argparse.ArgumentParser):
     """A parser that raises ``ConfigError`` instead of exiting."""
 
@@ -119,7 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-n", "--name", nargs="?", const="", default="", help="name of the run (default: name of the config)")
     add("-f", "--postfix", default="", help="suffix of the run's name")
     add("-l", "--logdir", metavar="DIR", help="folder of the runs (default: logs)")
-    add("-s", "--seed", type=int, help=f"random seed (default: {DEFAULT_SEED})")
+    add("-s", "--seed", type=parse_seed, help=f"random seed (default: {DEFAULT_SEED})")
     add("--no-test", **switch, help="do not test after training")
     add("-d", "--debug", **switch, help="show tracebacks and debug messages; W&B offline")
     add("-p", "--project", help="name of the W&B project")

@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm.config.loading import Config, load_config, save_config
-from ldm.config.validation import check_keys
+from ldm.config.validation import check_keys, check_values
 from ldm.runs.disk import require_writable
 from ldm.runs.find import list_runs
 from ldm.runs.folder import RunFolder, name_problem
@@ -52,6 +52,9 @@ logger = logging.getLogger(__name__)
 
 DATA_FILE = "data.yaml"
 _HANGUP = 1  # SIGHUP, which Windows lacks
+# Key of a recipe or of a stage -> annotation of its values.
+_TYPES = {"name": "Word | int", "logdir": "AnyPath | None", "seed": "Seed", "stages": "Sequence[Mapping]"}
+_STAGE_TYPES = {"name": "Word | int", "base": "Sequence[Word]", "overrides": "Sequence[Word] | None"}
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -83,10 +86,12 @@ def load_recipe(options: Options, on_folder: Callable[[Path], None] = lambda fol
     path, content = config.files[0], config.content
     known = ("name", "logdir", "seed", "data", "stages", "score")
     check_keys(config, "", content, known, required=("name", "stages"))
+    check_values(config, "", content, _TYPES)
     if problem := name_problem(str(content["name"])):
         raise config.error("name", problem)
     if content.get("score") is not None:
         check_keys(config, "score", content["score"], ("processes",))
+        check_values(config, "score", content["score"], {"processes": "Count"})
     own = _own_data(config, [word for word in options.overrides if word.startswith("data=")])
     extra: dict[str, list[str]] = {name: [*words] for name, words in (own.overrides if own else {}).items()}
     for word in options.overrides:
@@ -124,17 +129,15 @@ def _own_data(config: Config, words: Sequence[str]) -> OwnData | None:
 
 def _stages(config: Config, first_stage: str | None) -> Iterator[dict[str, Any]]:
     """Yield the name, configs and overrides of every stage; those of another first stage are left out."""
-    entries = config.content["stages"]
-    if not isinstance(entries, list):
-        raise config.error("stages", f"expected a list of {{name, base, overrides}}, got {entries!r}")
     known = ("name", "base", "overrides", *(() if first_stage is None else ("first_stage",)))
-    for index, entry in enumerate(entries):
+    for index, entry in enumerate(config.content["stages"]):
         check_keys(config, f"stages.{index}", entry, known, required=("name", "base"))
-        if problem := name_problem(str(entry["name"])):
+        check_values(config, f"stages.{index}", entry, _STAGE_TYPES)
+        if problem := name_problem(name := str(entry["name"])):
             raise config.error(f"stages.{index}.name", problem)
         if entry.get("first_stage") in (None, first_stage):
             base = tuple(file.replace("{first_stage}", str(first_stage)) for file in entry["base"])
-            yield {"name": entry["name"], "base": base, "overrides": tuple(entry.get("overrides") or ())}
+            yield {"name": name, "base": base, "overrides": tuple(entry.get("overrides") or ())}
 
 
 def _with_own_data(recipe: Recipe, own: OwnData) -> Recipe:

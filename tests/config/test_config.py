@@ -157,12 +157,12 @@ def test_only_slips_are_corrected(slip: str, suggested: str | None) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.params.timesteps=many", r"model.params.timesteps: expected an integer, got 'many'"),
-        ("model.params.unet_config.params.num_heads=1.5", r"num_heads: expected an integer, got 1.5"),
+        ("model.params.timesteps=many", r"model.params.timesteps: expected an integer from 1 to 1000000, got 'many'"),
+        ("model.params.unet_config.params.num_heads=1.5", r"num_heads: expected an integer from .* or -1, got 1.5"),
         ("model.params.unet_config=3", r"model.params.unet_config: expected a mapping, got 3"),
         ("model.params.use_ema=maybe", r"model.params.use_ema: expected true or false, got 'maybe'"),
-        ("data.params.batch_size=null", r"data.params.batch_size: expected an integer, got None"),
-        ("data.params.train.params.size=big", r"data.params.train.params.size: expected an integer, got 'big'"),
+        ("data.params.batch_size=null", r"data.params.batch_size: expected an integer from 1 to 1000000, got None"),
+        ("data.params.train.params.size=big", r"data.params.train.params.size: expected an integer from 1 to 65536"),
     ],
 )
 def test_values_are_compared_with_annotations(good: Path, override: str, message: str) -> None:

@@ -160,7 +160,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture, model: dict[str, Any], *w
         ({"use_linear_attn": True}, "ddconfig.use_linear_attn: expected false"),
         ({"give_pre_end": True}, "ddconfig.give_pre_end: expected false"),
         ({"chmult": [1, 2]}, "ddconfig.chmult: unknown key. Did you mean 'ch_mult'"),
-        ({"z_channels": "4"}, "ddconfig.z_channels: expected an integer, got '4'"),
+        ({"z_channels": "4"}, "ddconfig.z_channels: expected an integer from 1 to 65536, got '4'"),
         ({"ch_mult": 4}, "ddconfig.ch_mult: expected a list, got 4"),
         ({"double_z": False}, "ddconfig.double_z: expected true for AutoencoderKL"),
     ],

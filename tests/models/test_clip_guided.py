@@ -188,7 +188,7 @@ def test_gap_treatments(kind, towers):
     [
         ("noize", "gap.kind: expected one of none, noise.*Did you mean 'noise'"),
         ({"kind": "noise", "stdd": 1.0}, r"gap: unknown keys \['stdd'\]. Use only kind, std"),
-        ({"kind": "noise", "std": -1.0}, "gap.std: expected a number of at least 0"),
+        ({"kind": "noise", "std": -1.0}, "gap.std: expected a number from 0 to 1000000"),
         ({"kind": "bank", "num_images": 2}, "gap.num_neighbors: expected at most num_images"),
     ],
 )

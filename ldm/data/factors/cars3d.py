@@ -20,6 +20,7 @@ from ldm.data.factors.words import factor_words
 from ldm.data.formats.image_sources import CachedSource, ImageArray, ImageSource
 from ldm.data.paths import AnyPath, array_names, find_source
 from ldm.data.rows import BLOCK, readable
+from ldm.ranges import Size
 from ldm.util import UserError
 
 _MAT_SHAPE = (128, 128, 3, 24, 4)
@@ -92,6 +93,6 @@ class Cars3D(StoredFactors):
         UserError: files are missing or damaged, or their layout or number is wrong.
     """
 
-    def __init__(self, path: AnyPath | None = None, size: int = 64, **options: Any) -> None:
+    def __init__(self, path: AnyPath | None = None, size: Size = 64, **options: Any) -> None:
         space, vocabulary = factor_space("cars3d"), factor_words("cars3d")
         super().__init__(space=space, source=open_source(path), size=size, vocabulary=vocabulary, **options)

@@ -17,6 +17,7 @@ from ldm.data.factors.words import factor_words
 from ldm.data.formats.image_sources import ImageArray
 from ldm.data.paths import AnyPath, array_names, find_source
 from ldm.data.rows import npz_blocks
+from ldm.ranges import Size
 from ldm.util import UserError
 
 _NAME = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64"
@@ -68,6 +69,6 @@ class DSprites(StoredFactors):
         UserError: the file is missing or damaged, or its layout or number of images is wrong.
     """
 
-    def __init__(self, path: AnyPath | None = None, size: int = 64, **options: Any) -> None:
+    def __init__(self, path: AnyPath | None = None, size: Size = 64, **options: Any) -> None:
         space, vocabulary = factor_space("dsprites"), factor_words("dsprites")
         super().__init__(space=space, source=open_source(path), size=size, vocabulary=vocabulary, **options)

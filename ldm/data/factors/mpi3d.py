@@ -13,6 +13,7 @@ from ldm.data.factors.words import factor_words
 from ldm.data.formats.image_sources import ImageArray
 from ldm.data.options import require_choice
 from ldm.data.paths import AnyPath, array_names, find_source
+from ldm.ranges import Size
 
 # variant -> names of its file, the published one first
 _FILES = {
@@ -47,7 +48,7 @@ class MPI3D(StoredFactors):
         UserError: the file is missing or damaged, or its layout or number of images is wrong.
     """
 
-    def __init__(self, path: AnyPath | None = None, variant: str = "toy", size: int = 64, **options: Any) -> None:
+    def __init__(self, path: AnyPath | None = None, variant: str = "toy", size: Size = 64, **options: Any) -> None:
         source = open_source(path, variant)
         published = "mpi3d_complex" if variant == "complex" else "mpi3d"
         space, vocabulary = factor_space(published).named(f"mpi3d_{variant}"), factor_words(published)

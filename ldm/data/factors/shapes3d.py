@@ -19,6 +19,7 @@ from ldm.data.formats.image_sources import H5_SUFFIXES, ImageArray
 from ldm.data.paths import AnyPath, array_names, find_source
 from ldm.data.rows import h5_array, npz_blocks, read_h5_rows, write_h5
 from ldm.data.world import World3D, world_vocabulary
+from ldm.ranges import Size
 from ldm.util import UserError
 
 _HUES = np.arange(10) / 10
@@ -127,7 +128,7 @@ class Shapes3D(StoredFactors):
         UserError: the file is missing or damaged, or its layout is wrong.
     """
 
-    def __init__(self, path: AnyPath | None = None, size: int = 64, **options: Any) -> None:
+    def __init__(self, path: AnyPath | None = None, size: Size = 64, **options: Any) -> None:
         source, self.available = open_source(path)
         super().__init__(
             space=factor_space("shapes3d"), vocabulary=world_vocabulary(), source=source, size=size, **options

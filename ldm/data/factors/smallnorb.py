@@ -20,6 +20,7 @@ from ldm.data.factors.words import factor_words
 from ldm.data.formats.image_sources import ImageArray, ImageSource
 from ldm.data.paths import AnyPath, array_names, find_source
 from ldm.data.rows import halve
+from ldm.ranges import Size
 from ldm.util import UserError
 
 PARTS = ("5x46789x9x18x6x2x96x96-training", "5x01235x9x18x6x2x96x96-testing")
@@ -134,6 +135,6 @@ class SmallNORB(StoredFactors):
         UserError: files are missing or damaged, or their layout is wrong.
     """
 
-    def __init__(self, path: AnyPath | None = None, size: int = 64, **options: Any) -> None:
+    def __init__(self, path: AnyPath | None = None, size: Size = 64, **options: Any) -> None:
         space, vocabulary = factor_space("smallnorb"), factor_words("smallnorb")
         super().__init__(space=space, source=open_source(path), size=size, vocabulary=vocabulary, **options)

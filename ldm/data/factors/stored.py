@@ -11,6 +11,7 @@ from ldm.data.dataset import FactorDataset
 from ldm.data.factors import FactorSpace
 from ldm.data.formats.image_sources import ImageSource
 from ldm.data.options import require_choice
+from ldm.ranges import Size
 from ldm.util import UserError
 
 
@@ -27,7 +28,7 @@ class StoredFactors(FactorDataset):
         UserError: the number of images is not that of the factors.
     """
 
-    def __init__(self, space: FactorSpace, source: ImageSource, size: int = 64, **options: Any) -> None:
+    def __init__(self, space: FactorSpace, source: ImageSource, size: Size = 64, **options: Any) -> None:
         require_choice("size", size, (32, 64))
         super().__init__(space=space, **options)
         self._stored = space.restrict({}, self.available).rows if self.available else None

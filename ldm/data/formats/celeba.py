@@ -6,6 +6,7 @@ from typing import Any
 
 from ldm.data.formats.lmdb_text import LMDBImages
 from ldm.data.paths import AnyPath
+from ldm.ranges import Size
 
 
 class CelebA(LMDBImages):
@@ -23,6 +24,10 @@ class CelebA(LMDBImages):
     _path_variable = ""
 
     def __init__(
-        self, path: AnyPath | None = None, original_resolution: int | None = None, crop_d2c: bool = True, **options: Any
+        self,
+        path: AnyPath | None = None,
+        original_resolution: Size | None = None,
+        crop_d2c: bool = True,
+        **options: Any,
     ) -> None:
         super().__init__(path, original_resolution=original_resolution, crop_d2c=crop_d2c, **options)

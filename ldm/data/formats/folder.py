@@ -28,6 +28,7 @@ from ldm.data.formats.texts import MAX_WORDS, AttributeImages
 from ldm.data.memory import DecodedImages
 from ldm.data.options import require_choice, require_count
 from ldm.data.paths import AnyPath, data_root
+from ldm.ranges import Count, Fraction, PositiveInt, Share, Size, Weight
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
@@ -101,27 +102,27 @@ class ImageFolder(AttributeImages, EncodedImages):
         self,
         path: AnyPath | None = None,
         attributes: AnyPath | None = None,
-        image_size: int = 64,
+        image_size: Size = 64,
         fit: str = "crop",
         split: str | None = None,
-        limit: int | None = None,
+        limit: PositiveInt | None = None,
         factors: Sequence[str] | None = None,
         templates: Mapping[str, str | Sequence[str]] | None = None,
-        num_attributes: int | None = None,
-        unset_prob: float = 0.0,
+        num_attributes: Count | None = None,
+        unset_prob: Fraction = 0.0,
         name: str | None = None,
         label: str | None = None,
         text: str | None = "attributes",
         phrasing: str = "random",
-        caption_weights: Sequence[float] | None = None,
-        single_caption_share: float = 0.5,
-        holdout: float = 0.0,
+        caption_weights: Sequence[Weight] | None = None,
+        single_caption_share: Fraction = 0.5,
+        holdout: Share = 0.0,
         columns: Sequence[str] | None = None,
         bins: Mapping[str, Bins] | None = None,
         several: Mapping[str, str] | None = None,
         split_column: str | None = None,
         words_from: AnyPath | Sequence[AnyPath] | None = None,
-        max_words: int = MAX_WORDS,
+        max_words: Count = MAX_WORDS,
         **options: Any,
     ) -> None:
         require_count("image_size", image_size)

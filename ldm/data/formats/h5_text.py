@@ -20,6 +20,7 @@ from ldm.data.formats.texts import StoredTexts
 from ldm.data.options import require_count
 from ldm.data.paths import AnyPath, find_source
 from ldm.data.rows import h5_array
+from ldm.ranges import PositiveInt, Size
 from ldm.util import UserError
 
 _NEXT_STEP = "write it with 'python scripts/dataset.py write'"
@@ -45,9 +46,9 @@ class ArrayImages(ImageDataset):
         self,
         path: AnyPath,
         key: str = "images",
-        image_size: int | None = 64,
+        image_size: Size | None = 64,
         split: str | None = None,
-        limit: int | None = None,
+        limit: PositiveInt | None = None,
         **options: Any,
     ) -> None:
         require_count("image_size", image_size, or_null=True)

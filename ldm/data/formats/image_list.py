@@ -16,6 +16,7 @@ from ldm.data.formats.picture_files import square, to_array
 from ldm.data.options import require_count
 from ldm.data.paths import AnyPath
 from ldm.data.rows import readable
+from ldm.ranges import OptionalCount
 from ldm.util import ConfigError, UserError
 
 
@@ -39,7 +40,7 @@ class ImageList(EncodedImages):
         self,
         list_file: AnyPath | None = None,
         paths: Sequence[str] | None = None,
-        size: int | None = None,
+        size: OptionalCount | None = None,
         **options: Any,
     ) -> None:
         require_count("size", size or None, or_null=True)

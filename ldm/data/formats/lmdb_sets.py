@@ -9,6 +9,7 @@ import numpy as np
 from ldm.data.formats.lmdb_text import LMDBImages, find_lmdb
 from ldm.data.options import require_choice, require_count
 from ldm.data.paths import AnyPath
+from ldm.ranges import OptionalCount, Size
 from ldm.util import ConfigError
 
 FFHQ_TEST = 10_000
@@ -30,9 +31,9 @@ class FFHQ(LMDBImages):
     def __init__(
         self,
         path: AnyPath | None = None,
-        image_size: int = 256,
-        original_resolution: int | None = 256,
-        zfill: int = 5,
+        image_size: Size = 256,
+        original_resolution: Size | None = 256,
+        zfill: OptionalCount = 5,
         split: str | None = None,
         **options: Any,
     ) -> None:
@@ -71,8 +72,8 @@ class LSUN(LMDBImages):
         self,
         path: AnyPath | None = None,
         category: str = "bedroom",
-        image_size: int = 128,
-        original_resolution: int | None = 256,
+        image_size: Size = 128,
+        original_resolution: Size | None = 256,
         do_augment: bool | None = None,
         **options: Any,
     ) -> None:

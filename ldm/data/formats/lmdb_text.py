@@ -21,6 +21,7 @@ from ldm.data.formats.texts import StoredTexts
 from ldm.data.memory import DecodedImages
 from ldm.data.options import require_count
 from ldm.data.paths import AnyPath, find_source
+from ldm.ranges import OptionalCount, PositiveInt, Size
 from ldm.util import UserError
 
 
@@ -54,12 +55,12 @@ class LMDBImages(EncodedImages):
     def __init__(
         self,
         path: AnyPath | None = None,
-        image_size: int = 64,
-        original_resolution: int | None = 128,
+        image_size: Size = 64,
+        original_resolution: Size | None = 128,
         crop_d2c: bool = False,
-        zfill: int = 7,
+        zfill: OptionalCount = 7,
         split: str | None = None,
-        limit: int | None = None,
+        limit: PositiveInt | None = None,
         **options: Any,
     ) -> None:
         require_count("image_size", image_size)

@@ -14,6 +14,7 @@ from ldm.data.formats.attribute_tables import AttributeTable
 from ldm.data.formats.table_columns import arrange, free_text
 from ldm.data.options import require_choice, require_count, require_share
 from ldm.data.vocabulary import UNKNOWN, AttributeVocabulary
+from ldm.ranges import Count, Fraction, PositiveInt, Share, Weight
 from ldm.util import ConfigError, UserError
 
 MAX_WORDS = 64
@@ -139,16 +140,16 @@ class StoredTexts(AttributeImages):
     def __init__(
         self,
         path: Any = None,
-        num_attributes: int | None = None,
-        unset_prob: float = 0.0,
+        num_attributes: Count | None = None,
+        unset_prob: Fraction = 0.0,
         names: Sequence[str] | None = None,
         text: str | None = "attributes",
-        caption_weights: Sequence[float] | None = None,
-        single_caption_share: float = 0.5,
-        holdout: float = 0.0,
-        max_words: int = MAX_WORDS,
+        caption_weights: Sequence[Weight] | None = None,
+        single_caption_share: Fraction = 0.5,
+        holdout: Share = 0.0,
+        max_words: Count = MAX_WORDS,
         split: str | None = None,
-        limit: int | None = None,
+        limit: PositiveInt | None = None,
         **options: Any,
     ) -> None:
         super().__init__(path=path, split=None if holdout else split, limit=limit, **options)

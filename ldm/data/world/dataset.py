@@ -19,6 +19,7 @@ from ldm.data.options import require_choice
 from ldm.data.paths import cache_folder
 from ldm.data.world import geometry
 from ldm.data.world.vocabulary import world_vocabulary
+from ldm.ranges import Size
 from ldm.util import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class World3D(FactorDataset):
 
     in_memory = True
 
-    def __init__(self, size: int = 32, **options: Any) -> None:
+    def __init__(self, size: Size = 32, **options: Any) -> None:
         require_choice("size", size, SIZES)
         super().__init__(factor_space("shapes3d").named("world3d"), world_vocabulary(), **options)
         self.size = size

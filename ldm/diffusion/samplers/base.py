@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import NoiseSchedule
+from ldm.ranges import Count, Weight
 from ldm.util import ConfigError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -124,11 +125,11 @@ class Sampler:
         temperature: factor of the noise that a stochastic step adds.
     """
 
-    num_steps: int | None = 50
+    num_steps: Count | None = 50
     spacing: str = "uniform"
     temperature: float = 1.0
 
-    def __init__(self, num_steps: int | None = 50, spacing: str = "uniform", temperature: float = 1.0) -> None:
+    def __init__(self, num_steps: Count | None = 50, spacing: str = "uniform", temperature: Weight = 1.0) -> None:
         self.num_steps, self.spacing, self.temperature = num_steps, spacing, temperature
 
     @property
@@ -211,7 +212,7 @@ class Sampler:
         return state.x
 
 
-def spaced_timesteps(num_steps: int, num_timesteps: int, spacing: str = "uniform") -> np.ndarray:
+def spaced_timesteps(num_steps: Count, num_timesteps: int, spacing: str = "uniform") -> np.ndarray:
     """Return a subsequence of the time steps (Song et al. 2021, section 4.2, with LDM's offset of 1).
 
     ``uniform`` has a distance of T // S and so may hold more than S entries, as in LDM; entries beyond T - 1 are

@@ -8,6 +8,7 @@ from torch import Tensor
 from ldm.data.options import require_choice
 from ldm.diffusion.samplers.base import Sampler, SamplerState
 from ldm.diffusion.schedule import extract
+from ldm.ranges import Weight
 
 
 class DDPMSampler(Sampler):
@@ -23,7 +24,7 @@ class DDPMSampler(Sampler):
         ConfigError: ``variance`` is unknown.
     """
 
-    def __init__(self, temperature: float = 1.0, clip_denoised: bool = False, variance: str = "posterior") -> None:
+    def __init__(self, temperature: Weight = 1.0, clip_denoised: bool = False, variance: str = "posterior") -> None:
         super().__init__(num_steps=None, temperature=temperature)
         require_choice("sampler.params.variance", variance, ("posterior", "previous"))
         self.clip_denoised, self.variance = clip_denoised, variance

@@ -28,6 +28,7 @@ from ldm.models.inputs import some_images
 from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
 from ldm.modules.lpips import AlexLPIPS
+from ldm.ranges import Count, Finite, Fraction, Seed
 from ldm.runs.records import write_json
 from ldm.util import ConfigError, UserError
 
@@ -74,16 +75,16 @@ class DirectionBench(TestPassCallback):
         judge: str | None = None,
         clip: str | None = None,
         finders: Sequence[Any] | Mapping[str, Any] = ("noiseclr", "h_space", "jacobian", "random"),
-        num_samples: int = 32,
-        strengths: Sequence[float] = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0),
+        num_samples: Count = 32,
+        strengths: Sequence[Finite] = (-4.0, -2.0, -1.0, 1.0, 2.0, 4.0),
         sampler: Sampler | Mapping[str, Any] | str | None = None,
-        batch_size: int = 128,
-        seed: int = 0,
-        own_threshold: float = 0.5,
-        leakage_threshold: float = 0.3,
-        num_directions: int | None = None,
-        num_images: int = 256,
-        columns: int = 8,
+        batch_size: Count = 128,
+        seed: Seed = 0,
+        own_threshold: Fraction = 0.5,
+        leakage_threshold: Fraction = 0.3,
+        num_directions: Count | None = None,
+        num_images: Count = 256,
+        columns: Count = 8,
     ) -> None:
         self.judge_path, self.clip, self.finders = judge, clip, finders
         self.num_directions, self.num_images, self.columns = num_directions, num_images, columns

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ldm.diffusion.noise import fixed_noise
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser
 from ldm.models.diffusion.methods.noiseclr.directions import DirectionSet
+from ldm.ranges import Count, PositiveFloat, Weight
 from ldm.util import ConfigError, UserError, did_you_mean, instantiate_from_config
 
 _BATCH = 64  # points per call of the network
@@ -125,7 +126,7 @@ class BottleneckPCA(ShiftFinder):
 
     name = "h_space"
 
-    def __init__(self, num_timesteps: int = 5, scale: float = 1.0) -> None:
+    def __init__(self, num_timesteps: Count = 5, scale: PositiveFloat = 1.0) -> None:
         self.num_timesteps, self.scale = num_timesteps, scale
 
     def find(self, denoiser: FrozenDenoiser, images: Tensor, count: int, seed: int) -> DirectionSet:
@@ -154,11 +155,11 @@ class JacobianVectors(ShiftFinder):
 
     def __init__(
         self,
-        num_images: int = 4,
-        num_timesteps: int = 3,
-        iterations: int = 6,
-        tolerance: float = 1e-3,
-        scale: float = 1.0,
+        num_images: Count = 4,
+        num_timesteps: Count = 3,
+        iterations: Count = 6,
+        tolerance: Weight = 1e-3,
+        scale: PositiveFloat = 1.0,
     ) -> None:
         self.num_images, self.num_timesteps, self.scale = num_images, num_timesteps, scale
         self.iterations, self.tolerance = iterations, tolerance

@@ -24,6 +24,7 @@ from ldm.models.contexts import averaged
 from ldm.models.judge import load_judge
 from ldm.pictures.charts import heat_map
 from ldm.pictures.draw import draw_grid, save_png
+from ldm.ranges import Count, Finite, Seed
 from ldm.runs.records import write_json
 from ldm.util import ConfigError
 
@@ -66,13 +67,13 @@ class EditScore(SampleScore):
     def __init__(
         self,
         judge: str,
-        num_samples: int = 256,
-        batch_size: int = 64,
+        num_samples: Count = 256,
+        batch_size: Count = 64,
         sampler: Sampler | Mapping[str, Any] | str | None = None,
-        guidance_scale: float | Sequence[float] = 1.0,
-        seed: int = 0,
-        columns: int = 8,
-        num_guidance_samples: int = 32,
+        guidance_scale: Finite | Sequence[Finite] = 1.0,
+        seed: Seed = 0,
+        columns: Count = 8,
+        num_guidance_samples: Count = 32,
         ordered: Mapping[str, Sequence[str]] | None = None,
         replace: bool = True,
     ) -> None:

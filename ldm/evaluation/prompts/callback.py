@@ -21,6 +21,7 @@ from ldm.evaluation.test_pass import SampleScore
 from ldm.models.contexts import averaged
 from ldm.models.contracts import SampledFromTexts, require
 from ldm.models.judge import load_judge
+from ldm.ranges import Count, Finite, Seed
 from ldm.runs.records import write_json
 from ldm.util import ConfigError
 
@@ -59,13 +60,13 @@ class PromptScore(SampleScore):
     def __init__(
         self,
         judge: str,
-        guidance: float = 1.0,
-        strengths: Sequence[float] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0),
-        num_prompts: int | None = 256,
-        batch_size: int = 64,
+        guidance: Finite = 1.0,
+        strengths: Sequence[Finite] = (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0),
+        num_prompts: Count | None = 256,
+        batch_size: Count = 64,
         sampler: Sampler | Mapping[str, Any] | str | None = None,
-        seed: int = 0,
-        rows: int = 6,
+        seed: Seed = 0,
+        rows: Count = 6,
         template: str | None = None,
     ) -> None:
         if guidance not in strengths:

@@ -24,6 +24,7 @@ from ldm.metrics import PROTOCOL_SEED, Metric
 from ldm.metrics.protocols import select_metrics
 from ldm.models.contexts import evaluating
 from ldm.models.contracts import HasRepresentation, HasUnits, Preparable, ScoredOn, require
+from ldm.ranges import Count, PositiveInt, Seed
 from ldm.runs.records import update_results, write_json
 from ldm.util import ConfigError, UserError
 
@@ -60,16 +61,16 @@ class ScoreWhileTraining(Checkpoint):
 
     def __init__(
         self,
-        every_n_train_steps: int | None = None,
+        every_n_train_steps: PositiveInt | None = None,
         metrics: Sequence[str] = ("factor_vae", "dci", "mig"),
         protocol: str = "fast",
         settings: Mapping[str, Mapping[str, Any]] | None = None,
         final_protocol: str | None = None,
         split: str = "validation",
-        batch_size: int = 512,
+        batch_size: Count = 512,
         keep_best: bool = True,
         baseline: bool = False,
-        seed: int = PROTOCOL_SEED,
+        seed: Seed = PROTOCOL_SEED,
     ) -> None:
         if every_n_train_steps is not None and every_n_train_steps < 1:
             raise ConfigError(f"every_n_train_steps: expected at least 1, got {every_n_train_steps}")

@@ -15,6 +15,7 @@ from ldm.diffusion.schedule import NoiseSchedule, extract
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.inputs import images_from_batch
 from ldm.models.options import ScheduleOptions
+from ldm.ranges import OptionalCount
 from ldm.util import ConfigError, instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class ImageConcatWithNoiseAugmentation(nn.Module):
     """
 
     def __init__(
-        self, noise_schedule_config: Mapping[str, Any], max_noise_level: int = 1000, to_cuda: bool = False
+        self, noise_schedule_config: Mapping[str, Any], max_noise_level: OptionalCount = 1000, to_cuda: bool = False
     ) -> None:
         super().__init__()
         self.max_noise_level = max_noise_level

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -25,6 +25,7 @@ from ldm.models.contracts import (
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
 from ldm.modules.encoders.labels import class_labels
+from ldm.ranges import Count, PositiveFloat
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 
@@ -35,15 +36,15 @@ class LatentDiffusion(DDPM):
 
     def __init__(
         self,
-        first_stage_config: Mapping[str, Any] | str,
-        cond_stage_config: Mapping[str, Any] | str,
-        num_timesteps_cond: int | None = None,
+        first_stage_config: Mapping[str, Any] | Literal["__is_first_stage__", "__is_unconditional__"],
+        cond_stage_config: Mapping[str, Any] | Literal["__is_first_stage__", "__is_unconditional__"],
+        num_timesteps_cond: Count | None = None,
         cond_stage_key: str = "image",
         cond_stage_trainable: bool = False,
         concat_mode: bool = True,
         cond_stage_forward: str | None = None,
         conditioning_key: str | None = None,
-        scale_factor: float = 1.0,
+        scale_factor: PositiveFloat = 1.0,
         scale_by_std: bool = False,
         clip_denoised: bool = False,
         ckpt_path: str | None = None,

@@ -23,6 +23,7 @@ from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.diffusion.unit_pictures import unit_pictures
 from ldm.modules.diffusionmodules.openaimodel_shift import ShiftOutput
 from ldm.pictures.grid import CaptionedGrid
+from ldm.ranges import Count, Weight
 from ldm.util import ConfigError
 
 
@@ -37,8 +38,8 @@ class UnitDiffusion(LatentDiffusion):
         unet_config: Mapping[str, Any],
         dis_loss_flag: bool = True,
         dis_loss_type: str = "Z",
-        dis_weight: float = 0.05,
-        dis_batch_size: int | None = None,
+        dis_weight: Weight = 0.05,
+        dis_batch_size: Count | None = None,
         detach_flag: bool = False,
         **kwargs: Any,
     ) -> None:

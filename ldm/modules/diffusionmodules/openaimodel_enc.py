@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules import openaimodel
 from ldm.modules.encoders import image
+from ldm.ranges import Count, Size
 from ldm.util import ConfigError
 
 HIDDEN_WIDTHS = (64, 128)  # of the networks from scalars to tokens
@@ -40,7 +41,7 @@ class UNetModel(openaimodel.UNetModel):
         torch.Size([2, 4, 8, 8])
     """
 
-    def __init__(self, latent_unit: int, **params: Any) -> None:
+    def __init__(self, latent_unit: Count, **params: Any) -> None:
         super().__init__(**params)
         if not self.config.use_spatial_transformer:
             raise ConfigError(
@@ -154,7 +155,13 @@ class Encoder4(image.Encoder4):
     """
 
     def __init__(
-        self, d: int, context_dim: int, latent_unit: int, bn: bool = True, num_channels: int = 3, image_size: int = 64
+        self,
+        d: Count,
+        context_dim: Count,
+        latent_unit: Count,
+        bn: bool = True,
+        num_channels: Size = 3,
+        image_size: Size = 64,
     ) -> None:
         super().__init__(d, bn, num_channels, latent_unit, image_size)
         self.latent_unit, self.context_dim = latent_unit, context_dim

@@ -20,6 +20,7 @@ from ldm.modules.diffusionmodules.openaimodel import build_decoder, build_head, 
 from ldm.modules.diffusionmodules.shapes import UNetConfig
 from ldm.modules.diffusionmodules.util import run_checkpointed
 from ldm.modules.weights import network_keys, network_weights, read_state_dict
+from ldm.ranges import Count, Finite
 from ldm.util import ConfigError, UserError
 
 
@@ -71,8 +72,8 @@ class UNetModel(openaimodel.UNetModel):
 
     def __init__(
         self,
-        latent_unit: int = 6,
-        repre_emb_channels: int = 32,
+        latent_unit: Count = 6,
+        repre_emb_channels: Count = 32,
         seprate_decoder: bool = False,
         orth_emb: bool = False,
         wo_part_emb: bool = False,
@@ -80,8 +81,8 @@ class UNetModel(openaimodel.UNetModel):
         load_ema_ckpt: bool = False,
         legacy_load_ema_flag: bool = False,
         init_shift_from_base: bool = False,
-        unit_chunk: int | None = None,
-        code_scale: float = 1.0,
+        unit_chunk: Count | None = None,
+        code_scale: Finite = 1.0,
         **params: Any,
     ) -> None:
         super().__init__(**{**params, "dropout": 0.0})  # no dropout in the frozen half

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeVar
 
 from ldm.legacy import translate_ddconfig
+from ldm.ranges import Count, Fraction, Size
 from ldm.util import ConfigError, mismatch
 
 NUM_GROUPS = 32  # of the group normalizations
@@ -57,20 +58,20 @@ class AutoencoderShape:
     networks work at 1 / p of its size.
     """
 
-    ch: int  # base width
-    out_ch: int  # channels of the decoder's output
-    resolution: int | Sequence[int]  # height and width, or [height, width], for which attention is placed, pixels
-    in_channels: int  # channels of the encoder's input
-    z_channels: int  # latent channels
-    num_res_blocks: int  # per level in the encoder; the decoder has one more
-    attn_resolutions: Sequence[int] = ()  # feature-map resolutions with attention
-    ch_mult: Sequence[int] = (1, 2, 4, 8)  # width of each level in units of ch
+    ch: Size  # base width
+    out_ch: Size  # channels of the decoder's output
+    resolution: Size | Sequence[Size]  # height and width, or [height, width], for which attention is placed, pixels
+    in_channels: Size  # channels of the encoder's input
+    z_channels: Size  # latent channels
+    num_res_blocks: Count  # per level in the encoder; the decoder has one more
+    attn_resolutions: Sequence[Count] = ()  # feature-map resolutions with attention
+    ch_mult: Sequence[Count] = (1, 2, 4, 8)  # width of each level in units of ch
     double_z: bool = True  # the encoder returns mean and log-variance
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     resamp_with_conv: bool = True  # use a convolution for down- and upsampling
     attn_type: Literal["vanilla", "none"] = "vanilla"  # none also removes the attention of the middle
     tanh_out: bool = False  # apply tanh to the decoder's output
-    patch_size: int = 1  # side of the patches folded into channels; 1 disables the folding
+    patch_size: Count = 1  # side of the patches folded into channels; 1 disables the folding
 
     def __post_init__(self) -> None:
         if self.patch_size < 1:
@@ -112,35 +113,35 @@ class AutoencoderShape:
 class UNetConfig:
     """Architecture of a U-Net: the ``params`` of a ``unet_config``."""
 
-    image_size: int | Sequence[int]  # height and width of the input, for reference: the network takes any size
-    in_channels: int
-    model_channels: int  # base width, a multiple of 32
-    out_channels: int
-    num_res_blocks: int | Sequence[int]  # per level in the encoder, one number or a list; the decoder has one more
-    attention_resolutions: Sequence[int]  # downsampling rates (1, 2, 4, ...) with attention
-    dropout: float = 0.0
-    channel_mult: Sequence[int] = (1, 2, 4, 8)  # width of each level in units of model_channels
+    image_size: Size | Sequence[Size]  # height and width of the input, for reference: the network takes any size
+    in_channels: Size
+    model_channels: Size  # base width, a multiple of 32
+    out_channels: Size
+    num_res_blocks: Count | Sequence[Count]  # per level in the encoder, one number or a list; the decoder has one more
+    attention_resolutions: Sequence[Count]  # downsampling rates (1, 2, 4, ...) with attention
+    dropout: Fraction = 0.0
+    channel_mult: Sequence[Count] = (1, 2, 4, 8)  # width of each level in units of model_channels
     conv_resample: bool = True  # convolve when resampling; unused with resblock_updown
     dims: int = 2  # spatial axes of the input: 1, 2 or 3
-    num_classes: int | str | None = None  # classes of the labels y, or "sequential": y is a float vector
-    adm_in_channels: int | None = None  # width of the float vectors y, with num_classes: sequential
+    num_classes: Count | str | None = None  # classes of the labels y, or "sequential": y is a float vector
+    adm_in_channels: Count | None = None  # width of the float vectors y, with num_classes: sequential
     use_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
     use_fp16: bool = False  # accepted from older configs and ignored in favour of the trainer's precision
     use_bf16: bool = False  # likewise
-    num_heads: int = -1  # attention heads; -1: derived from num_head_channels
-    num_head_channels: int = -1  # width of a head; -1: derived from num_heads
-    num_heads_upsample: int = -1  # attention heads in the decoder; -1: num_heads
+    num_heads: Count | Literal[-1] = -1  # attention heads; -1: derived from num_head_channels
+    num_head_channels: Count | Literal[-1] = -1  # width of a head; -1: derived from num_heads
+    num_heads_upsample: Count | Literal[-1] = -1  # attention heads in the decoder; -1: num_heads
     use_scale_shift_norm: bool = False  # embeddings scale and shift features instead of being added
     resblock_updown: bool = False  # residual blocks resample instead of single layers
     use_new_attention_order: bool = False  # layout of the attention projection, see AttentionBlock
     use_spatial_transformer: bool = False  # transformers with cross-attention instead of self-attention
-    transformer_depth: int = 1
-    context_dim: int | None = None  # width of the tokens of cross-attention
+    transformer_depth: Count = 1
+    context_dim: Count | None = None  # width of the tokens of cross-attention
     use_linear_in_transformer: bool = False  # linear layers instead of 1x1 convolutions around transformers
     disable_self_attentions: Sequence[bool] | None = None  # per level: the first attention attends to the tokens too
     disable_middle_self_attn: bool = False  # likewise in the middle
-    self_attention_resolutions: Sequence[int] | None = None  # rates with self-attention in transformers; None: all
-    n_embed: int | None = None  # number of codes to predict logits for, instead of a picture
+    self_attention_resolutions: Sequence[Count] | None = None  # rates with self-attention in transformers; None: all
+    n_embed: Count | None = None  # number of codes to predict logits for, instead of a picture
     legacy: bool = True  # selects the rule of num_heads_at
 
     def __post_init__(self) -> None:
@@ -215,12 +216,12 @@ class UNetConfig:
 class CLIPGuidedShape:
     """Architecture of the U-Net of the CLIP-guided DDPM, see ``clip_guided.UNet``."""
 
-    T: int
-    img_ch: int = 3
-    img_size: int = 32
-    down_chs: Sequence[int] = (256, 256, 512)
-    t_embed_dim: int = 8
-    c_embed_dim: int = 512
+    T: Count
+    img_ch: Size = 3
+    img_size: Size = 32
+    down_chs: Sequence[Size] = (256, 256, 512)
+    t_embed_dim: Size = 8
+    c_embed_dim: Size = 512
     arch: str = "package"
 
     def __post_init__(self) -> None:

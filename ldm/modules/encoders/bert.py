@@ -21,6 +21,7 @@ from ldm.modules.attention import CrossAttention
 from ldm.modules.diffusionmodules.util import sequence_in
 from ldm.modules.encoders.base import ConditionStageBase, TextStage, sent_to
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer
+from ldm.ranges import Count, Fraction
 from ldm.util import ConfigError, UserError
 
 NUM_HEADS, HEAD_WIDTH = 8, 64  # fixed in LDM, independent of D
@@ -55,7 +56,9 @@ class Transformer(nn.Module):
         dropout: dropout probability of the token embeddings.
     """
 
-    def __init__(self, vocab_size: int, max_seq_len: int, width: int, depth: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, vocab_size: Count, max_seq_len: Count, width: int, depth: Count, dropout: Fraction = 0.0
+    ) -> None:
         super().__init__()
         self.max_seq_len = max_seq_len
         self.token_emb = nn.Embedding(vocab_size, width)
@@ -99,7 +102,9 @@ class TransformerEmbedder(ConditionStageBase):
         device: accepted from old configs and ignored; the module moves with its parent.
     """
 
-    def __init__(self, n_embed: int, n_layer: int, vocab_size: int, max_seq_len: int = 77, device: Any = None) -> None:
+    def __init__(
+        self, n_embed: Count, n_layer: Count, vocab_size: Count, max_seq_len: Count = 77, device: Any = None
+    ) -> None:
         super().__init__()
         self.transformer = Transformer(vocab_size, max_seq_len, n_embed, n_layer)
 
@@ -126,13 +131,13 @@ class BERTEmbedder(TextStage):
 
     def __init__(
         self,
-        n_embed: int,
-        n_layer: int,
-        vocab_size: int = 30522,
-        max_seq_len: int = 77,
+        n_embed: Count,
+        n_layer: Count,
+        vocab_size: Count = 30522,
+        max_seq_len: Count = 77,
         device: Any = None,
         use_tokenizer: bool = True,
-        embedding_dropout: float = 0.0,
+        embedding_dropout: Fraction = 0.0,
         tokenizer: str | os.PathLike = BERT_TOKENIZER,
         allow_download: bool = False,
     ) -> None:

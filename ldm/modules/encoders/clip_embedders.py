@@ -25,6 +25,7 @@ from ldm.data.options import require_count
 from ldm.modules.encoders.base import ConditionStageBase, TextStage, sent_to
 from ldm.modules.encoders.clip_loading import ClipSource, find_clip, load_clip, load_tokenizer
 from ldm.modules.weights import grouped, weights_fingerprint
+from ldm.ranges import Count, OptionalCount, PositiveFloat
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
@@ -137,11 +138,11 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         self,
         version: str = "ViT-L/14",
         device: Any = None,
-        max_length: int = 77,
-        n_repeat: int | None = None,
+        max_length: Count = 77,
+        n_repeat: OptionalCount | None = None,
         normalize: bool = True,
-        max_phrases: int | None = None,
-        scale: float = 1.0,
+        max_phrases: Count | None = None,
+        scale: PositiveFloat = 1.0,
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
     ) -> None:

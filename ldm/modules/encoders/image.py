@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.encoders.base import ConditionStageBase
+from ldm.ranges import Count, Size
 from ldm.util import ConfigError
 
 _FINAL_SIDE = 4  # height and width before the linear layer
@@ -20,7 +21,7 @@ _FINAL_SIDE = 4  # height and width before the linear layer
 class ResBlock(nn.Module):
     """Residual block of a 3x3 and a 1x1 convolution, each preceded by an activation."""
 
-    def __init__(self, channels: int, bn: bool) -> None:
+    def __init__(self, channels: Size, bn: bool) -> None:
         super().__init__()
         normalization = [nn.BatchNorm2d(channels)] if bn else []
         self.convs = nn.Sequential(
@@ -75,7 +76,7 @@ class Encoder4(ImageEncoder):
     num_moments = 1  # numbers of the last layer for each number of the code
 
     def __init__(
-        self, d: int, bn: bool = True, num_channels: int = 3, latent_dim: int = 192, image_size: int | None = None
+        self, d: Count, bn: bool = True, num_channels: Size = 3, latent_dim: Count = 192, image_size: Size | None = None
     ) -> None:
         super().__init__()
         if image_size is not None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldm.data.options import require_choice, require_count
 from ldm.modules.encoders.base import ConditionStageBase
+from ldm.ranges import Count, Finite, Size
 from ldm.util import UserError
 
 _METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
@@ -52,7 +53,7 @@ class ClassEmbedder(ConditionStageBase):
 
     takes_classes = True
 
-    def __init__(self, embed_dim: int, n_classes: int = 1000, key: str = "class") -> None:
+    def __init__(self, embed_dim: Count, n_classes: Count = 1000, key: str = "class") -> None:
         super().__init__()
         self.key, self.num_classes, self.null_class = key, n_classes, n_classes - 1
         self.embedding = nn.Embedding(n_classes, embed_dim)
@@ -107,11 +108,11 @@ class SpatialRescaler(ConditionStageBase):
 
     def __init__(
         self,
-        n_stages: int = 1,
+        n_stages: Count = 1,
         method: str = "bilinear",
-        multiplier: float = 0.5,
-        in_channels: int = 3,
-        out_channels: int | None = None,
+        multiplier: Finite = 0.5,
+        in_channels: Size = 3,
+        out_channels: Size | None = None,
         bias: bool = False,
     ) -> None:
         super().__init__()

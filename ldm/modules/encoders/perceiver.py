@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from ldm.modules.diffusionmodules.util import GatedGELU, attend_multi_head, sequence_in
 from ldm.modules.encoders.base import ConditionStageBase
 from ldm.modules.encoders.image import ImageEncoder, ResBlock
+from ldm.ranges import Count, PositiveFloat
 
 
 class Attention(nn.Module):
     """Multi-head attention with one projection for keys and values."""
 
-    def __init__(self, query_dim: int, context_dim: int, heads: int, dim_head: int) -> None:
+    def __init__(self, query_dim: int, context_dim: Count, heads: int, dim_head: int) -> None:
         super().__init__()
         self.heads = heads
         self.to_q = nn.Linear(query_dim, heads * dim_head, bias=False)
@@ -36,7 +37,7 @@ class Attention(nn.Module):
 class PreNorm(nn.Module):
     """Pre-normalized residual block; with ``context_dim``, the context is normalized too."""
 
-    def __init__(self, width: int, block: nn.Module, context_dim: int | None = None) -> None:
+    def __init__(self, width: int, block: nn.Module, context_dim: Count | None = None) -> None:
         super().__init__()
         self.fn = block
         self.norm = nn.LayerNorm(width)
@@ -91,18 +92,18 @@ class PerceiverEncoder(ImageEncoder):
     def __init__(
         self,
         *,
-        index_num: int = 32,
-        depth: int = 4,
-        dim: int = 32,
-        z_index_dim: int = 10,
-        latent_dim: int = 32,
-        cross_heads: int = 1,
-        latent_heads: int = 3,
-        cross_dim_head: int = 32,
-        latent_dim_head: int = 32,
+        index_num: Count = 32,
+        depth: Count = 4,
+        dim: Count = 32,
+        z_index_dim: Count = 10,
+        latent_dim: Count = 32,
+        cross_heads: Count = 1,
+        latent_heads: Count = 3,
+        cross_dim_head: Count = 32,
+        latent_dim_head: Count = 32,
         weight_tie_layers: bool = False,
-        max_freq: float = 10,
-        num_freq_bands: int = 6,
+        max_freq: PositiveFloat = 10,
+        num_freq_bands: Count = 6,
     ) -> None:
         super().__init__()
         self.latent_dim = z_index_dim * index_num  # of the output, as in ImageEncoder
@@ -157,19 +158,19 @@ class PerceiverDecoder(ConditionStageBase):
     def __init__(
         self,
         *,
-        depth: int = 6,
-        index_num: int = 10,
-        dim: int = 256,
-        z_index_dim: int = 64,
-        latent_dim: int = 256,
-        cross_heads: int = 1,
-        cross_dim_head: int = 128,
-        latent_heads: int = 6,
-        latent_dim_head: int = 128,
+        depth: Count = 6,
+        index_num: Count = 10,
+        dim: Count = 256,
+        z_index_dim: Count = 64,
+        latent_dim: Count = 256,
+        cross_heads: Count = 1,
+        cross_dim_head: Count = 128,
+        latent_heads: Count = 6,
+        latent_dim_head: Count = 128,
         fourier_encode_data: bool = False,
         weight_tie_layers: bool = False,
-        max_freq: float = 10,
-        num_freq_bands: int = 6,
+        max_freq: PositiveFloat = 10,
+        num_freq_bands: Count = 6,
     ) -> None:
         super().__init__()
         self.fourier_encode_data = fourier_encode_data
@@ -204,7 +205,7 @@ class MLP_layers(ConditionStageBase):
         num_latents: number of units U.
     """
 
-    def __init__(self, z_dim: int = 512, latent_dim: int = 256, num_latents: int = 16) -> None:
+    def __init__(self, z_dim: Count = 512, latent_dim: Count = 256, num_latents: Count = 16) -> None:
         super().__init__()
         self.nets = nn.ModuleList(
             sequence_in("net", nn.Linear(z_dim, latent_dim), nn.GELU(), nn.Linear(latent_dim, latent_dim))

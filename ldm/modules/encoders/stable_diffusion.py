@@ -25,6 +25,7 @@ from ldm.modules.encoders.base import sent_to
 from ldm.modules.encoders.clip_embedders import ClipTextStage, ImagePreprocessing
 from ldm.modules.encoders.clip_loading import ClipSource, find_clip
 from ldm.modules.weights import NeedsWeights
+from ldm.ranges import Count, OptionalCount
 from ldm.util import ConfigError, UserError
 
 _HUB_CONFIG, _HUB_WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")  # files of transformers
@@ -62,7 +63,7 @@ _SMALL = {"layers": 1, "width": 64, "patch_size": 16, "image_size": 16}  # image
 class TextLayer(nn.Module):
     """Causal self-attention and feed-forward, each pre-normalized and residual."""
 
-    def __init__(self, width: int, num_heads: int, hidden: int, quick_gelu: bool) -> None:
+    def __init__(self, width: int, num_heads: int, hidden: Count, quick_gelu: bool) -> None:
         super().__init__()
         self.num_heads, self.quick_gelu = num_heads, quick_gelu
         self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width) for name in ("k", "v", "q", "out")})
@@ -180,7 +181,7 @@ class SequenceEmbedder(NeedsWeights, ClipTextStage):
     LAYERS: tuple[str, ...] = ("last", "penultimate")
     embed: Callable[[Tensor], Tensor]  # from token ids (B, S), padded with zeros, to (B, S, D)
 
-    def __init__(self, source: ClipSource, max_length: int, layer: str) -> None:
+    def __init__(self, source: ClipSource, max_length: Count, layer: str) -> None:
         super().__init__()
         require_choice("cond_stage_config.params.layer", layer, self.LAYERS)
         text = source.model_cfg["text_cfg"]
@@ -224,10 +225,10 @@ class FrozenCLIPEmbedder(SequenceEmbedder):
         self,
         version: str = "openai/clip-vit-large-patch14",
         device: Any = None,
-        max_length: int = 77,
+        max_length: Count = 77,
         freeze: bool = True,
         layer: Literal["last", "penultimate", "hidden", "pooled"] = "last",
-        layer_idx: int | None = None,
+        layer_idx: OptionalCount | None = None,
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
     ) -> None:
@@ -272,7 +273,7 @@ class FrozenOpenCLIPEmbedder(SequenceEmbedder):
         arch: str = "ViT-H-14",
         version: str | None = "laion2b_s32b_b79k",
         device: Any = None,
-        max_length: int = 77,
+        max_length: Count = 77,
         freeze: bool = True,
         layer: Literal["last", "penultimate"] = "last",
         weights: str | os.PathLike | None = None,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldm.data.options import require_choice
 from ldm.modules.lpips import LPIPS
+from ldm.ranges import Count, NonNegativeFloat, OptionalCount, Weight
 from ldm.util import ConfigError, UserError
 
 Log = dict[str, Tensor]
@@ -69,16 +70,16 @@ class AdversarialReconstruction(nn.Module):
 
     def __init__(
         self,
-        disc_start: float,
-        pixelloss_weight: float = 1.0,
-        disc_num_layers: int = 3,
-        disc_in_channels: int = 3,
-        disc_factor: float = 1.0,
-        disc_weight: float = 1.0,
-        perceptual_weight: float = 1.0,
+        disc_start: NonNegativeFloat,
+        pixelloss_weight: Weight = 1.0,
+        disc_num_layers: OptionalCount = 3,
+        disc_in_channels: Count = 3,
+        disc_factor: Weight = 1.0,
+        disc_weight: Weight = 1.0,
+        perceptual_weight: Weight = 1.0,
         use_actnorm: bool = False,
         disc_conditional: bool = False,
-        disc_ndf: int = 64,
+        disc_ndf: Count = 64,
         disc_loss: str = "hinge",
         perceptual_loss: str = "lpips",
         pixel_loss: str = "l1",

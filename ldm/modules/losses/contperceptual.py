@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.losses.adversarial import AdversarialReconstruction, Log
+from ldm.ranges import Finite, NonNegativeFloat, Weight
 
 
 class LPIPSWithDiscriminator(AdversarialReconstruction):
@@ -21,7 +22,9 @@ class LPIPSWithDiscriminator(AdversarialReconstruction):
         options: keyword arguments of :class:`AdversarialReconstruction`.
     """
 
-    def __init__(self, disc_start: float, logvar_init: float = 0.0, kl_weight: float = 1.0, **options: Any) -> None:
+    def __init__(
+        self, disc_start: NonNegativeFloat, logvar_init: Finite = 0.0, kl_weight: Weight = 1.0, **options: Any
+    ) -> None:
         super().__init__(disc_start, **options)
         self.kl_weight = kl_weight
         self.logvar = nn.Parameter(torch.tensor(float(logvar_init)))

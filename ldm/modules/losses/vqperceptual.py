@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.modules.losses.adversarial import AdversarialReconstruction, Log
+from ldm.ranges import Count, NonNegativeFloat, Weight
 
 
 class VQLPIPSWithDiscriminator(AdversarialReconstruction):
@@ -21,7 +22,11 @@ class VQLPIPSWithDiscriminator(AdversarialReconstruction):
     """
 
     def __init__(
-        self, disc_start: float, codebook_weight: float = 1.0, n_classes: int | None = None, **options: Any
+        self,
+        disc_start: NonNegativeFloat,
+        codebook_weight: Weight = 1.0,
+        n_classes: Count | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(disc_start, **options)
         self.codebook_weight = codebook_weight

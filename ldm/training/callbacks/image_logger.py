@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.models.contexts import evaluating
 from ldm.pictures.draw import draw_grid, draw_images
 from ldm.pictures.grid import CaptionedGrid
+from ldm.ranges import Count, PositiveFloat
 from ldm.util import instantiate_from_config
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class ImageLogger(Callback):
 
     def __init__(
         self,
-        batch_frequency: float,
-        max_images: int,
+        batch_frequency: PositiveFloat,
+        max_images: Count,
         clamp: bool = True,
         increase_log_steps: bool = True,
         rescale: bool = True,

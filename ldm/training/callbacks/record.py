@@ -6,6 +6,7 @@ import csv
 from collections.abc import Mapping
 from pathlib import Path
 
+from ldm.ranges import PositiveInt
 from ldm.util import ConfigError
 
 
@@ -17,7 +18,7 @@ class Record:
         every_step_num: steps between two rows.
     """
 
-    def __init__(self, plot_image: bool = False, every_step_num: int = 200) -> None:
+    def __init__(self, plot_image: bool = False, every_step_num: PositiveInt = 200) -> None:
         if every_step_num < 1:
             raise ConfigError(f"log_config.params.every_step_num: expected at least 1, got {every_step_num}")
         self.plot_image, self.every_step_num = plot_image, every_step_num

@@ -30,6 +30,7 @@ from ldm.models.inputs import batch_value, images_from_batch
 from ldm.modules.diffusionmodules.openaimodel_shift import ShiftOutput
 from ldm.modules.encoders.readout import AttributeReadout
 from ldm.pictures.grid import CaptionedGrid
+from ldm.ranges import Fraction
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 DIS_MODES = ("aligned", "sampled", "reference")
@@ -45,7 +46,7 @@ class CLIPDisDiff(UnitDiffusion):
         cond_stage_config: Mapping[str, Any],
         cond_stage_key: str = "text",
         dis_mode: str = "aligned",
-        unset_prob: float = 0.0,
+        unset_prob: Fraction = 0.0,
         vocabulary_config: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:

@@ -29,6 +29,7 @@ from ldm.models.diffusion.methods.clip_guided.options import GapOptions, require
 from ldm.models.diffusion.methods.clip_guided.stage import CLIPStage
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.modules.weights import NETWORK_PREFIX, network_keys
+from ldm.ranges import Weight
 from ldm.util import ConfigError, UserError
 
 PIXELS = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
@@ -49,7 +50,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
         normalize_clip: bool = False,
         gap: str | Mapping[str, Any] | None = None,
         phrase_separator: str | None = None,
-        weight_decay: float = 0.0,
+        weight_decay: Weight = 0.0,
         **kwargs: Any,
     ) -> None:
         """Build the model.

@@ -9,7 +9,8 @@ from typing import Any
 from ldm.data.options import require_choice, require_count
 from ldm.legacy import CLIP_WIDTHS
 from ldm.modules.diffusionmodules.shapes import build_dataclass
-from ldm.util import ConfigError
+from ldm.ranges import Count, Weight
+from ldm.util import ConfigError, mismatch
 
 KINDS = ("none", "noise", "mean", "noise_mean", "covariance", "bank")
 
@@ -32,9 +33,9 @@ class GapOptions:
     """
 
     kind: str = "none"
-    std: float | None = None
-    num_images: int = 2048
-    num_neighbors: int = 4
+    std: Weight | None = None
+    num_images: Count = 2048
+    num_neighbors: Count = 4
     texts: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
@@ -87,7 +88,11 @@ def require_width(network: int | None, clip: int | None, prefix: str = "") -> No
 def _check(params: Mapping[str, Any]) -> None:
     """Check the gap, and the width of a published CLIP against that of the condition of the network."""
     GapOptions.from_config(params.get("gap"))
-    text, network = (params.get("cond_stage_config") or {}).get("text_encoder"), params.get("unet_config")
+    stage, network = params.get("cond_stage_config") or {}, params.get("unet_config")
+    for name in ("text_encoder", "image_encoder"):
+        if problem := mismatch("Mapping | None", stage.get(name)):
+            raise ConfigError(f"cond_stage_config.{name}: {problem}. Correct the section")
+    text = stage.get("text_encoder")
     if isinstance(text, Mapping) and isinstance(network, Mapping):
         given, options = network.get("params") or {}, text.get("params") or {}
         width = given.get("c_embed_dim", given.get("adm_in_channels"))

@@ -27,6 +27,7 @@ from ldm.models.diffusion.units import UnitDiffusion
 from ldm.models.inputs import images_from_batch
 from ldm.modules.diffusionmodules.openaimodel_shift import ShiftOutput
 from ldm.modules.encoders.image import mean_code_frozen
+from ldm.ranges import Weight
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class DisDiff(UnitDiffusion):
         cond_stage_trainable: bool = True,
         train_enc_flag: bool = False,
         kl_loss_flag: bool = False,
-        kl_weight: float = 5e-4,
+        kl_weight: Weight = 5e-4,
         **kwargs: Any,
     ) -> None:
         """Build the model.

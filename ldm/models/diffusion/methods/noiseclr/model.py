@@ -26,7 +26,7 @@ from ldm.models.diffusion.methods.noiseclr.options import ContrastOptions
 from ldm.models.diffusion.methods.noiseclr.pictures import direction_grid
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
-from ldm.ranges import PositiveInt
+from ldm.ranges import Count, OptionalCount, PositiveFloat, PositiveInt, Share, Weight
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 
@@ -53,16 +53,16 @@ class NoiseCLR(pl.LightningModule):
     def __init__(
         self,
         denoiser_config: Mapping[str, Any],
-        num_directions: int = ContrastOptions.num_directions,
-        directions_per_iteration: int = ContrastOptions.directions_per_iteration,
-        temperature: float = ContrastOptions.temperature,
+        num_directions: Count = ContrastOptions.num_directions,
+        directions_per_iteration: Count = ContrastOptions.directions_per_iteration,
+        temperature: PositiveFloat = ContrastOptions.temperature,
         initializer_tokens: Sequence[str] = (),
         normalize_rows: bool = False,
-        min_timestep: int = ContrastOptions.min_timestep,
-        max_timestep: int | None = ContrastOptions.max_timestep,
-        weight_decay: float = ContrastOptions.weight_decay,
-        betas: Sequence[float] = ContrastOptions.betas,
-        eps: float = ContrastOptions.eps,
+        min_timestep: OptionalCount = ContrastOptions.min_timestep,
+        max_timestep: OptionalCount | None = ContrastOptions.max_timestep,
+        weight_decay: Weight = ContrastOptions.weight_decay,
+        betas: Sequence[Share] = ContrastOptions.betas,
+        eps: PositiveFloat = ContrastOptions.eps,
         first_stage_key: str = "image",
         scheduler_config: Mapping[str, Any] | None = None,
         monitor: str | None = None,

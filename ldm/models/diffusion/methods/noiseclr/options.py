@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 from ldm.data.options import require_count
+from ldm.ranges import Count, OptionalCount, PositiveFloat, Share, Weight
 from ldm.util import ConfigError
 
 
@@ -16,14 +17,14 @@ from ldm.util import ConfigError
 class ContrastOptions:
     """Numeric options of ``NoiseCLR``, which describes them."""
 
-    num_directions: int = 100
-    directions_per_iteration: int = 20
-    temperature: float = 0.5
-    min_timestep: int = 0
-    max_timestep: int | None = None
-    weight_decay: float = 1e-2
-    betas: Sequence[float] = (0.9, 0.999)
-    eps: float = 1e-8
+    num_directions: Count = 100
+    directions_per_iteration: Count = 20
+    temperature: PositiveFloat = 0.5
+    min_timestep: OptionalCount = 0
+    max_timestep: OptionalCount | None = None
+    weight_decay: Weight = 1e-2
+    betas: Sequence[Share] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
 
     def __post_init__(self) -> None:
         where, most = "model.params", self.num_directions - 1
