@@ -46,6 +46,15 @@ _STRATEGIES = dict.fromkeys("ddp ddp2 ddp_cpu dp".split(), "ddp") | {"ddp_spawn"
 _PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 
 
+# Arguments -> annotation of their values; others accept any value.
+TRAINER_TYPES = {
+    **dict.fromkeys(("max_epochs", "max_steps"), "float | None"),
+    **dict.fromkeys(("min_epochs", "min_steps", "gradient_clip_val"), "NonNegativeFloat | None"),
+    **dict.fromkeys(("accumulate_grad_batches", "log_every_n_steps", "num_nodes"), "PositiveInt | None"),
+    "gradient_clip_algorithm": "Literal['norm', 'value'] | None",
+}
+
+
 @dataclass
 class TrainerSettings:
     """Trainer arguments of Lightning 2, and former arguments that are handled elsewhere.
