@@ -33,6 +33,11 @@ def configure_logging(debug: bool) -> None:
 def dispatch(options: Options) -> None:
     """Run the command; heavy packages are imported only if training starts."""
     allow(options.allow_targets)
+    if options.schema:
+        from ldm.config.schema import schema_text
+
+        sys.stdout.write(schema_text())
+        return
     if options.recipe:
         from ldm.training.recipe import run_recipe
 

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import os
 import platform
+import re
 import signal
 import sys
 import uuid
@@ -25,6 +26,7 @@ from ldm.ranges import RANGES
 # Strings that the LDM family writes in place of a config; they mean "no object of its own".
 PLACEHOLDERS = ("__is_first_stage__", "__is_unconditional__")
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _LOAD_HINT = "Files that use `base:` or ${last_ckpt:...} have to be loaded with ldm.util.load_config"
 
 
@@ -305,6 +307,25 @@ def _check_arguments(factory: Any, target: str, today: str, arguments: Mapping[s
 def owner_mark() -> str:
     """Return a unique part of the name of a temporary file, with process and computer; ``ldm.runs.disk`` reads it."""
     return f"{os.getpid()}@{platform.node()}@{uuid.uuid4().hex[:8]}"
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a cell of a CSV file: a text that a spreadsheet would run as a formula begins with an apostrophe.
+
+    OWASP, "CSV Injection". Numbers, also as texts, are unchanged; :func:`csv_text` removes the apostrophe.
+    """
+    if not isinstance(value, str) or not _FORMULA.match(value):
+        return value
+    try:
+        float(value)
+        return value
+    except ValueError:
+        return f"'{value}"
+
+
+def csv_text(cell: str) -> str:
+    """Return the text that :func:`csv_cell` wrote as a cell."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 @contextlib.contextmanager

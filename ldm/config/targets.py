@@ -98,6 +98,11 @@ class Found(NamedTuple):
     is_class: bool = True
     is_complete: bool = True
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is defined in this package."""
+        return self.module.startswith("ldm.")
+
 
 def kind_of_key(key: str) -> str:
     """Return the kind, a key of ``KINDS``, that a dotted key of a config needs."""
@@ -133,10 +138,10 @@ def refusal(target: str, today: str, kind: str = PART, imported: Any = None) -> 
         return ""
     wanted = KINDS[kind]
     try:
-        found = _read(today, _MAX_HOPS) if imported is None else _describe(imported)
+        found = read_object(today) if imported is None else _describe(imported)
     except (SyntaxError, UnicodeDecodeError) as error:
         return f"{target}: its source cannot be read ({error}). Correct the file"
-    if found is None or _is_accepted(found, kind) or (not found.is_complete and place_of(found.module) != _STANDARD):
+    if found is None or accepts(found, kind) or (not found.is_complete and place_of(found.module) != _STANDARD):
         return ""
     place = place_of(found.module)
     owner = f" of {place}" if place in (_STANDARD, _FOREIGN) else "" if found.is_class else ", which is not a class"
@@ -205,7 +210,8 @@ def place_of(module: str) -> str:
     return _STANDARD if any(folder in path.parents for folder in libraries) else _OWN
 
 
-def _is_accepted(found: Found, kind: str) -> bool:
+def accepts(found: Found, kind: str) -> bool:
+    """Return whether an object, as far as it was read, is of a kind."""
     place, wanted = place_of(found.module), KINDS[kind]
     if not found.is_class and place in (_STANDARD, _FOREIGN, "torch", *_LIGHTNING):  # torch.jit.load, ...
         return False
@@ -215,7 +221,7 @@ def _is_accepted(found: Found, kind: str) -> bool:
         return False
     if kind != PART:
         return bool(wanted.methods) and found.methods.issuperset(wanted.methods)
-    return (found.is_class and place == _OWN) or any(_is_accepted(found, name) for name in ("dataset", "callable"))
+    return (found.is_class and place == _OWN) or any(accepts(found, name) for name in ("dataset", "callable"))
 
 
 def _id(dotted: str) -> str:
@@ -238,7 +244,7 @@ def _describe(factory: Any) -> Found:
     return Found(module, bases, frozenset(name for base in ancestors for name in vars(base)), is_class)
 
 
-def _read(target: str, hops: int) -> Found | None:
+def read_object(target: str, hops: int = _MAX_HOPS) -> Found | None:
     """Describe a class or function from its source; None if it is not found there."""
     module, _, name = target.rpartition(".")
     if _id(target) in _BASES:
@@ -257,14 +263,14 @@ def _read(target: str, hops: int) -> Found | None:
     if isinstance(node, ast.ClassDef):
         return _read_class(node, module, imports, hops)
     if isinstance(node, ast.FunctionDef):
-        returned = _read(_origin(node.returns, module, imports), hops - 1) if node.returns else None
+        returned = read_object(_origin(node.returns, module, imports), hops - 1) if node.returns else None
         is_known = not node.returns or place_of(module) == "ldm" or (returned is not None and returned.is_complete)
         return Found(module, returned.bases if returned else frozenset(), frozenset(), False, is_known)
     if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Name, ast.Attribute)):
-        return _read(_origin(node.value, module, imports), hops - 1)
+        return read_object(_origin(node.value, module, imports), hops - 1)
     if name in imports:
-        return _read(imports[name], hops - 1)
-    return _read(imports["*"].removesuffix("*") + name, hops - 1) if "*" in imports else None
+        return read_object(imports[name], hops - 1)
+    return read_object(imports["*"].removesuffix("*") + name, hops - 1) if "*" in imports else None
 
 
 def _read_class(node: ast.ClassDef, module: str, imports: Mapping[str, str], hops: int) -> Found:
@@ -279,7 +285,7 @@ def _read_class(node: ast.ClassDef, module: str, imports: Mapping[str, str], hop
         methods.update(names)
     is_complete = True
     for base in node.bases:
-        found = _read(_origin(base, module, imports), hops - 1)
+        found = read_object(_origin(base, module, imports), hops - 1)
         is_complete = is_complete and found is not None and found.is_complete
         if found is not None:
             bases, methods = bases | found.bases, methods | found.methods

@@ -106,6 +106,15 @@ def misfit_of(name: str, value: Any) -> str:
     return ""
 
 
+# Arguments -> annotation of their values; others accept any value.
+TRAINER_TYPES = {
+    **dict.fromkeys(("max_epochs", "max_steps"), "float | None"),
+    **dict.fromkeys(("min_epochs", "min_steps", "gradient_clip_val"), "NonNegativeFloat | None"),
+    **dict.fromkeys(("accumulate_grad_batches", "log_every_n_steps", "num_nodes"), "PositiveInt | None"),
+    "gradient_clip_algorithm": "Literal['norm', 'value'] | None",
+}
+
+
 @dataclass
 class TrainerSettings:
     """Trainer arguments of Lightning 2, and former arguments that are handled elsewhere.

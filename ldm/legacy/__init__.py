@@ -2,7 +2,14 @@
 
 from ldm.legacy.names import ALIASES, CLIP_WIDTHS, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES
 from ldm.legacy.sampling import sampling_options
-from ldm.legacy.translation import mend_indentation, resolve_target, translate, translate_ddconfig
+from ldm.legacy.translation import (
+    mend_indentation,
+    old_params,
+    old_prefixes,
+    resolve_target,
+    translate,
+    translate_ddconfig,
+)
 
 __all__ = [
     "ALIASES",
@@ -11,6 +18,8 @@ __all__ = [
     "NOT_SHIPPED_CLASS",
     "OLD_MODULES",
     "mend_indentation",
+    "old_params",
+    "old_prefixes",
     "resolve_target",
     "sampling_options",
     "translate",

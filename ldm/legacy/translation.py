@@ -79,6 +79,17 @@ def translate(target: str, params: Mapping[str, Any] | None = None) -> tuple[str
     return today, _without(target, params, names.MEANINGLESS.get(today, ()))
 
 
+def old_params(target: str) -> tuple[set[str], bool]:
+    """Return the options of the references that a class of today accepts, and whether it accepts any."""
+    options = {*names.MEANINGLESS.get(target, ()), *names.RENAMED_PARAMS.get(target, ()), "ucg_training", "reset_ema"}
+    return options, target in (*names.OLD_LATENT_DIFFUSIONS, names.EDIT_SCORE)
+
+
+def old_prefixes() -> tuple[str, ...]:
+    """Return the beginnings of targets that have another name today, or whose data set is not included."""
+    return (*names.PREFIXES, *names.NOT_SHIPPED)
+
+
 def _diffusion_model(today: str, params: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """Select the class of a ``LatentDiffusion`` of the references by its parts, and add the defaults of that class."""
     network, stage = _target_of(params.get("unet_config")), params.get("cond_stage_config")

@@ -10,6 +10,7 @@ from einops import rearrange
 from ldm.metrics.common import MetricError
 
 BLOCK_VALUES = 4_000_000  # float64 values in memory at once (32 MB), for memory-mapped latents
+MOST = 1e15  # magnitude of codes: squares are finite in float32
 PRUNED = 0.05  # standard deviation below which FactorVAE leaves out a unit
 FEW_ROWS = 20  # rows per unit below which random codes have high scores
 MOST_UNITS = 4096  # metrics compare units pair by pair, and latents with more units are mostly transposed
@@ -150,14 +151,33 @@ def _moments(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _mean_and_variation(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the mean (U, D) over the rows, and whether each unit varies (U,); check that values are finite."""
     total = np.zeros(vectors.shape[1:])
-    varies = np.zeros(vectors.shape[1], dtype=bool)
+    varies, largest = np.zeros(vectors.shape[1], dtype=bool), np.zeros(vectors.shape[1])
     first_row = np.asarray(vectors[0], dtype=np.float64)
     for start, block in _row_blocks(vectors):
         total += block.sum(axis=0)
         if not np.isfinite(total).all():
             _raise_not_finite(start, block)
         varies |= (block != first_row).any(axis=(0, 2))
+        largest = np.maximum(largest, np.abs(block).max(axis=(0, 2)))
+    _check_scale(largest)
     return total / len(vectors), varies
+
+
+def _check_scale(largest: np.ndarray) -> None:
+    """Raise for units whose values leave the range of float32 in the metrics, or if all values of all units do.
+
+    Args:
+        largest: (U,) the largest magnitude of each unit.
+    """
+    wrong = largest > MOST
+    if 0 < largest.max() < 1 / MOST:
+        wrong = largest > 0
+    if wrong.any():
+        units = ", ".join(map(str, np.flatnonzero(wrong)[:5]))
+        raise MetricError(
+            f"latents: expected magnitudes from {1 / MOST:.0e} to {MOST:.0e}, got {largest[wrong].max():.3g} in unit "
+            f"{units}{', ...' if wrong.sum() > 5 else ''}. Divide the codes by a constant, then score them again."
+        )
 
 
 def _raise_not_finite(start: int, block: np.ndarray) -> None:

@@ -188,8 +188,21 @@ def read_scores(
     """Return all score files of a run, ``{num_samples: {JSON key: result}}``, in order of num_samples."""
     folder = scores_folder(run_dir, seed, protocol, standardized)
     paths = [path for path in folder.glob("*.json") if path.stem.isdigit()]
-    scores = {int(path.stem): read_mapping(path) for path in paths}
+    scores = {int(path.stem): read_score_file(path) for path in paths}
     return {step: content for step, content in sorted(scores.items()) if content}
+
+
+def read_score_file(path: Path) -> dict[str, Any]:
+    """Return the content of a score file without results whose figure is not a number, each with a warning."""
+    scores = read_mapping(path)
+    for metric in ALL_METRICS.values():
+        result = scores.get(metric.key)
+        value = result.get(metric.figure) if isinstance(result, Mapping) else None
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            message = "%s: %s.%s: expected a number, got %r. Score that checkpoint again."
+            logger.warning(message, path, metric.key, metric.figure, value)
+            scores = {key: found for key, found in scores.items() if key != metric.key}
+    return scores
 
 
 def figures_of(scores: Mapping[str, Any]) -> dict[str, float]:

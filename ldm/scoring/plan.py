@@ -119,7 +119,7 @@ class ScorePlan:
         self._tasks_of = {name: self._divided(name, metric) for name, metric in metrics.items()}
         self.tasks = {task.name: task for tasks in self._tasks_of.values() for task in tasks}
         self.record = self.record or files.record_file(self.target)
-        self.earlier_scores = files.read_mapping(self.target) if self.target.is_file() else {}
+        self.earlier_scores = files.read_score_file(self.target) if self.target.is_file() else {}
         if self.is_own:
             self.earlier_scores = self._confirmed_scores()
 

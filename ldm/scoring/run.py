@@ -258,7 +258,7 @@ def record_of(options: Options) -> Path:
 
 def _write_summary(target: Path, scores: Sequence[ScorePlan], earlier: Mapping[str, Any]) -> None:
     """Write mean, deviation and all values over seeds to one file, beside earlier scores of a single seed."""
-    found = {str(score.setting.seed): files.read_mapping(score.target) for score in scores if score.target.is_file()}
+    found = {str(score.setting.seed): files.read_score_file(score.target) for score in scores if score.target.is_file()}
     means: dict[str, Any] = {}
     deviations: dict[str, Any] = {}
     for key in dict.fromkeys(key for content in found.values() for key in content if key != REASON):

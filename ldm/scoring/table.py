@@ -22,7 +22,7 @@ from ldm.scoring import files
 from ldm.scoring.factors import describe_dataset, space_of
 from ldm.scoring.published import published_beside, published_sources
 from ldm.scoring.text_table import TextTable, fitting
-from ldm.util import ConfigError, UserError, atomic_write
+from ldm.util import ConfigError, UserError, atomic_write, csv_cell
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def latents_row(
     """
     if not target.is_file():
         return []
-    content = files.read_mapping(target)
+    content = files.read_score_file(target)
     found = content.get(files.SEEDS_KEY, {seeds[0]: content})
     by_seed = {int(seed): files.figures_of(scores) for seed, scores in found.items()}
     deviations = files.figures_of(content.get(files.DEVIATION_KEY, {}))
@@ -322,12 +322,13 @@ def write_csv(path: str | Path, rows: Iterable[Row]) -> None:
             marks = [name for name, (step, _) in best[row.run_dir].items() if step == row.step]
             where = ["run", row.experiment, row.run, row.seed, row.step, row.epoch, int(row.latest), " ".join(marks)]
             values = [*map(row.figures.get, names), *map(row.deviations.get, names)]
-            writer.writerow([*where, row.dataset, len(row.by_seed), *values])
+            writer.writerow(map(csv_cell, [*where, row.dataset, len(row.by_seed), *values]))
         figures = {name for row in rows for name in row.figures}
         for found in published_beside([row.dataset for row in rows], figures):
             cells = [found.figures.get(name, (None, None)) for name in names]
             where = ["published", found.method, found.source, "", "", "", "", "", found.dataset, ""]
-            writer.writerow([*where, *(mean for mean, _ in cells), *(deviation for _, deviation in cells)])
+            figures_of_row = [*(mean for mean, _ in cells), *(deviation for _, deviation in cells)]
+            writer.writerow(map(csv_cell, [*where, *figures_of_row]))
 
 
 def _score_text(rows: Iterable[Row]) -> TextTable:

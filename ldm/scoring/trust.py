@@ -73,7 +73,7 @@ def collect_trust(row: Row, target: Path, setting: Setting, num_replicates: int)
     for each in trust_settings(setting, num_replicates, MOST_UNITS):
         path = folder / each.variant_file
         if path.is_file():
-            found[each.variant, each.seed] = files.figures_of(files.read_mapping(path))
+            found[each.variant, each.seed] = files.figures_of(files.read_score_file(path))
             record = files.read_record(files.record_file(path)).values()
             is_resampled |= any(entry.get("is_resampled", False) for entry in record)
     trusts = []

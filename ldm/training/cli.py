@@ -74,6 +74,7 @@ class Options:
     token_num: int | None = None
     recipe: str | None = None
     print_config: bool = False
+    schema: bool = False
     overrides: tuple[str, ...] = ()
     allow_targets: tuple[str, ...] = ()
     trainer: dict[str, str] = field(default_factory=dict)
@@ -135,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("-dt", "--dis_loss_type", nargs="?", metavar="TYPE", help="set model.params.dis_loss_type")
     add("--token_num", type=int, metavar="U", help="number of units: set latent_unit and the widths derived from it")
     add("--print-config", **switch, help="print the merged, resolved config and exit")
+    add("--schema", **switch, help="print the JSON Schema of configs and recipes, for editors, and exit")
     group = parser.add_argument_group("Lightning Trainer (also under lightning.trainer in a config)")
     shown = TRAINER_ARGS | {"gpus", "resume_from_checkpoint"}
     for name in [*sorted(shown), *sorted(KNOWN_ARGS - shown)]:
@@ -178,7 +180,7 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
         )
     if options.recipe and (options.base or options.resume or options.name):
         raise ConfigError("command line: --recipe excludes -b, -r and -n, because a recipe names its configs and runs")
-    if not (options.base or options.resume or options.recipe):
+    if not (options.base or options.resume or options.recipe or options.schema):
         raise ConfigError("nothing to do: pass --base CONFIG.yaml, -r RUN or --recipe RECIPE.yaml. See --help")
     return options
 

@@ -37,7 +37,7 @@ from ldm.data.formats.picture_files import decode_picture
 from ldm.data.paths import AnyPath
 from ldm.data.rows import explained_writing, readable
 from ldm.data.traits import unwrap
-from ldm.util import ConfigError, UserError, atomic_write, instantiate_from_config
+from ldm.util import ConfigError, UserError, atomic_write, csv_cell, csv_text, instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +240,8 @@ def _read_csv(path: Path, is_partial: bool) -> EmbeddingTable:
     width = 0
     with path.open(encoding="utf-8-sig") as file:
         lines = (line := text for text in file if text.endswith("\n") or not is_partial)
-        for number, (name, *cells) in enumerate(filter(None, csv.reader(lines)), start=1):
+        for number, (cell, *cells) in enumerate(filter(None, csv.reader(lines)), start=1):
+            name = csv_text(cell)
             if name in values:
                 first = list(values).index(name) + 1
                 raise UserError(
@@ -274,7 +275,7 @@ def write_table(table: EmbeddingTable) -> None:
             with atomic_write(f"{path}.json") as stream:
                 stream.write(record)
             with atomic_write(path) as stream:
-                rows = ([name, *map(str, value)] for name, value in zip(table.names, table.values))
+                rows = ([csv_cell(name), *map(str, value)] for name, value in zip(table.names, table.values))
                 csv.writer(stream, lineterminator="\n").writerows(rows)
         elif path.suffix == ".safetensors":
             with atomic_write(path, "wb") as stream:
