@@ -202,7 +202,8 @@ def test_two_steps(name, clip_folder, tmp_path):
     assert name != "quickstart/noiseclr" or (folder.path / "direction_bench" / "2_jacobian.png").is_file()
     if not name.startswith("quickstart"):
         with open(next(folder.path.glob("testtube/*/metrics.csv")), newline="") as stream:
-            assert plan.config.content["model"]["params"]["monitor"] in next(csv.reader(stream))
+            columns = [*next(csv.reader(stream)), "train/epoch_num"]  # a counter, which loggers do not get
+            assert plan.config.content["model"]["params"]["monitor"] in columns
 
 
 @pytest.mark.parametrize(("data", "stage"), FAMILY)
@@ -231,7 +232,7 @@ def test_stages_fit_together(data, stage):
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.endswith(("4_16", "4-16", "4-16-dis"))])
 def test_a_data_sets_own_part_is_ten_lines(name):
     lines = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()
-    assert len(lines) <= 10 or "example" in name
+    assert len([line for line in lines if not line.startswith("# yaml-language-server")]) <= 10 or "example" in name
 
 
 @pytest.mark.parametrize("stage", ["vq", "kl"])
