@@ -78,7 +78,19 @@ def make_plan(options: Options) -> Plan:
     lightning = config.section("lightning")
     beside_trainer = {name: lightning[name] for name in ("find_unused_parameters",) if name in lightning}
     settings = translate_trainer_args(beside_trainer | (lightning.get("trainer") or {}))
+    _check_precision(config, str(settings.arguments.get("precision", "")))
     return Plan(options, config, settings, seed, resume)
+
+
+def _check_precision(config: Config, precision: str) -> None:
+    """Refuse a type of number for all weights: the models of this package convert images and schedules to float32."""
+    target = translate(str(config.section("model").get("target")))[0]
+    if target.startswith("ldm.") and precision.endswith(("-true", "engine")) and precision != "32-true":
+        raise config.error(
+            "lightning.trainer.precision",
+            f"expected 32-true, bf16-mixed or 16-mixed for models of this package, got {precision}. Use "
+            f"{'32-true' if precision.startswith('64') else 'bf16-mixed'}",
+        )
 
 
 def _apply_flags(config: Config, options: Options) -> None:
