@@ -132,9 +132,8 @@ def _traced(
     except NotPreparedError as error:
         logger.debug("%s was not traced: %s", step, error)
     except (ConfigError, UserError) as error:
-        if str(error).startswith("model.params."):
-            raise
-        raise type(error)(f"data.params.{section}: {error}") from error
+        is_of_data = "image" in str(error) and not str(error).startswith("model.params.")
+        raise type(error)(f"data.params.{section}: {error}" if is_of_data else str(error)) from error
     except Exception as error:
         if _SHAPE_ERROR.search(str(error)):
             raise UserError(_located(error, clone)) from error
