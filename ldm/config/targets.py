@@ -32,8 +32,8 @@ ALLOW_KEY, ALLOW_VARIABLE = "allow_targets", "LDM_ALLOW_TARGETS"
 _MAX_HOPS = 12
 # Places of modules. Ducks, classes with the methods of a kind but another base class, are accepted in some only.
 _STANDARD, _OWN, _FOREIGN = "the standard library", "your own files", "an installed package"
-_KNOWN = dict.fromkeys(("torch", "torchvision", "pytorch_lightning", "lightning", "lightning_fabric", "open_clip"))
 _LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric")
+_KNOWN = ("ldm", "torch", "torchvision", "open_clip", *_LIGHTNING)
 _SITES = {"site-packages", "dist-packages"}
 # A module that makes names while it runs; whether it has a name is known only after its import.
 _DYNAMIC = re.compile(r"import \*|globals\(|__getattr__|sys\.modules|setattr\(|exec\(")
@@ -191,7 +191,7 @@ def allow(names: Sequence[str]) -> None:
 def place_of(module: str) -> str:
     """Return where a module comes from: the name of a known package, or a group of others."""
     top = module.partition(".")[0]
-    if top == "ldm" or top in _KNOWN:
+    if top in _KNOWN:
         return top
     search_working_directory()
     try:
@@ -213,7 +213,7 @@ def place_of(module: str) -> str:
 def accepts(found: Found, kind: str) -> bool:
     """Return whether an object, as far as it was read, is of a kind."""
     place, wanted = place_of(found.module), KINDS[kind]
-    if not found.is_class and place in (_STANDARD, _FOREIGN, "torch", *_LIGHTNING):  # torch.jit.load, ...
+    if not found.is_class and place not in ("ldm", "torchvision", _OWN):  # torch.jit.load, open_clip.create_model, ...
         return False
     if found.bases & set(wanted.bases):
         return True
@@ -250,11 +250,8 @@ def read_object(target: str, hops: int = _MAX_HOPS) -> Found | None:
     if _id(target) in _BASES:
         return Found(module, frozenset([_id(target)]))
     if place_of(module) == _STANDARD:
-        kind = vars(builtins).get(name) if module == "builtins" else None
-        is_known = module in ("builtins", "typing", "abc")
-        return Found(
-            module, methods=frozenset(dir(kind)) if inspect.isclass(kind) else frozenset(), is_complete=is_known
-        )
+        methods = frozenset(dir(vars(builtins).get(name)) if module == "builtins" else ())
+        return Found(module, methods=methods, is_complete=module in ("builtins", "typing", "abc"))
     path = find_source(module)
     if path is None or not hops:
         return None
@@ -276,19 +273,14 @@ def read_object(target: str, hops: int = _MAX_HOPS) -> Found | None:
 def _read_class(node: ast.ClassDef, module: str, imports: Mapping[str, str], hops: int) -> Found:
     bases, methods = {_id(f"{module}.{node.name}")}, set()
     for item in node.body:
-        names = [item.name] if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef)) else []
-        names += (
-            [target.id for target in item.targets if isinstance(target, ast.Name)]
-            if isinstance(item, ast.Assign)
-            else []
-        )
-        methods.update(names)
-    is_complete = True
-    for base in node.bases:
-        found = read_object(_origin(base, module, imports), hops - 1)
-        is_complete = is_complete and found is not None and found.is_complete
-        if found is not None:
-            bases, methods = bases | found.bases, methods | found.methods
+        if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            methods.add(item.name)
+        elif isinstance(item, ast.Assign):
+            methods.update(ast.unparse(target) for target in item.targets)
+    parents = [read_object(_origin(base, module, imports), hops - 1) for base in node.bases]
+    for found in filter(None, parents):
+        bases, methods = bases | found.bases, methods | found.methods
+    is_complete = all(found is not None and found.is_complete for found in parents)
     return Found(module, frozenset(bases), frozenset(methods), is_complete=is_complete)
 
 

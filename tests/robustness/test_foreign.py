@@ -20,6 +20,7 @@ from ldm.diffusion.samplers import named_sampler
 from ldm.errors import reason_of
 from ldm.evaluation.images.distances import Moments
 from ldm.metrics.registry import metric_from_path
+from ldm.models.diffusion.methods.noiseclr.pipeline import load_pipeline
 from ldm.models.judge import load_judge
 from ldm.modules.quantize import VectorQuantizer2
 from ldm.modules.weights import read_state_dict
@@ -40,6 +41,7 @@ TARGETS = (
     "torch.package.PackageImporter torch.utils.cpp_extension.load "
     "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler torch.Generator "
     "numpy.load numpy.fromfile numpy.memmap numpy.save pandas.read_pickle pandas.HDFStore h5py.File joblib.load "
+    "open_clip.create_model open_clip.load_openai_model "
     "yaml.unsafe_load omegaconf.OmegaConf.load pip.main pip.__main__.x pip._internal.main setuptools.setup "
     "antigravity.x this.x turtle.Turtle idlelib.idle.x test.autotest.x "
     "ldm.runs.records.write_json ldm.runs.folder.RunFolder ldm.util.atomic_write ldm.util.instantiate_from_config "
@@ -393,3 +395,9 @@ def test_remap_needs_indices(used: np.ndarray, parts: Path) -> None:
     with pytest.raises(UserError, match="remap: .*used.npy") as error:
         VectorQuantizer2(4, 2, remap=str(parts / "used.npy"))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["custom_pipeline", "trust_remote_code"])
+def test_code_of_pipelines_is_not_run(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{option}: code of pipelines is not run"):
+        load_pipeline("folder", **{option: "evil"})

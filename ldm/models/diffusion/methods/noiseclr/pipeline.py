@@ -17,7 +17,7 @@ from ldm.diffusion.parameterization import parameterization
 from ldm.diffusion.process import DiffusionProcess
 from ldm.models.diffusion.methods.noiseclr.denoiser import FrozenDenoiser, bottleneck_of
 from ldm.modules.encoders.splice import TokenSplice
-from ldm.util import UserError
+from ldm.util import ConfigError, UserError
 
 _PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 _WITHOUT = {**dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder")), "requires_safety_checker": False}
@@ -106,8 +106,11 @@ def load_pipeline(name: str, allow_download: bool = False, tokenizer: str | None
         **options: of ``StableDiffusionPipeline.from_pretrained``.
 
     Raises:
+        ConfigError: an option makes diffusers run code of the pipeline.
         UserError: diffusers or transformers is not installed, or there is no such pipeline.
     """
+    if given := sorted({"custom_pipeline", "trust_remote_code"} & set(options)):
+        raise ConfigError(f"{given[0]}: code of pipelines is not run. Remove the option")
     pipeline_class, tokenizer_class = import_diffusers(name)
     folder = Path(name).expanduser()
     source, local = str(folder) if folder.is_dir() else name, {"local_files_only": not allow_download}
