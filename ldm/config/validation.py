@@ -23,6 +23,7 @@ from ldm.config.signatures import (
     ours,
     read_signature,
 )
+from ldm.config.sizes import check_sizes
 from ldm.config.trainer_args import KNOWN_ARGS, misfit_of
 from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
@@ -110,6 +111,7 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     check_values(config, "model", config.section("model"), {"base_learning_rate": "LearningRate | None"})
     _check_lightning(config)
     _check_width(config)
+    check_sizes(config)
     _check_holdout(config)
     if check_files:
         _check_paths(config)
@@ -155,7 +157,7 @@ def _check_lightning(config: Config) -> None:
     check_keys(config, "lightning.trainer", trainer, sorted(KNOWN_ARGS))
     for name, value in trainer.items():
         if problem := misfit_of(name, value):
-            raise config.error(f"lightning.trainer.{name}", f"{problem}. Correct the value")
+            raise config.error(f"lightning.trainer.{name}", problem)
     callbacks = lightning.get("callbacks") or {}
     if not isinstance(callbacks, Mapping):
         raise config.error("lightning.callbacks", f"expected a mapping name -> {{target, params}}, got {callbacks!r}")
@@ -207,7 +209,8 @@ def _check_nested(config: Config, key: str, value: Any, is_ours: bool = True) ->
         is_ours = is_ours and not (isinstance(target, str) and not resolve_target(target).startswith("ldm."))
         for name, item in value.items():
             _check_nested(config, f"{key}.{name}", item, is_ours)
-        is_certain = "target" not in value and (set(value) == {"params"} or (is_ours and bool(_OBJECTS.fullmatch(key))))
+        is_section = is_ours and bool(_OBJECTS.fullmatch(key)) and bool(value or key.startswith("data."))
+        is_certain = "target" not in value and (set(value) == {"params"} or is_section)
         if "target" in value or is_certain:
             _check_object(config, key, value, is_certain)
     elif isinstance(value, list):

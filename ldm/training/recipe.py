@@ -100,7 +100,7 @@ def load_recipe(options: Options) -> Recipe:
             f"{where}: expected a stage of {path} ({', '.join(names)}), got {unknown!r}."
             f"{did_you_mean(unknown, names)} Overrides of a recipe have the form {names[0]}.model.params.x=1"
         )
-    recipe = Recipe(str(content["name"]), logdir, seed, tuple(stages), content.get("score"))
+    recipe = Recipe(_check_name(config, "name", content["name"]), logdir, seed, tuple(stages), content.get("score"))
     return recipe if own is None else _with_own_data(recipe, own)
 
 
@@ -116,16 +116,20 @@ def _own_data(config: Config, words: Sequence[str]) -> OwnData | None:
     return read_own_data(str(file)) if file else None
 
 
+def _check_name(config: Config, key: str, given: Any) -> str:
+    """Return a name of a recipe or a stage, which is part of a path."""
+    if {"/", "\\"} & set(str(given)):
+        raise config.error(key, f"expected a name without / and \\, got {given!r}. Rename it")
+    return str(given)
+
+
 def _stages(config: Config, first_stage: str | None) -> Iterator[dict[str, Any]]:
     """Yield the name, configs and overrides of every stage; those of another first stage are left out."""
     known = ("name", "base", "overrides", *(() if first_stage is None else ("first_stage",)))
     for index, entry in enumerate(config.content["stages"]):
         check_keys(config, f"stages.{index}", entry, known, required=("name", "base"))
         check_values(config, f"stages.{index}", entry, _STAGE_TYPES)
-        if {"/", "\\"} & set(name := str(entry["name"])):
-            raise config.error(
-                f"stages.{index}.name", f"expected a name without / and \\, got {name!r}. Rename the stage"
-            )
+        name = _check_name(config, f"stages.{index}.name", entry["name"])
         if entry.get("first_stage") in (None, first_stage):
             base = tuple(file.replace("{first_stage}", str(first_stage)) for file in entry["base"])
             yield {"name": name, "base": base, "overrides": tuple(entry.get("overrides") or ())}
