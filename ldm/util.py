@@ -116,7 +116,7 @@ def _fits(name: str, inner: str, value: Any) -> bool:
 
 def _described(name: str, inner: str, value: Any) -> str:
     if name == "Literal":
-        return ", ".join(map(str, ast.literal_eval(f"({inner},)")))
+        return ", ".join(dict.fromkeys(map(str, ast.literal_eval(f"({inner},)"))))
     if name in RANGES:
         return RANGES[name].text
     described = _FITTING.get(name, (object, ""))[1]

@@ -208,7 +208,7 @@ def _read_yaml(path: Path) -> DictConfig:
     except Exception as error:  # YAML scanner errors and OmegaConf's own; both contain line and column
         layer = _read_mended(path, error)
         if layer is None:
-            raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+            raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(layer, DictConfig):
         raise ConfigError(f"{path}: expected a mapping with `model` and `data`, got a list")
     return layer

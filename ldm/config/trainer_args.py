@@ -89,30 +89,23 @@ _TIME, _UNITS = re.compile(r"\s*\d+(:\d+){3}\s*"), ("days", "hours", "minutes", 
 
 
 def misfit_of(name: str, value: Any) -> str:
-    """Return ``expected ..., got ...`` if the Trainer does not accept a value of an argument, else an empty string."""
+    """Return a message with a remedy if the Trainer does not accept a value of an argument, else an empty string."""
     annotation = TRAINER_TYPES.get(name, "Any")
     if problem := mismatch(annotation, value):
         choices = annotation.partition("[")[2].split("'")[1::2] if annotation.startswith("Literal") else ()
-        return problem + did_you_mean(value, choices)
+        return f"{problem}.{did_you_mean(value, choices) or ' Correct the value'}"
     if name in ("devices", "gpus"):
         try:
             parse_gpus(value)
         except (TypeError, ValueError):
-            return "" if value == "auto" else f"expected device indices ('0,' or '0,1') or a count (2), got {value!r}"
+            expected = "expected device indices ('0,' or '0,1') or a count (2)"
+            return "" if value == "auto" else f"{expected}, got {value!r}. Correct it"
     if name in ("max_time", "val_check_interval"):
         is_time = not isinstance(value, str) or _TIME.fullmatch(value)
         if not is_time or (isinstance(value, Mapping) and not set(value) <= set(_UNITS)):
-            return f"expected a time ('00:12:00:00', days:hours:minutes:seconds, or {{hours: 12}}), got {value!r}"
+            expected = "expected a time ('00:12:00:00', days:hours:minutes:seconds, or {hours: 12})"
+            return f"{expected}, got {value!r}. Correct it"
     return ""
-
-
-# Arguments -> annotation of their values; others accept any value.
-TRAINER_TYPES = {
-    **dict.fromkeys(("max_epochs", "max_steps"), "float | None"),
-    **dict.fromkeys(("min_epochs", "min_steps", "gradient_clip_val"), "NonNegativeFloat | None"),
-    **dict.fromkeys(("accumulate_grad_batches", "log_every_n_steps", "num_nodes"), "PositiveInt | None"),
-    "gradient_clip_algorithm": "Literal['norm', 'value'] | None",
-}
 
 
 @dataclass

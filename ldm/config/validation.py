@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import logging
 import re
@@ -21,12 +20,13 @@ from ldm.config.signatures import (
     find_source,
     is_installed,
     lacks_name,
-    ours,
     read_signature,
 )
+from ldm.config.sizes import check_sizes
+from ldm.config.suggestions import advice_for_forks, near_class
 from ldm.config.targets import find_refused
 from ldm.config.trainer_args import KNOWN_ARGS, misfit_of
-from ldm.legacy import ALIASES, LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
+from ldm.legacy import LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
 from ldm.models.first_stages import DOUBLE_Z, check_first_stage
 from ldm.modules.diffusionmodules.shapes import AutoencoderShape, CLIPGuidedShape, UNetConfig, build_dataclass
 from ldm.util import BuildError, ConfigError, UserError, did_you_mean, mismatch
@@ -115,6 +115,7 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     check_values(config, "model", config.section("model"), {"base_learning_rate": "LearningRate | None"})
     _check_lightning(config)
     _check_width(config)
+    check_sizes(config)
     _check_holdout(config)
     if check_files:
         _check_paths(config)
@@ -160,7 +161,7 @@ def _check_lightning(config: Config) -> None:
     check_keys(config, "lightning.trainer", trainer, sorted(KNOWN_ARGS))
     for name, value in trainer.items():
         if problem := misfit_of(name, value):
-            raise config.error(f"lightning.trainer.{name}", f"{problem}. Correct the value")
+            raise config.error(f"lightning.trainer.{name}", problem)
     callbacks = lightning.get("callbacks") or {}
     if not isinstance(callbacks, Mapping):
         raise config.error("lightning.callbacks", f"expected a mapping name -> {{target, params}}, got {callbacks!r}")
@@ -212,7 +213,8 @@ def _check_nested(config: Config, key: str, value: Any, is_ours: bool = True) ->
         is_ours = is_ours and not (isinstance(target, str) and not resolve_target(target).startswith("ldm."))
         for name, item in value.items():
             _check_nested(config, f"{key}.{name}", item, is_ours)
-        is_certain = "target" not in value and (set(value) == {"params"} or (is_ours and bool(_OBJECTS.fullmatch(key))))
+        is_section = is_ours and bool(_OBJECTS.fullmatch(key)) and bool(value or key.startswith("data."))
+        is_certain = "target" not in value and (set(value) == {"params"} or is_section)
         if "target" in value or is_certain:
             _check_object(config, key, value, is_certain)
     elif isinstance(value, list):
@@ -334,43 +336,9 @@ def _look_up(config: Config, key: str, target: str, today: str) -> Signature | N
             raise UnknownNameError(f"module {module} has no {today.rpartition('.')[2]}")
         return signature
     except UnknownNameError as error:
-        hint = _near_class(target)
-        advice = "" if module in OLD_MODULES else f" {'Otherwise it' if hint else 'It'} is {_advice_for_forks(target)}"
+        hint = near_class(target)
+        advice = "" if module in OLD_MODULES else f" {'Otherwise it' if hint else 'It'} is {advice_for_forks(target)}"
         raise config.error(key, f"{target!r}: {error}.{hint}{advice}") from error
-
-
-def _near_class(target: str) -> str:
-    """Return `` Did you mean 'x'?`` for a class of the same name or with a slip in its dotted name, else nothing."""
-    public = [name for name in (*ours(), *ALIASES) if "._" not in name]
-    same_kind = [name for name in public if name.split(".")[:2] == target.split(".")[:2]]
-    last = target.rpartition(".")[2]
-    same_name = {resolve_target(name): name for name in same_kind if name.rpartition(".")[2] == last}
-    if len(same_name) == 1:
-        return f" Did you mean {next(iter(same_name.values()))!r}?"
-    slips = [name for name in same_kind if last != (near := name.rpartition(".")[2]) and _is_slip(last, near)]
-    return did_you_mean(target, [*slips, *(name for name in public if _is_slip(target, name))], cutoff=0.8)
-
-
-def _is_slip(given: str, name: str) -> bool:
-    """Return whether two words differ by a typing error: at most three letters, no digit and not the first letter."""
-    matcher = difflib.SequenceMatcher(None, given, name, autojunk=False)
-    unmatched = len(given) + len(name) - 2 * sum(block.size for block in matcher.get_matching_blocks())
-    digits = [[letter for letter in word if letter.isdigit()] for word in (given, name)]
-    return given[:1] == name[:1] and digits[0] == digits[1] and unmatched <= 3
-
-
-def _advice_for_forks(target: str) -> str:
-    """Return where to put the file of a class that this package does not have, and its name there."""
-    module, _, name = target.rpartition(".")
-    stem, theirs, source = module.rpartition(".")[2], Path(*module.split(".")).with_suffix(".py"), find_source(module)
-    is_free = source is None and find_source(stem) in (None, Path.cwd() / f"{stem}.py")
-    own = Path(f"{stem}.py" if is_free else f"my_{stem}.py")
-    step = f"put its file outside ldm/, in the folder where the command runs (./{own}), and"
-    if own.is_file():
-        step = f"as ./{own} exists,"
-    elif theirs.is_file() and (source is None or not source.samefile(theirs)):
-        step = f"copy ./{theirs} to ./{own}, outside ldm/, and"
-    return f"a class of a fork: {step} set the target to {own.stem}.{name}"
 
 
 def _check_paths(config: Config) -> None:

@@ -29,9 +29,13 @@ def check_first_stage(name: str, params: Mapping[str, Any]) -> None:
         reason = "because an autoencoder has no condition"
         raise ConfigError(f"lossconfig.params.disc_conditional: expected false, {reason}, got true. Remove the key.")
     given, channels = losses.get("disc_in_channels", 3), networks.get("out_ch")
-    has_discriminator = "disc_start" in losses and 0 not in (losses.get("disc_factor"), losses.get("disc_weight"))
-    if has_discriminator and given != channels:
+    if has_discriminator(losses) and given != channels:
         raise ConfigError(
             f"lossconfig.params.disc_in_channels: expected {channels}, as ddconfig.out_ch, got {given}. Set it to "
             f"{channels}."
         )
+
+
+def has_discriminator(losses: Mapping[str, Any]) -> bool:
+    """Return whether the params of a loss describe an adversarial one."""
+    return "disc_start" in losses and 0 not in (losses.get("disc_factor"), losses.get("disc_weight"))

@@ -96,9 +96,10 @@ def parse_bool(text: str) -> bool:
 
 def parse_seed(text: str) -> int:
     """Parse a random seed."""
-    if problem := mismatch("Seed", int(text)):
+    seed = int(text) if text.removeprefix("-").isdecimal() else text
+    if problem := mismatch("Seed", seed):
         raise argparse.ArgumentTypeError(problem)
-    return int(text)
+    return int(seed)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import DDPStrategy
 
 from ldm.legacy import translate
@@ -48,6 +49,9 @@ def choose_devices(arguments: Mapping[str, Any]) -> Devices:
     """Select devices from Trainer arguments; one device unless more are requested.
 
     If a GPU is requested on a machine without one, the CPU is used, with one warning.
+
+    Raises:
+        ConfigError: another accelerator, or more GPUs than there are, are requested.
     """
     accelerator = str(arguments.get("accelerator", "auto"))
     devices = arguments.get("devices", "auto")
@@ -55,6 +59,10 @@ def choose_devices(arguments: Mapping[str, Any]) -> Devices:
     if accelerator in ("gpu", "cuda") and not has_gpu:
         logger.warning("a GPU is requested, but torch finds none: training on the CPU")
         accelerator, devices = "cpu", 1
+    is_known = accelerator in AcceleratorRegistry
+    if is_known and not AcceleratorRegistry[accelerator]["accelerator"].is_available():
+        message = f"expected an accelerator of this machine, got {accelerator!r}. Use cpu or gpu"
+        raise ConfigError(f"lightning.trainer.accelerator: {message}")
     if accelerator == "auto":
         accelerator = "gpu" if has_gpu else "cpu"
     if devices in ("auto", None):
@@ -63,6 +71,10 @@ def choose_devices(arguments: Mapping[str, Any]) -> Devices:
         count = max(1, torch.cuda.device_count()) if accelerator in ("gpu", "cuda") else 1
     else:
         count = len(devices) if isinstance(devices, (list, tuple)) else int(devices)
+        wanted = max(devices) + 1 if isinstance(devices, (list, tuple)) else count
+        if accelerator in ("gpu", "cuda") and wanted > (most := torch.cuda.device_count() or 1):
+            message = f"expected at most {most} GPUs, those of this machine, got {devices}. Request fewer"
+            raise ConfigError(f"lightning.trainer.devices: {message}")
     return Devices(accelerator, devices, count * int(arguments.get("num_nodes") or 1))
 
 

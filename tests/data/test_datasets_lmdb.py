@@ -100,7 +100,7 @@ def test_path_from_the_environment(path, monkeypatch):
     "changes, message",
     [
         ({"length": None}, "no key 'length'"),
-        ({"length": b"many"}, "expected a number at key 'length', got b'many'"),
+        ({"length": b"many"}, "expected a number of images at key 'length', got b'many'"),
         ({"img_64_0000001": None}, "no key 'img-64-0000001' or '64-0000001'. Check original_resolution .now 64"),
         ({"txt_64_0000001": None}, "no key 'txt-64-0000001'"),
         ({"img_64_0000001": b"\x89PNG\r\n\x1a\nrest"}, "image 'img-64-0000001': .* it is no image"),

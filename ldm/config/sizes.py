@@ -1,0 +1,53 @@
+"""Sizes of images against the networks of a config, where the config shows both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.config.loading import Config
+from ldm.legacy import resolve_target
+from ldm.models.first_stages import has_discriminator
+from ldm.modules.diffusionmodules.shapes import AutoencoderShape
+
+_LEAST = 3  # side of the discriminator's features before its two last convolutions, pixels
+_AUTOENCODER, _UNET = "ddconfig", "unet_config"
+
+
+def _params(section: Any) -> Mapping[str, Any]:
+    return (section.get("params") or {}) if isinstance(section, Mapping) else {}
+
+
+def check_sizes(config: Config) -> None:
+    """Compare the size of the training images with the downsampling of first stage, U-Net and discriminator.
+
+    Raises:
+        ConfigError: a factor does not divide the size, or the discriminator is deeper than the images allow.
+    """
+    train = _params(_params(config.section("data")).get("train"))
+    train = _params(train.get("data")) or train  # images with embeddings
+    side, model = train.get("size", train.get("image_size")), _params(config.section("model"))
+    if not isinstance(side, int):
+        return
+    section = config.section("model") if _AUTOENCODER in model else model.get("first_stage_config")
+    key, stage = f"model{'' if _AUTOENCODER in model else '.params.first_stage_config'}.params", _params(section)
+    target = section.get("target") if isinstance(section, Mapping) else None
+    if target is not None and not resolve_target(target).startswith("ldm.models.autoencoder."):
+        return  # a class of others, whose downsampling is not known
+    networks = stage.get(_AUTOENCODER)
+    factor = stage.get("patch_size", 1) if networks is None else AutoencoderShape.from_config(networks).factor
+    if side % factor:
+        name = "patch_size" if networks is None else f"{_AUTOENCODER}.ch_mult"
+        message = f"expected images of a multiple of {factor} pixels, got {side}. Change the size or the downsampling"
+        raise config.error(f"{key}.{name}", message)
+    losses = _params(model.get("lossconfig"))
+    depth = losses.get("disc_num_layers", 3)
+    if has_discriminator(losses) and side >> depth < _LEAST:
+        most = (side // _LEAST).bit_length() - 1
+        message = f"expected at most {most} for images of {side} pixels, got {depth}. Set disc_num_layers"
+        raise config.error("model.params.lossconfig.params.disc_num_layers", message)
+    levels = len(_params(model.get(_UNET)).get("channel_mult") or ())
+    if levels and side // factor % 2 ** (levels - 1):
+        expected = f"expected levels that halve inputs of {side // factor} pixels without a rest"
+        message = f"{expected}, got {levels}. Change channel_mult or the size of the images"
+        raise config.error(f"model.params.{_UNET}.params.channel_mult", message)
