@@ -269,7 +269,7 @@ def test_bad_files(table, images, tmp_path):
         with broken("expected embeddings"):
             opened(table, images / "train", suffix)
     with pytest.raises(ConfigError, match="expected a data set of ldm.data"):
-        with_embeddings({"target": "builtins.list"}, table.path)
+        with_embeddings({"target": "torch.nn.Identity"}, table.path)
 
 
 def test_random_crops_of_resized_images(tmp_path):
