@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ldm.config.loading import load_config, parse_overrides
-from ldm.config.validation import _near_class, validate
+from ldm.config.suggestions import near_class
+from ldm.config.validation import validate
 from ldm.util import ConfigError, UserError
 
 GOOD = """
@@ -151,7 +152,7 @@ def test_the_file_of_a_fork_is_found(good: Path, tmp_path: Path, monkeypatch: py
     ],
 )
 def test_only_slips_are_corrected(slip: str, suggested: str | None) -> None:
-    assert _near_class(slip) == (f" Did you mean {suggested!r}?" if suggested else "")
+    assert near_class(slip) == (f" Did you mean {suggested!r}?" if suggested else "")
 
 
 @pytest.mark.parametrize(

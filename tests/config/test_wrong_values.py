@@ -72,7 +72,7 @@ def test_values_and_keys(capsys: pytest.CaptureFixture, tmp_path: Path, word: st
     "word",
     [
         "max_steps=1e5",
-        "max_steps=-1",
+        "min_steps=2",
         "precision=16",
         "precision=bf16",
         "val_check_interval=0.5",

@@ -78,7 +78,7 @@ def test_every_kind_and_workers(folder, tmp_path):
         ({"target": f"{V2}.Grayscale"}, r"from Grayscale, got \(1, 12, 12\) torch.uint8"),
         ({"target": f"{V2}.RandomAfine"}, "RandomAfine"),
         ({"params": {"degrees": 3}}, "target"),
-        ({"target": "torch.utils.data.Dataset"}, "augment: expected a transform, got Dataset"),
+        ({"target": "ldm.training.callbacks.record.Record"}, "augment: expected a transform, got Record"),
     ],
 )
 def test_unsuitable_transforms(folder, augment, message):

@@ -80,8 +80,8 @@ def test_a_signal_before_the_first_step_ends_the_command(recipe: Path, monkeypat
     import tiny_training
 
     monkeypatch.setattr(tiny_training.TinyModel, "configure_optimizers", lambda _: os.kill(os.getpid(), signal.SIGTERM))
-    stage = str(recipe.parent / "stage.yaml")
+    stage, handler = str(recipe.parent / "stage.yaml"), signal.getsignal(signal.SIGTERM)
     assert front_door.main(["-b", stage, "-t", "-l", str(recipe.parent / "logs")]) == 143
     assert "stopped by SIGTERM" in capsys.readouterr().err
     assert not list((recipe.parent / "logs").iterdir())
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
