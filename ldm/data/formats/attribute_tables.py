@@ -96,12 +96,9 @@ def merge_rows(table: AttributeTable) -> AttributeTable:
             )
     if len(first) == len(table.pictures):
         return table
-    report_once(f"{table.path}: {len(table.pictures) - len(first)} repeated rows, such as of {_repeated(table)}")
+    name, _ = Counter(table.pictures).most_common(1)[0]
+    report_once(f"{table.path}: {len(table.pictures) - len(first)} repeated rows, such as of {name}")
     return table.select([*first.values()])
-
-
-def _repeated(table: AttributeTable) -> str:
-    return Counter(table.pictures).most_common(1)[0][0]
 
 
 def make_table(

@@ -12,13 +12,12 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.dataset import ImageDataset
+from ldm.data.formats.attribute_tables import report_once
 from ldm.data.formats.picture_files import MAX_PIXELS, WHITE, Decoding, decode_picture, first_names, inspect_picture
 from ldm.data.options import require_choice, require_count
 from ldm.data.rows import fingerprint
 from ldm.ranges import PositiveInt
 from ldm.util import ConfigError, UserError
-
-logger = logging.getLogger(__name__)
 
 BACKGROUNDS = {"white": WHITE, "black": (0, 0, 0)}
 _THREADS = 4  # decoding releases the interpreter lock
@@ -95,10 +94,9 @@ class EncodedImages(ImageDataset):
             raise UserError(f"{self.path}: expected images that can be read, got none. {reasons[0]}")
         self.notes = {**self.notes, "images skipped": f"{len(reasons):,} of {len(rows):,}: {reasons[0]}"}
         names = first_names([self.image_name(row) for row in self.skipped], most=10)
-        logger.warning("%s: damaged images were skipped: %s. %s", self.path, names, reasons[0])
-        if self.space is not None:
-            logger.warning("%s: no factors for the metrics, because images were skipped", self.path)
-            self.space = None
+        lost = "" if self.space is None else " The metrics have no factors."
+        report_once(f"{self.path}: damaged images were skipped: {names}. {reasons[0]}{lost}", logging.WARNING)
+        self.space = None
 
     def _damage(self, row: int) -> str:
         """Return the reason why an image cannot be read, or ""."""
