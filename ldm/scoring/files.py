@@ -26,6 +26,7 @@ from ldm.data.factors import FactorSpace
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, MetricError
 from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import check_latents
+from ldm.runs.find import warn_once
 from ldm.runs.records import read_json, update_results
 from ldm.scoring.arrays import array_source, incomplete_if_unreadable
 from ldm.util import ConfigError, UserError
@@ -189,7 +190,17 @@ def read_scores(
     folder = scores_folder(run_dir, seed, protocol, standardized)
     paths = [path for path in folder.glob("*.json") if path.stem.isdigit()]
     scores = {int(path.stem): read_mapping(path) for path in paths}
+    for step, content in scores.items():
+        metrics = ALL_METRICS.values()
+        wrong = [each.key for each in metrics if not _is_result(content.get(each.key) or {}, each.figure)]
+        if wrong:
+            advice = "Delete the file and score that checkpoint again"
+            warn_once(f"{folder / f'{step}.json'}: expected numbers for {', '.join(wrong)}. {advice}")
     return {step: content for step, content in sorted(scores.items()) if content}
+
+
+def _is_result(result: Any, figure: str) -> bool:
+    return isinstance(result, Mapping) and isinstance(result.get(figure), (int, float, type(None)))
 
 
 def figures_of(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -197,9 +208,8 @@ def figures_of(scores: Mapping[str, Any]) -> dict[str, float]:
     figures = {}
     for name, metric in ALL_METRICS.items():
         result = scores.get(metric.key)
-        value = result.get(metric.figure) if isinstance(result, Mapping) else None
-        if value is not None:
-            figures[name] = float(value)
+        if _is_result(result, metric.figure) and result.get(metric.figure) is not None:
+            figures[name] = float(result[metric.figure])
     return figures
 
 
