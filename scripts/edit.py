@@ -237,6 +237,7 @@ def run(options: argparse.Namespace) -> list[Path]:
     from ldm.evaluation.directions.edit import Editor
     from ldm.evaluation.sampling.request import choose_sampler, describe_sampler
     from ldm.models.contexts import chosen_device
+    from ldm.runs.disk import require_writable
     from ldm.runs.folder import now_text
 
     started, device = time.monotonic(), chosen_device(options.device)
@@ -244,6 +245,7 @@ def run(options: argparse.Namespace) -> list[Path]:
     is_given = any(value is not None for value in (options.sampler, *settings.values()))
     sampler = choose_sampler(options.sampler, {"num_steps": 50}, **settings) if is_given else None
     denoiser, directions, folder = load(options)
+    require_writable(options.output or folder, "Choose another folder with --output")
     progress = Progress(console=Console(stderr=True), transient=True)
     task = progress.add_task("steps")
     editor = Editor(denoiser.to(device), directions, sampler, lambda: progress.advance(task))

@@ -25,6 +25,7 @@ from ldm.evaluation.editing.callback import EditScore
 from ldm.evaluation.sampling.request import choose_sampler
 from ldm.legacy import sampling_options
 from ldm.runs.checkpoint_io import AtomicCheckpointIO
+from ldm.runs.disk import require_writable
 from ldm.runs.load import load_run
 from ldm.training.cli import run_command
 from ldm.training.trainer import choose_devices
@@ -88,6 +89,7 @@ def changed_sampler(configured: Any, name: str | None, settings: Mapping[str, An
 def score(options: dict[str, Any]) -> None:
     """Compute the score of a run and write it into its folder."""
     run = load_run(options.pop("run"))
+    require_writable(run.folder, "Change its permissions, or score a copy of the run folder")
     callback = EditScore(**score_params(run.config, options))
     settings = translate_trainer_args(run.config.section("lightning").get("trainer") or {})
     devices = choose_devices(settings.arguments)

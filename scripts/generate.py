@@ -102,7 +102,9 @@ def run(options: argparse.Namespace) -> list[Path]:
     from ldm.models.contexts import averaged, chosen_device
     from ldm.pictures.draw import draw_grid, save_png
     from ldm.pictures.grid import CaptionedGrid
+    from ldm.runs.disk import require_writable
 
+    require_writable(options.output.parent, "Choose another file with --output")
     given = options.sampler is not None or options.steps is not None
     sampler = choose_sampler(options.sampler, {"num_steps": 50}, num_steps=options.steps) if given else None
     device = chosen_device(options.device)

@@ -32,6 +32,7 @@ from ldm.models.contracts import HasUnits, Reconstructor, require
 from ldm.models.inputs import images_from_batch
 from ldm.modules.inception import Inception
 from ldm.modules.lpips import AlexLPIPS
+from ldm.runs.disk import require_writable
 from ldm.runs.load import LoadedRun, load_run
 from ldm.runs.records import write_json
 from ldm.training.cli import run_command
@@ -89,6 +90,7 @@ def score_reconstructions(options: argparse.Namespace) -> dict[str, Any]:
     lpips = None if options.lpips is None else AlexLPIPS(options.lpips or None).to(options.device)
     sampler = choose_sampler(options.sampler, DDIM, num_steps=options.num_steps, eta=options.eta)
     run = load_run(options.run)
+    require_writable(run.folder, "Change its permissions, or score a copy of the run folder")
     model, data = run.model.to(options.device), run.build_data()
     data.setup("test")
     scores, generator = ReconstructionScores(lpips), torch.Generator().manual_seed(options.seed)
@@ -133,6 +135,7 @@ def is_statistics(path: str) -> bool:
 def score_tad(options: argparse.Namespace) -> dict[str, Any]:
     attributes = read_array(Path(options.images), ("targ", "attributes"))
     run = load_run(options.run)
+    require_writable(run.folder, "Change its permissions, or score a copy of the run folder")
     model = run.model.to(options.device)
     batches = image_batches(options.images, options.batch_size, is_unit_range=True)
     signed = (b.float() / 127.5 - 1 if b.dtype == torch.uint8 else b for b in batches)

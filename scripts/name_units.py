@@ -34,6 +34,7 @@ from ldm.models.contracts import HasUnits
 from ldm.models.inputs import some_images
 from ldm.models.judge import load_judge
 from ldm.modules.encoders.modules import FrozenClipImageEmbedder, FrozenCLIPTextEmbedder
+from ldm.runs.disk import require_writable
 from ldm.runs.load import load_run
 from ldm.training.cli import run_command
 from ldm.util import UserError
@@ -79,6 +80,7 @@ def find_names(options: argparse.Namespace) -> Path:
     """Name the units and return the path of the JSON file."""
     sampler = choose_sampler(options.sampler, {"num_steps": 20}, num_steps=options.num_steps)
     run, device = load_run(options.run, needs=HasUnits), options.device
+    require_writable(run.folder, "Change its permissions, or use a copy of the run folder")
     model, data = run.model.to(device), run.build_data()
     data.setup("fit")
     dataset = data.datasets["train"]

@@ -32,6 +32,7 @@ from ldm.evaluation.sampling.job import SamplingJob, write_samples
 from ldm.evaluation.sampling.request import Request, choose_sampler, split_text
 from ldm.models.contexts import chosen_device
 from ldm.models.contracts import Samplable
+from ldm.runs.disk import require_writable
 from ldm.runs.folder import now_text
 from ldm.runs.load import load_run
 from ldm.training.cli import run_command, split_overrides
@@ -87,6 +88,7 @@ def request_of(options: argparse.Namespace) -> Request:
 def run(options: argparse.Namespace, overrides: list[str]) -> list[Path]:
     request = request_of(options)
     loaded = load_run(options.resume, options.base, overrides, needs=Samplable)
+    require_writable(options.logdir or loaded.folder, "Choose another folder with -l")
     configured = (loaded.config.section("model").get("params") or {}).get("sampler")
     if configured and not options.vanilla_sample and {options.sampler, options.custom_steps, options.eta} == {None}:
         request = dataclasses.replace(request, sampler=build_sampler(configured))

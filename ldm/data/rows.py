@@ -159,6 +159,22 @@ def readable(path: Path, kind: str, *errors: type[Exception]) -> Iterator[None]:
         ) from error
 
 
+def check_parts(path: AnyPath) -> None:
+    """Compare the parts of a zip file with their checksums, which torch and memory-mapped arrays do not check.
+
+    It takes about 0.03 s for 100 MB. Files written without checksums have zeros, which are not compared.
+
+    Raises:
+        zipfile.BadZipFile: a part has changed.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.CRC:
+                with archive.open(part) as stream:
+                    while stream.read(1 << 20):
+                        pass
+
+
 def halve(images: np.ndarray) -> np.ndarray:
     """Return the rounded mean of each 2 x 2 block: (n, H, W, C) uint8 -> (n, H/2, W/2, C) uint8."""
     blocks = rearrange(images, "n (h p) (w q) c -> n h p w q c", p=2, q=2)

@@ -34,7 +34,7 @@ def list_runs(roots: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict[s
                     try:
                         found.append((path, _read_record(path)))
                     except UserError as error:
-                        _warn_once(
+                        warn_once(
                             f"{error}. The run is left out; its checkpoint has a copy: python main.py -r {path} -t"
                         )
         yield from sorted(found, key=lambda run: (str(run[1].get("started", "")), run[0].name), reverse=True)
@@ -54,7 +54,8 @@ def _read_record(run: Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Log a warning once in a process."""
     logger.warning("%s", message)
 
 
@@ -157,7 +158,7 @@ def resolve_resume(given: str | os.PathLike) -> Resume:
     except UserError as error:
         from ldm.runs.checkpoint_io import read_checkpoint  # imports torch
 
-        _warn_once(f"{error}. Using the copy in {checkpoint}")
+        warn_once(f"{error}. Using the copy in {checkpoint}")
         stored = read_checkpoint(checkpoint).get("run")
         record = {name: stored[name] for name in stored if name != "config"} if isinstance(stored, dict) else {}
     return Resume(folder, checkpoint, configs, record)

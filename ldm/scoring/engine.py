@@ -28,12 +28,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ldm.data.rows import check_parts
 from ldm.metrics.common import MetricError
 from ldm.metrics.representation import scalar_units, scale_note, standardize
 from ldm.metrics.trust import PCA, principal_components, varied
 from ldm.runs.disk import full_message, is_full
 from ldm.runs.records import collect_versions, plain
-from ldm.scoring.arrays import array_source, new_array, open_array
+from ldm.scoring.arrays import array_source, incomplete_if_unreadable, new_array, open_array
 from ldm.scoring.factors import Factors
 from ldm.util import ConfigError, UserError
 
@@ -334,6 +335,9 @@ def prepare(workspace: Workspace) -> str | None:
         UserError: the file is damaged.
         MetricError: a value is not finite.
     """
+    if workspace.latents.suffix.lower() == ".npz":
+        with incomplete_if_unreadable(workspace.latents):
+            check_parts(workspace.latents)
     units = scalar_units(open_array(array_source(workspace.latents), workspace.folder))
     note = None if workspace.standardized else scale_note(units)
     _store(workspace.units, units, workspace.standardized)

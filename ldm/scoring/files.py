@@ -26,6 +26,7 @@ from ldm.data.factors import FactorSpace
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, MetricError
 from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import check_latents
+from ldm.runs.find import warn_once
 from ldm.runs.records import read_json, update_results
 from ldm.scoring.arrays import array_source, incomplete_if_unreadable
 from ldm.util import ConfigError, UserError
@@ -199,8 +200,8 @@ def read_score_file(path: Path) -> dict[str, Any]:
         result = scores.get(metric.key)
         value = result.get(metric.figure) if isinstance(result, Mapping) else None
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            message = "%s: %s.%s: expected a number, got %r. Score that checkpoint again."
-            logger.warning(message, path, metric.key, metric.figure, value)
+            where, advice = f"{path}: {metric.key}.{metric.figure}", "Delete the file and score that checkpoint again"
+            warn_once(f"{where}: expected a number, got {value!r}. {advice}")
             scores = {key: found for key, found in scores.items() if key != metric.key}
     return scores
 
@@ -210,9 +211,8 @@ def figures_of(scores: Mapping[str, Any]) -> dict[str, float]:
     figures = {}
     for name, metric in ALL_METRICS.items():
         result = scores.get(metric.key)
-        value = result.get(metric.figure) if isinstance(result, Mapping) else None
-        if value is not None:
-            figures[name] = float(value)
+        if _is_result(result, metric.figure) and result.get(metric.figure) is not None:
+            figures[name] = float(result[metric.figure])
     return figures
 
 

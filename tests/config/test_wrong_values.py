@@ -70,14 +70,7 @@ def test_values_and_keys(capsys: pytest.CaptureFixture, tmp_path: Path, word: st
 
 @pytest.mark.parametrize(
     "word",
-    [
-        "max_steps=1e5",
-        "min_steps=2",
-        "precision=16",
-        "precision=bf16",
-        "val_check_interval=0.5",
-        "max_time=00:01:00:00",
-    ]
+    ["max_steps=1e5", "min_steps=2", "precision=16", "precision=bf16", "val_check_interval=0.5", "max_time=00:01:00:00"]
     + ["limit_val_batches=0", "accumulate_grad_batches=null", "gradient_clip_val=0", "num_sanity_val_steps=-1"],
 )
 def test_valid_values(word: str) -> None:
