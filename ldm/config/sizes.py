@@ -24,11 +24,11 @@ def check_sizes(config: Config) -> None:
     Raises:
         ConfigError: a factor does not divide the size, or the discriminator is deeper than the images allow.
     """
-    train = _params(_params(config.section("data")).get("train"))
-    train = _params(train.get("data")) or train  # images with embeddings
-    side, model = train.get("size", train.get("image_size")), _params(config.section("model"))
-    if not isinstance(side, int):
-        return
+    data = _params(config.section("data")).get("train")
+    data = _params(data).get("data") or data  # images with embeddings
+    side, model = _params(data).get("size", _params(data).get("image_size")), _params(config.section("model"))
+    if not isinstance(side, int) or not resolve_target(str(data.get("target"))).startswith("ldm.data."):
+        return  # options of the classes of others may mean something else
     section = config.section("model") if _AUTOENCODER in model else model.get("first_stage_config")
     key, stage = f"model{'' if _AUTOENCODER in model else '.params.first_stage_config'}.params", _params(section)
     target = section.get("target") if isinstance(section, Mapping) else None

@@ -198,12 +198,17 @@ def read_score_file(path: Path) -> dict[str, Any]:
     scores = read_mapping(path)
     for metric in ALL_METRICS.values():
         result = scores.get(metric.key)
-        value = result.get(metric.figure) if isinstance(result, Mapping) else None
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        if result is not None and not _is_result(result, metric.figure):
             where, advice = f"{path}: {metric.key}.{metric.figure}", "Delete the file and score that checkpoint again"
+            value = result.get(metric.figure) if isinstance(result, Mapping) else result
             warn_once(f"{where}: expected a number, got {value!r}. {advice}")
             scores = {key: found for key, found in scores.items() if key != metric.key}
     return scores
+
+
+def _is_result(result: Any, figure: str) -> bool:
+    value = result.get(figure) if isinstance(result, Mapping) else ""
+    return isinstance(value, (int, float, type(None))) and not isinstance(value, bool)
 
 
 def figures_of(scores: Mapping[str, Any]) -> dict[str, float]:
