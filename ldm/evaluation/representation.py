@@ -24,6 +24,11 @@ from ldm.util import UserError, atomic_write
 
 logger = logging.getLogger(__name__)
 
+_SHUFFLED = (
+    "representation: expected a test loader that keeps the data set's order, got one that shuffles. Set "
+    "data.params.shuffle_test_loader to false"
+)
+
 
 def save_representation(path: Path, latents: np.ndarray, num_samples: int, **arrays: Any) -> None:
     """Write the representation file ``<run>/dis_repre/epoch=NNNNNN.npz`` in one step.
@@ -47,7 +52,7 @@ class RepresentationWriter(TestPassCallback):
     def check_run(self, data: Any, model: pl.LightningModule) -> None:
         """Raise a ``UserError`` if the test loader of a model with a representation shuffles."""
         if "test" in data.dataset_configs and data.shuffle_test_loader and isinstance(model, HasRepresentation):
-            raise _shuffled()
+            raise UserError(_SHUFFLED)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prepare an empty representation.
@@ -59,7 +64,7 @@ class RepresentationWriter(TestPassCallback):
         self._filled = 0
         self._is_wanted = self.is_whole(trainer)
         if self._is_wanted and isinstance(self.test_loader(trainer).sampler, RandomSampler):
-            raise _shuffled()
+            raise UserError(_SHUFFLED)
 
     def on_test_batch_end(self, trainer: pl.Trainer, _: pl.LightningModule, outputs: Tensor | None, *__: Any) -> None:
         """Store the units of one batch.
@@ -105,13 +110,6 @@ class RepresentationWriter(TestPassCallback):
             arrays["unit_names"] = np.array(pl_module.unit_names, dtype=str)
         save_representation(path, latents, progress.step, **arrays)
         logger.info("wrote the representation, shape %s: %s", latents.shape, path)
-
-
-def _shuffled() -> UserError:
-    return UserError(
-        "representation: expected a test loader that keeps the data set's order, got one that shuffles. Set "
-        "data.params.shuffle_test_loader to false"
-    )
 
 
 def factor_arrays(space: FactorSpace) -> dict[str, np.ndarray]:

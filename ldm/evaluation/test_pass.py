@@ -60,8 +60,8 @@ class TestPassCallback(pl.Callback):
         """Write figures to ``results.json``, and numbers among them to the loggers as ``figure/<name>``."""
         update_results(self.run_dir(trainer), **figures)
         numbers = {f"figure/{name}": value for name, value in figures.items() if isinstance(value, (int, float))}
-        for run_logger in trainer.loggers:
-            run_logger.log_metrics(numbers, step=self.progress(trainer).step)
+        for each in trainer.loggers:
+            each.log_metrics(numbers, step=self.progress(trainer).step)
 
     @staticmethod
     def test_loader(trainer: pl.Trainer) -> DataLoader:

@@ -10,16 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import Dataset
 
 import main as front_door
 from ldm.data.module import DataModuleFromConfig
 from ldm.models.diffusion.latent import LatentDiffusion
+from ldm.runs.folder import RunFolder
+from ldm.training.loggers import build_loggers
 from ldm.training.preflight import resources
 from ldm.training.preflight.trace import Batch, trace_steps
+from ldm.util import UserError
 
 OWN = "test_preflight.OwnData"
 UNET = {

@@ -102,11 +102,7 @@ class ScoreWhileTraining(Checkpoint):
         self.best, self.baseline = ({k: v for k, v in state_dict[n].items() if k in self.metrics} for n in names)
 
     def check_run(self, data: Any, model: pl.LightningModule) -> None:
-        """Check that scores can be computed, and choose the data set.
-
-        Raises:
-            UserError: the model has no representation, or the data set has no factors or others than the model names.
-        """
+        """Choose the data set; raise a ``UserError`` without representation, or with unknown or other factors."""
         require(model, HasRepresentation, "lightning.callbacks: ScoreWhileTraining")
         datasets = data.datasets if isinstance(data, DataModuleFromConfig) else {}
         self._dataset = datasets.get(self.split, datasets.get("train"))
