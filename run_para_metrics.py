@@ -121,16 +121,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def main() -> int:
-    """Run the command and return its exit status."""
-    arguments = parse_arguments()
-    names = {"SIGINT", "SIGTERM", "SIGHUP"}  # Ctrl-C, a batch system, a closed terminal: all end it in the same way
-    signals = [number for number in signal.Signals if number.name in names]
-    for number in signals:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+def score(arguments: argparse.Namespace) -> int:
+    """Score and return the exit status; packages are imported here, so that --help is quick."""
     from ldm.runs.disk import full_message, is_full
-    from ldm.scoring.command import run_scoring  # imported late, so that --help is quick
+    from ldm.scoring.command import run_scoring
     from ldm.scoring.run import Options
     from ldm.util import ConfigError, UserError
 
@@ -139,6 +133,18 @@ def main() -> int:
     except (UserError, ConfigError, OSError) as error:
         print(f"error: {full_message(error) if is_full(error) else error}", file=sys.stderr)
         return 1
+
+
+def main() -> int:
+    """Run the command and return its exit status."""
+    arguments = parse_arguments()
+    names = {"SIGINT", "SIGTERM", "SIGHUP"}  # Ctrl-C, a batch system, a closed terminal: all end it in the same way
+    signals = [number for number in signal.Signals if number.name in names]
+    for number in signals:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        return score(arguments)
     except KeyboardInterrupt:
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
