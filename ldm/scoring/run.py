@@ -175,18 +175,18 @@ def _locked(run_dir: Path, plans: Sequence[FilePlan]) -> Iterator[bool]:
     Raises:
         UserError: the scores cannot be written, or there are no plans and another command scores the run.
     """
-    lock = run_dir / ".scores.lock"  # left by a command that was killed
-    if not plans and not lock.exists():
+    lock = run_dir / ".scores.lock"
+    was_killed = lock.exists()
+    if not plans and not was_killed:
         yield False
         return
     if plans:
         advice = "Change its permissions, or score files with --latents FILE --out FILE"
         require_writable(plans[0].scores[0].target.parent, advice)
-    was_killed = lock.exists()
     with exclusive(lock, f"scores of {run_dir}", wait=bool(plans)) as was_held:
         if was_killed and not was_held:
-            remove_leftovers(run_dir, ".*.tmp")
-            remove_leftovers(run_dir, f"{files.SCORES_FOLDER}*/**/.*.tmp")
+            remove_leftovers(run_dir)
+            remove_leftovers(Path(tempfile.gettempdir()), ".scores-*")
             files.publish_latest(run_dir)
         yield was_held
 
