@@ -91,7 +91,7 @@ def _is_child() -> bool:
 @contextlib.contextmanager
 def _run_folder(plan: Plan, stamp: str) -> Iterator[RunFolder]:
     """Open the folder of the run; that of a new run is created, and removed if the run fails before its first step."""
-    is_new = False
+    new: list[Path] = []
     if _is_child() and _RUN_DIR_VARIABLE in os.environ:
         folder = RunFolder(Path(os.environ[_RUN_DIR_VARIABLE]))
     elif plan.resume is not None:
@@ -99,13 +99,19 @@ def _run_folder(plan: Plan, stamp: str) -> Iterator[RunFolder]:
         copy = f"Change the permissions, or continue a copy: cp -r {folder.path} OTHER; python main.py -r OTHER -t"
         require_writable(folder.path, copy)
     else:
-        folder, is_new = new_run_folder(plan.options.log_root, plan.name, stamp), True
+        root = Path(plan.options.log_root)
+        above = [path for path in (root, *root.parents) if not path.exists()]
+        folder = new_run_folder(root, plan.name, stamp)
+        new = [folder.path, *above]
     os.environ[_RUN_DIR_VARIABLE] = str(folder.path)
     try:
         yield folder
     except BaseException:
-        if is_new and not folder.configs.is_dir():
+        if new and not folder.configs.is_dir():
             shutil.rmtree(folder.path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # not empty: another run has begun there
+                for path in new[1:]:
+                    path.rmdir()
         raise
 
 
