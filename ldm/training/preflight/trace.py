@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 _SHAPE_ERROR = re.compile(
     r"shapes? (cannot be|do not|does not|mismatch|invalid|'.*' is invalid)|sizes? of tensors?|to have \d+ channels|"
-    r"Given (groups|normalized_shape|input size)|can't be greater than|must (match|have)|broadcast|incorrect batch size|"
-    r"Expected (number|size|input)|not divisible|same size",
+    r"Given (groups|normalized_shape|input size)|can't be greater than|must (match|have)|broadcast|"
+    r"incorrect batch size|Expected (number|size|input)|not divisible|same size",
     re.IGNORECASE,
 )
 # Attributes of a model -> the entries of its config that they are built from.
