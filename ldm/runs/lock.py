@@ -40,7 +40,7 @@ def exclusive(path: Path, purpose: str, wait: bool = False) -> Iterator[bool]:
     Raises:
         UserError: another process has the lock; the message contains its number, host and command.
     """
-    lock, was_held, is_locked = FileLock(path), False, False
+    lock, was_held, is_locked = FileLock(path, fallback_to_soft=False), False, False
     try:
         try:
             lock.acquire(timeout=0)

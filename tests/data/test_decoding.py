@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -201,6 +203,24 @@ def test_images_with_too_many_pixels_are_named():
             decode_picture(encoded(Image.new("RGB", (8, 8))), "a", Decoding(max_pixels=10))
         assert decode_picture(bomb(9600), "big.png").size == (9600, 9600)  # Pillow would warn without a name
     assert Image.MAX_IMAGE_PIXELS == limit
+
+
+def test_threads_do_not_change_the_limit_of_pillow():
+    limit, data, small = Image.MAX_IMAGE_PIXELS, bomb(), encoded(Image.fromarray(CORNERS))
+
+    def read(number):
+        with pytest.raises(UserError, match="at most 178,956,970 pixels, got 400,000,000"):
+            decode_picture(data, "x")
+        return decode_picture(small, "x").size
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(read, range(400))) == {(3, 2)}
+    finally:
+        sys.setswitchinterval(interval)
+    assert limit == Image.MAX_IMAGE_PIXELS
 
 
 def test_options_of_data_sets(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import logging
@@ -21,9 +20,8 @@ from ldm.data.formats.picture_files import PICTURE_SUFFIXES
 from ldm.data.options import require_choice
 from ldm.data.rows import readable
 from ldm.data.vocabulary import UNKNOWN
+from ldm.errors import report_once
 from ldm.util import ConfigError, UserError
-
-logger = logging.getLogger(__name__)
 
 INSTANCE = "instance"  # factor that numbers the images of one combination
 
@@ -97,7 +95,7 @@ def merge_rows(table: AttributeTable) -> AttributeTable:
     if len(first) == len(table.pictures):
         return table
     name, _ = Counter(table.pictures).most_common(1)[0]
-    report_once(f"{table.path}: {len(table.pictures) - len(first)} repeated rows, such as of {name}")
+    report_once(f"{table.path}: {len(table.pictures) - len(first)} repeated rows, such as of {name}", logging.INFO)
     return table.select([*first.values()])
 
 
@@ -231,7 +229,7 @@ def table_factors(
     words = [table.words[name] for name in columns]
     problem = _problem(table, columns, words)
     if problem and names is None:
-        report_once(f"{table.path}: no factors for the metrics ({problem})")
+        report_once(f"{table.path}: no factors for the metrics ({problem})", logging.INFO)
         return None
     if problem:
         raise UserError(
@@ -248,12 +246,6 @@ def table_factors(
     if each > 1:
         columns, sizes = [*columns, INSTANCE], [*sizes, each]
     return FactorSpace(columns, sizes, latent), table.select(np.argsort(rows, kind="stable").tolist())
-
-
-@functools.cache
-def report_once(message: str, level: int = logging.INFO) -> None:
-    """Log a message once; a run opens its table for each of its data sets."""
-    logger.log(level, "%s", message)
 
 
 def _problem(table: AttributeTable, columns: Sequence[str], words: Sequence[Sequence[str]]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.dataset import ImageDataset
-from ldm.data.formats.attribute_tables import report_once
 from ldm.data.formats.picture_files import MAX_PIXELS, WHITE, Decoding, decode_picture, first_names, inspect_picture
 from ldm.data.options import require_choice, require_count
 from ldm.data.rows import fingerprint
+from ldm.errors import report_once
 from ldm.ranges import PositiveInt
 from ldm.util import ConfigError, UserError
 
@@ -95,7 +94,7 @@ class EncodedImages(ImageDataset):
         self.notes = {**self.notes, "images skipped": f"{len(reasons):,} of {len(rows):,}: {reasons[0]}"}
         names = first_names([self.image_name(row) for row in self.skipped], most=10)
         lost = "" if self.space is None else " The metrics have no factors."
-        report_once(f"{self.path}: damaged images were skipped: {names}. {reasons[0]}{lost}", logging.WARNING)
+        report_once(f"{self.path}: damaged images were skipped: {names}. {reasons[0]}{lost}")
         self.space = None
 
     def _damage(self, row: int) -> str:

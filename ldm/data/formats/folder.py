@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ldm.data.dataset import SPLITS, split_rows
-from ldm.data.formats.attribute_tables import AttributeTable, read_table, report_once, table_factors
+from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_factors
 from ldm.data.formats.encoded import EncodedImages
 from ldm.data.formats.picture_files import (
     OTHER_SUFFIXES,
@@ -28,6 +28,7 @@ from ldm.data.formats.texts import MAX_WORDS, AttributeImages
 from ldm.data.memory import DecodedImages
 from ldm.data.options import require_choice, require_count
 from ldm.data.paths import AnyPath, data_root
+from ldm.errors import report_once
 from ldm.ranges import Count, Fraction, PositiveInt, Share, Size, Weight
 from ldm.util import ConfigError, UserError
 
@@ -278,7 +279,7 @@ def _pictures(folder: Path) -> tuple[list[str], list[str]]:
         more = f" of other formats: {files}." if others else "."
         raise UserError(f"{folder}: expected images ({', '.join(PICTURE_SUFFIXES)}) in it or below it, got none{more}")
     if others:
-        report_once(f"{folder}: images of other formats were not read: {files}", logging.WARNING)
+        report_once(f"{folder}: images of other formats were not read: {files}")
     return found, others
 
 
