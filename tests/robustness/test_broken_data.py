@@ -287,6 +287,7 @@ def test_other_contents_of_hdf5_and_npz(tmp_path, capsys):
 TEXTS = {
     "too few": (["a|b"] * 4, "one string per image"),
     "numbers": (np.arange(5), "UTF-8 strings"),
+    "open quote in the middle": (b'image,kind\nb.png,"bush\n1.png,tree\n', "complete quotes .a quote is not closed"),
     "latin-1": (np.array([b"caf\xe9"] * 5, dtype="S4"), "UTF-8"),
     "none": (None, "expected an array 'texts'"),
 }
@@ -328,6 +329,7 @@ TABLES = {  # content -> texts of b.png, and of bäume.png if it is in the table
     "no suffix": (b"image,kind\nb,bush\n1,one\n", ["bush"]),
     "names of columns are numbers": (b"image,0,1,2\nb.png,x,y,z\n", ["x", "y", "z"]),
     "quotes": (b'image,kind\n"b.png","bush, ""green"""\n', ['bush, "green"']),
+    "text behind quotes": (b'image,kind\nb.png,"red" bush\n', ["red bush"]),
     "quoted line break": (b'image,kind\nb.png,"bush\ngreen"\n', ["bush\ngreen"]),
     "several labels": (b"image,kind\nb.png,a;b\n1.png,c;d\n", ["a;b"]),
     "NaN in numbers": (b"image,kind\nb.png,NaN\n1.png,3\n", [""]),
@@ -377,6 +379,7 @@ BAD_TABLES = {
     "short line": (b"image,kind\nb.png,bush\n\n1.png\n", "line 4: expected 2 fields as in the first line, got 1"),
     "unquoted separator": (b"image,kind\nb.png,bush, green\n", "line 2: expected 2 fields .*, got 3"),
     "open quote": (b'image,kind\nb.png,"bush\n', "line 2: expected .* complete quotes|line 3: expected .* quotes"),
+    "open quote in the middle": (b'image,kind\nb.png,"bush\n1.png,tree\n', "complete quotes .a quote is not closed"),
     "latin-1": ("image,kind\nbäume.png,tree\n".encode("latin-1"), "line 2: expected text in UTF-8"),
     "zeros": (b"image,kind\nb.png,\x00\x00\n", "line 2: expected text"),
     "picture as a table": (encoded(), "t.csv"),
