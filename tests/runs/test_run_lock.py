@@ -44,6 +44,19 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_processes_of_a_killed_owner_do_not_keep_the_lock(tmp_path: Path) -> None:
+    """Loader workers outlive a killed training by some seconds."""
+    fork = "import multiprocessing as mp, time; mp.get_context('fork').Process(target=time.sleep, args=(3,)).start()"
+    code = HOLD.replace("print('locked'", f"exec({fork!r}); print('locked'")
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock"), "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert process.stdout.readline() == "locked\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with exclusive(tmp_path / ".lock", "run") as was_held:
+        assert not was_held
+
+
 def test_a_second_process_can_wait(tmp_path: Path, caplog) -> None:
     process, started = hold(tmp_path / ".lock", 0.5), time.monotonic()
     with exclusive(tmp_path / ".lock", "scores of x", wait=True) as was_held:
