@@ -115,14 +115,11 @@ def _is_left(path: Path) -> bool:
         return False
     if owner is None or owner[2] != platform.node():
         return changed < time.time() - _DAY
-    return not is_alive(int(owner[1]), changed)
-
-
-def is_alive(pid: int, since: float) -> bool:
-    """Return whether a process of this computer that existed at a time still runs; its number may be another's now."""
     try:
-        return psutil.Process(pid).create_time() <= since + 1.0 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(int(owner[1]))
+        # a process that is younger than the file has taken the number of its owner
+        return process.status() == psutil.STATUS_ZOMBIE or process.create_time() > changed + 1.0
     except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
         return True
+    except psutil.AccessDenied:
+        return False

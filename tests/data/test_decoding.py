@@ -294,9 +294,12 @@ def test_lists_and_lmdbs_skip_damaged_images(partly_damaged, tmp_path):
     import lmdb
 
     with lmdb.open(str(tmp_path / "x.lmdb")) as environment, environment.begin(write=True) as transaction:
+        for number in range(6):
+            transaction.put(b"img-4-000000%d" % number, transaction.get(b"img-8-000000%d" % number))
         transaction.put(b"img-8-0000002", transaction.get(b"img-8-0000002")[:50])
         transaction.delete(b"img-8-0000004")
     for kind, options in ((LMDBImages, {}), (LMDBTextImages, {}), (LMDBTextImages, {"holdout": 0.5, "split": "test"})):
         data = kind(tmp_path / "x.lmdb", image_size=8, original_resolution=8, damaged="skip", **options)
         assert data.rows.tolist() == [0, 1, 3, 5] == data.rows_of(None).tolist()
         assert data.__getitems__(range(4))["image"][:, 0, 0, 0].tolist() == [0, 1, 3, 5]
+    assert len(LMDBImages(tmp_path / "x.lmdb", image_size=4, original_resolution=4, damaged="skip")) == 6

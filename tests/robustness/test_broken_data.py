@@ -287,7 +287,6 @@ def test_other_contents_of_hdf5_and_npz(tmp_path, capsys):
 TEXTS = {
     "too few": (["a|b"] * 4, "one string per image"),
     "numbers": (np.arange(5), "UTF-8 strings"),
-    "open quote in the middle": (b'image,kind\nb.png,"bush\n1.png,tree\n', "complete quotes .a quote is not closed"),
     "latin-1": (np.array([b"caf\xe9"] * 5, dtype="S4"), "UTF-8"),
     "none": (None, "expected an array 'texts'"),
 }

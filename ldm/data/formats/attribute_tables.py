@@ -185,25 +185,22 @@ def _from_csv(path: Path) -> _Content:
             f"{path}: expected a header (image, attribute, ...) and one line per image, with commas, semicolons or "
             f"tabs between the cells; got {max(len(lines) - 1, 0)} lines below the header {', '.join(header)!r}."
         )
-    columns = dict(enumerate(zip(*(line for _, line in lines[1:]))))
-    ranks = [tuple(str(rank + start) for rank in range(len(lines) - 1)) for start in (0, 1)]
-    ranks.append(("",) * (len(lines) - 1))
-    unused = [k for k, name in enumerate(header) if UNNAMED.fullmatch(name) and columns[k] in ranks]
-    if len(header) - len(unused) > 1:
-        columns = {k: column for k, column in columns.items() if k not in unused}
-    names = [header[k] for k in columns]
-    position = names.index("path") if "path" in names else 0
-    if names[position].lower().endswith(PICTURE_SUFFIXES):
+    columns, num_rows = list(zip(*(line for _, line in lines[1:]))), len(lines) - 1
+    numbers = [("",) * num_rows, *(tuple(str(rank + start) for rank in range(num_rows)) for start in (0, 1))]
+    used = [k for k, name in enumerate(header) if not (UNNAMED.fullmatch(name) and columns[k] in numbers)]
+    used = used if len(used) > 1 else [*range(len(header))]
+    position = next((k for k in used if header[k] == "path"), used[0])
+    if header[position].lower().endswith(PICTURE_SUFFIXES):
         raise UserError(
             f"{path}, line {lines[0][0]}: expected a header (image, attribute, ...), got the row of an image "
-            f"({names[position]}). Add a first line with the names of the columns."
+            f"({header[position]}). Add a first line with the names of the columns."
         )
-    pictures = list([*columns.values()][position])
-    cells = [column for k, column in enumerate(columns.values()) if k != position]
-    names.pop(position)
+    used.remove(position)
+    names = [header[k] for k in used]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: expected columns with different names, got {', '.join(names)}.")
-    return names, [f"line {number}" for number, _ in lines[1:]], pictures, list(zip(*cells))
+    places = [f"line {number}" for number, _ in lines[1:]]
+    return names, places, list(columns[position]), list(zip(*(columns[k] for k in used)))
 
 
 def table_factors(
