@@ -20,6 +20,7 @@ SAMPLE_LINES = 50  # lines from which the delimiter is found
 EXACT = 2**53  # float64 holds the whole numbers up to it
 UNNAMED = re.compile(r"(unnamed: \d+(\.\d+)*)?", re.IGNORECASE)  # as pandas names columns
 _NO_TEXT = re.compile("[\0\udc80-\udcff]")  # also the surrogates of bytes that are not UTF-8
+_END = "\0end"  # a line behind the last one, which becomes part of a quoted field that has no end
 _DECIMAL = re.compile(r"\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*")
 
 
@@ -69,10 +70,14 @@ def numbered_lines(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]
         UserError: a line has another number of fields than the first, or is malformed.
     """
     with path.open(newline="", encoding=encoding_of(path), errors="surrogateescape") as stream:
-        reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True, strict=True)
+        reader = csv.reader(itertools.chain(stream, [_END]), delimiter=delimiter, skipinitialspace=True)
         width = 0
         try:
             for fields in reader:
+                if fields and _END in fields[-1]:
+                    if len(fields) > 1 or fields[0] != _END:
+                        raise csv.Error("a quote is not closed")
+                    return
                 if width != 1 and len(fields) < 2 and not "".join(fields).strip() or not fields:
                     continue
                 width = width or len(fields)

@@ -1,9 +1,13 @@
-"""Errors for the user; ``ldm.util`` exports them."""
+"""Errors and repeated messages for the user; ``ldm.util`` exports the errors."""
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import re
+
+logger = logging.getLogger(__name__)
 
 _ADVICE_TO_UNPICKLE = re.compile(r"weights_only|allow_pickle|pickle\.load")
 
@@ -49,6 +53,12 @@ class UserError(_Readable, RuntimeError):
 
 class NotPreparedError(UserError):
     """A part is used that training prepares before its first step."""
+
+
+@functools.cache
+def report_once(message: str, level: int = logging.WARNING) -> None:
+    """Log a message once in a process; a run opens its files for each of its parts."""
+    logger.log(level, "%s", message)
 
 
 def reason_of(error: BaseException) -> str:

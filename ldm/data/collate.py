@@ -44,18 +44,19 @@ def is_channel_first(shape: Sequence[int]) -> bool:
 
 
 def _column(key: str, values: list[Any], items: Sequence[Mapping[str, Any]]) -> Any:
-    values = [_array(value) for value in values]
-    if isinstance(values[0], torch.Tensor):
-        shapes = [tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__ for value in values]
+    arrays = [_array(value) for value in values]
+    if isinstance(arrays[0], torch.Tensor):
+        shapes = [tuple(array.shape) if isinstance(array, torch.Tensor) else type(array).__name__ for array in arrays]
         odd = next((place for place, shape in enumerate(shapes) if shape != shapes[0]), None)
-        if odd is not None:
+        if odd is None:
+            return torch.stack(arrays)
+        if not isinstance(values[0], (list, tuple)):  # the lengths of lists may differ, such as those of boxes
             first, other = (_named(place, items[place]) for place in (0, odd))
             raise UserError(
                 f"data set: expected {key!r} of one shape in a batch, got {shapes[0]} of {first} and {shapes[odd]} of "
                 f"{other}. Resize or crop them in the data set"
             )
-        return torch.stack(values)
-    if isinstance(values[0], (bool, int, float, np.integer, np.floating)):
+    elif isinstance(values[0], (bool, int, float, np.integer, np.floating)):
         return torch.tensor(values)
     return values
 

@@ -6,16 +6,12 @@ Old names occur only in this package; the tables are in ``ldm.legacy.names``.
 from __future__ import annotations
 
 import difflib
-import functools
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ldm.errors import BuildError, ConfigError
+from ldm.errors import BuildError, ConfigError, report_once
 from ldm.legacy import names
 from ldm.legacy.sampling import sampling_options
-
-logger = logging.getLogger(__name__)
 
 
 def resolve_target(path: str) -> str:
@@ -144,7 +140,7 @@ def _with_clip_width(network: Mapping[str, Any], text_encoder: Any) -> dict[str,
     params = dict(network.get("params") or {})
     given = params.setdefault("repre_emb_channels", width or names.CLIP_WIDTHS["ViT-L/14"])
     if width is not None and given != width:
-        _warn_once(
+        report_once(
             f"unet_config.params.repre_emb_channels: expected the width of CLIP's embeddings ({width}), got {given}; "
             f"{width} is used"
         )
@@ -178,7 +174,7 @@ def _without(target: str, params: Mapping[str, Any], meaningless: Iterable[str])
     dropped = {key: value for key, value in params.items() if key in meaningless}
     asking = [key for key, value in dropped.items() if key not in names.SELF_EVIDENT and value not in (None, False, 0)]
     if asking:
-        _warn_once(f"{target}: {', '.join(asking)} ignored, without effect here")
+        report_once(f"{target}: {', '.join(asking)} ignored, without effect here")
     return {name: value for name, value in params.items() if name not in dropped}
 
 
@@ -198,14 +194,8 @@ def translate_ddconfig(ddconfig: Mapping[str, Any], known: Iterable[str]) -> dic
         elif near and key not in names.REFUSED_NETWORKS:
             raise ConfigError(f"ddconfig.{key}: unknown key. Did you mean {near[0]!r}? Accepted: {', '.join(known)}")
         elif value:
-            _warn_once(f"ddconfig: {key} ignored, without effect in LDM and here")
+            report_once(f"ddconfig: {key} ignored, without effect in LDM and here")
     return result
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """Warn once; a config is translated several times in a run."""
-    logger.warning("%s", message)
 
 
 def mend_indentation(text: str, line: int) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 import os
@@ -21,10 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ldm.data.rows import check_parts
-from ldm.errors import reason_of
+from ldm.errors import reason_of, report_once
 from ldm.util import UserError
-
-logger = logging.getLogger(__name__)
 
 _SHOWN = 8  # groups of keys listed in a message
 
@@ -186,7 +183,7 @@ def read_state_dict(path: str | Path, names: Iterable[str] = ()) -> dict[str, Te
     content = content if isinstance(content, Mapping) else {}
     entry = next((name for name in _STATE_DICTS if _tensors(content.get(name))), None)
     if entry not in (None, _STATE_DICTS[0]):
-        _report_once(f"{path}: read the weights of its entry {entry!r}")
+        report_once(f"{path}: read the weights of its entry {entry!r}", logging.INFO)
     tensors = _tensors(content if entry is None else content[entry])
     if not tensors:
         raise UserError(f"{path}: expected a checkpoint with a `state_dict`, or a dict of tensors, got no tensors.")
@@ -220,14 +217,8 @@ def without_wrappers(state: Mapping[str, Tensor], names: Iterable[str], path: st
         removed = {prefix, *(match[0] for key in changed for match in _INNER.finditer(key))} - {""}
         is_network = all(name.endswith(key) for key, name in renamed.items())
         action = f"added {NETWORK_PREFIX} to" if is_network else f"removed {', '.join(sorted(removed))} from"
-        _report_once(f"{path}: {action} {len(changed)} of {len(state)} keys")
+        report_once(f"{path}: {action} {len(changed)} of {len(state)} keys", logging.INFO)
     return {name: state[key] for key, name in renamed.items()}
-
-
-@functools.cache
-def _report_once(message: str) -> None:
-    """Log a line once; a checkpoint is read once for each part that is attached after it."""
-    logger.info("%s", message)
 
 
 def load_pickled(path: str | Path, map_location: Any = "cpu") -> Any:

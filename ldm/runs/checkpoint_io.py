@@ -98,8 +98,9 @@ def _explain_write_error(error: Exception, path: Path) -> Exception:
         kept += f"; {last.name} is intact"
     text = str(error)
     if is_full(error):
-        again = f"continue with: python main.py -r {run} -t" if last.exists() else "start again with -l on another disk"
-        then = f"or copy {run} to another disk, then {again}"
+        then = "or start again with -l on another disk"
+        if last.exists():
+            then = f"then continue with: python main.py -r {run} -t (or with a copy of it on another disk)"
         if isinstance(error, OSError):
             error.filename = str(path)
         return UserError(full_message(error, [path.parent], then, f"{path.name} was not saved; {kept}"))

@@ -32,19 +32,6 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, (OSError, RuntimeError)) and bool(re.search("No space left|inline_container", str(error)))
 
 
-def full_folder(error: BaseException, folders: Iterable[str | os.PathLike] = ()) -> Path:
-    """Return the folder whose disk is full: that of the file in the error, or the one with the least free space.
-
-    Args:
-        error: the error of writing.
-        folders: folders that are written, beside the temporary and the working folder.
-    """
-    if isinstance(error, OSError) and error.filename is not None:
-        return Path(os.fsdecode(error.filename)).absolute().parent
-    temporary = os.environ.get("TMPDIR") or tempfile.gettempdir()
-    return min(map(Path, (*folders, temporary, ".")), key=free_bytes)
-
-
 def free_bytes(folder: Path) -> int:
     """Return the free space of the disk of a folder, which may not exist yet."""
     return shutil.disk_usage(_existing(folder)).free
@@ -53,21 +40,25 @@ def free_bytes(folder: Path) -> int:
 def full_message(
     error: BaseException, folders: Iterable[str | os.PathLike] = (), then: str = "", lost: str = ""
 ) -> str:
-    """Return the message for a full disk: the folder, its free space and the next step.
+    """Return the message for a full disk: the folder of the file in the error, its free space and the next step.
 
     Args:
         error: the error of writing.
-        folders: see ``full_folder``.
+        folders: folders that are written; if the error names no file, the disk is that of one of these, the temporary
+            and the working folder with the least free space.
         then: the next step once there is space; it replaces that of commands with temporary or output folders.
         lost: what was not written.
     """
-    folder = full_folder(error, folders)
-    start = f"no space left on the disk of {folder} ({free_bytes(folder) / 1e6:.1f} MB free){lost and f': {lost}'}"
-    temporary, real = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()).resolve(), folder.resolve()
-    parts = real.relative_to(temporary).parts if real.is_relative_to(temporary) else ("",)
-    if not then and (not parts or parts[0].startswith((".scores-", "tmp"))):
+    temporary = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+    if isinstance(error, OSError) and error.filename is not None:
+        folder = Path(os.fsdecode(error.filename)).absolute().parent
+    else:
+        folder = min(map(Path, (*folders, temporary, ".")), key=free_bytes)
+    below = f"{folder.resolve()}/".removeprefix(f"{temporary.resolve()}/")
+    if not then and (not below or below.startswith((".scores-", "tmp"))):
         then = "or set the environment variable TMPDIR to a folder on another disk, then rerun the command"
     then = then or "or choose a folder on another disk (-l, --out, --output), then rerun the command"
+    start = f"no space left on the disk of {folder} ({free_bytes(folder) / 1e6:.1f} MB free){lost and f': {lost}'}"
     return f"{start}. Free some space there, {then}"
 
 
@@ -108,10 +99,11 @@ def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
         folder: where they are searched.
         pattern: glob pattern of their names.
     """
-    for path in folder.glob(pattern):
-        if _is_left(path):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with contextlib.suppress(FileNotFoundError):  # a folder that another process has just removed
+        for path in folder.glob(pattern):
+            if _is_left(path):
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_left(path: Path) -> bool:
@@ -124,14 +116,11 @@ def _is_left(path: Path) -> bool:
         return False
     if owner is None or owner[2] != platform.node():
         return changed < time.time() - _DAY
-    return not is_alive(int(owner[1]), changed)
-
-
-def is_alive(pid: int, since: float) -> bool:
-    """Return whether a process of this computer that existed at a time still runs; its number may be another's now."""
     try:
-        return psutil.Process(pid).create_time() <= since + 1.0 and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(int(owner[1]))
+        # a process that is younger than the file has taken the number of its owner
+        return process.status() == psutil.STATUS_ZOMBIE or process.create_time() > changed + 1.0
     except psutil.NoSuchProcess:
-        return False
-    except psutil.AccessDenied:
         return True
+    except psutil.AccessDenied:
+        return False

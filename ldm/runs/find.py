@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ldm.errors import report_once
 from ldm.runs.folder import RunFolder, last_checkpoint
 from ldm.runs.records import RUN_FILE, read_json
 from ldm.util import UserError
-
-logger = logging.getLogger(__name__)
 
 _ENTRIES = {"name": str, "status": str, "configs": list, "seed": int, "seconds": (int, float), "started": str}
 _DATA_FILES = ("world.yaml", "data.yaml")  # configs of data in the commands of other configs
@@ -34,9 +31,8 @@ def list_runs(roots: Iterable[str | os.PathLike]) -> Iterator[tuple[Path, dict[s
                     try:
                         found.append((path, _read_record(path)))
                     except UserError as error:
-                        warn_once(
-                            f"{error}. The run is left out; its checkpoint has a copy: python main.py -r {path} -t"
-                        )
+                        copy = f"its checkpoint has a copy: python main.py -r {path} -t"
+                        report_once(f"{error}. The run is left out; {copy}")
         yield from sorted(found, key=lambda run: (str(run[1].get("started", "")), run[0].name), reverse=True)
 
 
@@ -51,12 +47,6 @@ def _read_record(run: Path) -> dict[str, Any]:
     if wrong or not all(isinstance(file, str) for file in record.get("configs") or ()):
         raise UserError(f"{run / RUN_FILE}: invalid {', '.join(wrong) or 'configs'}. Delete or restore the file")
     return record
-
-
-@functools.cache
-def warn_once(message: str) -> None:
-    """Log a warning once in a process."""
-    logger.warning("%s", message)
 
 
 def is_named(record: dict[str, Any], name: str) -> bool:
@@ -158,7 +148,7 @@ def resolve_resume(given: str | os.PathLike) -> Resume:
     except UserError as error:
         from ldm.runs.checkpoint_io import read_checkpoint  # imports torch
 
-        warn_once(f"{error}. Using the copy in {checkpoint}")
+        report_once(f"{error}. Using the copy in {checkpoint}")
         stored = read_checkpoint(checkpoint).get("run")
         record = {name: stored[name] for name in stored if name != "config"} if isinstance(stored, dict) else {}
     return Resume(folder, checkpoint, configs, record)

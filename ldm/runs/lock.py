@@ -9,18 +9,14 @@ import os
 import platform
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ldm.runs.disk import is_alive
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
-
-_HANDOVER_SECONDS = 10.0  # until the loader workers of a killed process have ended
 
 
 @contextlib.contextmanager
@@ -40,42 +36,36 @@ def exclusive(path: Path, purpose: str, wait: bool = False) -> Iterator[bool]:
     Raises:
         UserError: another process has the lock; the message contains its number, host and command.
     """
-    lock, was_held, is_locked = FileLock(path), False, False
+    lock, was_held = FileLock(path, fallback_to_soft=False), False
     try:
         try:
             lock.acquire(timeout=0)
         except Timeout:
             was_held = True
-            _acquire_later(lock, path, purpose, wait)
-        is_locked = True
-        owner = {"pid": os.getpid(), "host": platform.node(), "command": shlex.join(sys.argv)}
+            owner, stop = _owner_of(path)
+            if not wait:
+                raise UserError(f"{purpose}: in use by {owner}. Wait until it ends, or stop it with: {stop}") from None
+            logger.warning("%s: waiting for %s", purpose, owner)
+            lock.acquire()
+        about = {"pid": os.getpid(), "host": platform.node(), "command": shlex.join(sys.argv)}
         with contextlib.suppress(OSError):  # a full disk, or Windows, which protects locked files
-            path.write_text(json.dumps(owner), encoding="utf-8")
+            path.write_text(json.dumps(about), encoding="utf-8")
     except (OSError, NotImplementedError) as error:
         logger.warning("%s: not protected against a second process (%s)", purpose, error)
     try:
         yield was_held
     finally:
-        if is_locked:
+        if lock.is_locked:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)  # before the release: processes that wait for it open a new file
             lock.release()
 
 
-def _acquire_later(lock: FileLock, path: Path, purpose: str, wait: bool) -> None:
-    """Acquire a lock that another process has, if it ends soon or is to be waited for."""
+def _owner_of(path: Path) -> tuple[str, str]:
+    """Return the description of the process that has a lock, and how it is stopped."""
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-        pid, host, command = int(owner["pid"]), str(owner["host"]), str(owner["command"])
-        described = f"process {pid} on {host} ({command})"
-    except (OSError, ValueError, KeyError, TypeError):
-        pid, host, described = 0, platform.node(), "another process"
-    is_here = host == platform.node()
-    if wait:
-        logger.warning("%s: waiting for %s", purpose, described)
-    has_ended = is_here and not (pid and is_alive(pid, time.time()))
-    try:
-        lock.acquire(timeout=-1 if wait else _HANDOVER_SECONDS if has_ended else 0)
-    except Timeout as error:
-        stop = f"kill {pid}" + ("" if is_here else f" (on {host})") if pid else "Ctrl-C"
-        raise UserError(f"{purpose}: in use by {described}. Wait until it ends, or stop it with: {stop}") from error
+        pid, host, command = owner["pid"], owner["host"], owner["command"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another process", "Ctrl-C"
+    return f"process {pid} on {host} ({command})", f"kill {pid}" + f" (on {host})" * (host != platform.node())

@@ -96,7 +96,11 @@ def new_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> np.ndarray:
     rows = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if sys.platform == "linux":
         with path.open("r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+            try:
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if is_full(error):  # other errors: the file system cannot reserve space
+                    raise
     return rows
 
 

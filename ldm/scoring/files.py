@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 
 from ldm.data.factors import FactorSpace
+from ldm.errors import report_once
 from ldm.metrics import DEFAULT_PROTOCOL, PROTOCOL_SEED, MetricError
 from ldm.metrics.registry import ALL_METRICS
 from ldm.metrics.representation import check_latents
-from ldm.runs.find import warn_once
 from ldm.runs.records import read_json, update_results
 from ldm.scoring.arrays import array_source, incomplete_if_unreadable
 from ldm.util import ConfigError, UserError
@@ -201,7 +201,7 @@ def read_score_file(path: Path) -> dict[str, Any]:
         if result is not None and not _is_result(result, metric.figure):
             where, advice = f"{path}: {metric.key}.{metric.figure}", "Delete the file and score that checkpoint again"
             value = result.get(metric.figure) if isinstance(result, Mapping) else result
-            warn_once(f"{where}: expected a number, got {value!r}. {advice}")
+            report_once(f"{where}: expected a number, got {value!r}. {advice}")
             scores = {key: found for key, found in scores.items() if key != metric.key}
     return scores
 

@@ -218,7 +218,7 @@ def score_latents(options: Options, on_progress: ProgressListener = lambda done,
         return report
     require_writable(target.parent, "Choose another file with --out")
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(target.parent, f".{target.stem}*.tmp")
+    remove_leftovers(target.parent, ".*.tmp")
     lock = exclusive(target.with_name(f".{target.name}.lock"), f"scores in {target}", wait=True)
     with lock, scratch_folder(target.parent) as scratch:
         where = (options.dataset, options.factors, scratch / "factors.npz")

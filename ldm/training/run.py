@@ -74,9 +74,10 @@ def run(plan: Plan) -> RunFolder:
         is_first = trainer.is_global_zero
         if plan.options.train and not _is_child():
             preflight(plan, trainer, model, data)
-        lock = exclusive(folder.path / ".lock", f"training of {folder.path}") if is_first else contextlib.nullcontext()
+        is_owner = is_first and plan.options.train  # a test pass may read a run that is trained
+        lock = exclusive(folder.path / ".lock", f"training of {folder.path}") if is_owner else contextlib.nullcontext()
         with lock:
-            if is_first:
+            if is_owner:
                 remove_leftovers(folder.path)
             logger.info("run folder %s", folder.path)
             _fit_and_test(plan, trainer, model, data, setup)

@@ -43,7 +43,7 @@ def test_the_config(photos, tmp_path):
 
 
 def test_the_options_of_columns(photos):
-    rows = re.findall(r"^\| `(\w+: .*?)` \|", DOCS, re.M)
+    rows = re.findall(r"^\| `(\w+: .*?)` \|", DOCS.partition("**Columns.**")[2], re.M)
     options = [yaml.safe_load(row) for row in rows]
     of_columns = {"columns", "templates", "bins", "several", "max_words"}
     assert {name for option in options for name in option} > of_columns

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import random
 import struct
+import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -203,6 +206,23 @@ def test_images_with_too_many_pixels_are_named():
     assert Image.MAX_IMAGE_PIXELS == limit
 
 
+def test_threads_do_not_change_the_limit_of_pillow(monkeypatch):
+    limit, data, open_image = Image.MAX_IMAGE_PIXELS, bomb(), Image.open
+
+    def open_slowly(stream):
+        time.sleep(random.random() / 500)
+        return open_image(stream)
+
+    def read(_):
+        with pytest.raises(UserError, match="at most 178,956,970 pixels, got 400,000,000"):
+            decode_picture(data, "x")
+
+    monkeypatch.setattr(Image, "open", open_slowly)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read, range(100)))
+    assert limit == Image.MAX_IMAGE_PIXELS
+
+
 def test_options_of_data_sets(tmp_path):
     Image.fromarray(np.array([[[255, 0, 0, 0]] * 4] * 4, np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tmp_path / "b.png")
@@ -274,9 +294,12 @@ def test_lists_and_lmdbs_skip_damaged_images(partly_damaged, tmp_path):
     import lmdb
 
     with lmdb.open(str(tmp_path / "x.lmdb")) as environment, environment.begin(write=True) as transaction:
+        for number in range(6):
+            transaction.put(b"img-4-000000%d" % number, transaction.get(b"img-8-000000%d" % number))
         transaction.put(b"img-8-0000002", transaction.get(b"img-8-0000002")[:50])
         transaction.delete(b"img-8-0000004")
     for kind, options in ((LMDBImages, {}), (LMDBTextImages, {}), (LMDBTextImages, {"holdout": 0.5, "split": "test"})):
         data = kind(tmp_path / "x.lmdb", image_size=8, original_resolution=8, damaged="skip", **options)
         assert data.rows.tolist() == [0, 1, 3, 5] == data.rows_of(None).tolist()
         assert data.__getitems__(range(4))["image"][:, 0, 0, 0].tolist() == [0, 1, 3, 5]
+    assert len(LMDBImages(tmp_path / "x.lmdb", image_size=4, original_resolution=4, damaged="skip")) == 6

@@ -123,6 +123,14 @@ def test_collate_keeps_texts_and_stacks_the_rest():
     assert collate(batch) == batch
 
 
+def test_collate_keeps_lists_of_several_lengths():
+    boxes = [[[0, 0, 4, 4]], [[1, 1, 2, 2], [3, 3, 5, 5]]]
+    assert collate([{"boxes": boxes[0]}, {"boxes": boxes[1]}])["boxes"] == boxes
+    assert collate([{"boxes": boxes[1]}, {"boxes": boxes[1]}])["boxes"].shape == (2, 2, 4)
+    ragged = [[1, 2], [3]]
+    assert collate([{"points": boxes[0]}, {"points": ragged}])["points"] == [boxes[0], ragged]
+
+
 def test_collate_names_what_does_not_fit():
     items = [{"image": torch.zeros(2, 2, 3), "index": 7}, {"image": torch.zeros(4, 4, 3), "index": 9}]
     with pytest.raises(UserError, match=r"one shape.*\(2, 2, 3\) of item 0.*index 7.*\(4, 4, 3\).*index 9"):

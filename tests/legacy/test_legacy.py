@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 import main as front_door
 from ldm import legacy
 from ldm.config.signatures import read_signature
+from ldm.errors import report_once
 from ldm.legacy import names as legacy_names
-from ldm.legacy import translation
 from ldm.training.cli import parse_arguments
 from ldm.training.plan import Plan, make_plan
 from ldm.util import ConfigError, UserError, get_obj_from_str, instantiate_from_config
@@ -67,7 +67,7 @@ def names(text: str) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def warnings_are_said_again():
-    translation._warn_once.cache_clear()
+    report_once.cache_clear()
 
 
 @pytest.mark.parametrize("target", names(TARGETS + NOT_SHIPPED))

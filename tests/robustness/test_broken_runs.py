@@ -18,7 +18,8 @@ import pytest
 import torch
 
 import main as front_door
-from ldm.runs.find import find_run, warn_once
+from ldm.errors import report_once
+from ldm.runs.find import find_run
 from ldm.scoring.command import run_scoring
 from ldm.scoring.run import Options
 from ldm.util import UserError
@@ -97,7 +98,7 @@ def run(trained: Path, tmp_path: Path, monkeypatch) -> Path:
     (source,) = (trained / "logs").iterdir()
     shutil.copytree(source, tmp_path / "logs" / source.name)
     shutil.copy(trained / "tiny.yaml", tmp_path)
-    warn_once.cache_clear()
+    report_once.cache_clear()
     return tmp_path / "logs" / source.name
 
 

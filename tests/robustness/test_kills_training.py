@@ -88,21 +88,24 @@ def test_a_run_continues_from_any_of_its_checkpoints(name: str, references: Any,
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("name", CASES)
 def test_kills(name: str, seed: int, references: Any, tmp_path: Path) -> None:
-    """At least twenty kills in all; a third of the resumed runs is killed again."""
+    """Twenty runs are killed between their first checkpoint and their end; a third is killed again when resumed."""
     config, reference = references(name)
     rng = random.Random(f"{name} {seed}")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT), *sys.path])}
     command = [sys.executable, str(ROOT / "main.py"), "-b", str(config), "-t", "-l", str(tmp_path)]
-    batch = 0
-    for _ in range(rng.choice([1, 1, 2])):
-        batch = rng.randint(batch + 2, 16 + batch // 5)
-        stop = f"{batch} {rng.choice(['before', 'after', 'after', 'validation'])} {rng.choice(['SIGTERM', 'SIGKILL'])}"
+    first = 2 * CASES[name][2] + 1  # after the first checkpoint; all cases validate at batch 16 or later
+    batches = sorted(rng.sample(range(first, 17), rng.choice([1, 1, 2])))
+    hooks = ["validation", "before", "after", "after"]
+    for batch in batches:
+        signal_name = rng.choice(["SIGTERM", "SIGKILL"])
+        hook = rng.choice(hooks) if batch > first else "after"  # the first checkpoint is written when this batch begins
+        stop = f"{batch} {hook} {signal_name}"
         killed = subprocess.run(command, env={**environment, "STOP": stop}, capture_output=True, text=True)
-        assert killed.returncode in (143, -9, 0), killed.stderr
+        assert killed.returncode == {"SIGTERM": 143, "SIGKILL": -9}[signal_name], (stop, killed.stderr)
         (run,) = tmp_path.glob("*_config")
-        if not (run / "checkpoints/last.ckpt").is_file():
-            return  # killed before the first checkpoint
+        assert (run / "checkpoints/last.ckpt").is_file(), stop
         command = [sys.executable, str(ROOT / "main.py"), "-r", str(run), "-t"]
+        hooks = ["before", "after"]  # the last validation may have been that of the first kill
     done = subprocess.run(command, env={**environment, "STOP": "0 - -"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_equal(run, reference, CASES[name][2])

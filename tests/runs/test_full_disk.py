@@ -49,7 +49,10 @@ def test_a_checkpoint_on_a_full_disk(small: Path) -> None:
         AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.zeros(10**6)}}, last)
     text = str(caught.value)
     assert f"no space left on the disk of {last.parent} (" in text and "MB free)" in text
-    assert "last.ckpt was not saved" in text and f"copy {small / 'run'} to another disk, then continue with" in text
+    assert (
+        "last.ckpt was not saved" in text
+        and f"then continue with: python main.py -r {small / 'run'} -t (or with a copy" in text
+    )
     assert torch.equal(read_checkpoint(last)["state_dict"]["w"], torch.arange(9))
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -43,6 +44,19 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+def test_processes_of_a_killed_owner_do_not_keep_the_lock(tmp_path: Path) -> None:
+    """Loader workers outlive a killed training by some seconds."""
+    fork = "import multiprocessing as mp, time; mp.get_context('fork').Process(target=time.sleep, args=(3,)).start()"
+    code = HOLD.replace("print('locked'", f"exec({fork!r}); print('locked'")
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock"), "60"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert process.stdout.readline() == "locked\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with exclusive(tmp_path / ".lock", "run") as was_held:
+        assert not was_held
+
+
 def test_a_second_process_can_wait(tmp_path: Path, caplog) -> None:
     process, started = hold(tmp_path / ".lock", 0.5), time.monotonic()
     with exclusive(tmp_path / ".lock", "scores of x", wait=True) as was_held:
@@ -60,3 +74,35 @@ def test_a_folder_without_locks_is_a_warning(tmp_path: Path, monkeypatch, caplog
     with exclusive(tmp_path / ".lock", "run") as was_held:
         assert not was_held
     assert "run: not protected against a second process" in caplog.text
+
+
+def test_a_file_system_without_flock_is_a_warning(tmp_path: Path, monkeypatch, caplog) -> None:
+    """A lock file whose existence is the lock would stay after a kill and block the run."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    for _ in range(2):
+        with exclusive(tmp_path / ".lock", "run") as was_held:
+            assert not was_held
+    assert "run: not protected against a second process (" in caplog.text
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_lock_has_one_owner_at_a_time(tmp_path: Path, wait: bool) -> None:
+    """Four processes take a lock that is removed at each release; two owners would both find the other's file."""
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from ldm.runs.lock import exclusive; from ldm.util import UserError\n"
+        "folder, wait = Path(sys.argv[1]), sys.argv[2] == 'True'\n"
+        "for _ in range(40):\n"
+        "    try:\n"
+        "        with exclusive(folder / '.lock', 'run', wait):\n"
+        "            (folder / 'owner').touch(exist_ok=False); time.sleep(0.002); (folder / 'owner').unlink()\n"
+        "    except UserError: pass\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(wait)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    processes = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(4)]
+    assert [process.wait() for process in processes] == [0] * 4

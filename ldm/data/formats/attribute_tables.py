@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import logging
@@ -21,9 +20,8 @@ from ldm.data.formats.picture_files import PICTURE_SUFFIXES
 from ldm.data.options import require_choice
 from ldm.data.rows import readable
 from ldm.data.vocabulary import UNKNOWN
+from ldm.errors import report_once
 from ldm.util import ConfigError, UserError
-
-logger = logging.getLogger(__name__)
 
 INSTANCE = "instance"  # factor that numbers the images of one combination
 
@@ -97,7 +95,7 @@ def merge_rows(table: AttributeTable) -> AttributeTable:
     if len(first) == len(table.pictures):
         return table
     name, _ = Counter(table.pictures).most_common(1)[0]
-    report_once(f"{table.path}: {len(table.pictures) - len(first)} repeated rows, such as of {name}")
+    report_once(f"{table.path}: {len(table.pictures) - len(first)} repeated rows, such as of {name}", logging.INFO)
     return table.select([*first.values()])
 
 
@@ -187,25 +185,22 @@ def _from_csv(path: Path) -> _Content:
             f"{path}: expected a header (image, attribute, ...) and one line per image, with commas, semicolons or "
             f"tabs between the cells; got {max(len(lines) - 1, 0)} lines below the header {', '.join(header)!r}."
         )
-    columns = dict(enumerate(zip(*(line for _, line in lines[1:]))))
-    ranks = [tuple(str(rank + start) for rank in range(len(lines) - 1)) for start in (0, 1)]
-    ranks.append(("",) * (len(lines) - 1))
-    unused = [k for k, name in enumerate(header) if UNNAMED.fullmatch(name) and columns[k] in ranks]
-    if len(header) - len(unused) > 1:
-        columns = {k: column for k, column in columns.items() if k not in unused}
-    names = [header[k] for k in columns]
-    position = names.index("path") if "path" in names else 0
-    if names[position].lower().endswith(PICTURE_SUFFIXES):
+    columns, num_rows = list(zip(*(line for _, line in lines[1:]))), len(lines) - 1
+    numbers = [("",) * num_rows, *(tuple(str(rank + start) for rank in range(num_rows)) for start in (0, 1))]
+    used = [k for k, name in enumerate(header) if not (UNNAMED.fullmatch(name) and columns[k] in numbers)]
+    used = used if len(used) > 1 else [*range(len(header))]
+    position = next((k for k in used if header[k] == "path"), used[0])
+    if header[position].lower().endswith(PICTURE_SUFFIXES):
         raise UserError(
             f"{path}, line {lines[0][0]}: expected a header (image, attribute, ...), got the row of an image "
-            f"({names[position]}). Add a first line with the names of the columns."
+            f"({header[position]}). Add a first line with the names of the columns."
         )
-    pictures = list([*columns.values()][position])
-    cells = [column for k, column in enumerate(columns.values()) if k != position]
-    names.pop(position)
+    used.remove(position)
+    names = [header[k] for k in used]
     if len(set(names)) < len(names):
         raise UserError(f"{path}: expected columns with different names, got {', '.join(names)}.")
-    return names, [f"line {number}" for number, _ in lines[1:]], pictures, list(zip(*cells))
+    places = [f"line {number}" for number, _ in lines[1:]]
+    return names, places, list(columns[position]), list(zip(*(columns[k] for k in used)))
 
 
 def table_factors(
@@ -231,7 +226,7 @@ def table_factors(
     words = [table.words[name] for name in columns]
     problem = _problem(table, columns, words)
     if problem and names is None:
-        report_once(f"{table.path}: no factors for the metrics ({problem})")
+        report_once(f"{table.path}: no factors for the metrics ({problem})", logging.INFO)
         return None
     if problem:
         raise UserError(
@@ -248,12 +243,6 @@ def table_factors(
     if each > 1:
         columns, sizes = [*columns, INSTANCE], [*sizes, each]
     return FactorSpace(columns, sizes, latent), table.select(np.argsort(rows, kind="stable").tolist())
-
-
-@functools.cache
-def report_once(message: str, level: int = logging.INFO) -> None:
-    """Log a message once; a run opens its table for each of its data sets."""
-    logger.log(level, "%s", message)
 
 
 def _problem(table: AttributeTable, columns: Sequence[str], words: Sequence[Sequence[str]]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from ldm.data.dataset import ImageDataset
-from ldm.data.formats.attribute_tables import report_once
 from ldm.data.formats.picture_files import MAX_PIXELS, WHITE, Decoding, decode_picture, first_names, inspect_picture
 from ldm.data.options import require_choice, require_count
 from ldm.data.rows import fingerprint
+from ldm.errors import report_once
 from ldm.ranges import PositiveInt
 from ldm.util import ConfigError, UserError
 
@@ -81,7 +80,8 @@ class EncodedImages(ImageDataset):
 
     def _skip_damaged(self, rows: np.ndarray) -> None:
         files = self.sources()
-        key = hash((*files, len(rows), fingerprint(*(file for file in files if file.exists())), self.decoding))
+        names = (self.image_name(row) for row in rows.tolist())  # with the resolution in LMDBs
+        key = hash((*names, fingerprint(*(file for file in files if file.exists())), self.decoding))
         if key not in _damaged:
             with ThreadPoolExecutor(_THREADS) as pool:
                 reasons = dict(zip(rows.tolist(), pool.map(self._damage, rows.tolist())))
@@ -93,9 +93,9 @@ class EncodedImages(ImageDataset):
         if len(reasons) == len(rows):
             raise UserError(f"{self.path}: expected images that can be read, got none. {reasons[0]}")
         self.notes = {**self.notes, "images skipped": f"{len(reasons):,} of {len(rows):,}: {reasons[0]}"}
-        names = first_names([self.image_name(row) for row in self.skipped], most=10)
+        listed = first_names([self.image_name(row) for row in self.skipped], most=10)
         lost = "" if self.space is None else " The metrics have no factors."
-        report_once(f"{self.path}: damaged images were skipped: {names}. {reasons[0]}{lost}", logging.WARNING)
+        report_once(f"{self.path}: damaged images were skipped: {listed}. {reasons[0]}{lost}")
         self.space = None
 
     def _damage(self, row: int) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ldm.data.dataset import SPLITS, split_rows
-from ldm.data.formats.attribute_tables import AttributeTable, read_table, report_once, table_factors
+from ldm.data.formats.attribute_tables import AttributeTable, read_table, table_factors
 from ldm.data.formats.encoded import EncodedImages
 from ldm.data.formats.picture_files import (
     OTHER_SUFFIXES,
@@ -28,6 +28,7 @@ from ldm.data.formats.texts import MAX_WORDS, AttributeImages
 from ldm.data.memory import DecodedImages
 from ldm.data.options import require_choice, require_count
 from ldm.data.paths import AnyPath, data_root
+from ldm.errors import report_once
 from ldm.ranges import Count, Fraction, PositiveInt, Share, Size, Weight
 from ldm.util import ConfigError, UserError
 
@@ -137,9 +138,8 @@ class ImageFolder(AttributeImages, EncodedImages):
         self.path = data_root() if path is None else Path(path).expanduser()
         self.image_size, self.fit = image_size, fit
         self.name = name or self.path.resolve().name
-        self.pictures, others = _pictures(self.path)
+        self.pictures, self.notes = _pictures(self.path)
         everything = self.pictures
-        self.notes = {"images not read": f"{first_names(others)}, of other formats"} if others else {}
         self.class_names: dict[int, str] = {}
         self._splits: dict[str, str] = {}
         prefix, rest = ("", split) if split_column else _split_folder(self.path, self.pictures, split)
@@ -150,9 +150,8 @@ class ImageFolder(AttributeImages, EncodedImages):
                 "rename the folder), or set holdout: 0."
             )
         if attributes is not None:
-            found = read_table(find_table(self.path, attributes))
-            is_skipping = options.get("damaged") == "skip"
-            read, notes = match_pictures(found, self.path, self.pictures, is_skipping)
+            read = read_table(find_table(self.path, attributes))
+            read, notes = match_pictures(read, self.path, self.pictures, options.get("damaged") == "skip")
             self.notes = {**self.notes, **notes}
             if columns is None and split_column:
                 columns = [name for name in read.columns if name != split_column]
@@ -266,20 +265,20 @@ class ImageFolder(AttributeImages, EncodedImages):
         return labels
 
 
-def _pictures(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the images below a folder, and the images in formats that are not read; log the latter."""
+def _pictures(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the images below a folder, and notes on those in formats that are not read, which are logged."""
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a folder of images, got nothing. Set path: (or the variable DATA_ROOT).")
     everything = find_pictures(folder, PICTURE_SUFFIXES + OTHER_SUFFIXES)
     found = [name for name in everything if name.lower().endswith(PICTURE_SUFFIXES)]
-    others = sorted(set(everything) - set(found))
-    files = f"{first_names(others)}. Convert them to PNG or JPEG" if others else ""
+    others = [name for name in everything if not name.lower().endswith(PICTURE_SUFFIXES)]
+    files = first_names(others)
     if not found:
-        more = f" of other formats: {files}." if others else "."
-        raise UserError(f"{folder}: expected images ({', '.join(PICTURE_SUFFIXES)}) in it or below it, got none{more}")
+        more = f" but of other formats: {files}. Convert them to PNG or JPEG" if others else ""
+        raise UserError(f"{folder}: expected images ({', '.join(PICTURE_SUFFIXES)}) in it or below it, got none{more}.")
     if others:
-        report_once(f"{folder}: images of other formats were not read: {files}", logging.WARNING)
-    return found, others
+        report_once(f"{folder}: images of other formats were not read: {files}. Convert them to PNG or JPEG")
+    return found, {"images not read": f"{files}, of other formats"} if others else {}
 
 
 def _split_folder(folder: Path, pictures: Sequence[str], split: str | None) -> tuple[str, str | None]:

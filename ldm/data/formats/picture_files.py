@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ WHITE = (255, 255, 255)
 FRAMES, DEEP_GREY = "frames not read", "grey of 16 bits"  # properties that ``inspect_picture`` returns
 MAX_PIXELS = 178_956_970  # Pillow refuses more
 _GREY_MAX = 65_535
+_pillow_limit = threading.Lock()  # Pillow's limit is a global variable
 _D2C_LEFT, _D2C_TOP, _D2C_SIDE = 25, 57, 128  # face crop of aligned 178 x 218 CelebA images
 _TURNS = dict(  # EXIF orientation -> how viewers turn the image
     enumerate("FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), start=2)
@@ -128,11 +130,12 @@ def _named(data: bytes | Path, name: str) -> Iterator[bytes]:
 
 def _open(data: bytes) -> Image.Image:
     """Open an image without Pillow's limit of its size, whose warning and error do not name the file."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        return Image.open(io.BytesIO(data))
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _orientation(picture: Image.Image) -> int | None:

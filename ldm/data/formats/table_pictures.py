@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ldm.data.formats.attribute_tables import AttributeTable, merge_rows, report_once
+from ldm.data.formats.attribute_tables import AttributeTable, merge_rows
 from ldm.data.formats.picture_files import PICTURE_SUFFIXES, first_names
+from ldm.errors import report_once
 from ldm.util import UserError, did_you_mean
 
 _MOST_COMPARED = 10_000  # names among which a similar one is searched for the message
@@ -62,14 +63,14 @@ def match_pictures(
         )
     notes = {"rows without an image": first_names(missing)} if missing else {}
     if missing:
-        report_once(f"{table.path}: rows without an image were left out: {first_names(missing)}", logging.WARNING)
+        report_once(f"{table.path}: rows without an image were left out: {first_names(missing)}")
     table = table.select([row for row, name in enumerate(table.pictures) if name in found])
     table = merge_rows(replace(table, pictures=tuple(found[name] for name in table.pictures)))
     if unused := sorted(known - set(table.pictures)):
         notes["images without a row"] = first_names(unused)
         count, total = len(table.pictures), len(pictures)
         left_out = f"the others were left out: {first_names(unused)}"
-        report_once(f"{table.path} names {count:,} of {total:,} images; {left_out}")
+        report_once(f"{table.path} names {count:,} of {total:,} images; {left_out}", logging.INFO)
     return table, notes
 
 
