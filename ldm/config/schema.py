@@ -41,7 +41,11 @@ _TYPES = {
 def config_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of config files and recipes."""
     read = {name: read_object(name) for name in sorted({*ours(), *_FUNCTIONS}) if "._" not in name}
-    names = {name: found for name, found in read.items() if found and found.is_ours and accepts(found, PART)}
+    names = {
+        name: found
+        for name, found in read.items()
+        if found and found.module.startswith("ldm.") and accepts(found, PART)
+    }
     values: dict[str, Any] = {}
     groups: dict[str, list[str]] = {}  # params -> classes
     for name in names:

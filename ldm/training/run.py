@@ -91,7 +91,7 @@ def _is_child() -> bool:
 @contextlib.contextmanager
 def _run_folder(plan: Plan, stamp: str) -> Iterator[RunFolder]:
     """Open the folder of the run; that of a new run is created, and removed if the run fails before its first step."""
-    is_new = False
+    is_new, had_root = False, Path(plan.options.log_root).exists()
     if _is_child() and _RUN_DIR_VARIABLE in os.environ:
         folder = RunFolder(Path(os.environ[_RUN_DIR_VARIABLE]))
     elif plan.resume is not None:
@@ -106,6 +106,9 @@ def _run_folder(plan: Plan, stamp: str) -> Iterator[RunFolder]:
     except BaseException:
         if is_new and not folder.configs.is_dir():
             shutil.rmtree(folder.path, ignore_errors=True)
+            if not had_root:
+                with contextlib.suppress(OSError):  # another run has begun
+                    folder.path.parent.rmdir()
         raise
 
 

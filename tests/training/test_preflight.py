@@ -243,12 +243,12 @@ PICTURES = "lightning.callbacks.image_logger.params.log_images_kwargs"
 @pytest.mark.parametrize(
     ("base", "word", "message"),
     [
-        (PIXELS, "N=-1", "N: expected an integer of at least 1, got -1"),
-        (PIXELS, "n_row=0", "n_row: expected an integer of at least 1, got 0"),
+        (PIXELS, "N=-1", "N: expected an integer from 1 to 1000000, got -1"),
+        (PIXELS, "n_row=0", "n_row: expected an integer from 1 to 1000000, got 0"),
         (PIXELS, "sample=[1]", "sample: expected true or false, got [1]"),
         (PIXELS, "plot_denoise_row=true", "plot_denoise_row: .* Did you mean 'plot_denoise_rows'?"),
         (PIXELS, "sampler={target: ldm.diffusion.samplers.DDIMSampler, params: {steps: 4}}", "steps"),
-        (AUTOENCODER, "N=many", "N: expected an integer of at least 1, got 'many'"),
+        (AUTOENCODER, "N=many", "N: expected an integer from 1 to 1000000, got 'many'"),
     ],
 )
 def test_options_of_pictures(train, base: dict[str, Any], word: str, message: str) -> None:

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 _SHAPE_ERROR = re.compile(
     r"shapes? (cannot be|do not|does not|mismatch|invalid|'.*' is invalid)|sizes? of tensors?|to have \d+ channels|"
-    r"Given (groups|normalized_shape|input size)|can't be greater than|must (match|have)|broadcast|incorrect batch size|"
-    r"Expected (number|size|input)|not divisible|same size",
+    r"Given (groups|normalized_shape|input size)|can't be greater than|must (match|have)|broadcast|"
+    r"incorrect batch size|Expected (number|size|input)|not divisible|same size",
     re.IGNORECASE,
 )
 # Attributes of a model -> the entries of its config that they are built from.
@@ -120,7 +120,8 @@ def _traced(
             num_bytes += storage.nbytes()
         return value
 
-    if not is_overridden(step, clone):
+    changed = (hook for hook in ("transfer_batch_to_device", "on_after_batch_transfer") if is_overridden(hook, clone))
+    if not is_overridden(step, clone) or any(changed):  # batches have other shapes in the step
         return None, None
     clone.log = lambda name, *_, **__: names.add(name)
     values = {key: _grown(mode, value, batch) for key, value in batch.values.items()}
