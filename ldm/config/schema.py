@@ -151,7 +151,7 @@ def _object(kind: str, names: Mapping[str, Found]) -> dict[str, Any]:
     others = rf"^(?!ldm\.)|\$\{{|^({'|'.join(map(re.escape, old_prefixes()))})"
     target = {"anyOf": [{"enum": sorted({*fitting, *old})}, {"type": "string", "pattern": others}, {"type": "null"}]}
     params = {"anyOf": [{"type": ["object", "null"]}, _REFERENCE], **_parts(kind)}
-    own = {"model": {"base_learning_rate": value_schema("PositiveFloat | None")}, "data": {"fingerprint": {}}}
+    own = {"model": {"base_learning_rate": value_schema("LearningRate | None")}, "data": {"fingerprint": {}}}
     return {
         "anyOf": [{"type": ["object", "null"]}, {"enum": list(PLACEHOLDERS)}, _REFERENCE],
         "properties": {**own.get(kind, {}), "target": target, "params": params},

@@ -8,9 +8,8 @@ from typing import Any
 from ldm.config.loading import Config
 from ldm.legacy import resolve_target
 from ldm.models.first_stages import has_discriminator
-from ldm.modules.diffusionmodules.shapes import AutoencoderShape
+from ldm.modules.diffusionmodules.shapes import AutoencoderShape, most_discriminator_layers
 
-_LEAST = 3  # side of the discriminator's features before its two last convolutions, pixels
 _AUTOENCODER, _UNET = "ddconfig", "unet_config"
 
 
@@ -47,8 +46,7 @@ def check_sizes(config: Config) -> None:
         raise config.error(f"{key}.{name}", message)
     losses = _params_of_ours(model.get("lossconfig"))
     depth = losses.get("disc_num_layers", 3)
-    if has_discriminator(losses) and side >> depth < _LEAST:
-        most = (side // _LEAST).bit_length() - 1
+    if has_discriminator(losses) and depth > (most := most_discriminator_layers(side)):
         message = f"expected at most {most} for images of {side} pixels, got {depth}. Set disc_num_layers"
         raise config.error("model.params.lossconfig.params.disc_num_layers", message)
     levels = len(_params_of_ours(model.get(_UNET)).get("channel_mult") or ())

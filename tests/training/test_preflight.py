@@ -142,6 +142,16 @@ class OwnData(Dataset):
         return {"image": forms.get(self.form, lambda: image)(), "class_label": self.label, "file_path_": f"f{index}"}
 
 
+class Hooked(LatentDiffusion):
+    """A method that changes batches while it trains."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, flipped in training."""
+        if self.trainer.training:
+            batch = {**batch, "image": batch["image"].flip(2)}
+        return super().on_before_batch_transfer(batch, dataloader_idx)
+
+
 class Untraceable(LatentDiffusion):
     """A method whose step needs values."""
 
@@ -281,6 +291,24 @@ class Mismatched(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Return a loss."""
         return self.encoder(batch["image"]).mean()
+
+
+class Flattened(Mismatched):
+    """A model of own code that changes the shapes of batches on the device."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch in the shape that the layer needs."""
+        return {"image": batch["image"].new_zeros(len(batch["image"]), 7)}
+
+
+def test_models_that_change_batches_on_the_device_are_not_traced() -> None:
+    trace = trace_steps(Flattened(), {"train": Batch({"image": torch.zeros(2, 3)}, 2, 4)})
+    assert trace.names == {} and trace.activation_bytes is None
+
+
+def test_own_hooks_have_the_trainer(train) -> None:
+    code, error, _ = train(PIXELS, "model.target=test_preflight.Hooked", "--max_steps=1")
+    assert code == 0, error
 
 
 def test_layers_that_do_not_fit_are_named() -> None:

@@ -39,6 +39,11 @@ def build_dataclass(kind: type[Config], params: Mapping[str, Any], where: str) -
         raise ConfigError(f"{where}: {error}. Got the keys {sorted(params)}.") from error
 
 
+def most_discriminator_layers(side: int) -> int:
+    """Return the most downsamplings of a discriminator, whose last two layers need 3 pixels, of images of a side."""
+    return (side // 3).bit_length() - 1
+
+
 def require_groups(channels: int, where: str) -> None:
     """Raise a ``ConfigError`` if a number of channels cannot be normalized in groups."""
     if channels % NUM_GROUPS:
