@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import re
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from ldm.config.loading import Config
 from ldm.data.collate import collate
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.traits import vocabulary_of
-from ldm.diffusion.noise import kept_random_state
 from ldm.errors import NotPreparedError
 from ldm.models.contracts import ChecksData, ChecksRun, Tokenizes
 from ldm.models.diffusion.latent import has_test_pass
@@ -51,13 +49,13 @@ def preflight(plan: Plan, trainer: pl.Trainer, model: pl.LightningModule, data: 
         for name in filter(data.dataset_configs.__contains__, ("train", "validation")):  # in Lightning's order
             with _located(config, f"data.params.{name}"):
                 data.dataset(name)  # may draw random numbers, as without this check
-        with _kept_random_states():
+        with isolate_rng(torch.cuda.is_initialized()):
             batches = _check_data(config, trainer, model, data)
             with _located(config):
                 data.train_dataloader()  # raises without a whole batch
                 check_epoch(trainer, data.batches_per_epoch())
                 _check_callbacks(trainer, model, data)
-    with _kept_random_states(), _located(config):
+    with isolate_rng(torch.cuda.is_initialized()), _located(config):
         traced = trace_steps(model, batches)
     check_monitors(trainer, model, traced.names)
     check_memory(trainer, model, traced.activation_bytes)
@@ -82,17 +80,6 @@ def _located(config: Config, key: str = "") -> Iterator[None]:
         place = traceback.extract_tb(error.__traceback__)[-1]
         found = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
         raise config.error(key, f"{found}. Add -d for the traceback") from error
-
-
-@contextlib.contextmanager
-def _kept_random_states() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()
-    try:
-        with kept_random_state(torch.device("cuda" if torch.cuda.is_initialized() else "cpu")):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _check_data(
