@@ -9,7 +9,7 @@ from setuptools import find_packages, setup
 INSTALL_REQUIRES = [
     "torch>=2.4",  # tensors and networks
     "torchvision>=0.19",  # networks of LPIPS, transforms of open_clip; must match torch's build
-    "pytorch-lightning>=2.6.4",  # loops, DDP, checkpoints; 2.6.2 and 2.6.3 were withdrawn as compromised
+    "pytorch-lightning>=2.6.4,<2.7",  # loops, partly private, DDP, checkpoints; 2.6.2 and 2.6.3 were compromised
     "omegaconf>=2.3",  # the YAML configs of the LDM family
     "PyYAML>=6",  # records of runs and reports
     "open_clip_torch>=2.30",  # CLIP

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ldm.ranges import RANGES, NonNegativeFloat, PositiveFloat
+from ldm.ranges import NonNegativeFloat, PositiveFloat, Weight
 from ldm.util import ConfigError, instantiate_from_config
 
 if TYPE_CHECKING:
@@ -41,33 +41,29 @@ class _CyclicScheduler:
     """Cycles of warm-up and decay, with one entry per cycle in each list.
 
     Args:
-        warm_up_steps, cycle_lengths: numbers of optimizer steps, of at least 0 and above 0.
-        f_min, f_max, f_start: factors, finite numbers of at least 0.
+        warm_up_steps, cycle_lengths: numbers of optimizer steps.
+        f_min, f_max, f_start: factors.
         verbosity_interval: accepted from old configs and ignored; loggers record the learning rate.
 
     Raises:
-        ConfigError: the lists differ in length, or contain other values.
+        ConfigError: the lists differ in length.
     """
 
     def __init__(
         self,
-        warm_up_steps: Sequence[int],
-        f_min: Sequence[float],
-        f_max: Sequence[float],
-        f_start: Sequence[float],
-        cycle_lengths: Sequence[int],
+        warm_up_steps: Sequence[NonNegativeFloat],
+        f_min: Sequence[Weight],
+        f_max: Sequence[Weight],
+        f_start: Sequence[Weight],
+        cycle_lengths: Sequence[PositiveFloat],
         verbosity_interval: int = 0,
     ) -> None:
         cycles = max(1, len(cycle_lengths))
-        factors = {"f_min": f_min, "f_max": f_max, "f_start": f_start}
-        for name, values in {"cycle_lengths": cycle_lengths, "warm_up_steps": warm_up_steps, **factors}.items():
+        lists = {"warm_up_steps": warm_up_steps, "f_min": f_min, "f_max": f_max, "f_start": f_start}
+        for name, values in {"cycle_lengths": cycle_lengths, **lists}.items():
             if len(values) != cycles:
                 expected = f"lists of one length for all cycles, here {cycles} as in cycle_lengths"
                 raise ConfigError(f"{name}: expected {expected}, got {values!r}. Give one entry per cycle")
-            limits = RANGES["PositiveFloat" if name == "cycle_lengths" else "NonNegativeFloat"]
-            for value in values:
-                if not limits.contains(value) or (name in factors and math.isinf(value)):
-                    raise ConfigError(f"{name}: expected {limits.text} per cycle, got {value!r}. Correct the value")
         self.warm_up_steps, self.f_min, self.f_max, self.f_start = warm_up_steps, f_min, f_max, f_start
         self.cycle_lengths = [min(length, _ENDLESS) for length in cycle_lengths]
         self.cycle_ends = list(itertools.accumulate(self.cycle_lengths))

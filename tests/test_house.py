@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = {
     "ldm.errors": 0,
+    "ldm.ranges": 0,
     "ldm.csv_files": 0,
     "ldm.util": 0,
     "ldm.legacy": 0,
@@ -29,7 +30,7 @@ LAYERS = {
 # ldm.util.load_config is the one call that users need; it imports the loader when it is called.
 EXEMPT = {("ldm.util", "ldm.config")}
 FILES = sorted((ROOT / "ldm").rglob("*.py"))
-MOST_LINES = {"ldm": 38_400, "scoring evaluation runs pictures": 9_200, "scoring": 3_900}
+MOST_LINES = {"ldm": 40_790, "scoring evaluation runs pictures": 9_480, "scoring": 3_900}
 MOST_PROBES = 25  # lines with hasattr or getattr
 
 

@@ -12,7 +12,7 @@ from ldm.lr_scheduler import (
     LambdaWarmUpCosineScheduler2,
     with_schedule,
 )
-from ldm.util import ConfigError
+from ldm.util import ConfigError, instantiate_from_config
 from main import main
 
 QUICKSTART = [str(Path(__file__).parents[1] / f"configs/quickstart/{name}.yaml") for name in ("world", "vq")]
@@ -124,13 +124,13 @@ def test_a_cycle_without_end() -> None:
 @pytest.mark.parametrize(
     ("changed", "expected"),
     [
-        ({"cycle_lengths": [0]}, "cycle_lengths: expected a number above 0 per cycle, got 0"),
-        ({"cycle_lengths": [-1]}, "cycle_lengths: expected a number above 0 per cycle, got -1"),
+        ({"cycle_lengths": [0]}, "cycle_lengths: expected a list, each entry a number above 0, got [0]"),
+        ({"cycle_lengths": [-1]}, "cycle_lengths: expected a list, each entry a number above 0, got [-1]"),
         ({"cycle_lengths": []}, "cycle_lengths: expected lists of one length"),
         ({"cycle_lengths": ["ten"]}, "cycle_lengths: expected a"),
-        ({"warm_up_steps": [-2]}, "warm_up_steps: expected a number of at least 0 per cycle, got -2"),
+        ({"warm_up_steps": [-2]}, "warm_up_steps: expected a list, each entry a number of at least 0, got [-2]"),
         ({"f_max": [float("nan")]}, "f_max: expected a"),
-        ({"f_min": [-0.1]}, "f_min: expected a number of at least 0 per cycle, got -0.1"),
+        ({"f_min": [-0.1]}, "f_min: expected a list, each entry a number from 0 to 1000000, got [-0.1]"),
         ({"f_start": [1.0, 1.0]}, "f_start: expected lists of one length"),
     ],
 )
@@ -138,7 +138,7 @@ def test_impossible_cycles_are_refused_by_the_check(changed: dict, expected: str
     params = {"warm_up_steps": [2], "f_min": [0.0], "f_max": [1.0], "f_start": [0.1], "cycle_lengths": [6], **changed}
     for kind in (LambdaLinearScheduler, LambdaWarmUpCosineScheduler2):
         with pytest.raises(ConfigError, match=re.escape(expected)):
-            kind(**params)
+            instantiate_from_config({"target": f"ldm.lr_scheduler.{kind.__name__}", "params": params}, "callable")
     schedule = {"target": "ldm.lr_scheduler.LambdaLinearScheduler", "params": params}
     path = tmp_path / "schedule.yaml"
     model, _, _ = Path(QUICKSTART[1]).read_text().partition("    scheduler_config:")

@@ -41,7 +41,11 @@ _TYPES = {
 def config_schema() -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of config files and recipes."""
     read = {name: read_object(name) for name in sorted({*ours(), *_FUNCTIONS}) if "._" not in name}
-    names = {name: found for name, found in read.items() if found and found.is_ours and accepts(found, PART)}
+    names = {
+        name: found
+        for name, found in read.items()
+        if found and found.module.startswith("ldm.") and accepts(found, PART)
+    }
     values: dict[str, Any] = {}
     groups: dict[str, list[str]] = {}  # params -> classes
     for name in names:
@@ -147,7 +151,7 @@ def _object(kind: str, names: Mapping[str, Found]) -> dict[str, Any]:
     others = rf"^(?!ldm\.)|\$\{{|^({'|'.join(map(re.escape, old_prefixes()))})"
     target = {"anyOf": [{"enum": sorted({*fitting, *old})}, {"type": "string", "pattern": others}, {"type": "null"}]}
     params = {"anyOf": [{"type": ["object", "null"]}, _REFERENCE], **_parts(kind)}
-    own = {"model": {"base_learning_rate": value_schema("PositiveFloat | None")}, "data": {"fingerprint": {}}}
+    own = {"model": {"base_learning_rate": value_schema("LearningRate | None")}, "data": {"fingerprint": {}}}
     return {
         "anyOf": [{"type": ["object", "null"]}, {"enum": list(PLACEHOLDERS)}, _REFERENCE],
         "properties": {**own.get(kind, {}), "target": target, "params": params},

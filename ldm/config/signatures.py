@@ -177,13 +177,14 @@ def lacks_name(target: str, hops: int = _MAX_HOPS) -> bool:
     """Return whether a module exists, but neither it nor its star imports contain a name as a word."""
     module, _, name = target.rpartition(".")
     path = find_source(module)
-    text = "" if path is None else path.read_text(encoding="utf-8")
+    text = "" if path is None else path.read_text(encoding="utf-8", errors="replace")
     if path is None or not hops or re.search(rf"\b({name}|__getattr__|globals|setattr|exec|sys\.modules)\b", text):
         return False
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     stars = re.findall(r"^\s*from\s+(\S+)\s+import\s+\*", text, re.MULTILINE)
     names = [importlib.util.resolve_name(star, package) for star in stars]
-    return not (path.parent / f"{name}.py").exists() and all(lacks_name(f"{star}.{name}", hops - 1) for star in names)
+    is_module = path.name == "__init__.py" and (path.parent / f"{name}.py").exists()
+    return not is_module and all(lacks_name(f"{star}.{name}", hops - 1) for star in names)
 
 
 def find_source(module: str) -> Path | None:
@@ -297,13 +298,19 @@ def _fields_of(
 
 def _base_signature(base: ast.expr, module: str, imports: dict[str, str], hops: int) -> Signature | None:
     """Return the signature of a base class in the same package; ``None`` for others."""
-    dotted = ast.unparse(base)
-    first, _, rest = dotted.partition(".")
-    origin = imports.get(first, f"{module}.{first}") + (f".{rest}" if rest else "")
-    if not hops or dotted in vars(builtins) or origin.split(".")[0] != module.split(".")[0]:
+    origin = origin_of(base, module, imports)
+    if not hops or origin.split(".")[0] != module.split(".")[0]:
         return None
     parent, _, name = origin.rpartition(".")
     return _signature_of(parent, name, hops - 1)
+
+
+def origin_of(node: ast.expr, module: str, imports: Mapping[str, str]) -> str:
+    """Return the dotted path of an expression such as ``nn.Module`` or ``Dataset[int]``."""
+    dotted = ast.unparse(node.value if isinstance(node, ast.Subscript) else node).strip("'\"")
+    first, _, rest = dotted.partition(".")
+    default = f"builtins.{first}" if first in vars(builtins) and not rest else f"{module}.{first}"
+    return imports.get(first, default) + (f".{rest}" if rest else "")
 
 
 def _field_signature(node: ast.ClassDef) -> Signature | None:

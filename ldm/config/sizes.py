@@ -8,14 +8,18 @@ from typing import Any
 from ldm.config.loading import Config
 from ldm.legacy import resolve_target
 from ldm.models.first_stages import has_discriminator
-from ldm.modules.diffusionmodules.shapes import AutoencoderShape
+from ldm.modules.diffusionmodules.shapes import AutoencoderShape, most_discriminator_layers
 
-_LEAST = 3  # side of the discriminator's features before its two last convolutions, pixels
 _AUTOENCODER, _UNET = "ddconfig", "unet_config"
 
 
 def _params(section: Any) -> Mapping[str, Any]:
     return (section.get("params") or {}) if isinstance(section, Mapping) else {}
+
+
+def _params_of_ours(section: Any) -> Mapping[str, Any]:
+    target = section.get("target") if isinstance(section, Mapping) else None
+    return _params(section) if resolve_target(str(target)).startswith("ldm.") else {}
 
 
 def check_sizes(config: Config) -> None:
@@ -40,13 +44,12 @@ def check_sizes(config: Config) -> None:
         name = "patch_size" if networks is None else f"{_AUTOENCODER}.ch_mult"
         message = f"expected images of a multiple of {factor} pixels, got {side}. Change the size or the downsampling"
         raise config.error(f"{key}.{name}", message)
-    losses = _params(model.get("lossconfig"))
+    losses = _params_of_ours(model.get("lossconfig"))
     depth = losses.get("disc_num_layers", 3)
-    if has_discriminator(losses) and side >> depth < _LEAST:
-        most = (side // _LEAST).bit_length() - 1
+    if has_discriminator(losses) and depth > (most := most_discriminator_layers(side)):
         message = f"expected at most {most} for images of {side} pixels, got {depth}. Set disc_num_layers"
         raise config.error("model.params.lossconfig.params.disc_num_layers", message)
-    levels = len(_params(model.get(_UNET)).get("channel_mult") or ())
+    levels = len(_params_of_ours(model.get(_UNET)).get("channel_mult") or ())
     if levels and side // factor % 2 ** (levels - 1):
         expected = f"expected levels that halve inputs of {side // factor} pixels without a rest"
         message = f"{expected}, got {levels}. Change channel_mult or the size of the images"

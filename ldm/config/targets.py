@@ -22,9 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldm.config.signatures import definitions, find_source
+from ldm.config.signatures import definitions, find_source, lacks_name, origin_of
 from ldm.legacy import NOT_SHIPPED_CLASS, resolve_target
-from ldm.util import did_you_mean, search_working_directory
+from ldm.util import search_working_directory
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,6 @@ _STANDARD, _OWN, _FOREIGN = "the standard library", "your own files", "an instal
 _LIGHTNING = ("pytorch_lightning", "lightning", "lightning_fabric")
 _KNOWN = ("ldm", "torch", "torchvision", "open_clip", *_LIGHTNING)
 _SITES = {"site-packages", "dist-packages"}
-# A module that makes names while it runs; whether it has a name is known only after its import.
-_DYNAMIC = re.compile(r"import \*|globals\(|__getattr__|sys\.modules|setattr\(|exec\(")
 
 
 class Kind(NamedTuple):
@@ -98,11 +96,6 @@ class Found(NamedTuple):
     is_class: bool = True
     is_complete: bool = True
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether it is defined in this package."""
-        return self.module.startswith("ldm.")
-
 
 def kind_of_key(key: str) -> str:
     """Return the kind, a key of ``KINDS``, that a dotted key of a config needs."""
@@ -154,16 +147,14 @@ def check_import(path: str, today: str) -> str:
 
     Modules of the standard library and ``__main__`` files of packages can act when they are imported.
     """
-    module, _, name = today.rpartition(".")
+    module = today.rpartition(".")[0]
     if is_allowed(today):
         return ""
     if place_of(module) == _STANDARD or "__main__" in module.split(".")[1:]:
         owner = _STANDARD if place_of(module) == _STANDARD else "a command"
         return f"expected a class of a model, data set or callback, got {path} of {owner}. {_how_to_allow(path)}"
-    source = find_source(module)
-    text = "" if source is None else source.read_text(encoding="utf-8", errors="replace")
-    if module.partition(".")[0] != "ldm" and text and not _DYNAMIC.search(text) and not re.search(rf"\b{name}\b", text):
-        return f"{path!r}: module {module!r} has no {name!r}.{did_you_mean(name, set(re.findall(r'[A-Za-z_]+', text)))}"
+    if not module.startswith("ldm.") and lacks_name(today):
+        return f"{path!r}: module {module!r} has no {today.rpartition('.')[2]!r}"
     return ""
 
 
@@ -260,11 +251,11 @@ def read_object(target: str, hops: int = _MAX_HOPS) -> Found | None:
     if isinstance(node, ast.ClassDef):
         return _read_class(node, module, imports, hops)
     if isinstance(node, ast.FunctionDef):
-        returned = read_object(_origin(node.returns, module, imports), hops - 1) if node.returns else None
+        returned = read_object(origin_of(node.returns, module, imports), hops - 1) if node.returns else None
         is_known = not node.returns or place_of(module) == "ldm" or (returned is not None and returned.is_complete)
         return Found(module, returned.bases if returned else frozenset(), frozenset(), False, is_known)
     if isinstance(node, ast.Assign) and isinstance(node.value, (ast.Name, ast.Attribute)):
-        return read_object(_origin(node.value, module, imports), hops - 1)
+        return read_object(origin_of(node.value, module, imports), hops - 1)
     if name in imports:
         return read_object(imports[name], hops - 1)
     return read_object(imports["*"].removesuffix("*") + name, hops - 1) if "*" in imports else None
@@ -277,16 +268,8 @@ def _read_class(node: ast.ClassDef, module: str, imports: Mapping[str, str], hop
             methods.add(item.name)
         elif isinstance(item, ast.Assign):
             methods.update(ast.unparse(target) for target in item.targets)
-    parents = [read_object(_origin(base, module, imports), hops - 1) for base in node.bases]
+    parents = [read_object(origin_of(base, module, imports), hops - 1) for base in node.bases]
     for found in filter(None, parents):
         bases, methods = bases | found.bases, methods | found.methods
     is_complete = all(found is not None and found.is_complete for found in parents)
     return Found(module, frozenset(bases), frozenset(methods), is_complete=is_complete)
-
-
-def _origin(node: ast.expr, module: str, imports: Mapping[str, str]) -> str:
-    """Return the dotted path of an expression such as ``nn.Module`` or ``Dataset[int]``."""
-    dotted = ast.unparse(node.value if isinstance(node, ast.Subscript) else node).strip("'\"")
-    first, _, rest = dotted.partition(".")
-    default = f"builtins.{first}" if first in vars(builtins) and not rest else f"{module}.{first}"
-    return imports.get(first, default) + (f".{rest}" if rest else "")

@@ -59,7 +59,9 @@ TRAINER_TYPES = {
     "flush_logs_every_n_steps": "PositiveInt | None",
     "resume_from_checkpoint": "AnyPath | None",
     "distributed_backend": f"Literal{[*_STRATEGIES]} | None",
-    **dict.fromkeys("checkpoint_callback terminate_on_nan replace_sampler_ddp find_unused_parameters".split(), "bool"),
+    **dict.fromkeys(
+        "checkpoint_callback terminate_on_nan replace_sampler_ddp find_unused_parameters".split(), "bool | None"
+    ),
 }
 
 # Arguments of Lightning 1.4 that have a successor.

@@ -13,7 +13,7 @@ from ldm.models.autoencoder_base import Autoencoder, Log, psnr
 from ldm.models.first_stages import check_first_stage
 from ldm.modules.distributions import DiagonalGaussian
 from ldm.modules.quantize import GumbelQuantize, VectorQuantizer2
-from ldm.ranges import Count, OptionalCount, PositiveInt, Weight
+from ldm.ranges import Count, OptionalCount, Weight
 from ldm.util import UserError, instantiate_from_config
 
 __all__ = ["AutoencoderKL", "GumbelVQ", "IdentityFirstStage", "VQModel", "VQModelInterface", "psnr"]
@@ -242,7 +242,7 @@ class AutoencoderKL(Autoencoder):
         return [*super().generator_parameters(), *self.loss.parameters(recurse=False)]
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], N: PositiveInt = 8, **options: Any) -> dict[str, Tensor]:
+    def log_images(self, batch: Mapping[str, Any], N: int = 8, **options: Any) -> dict[str, Tensor]:
         """Return ``inputs``, ``reconstructions`` and ``samples`` of normal latents, (n, 3, H, W) in [-1, 1]."""
         pictures = super().log_images(batch, N, **options)
         with self.ema_scope():

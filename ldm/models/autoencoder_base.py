@@ -19,7 +19,7 @@ from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.inputs import images_from_batch
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
-from ldm.ranges import PositiveInt, Weight
+from ldm.ranges import Weight
 from ldm.util import UserError, instantiate_from_config
 
 Log = dict[str, Tensor]
@@ -237,7 +237,7 @@ class Autoencoder(pl.LightningModule):
         return self.model_ema.applied_to(self) if self.use_ema else contextlib.nullcontext()
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], N: PositiveInt = 8, **_: Any) -> dict[str, Tensor]:
+    def log_images(self, batch: Mapping[str, Any], N: int = 8, **_: Any) -> dict[str, Tensor]:
         """Return ``inputs`` and ``reconstructions``, (n, 3, H, W) in [-1, 1] with n at most ``N``."""
         x = self.get_input(batch)[:N].to(self.device)
         with self.ema_scope():

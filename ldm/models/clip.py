@@ -26,7 +26,7 @@ from ldm.modules.encoders import clip_loading
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
 from ldm.modules.encoders.zero_shot import attribute_hits, attribute_probabilities
 from ldm.pictures.grid import CaptionedGrid
-from ldm.ranges import Count, PositiveInt, Weight
+from ldm.ranges import Count, Weight
 from ldm.util import ConfigError, atomic_write
 
 MAX_LOGIT_SCALE = 100.0  # for stable training, Radford et al. 2021, section 2.5
@@ -269,7 +269,7 @@ class AttributeCLIP(pl.LightningModule):
         return with_schedule([optimizer], self.scheduler_config)
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], N: PositiveInt = 8, **_: Any) -> dict[str, CaptionedGrid]:
+    def log_images(self, batch: Mapping[str, Any], N: int = 8, **_: Any) -> dict[str, CaptionedGrid]:
         """Return ``zero_shot``: at most ``N`` images in rows, with the most probable word of every attribute."""
         images = self.get_input(batch)[:N].to(self.device)
         embedding, scale = self.encode_image(images), self.clip.logit_scale.exp().item()

@@ -29,7 +29,7 @@ from ldm.models.attribute_accuracy import AttributeAccuracy
 from ldm.models.inputs import attribute_values, check_image_size, check_words, images_from_batch
 from ldm.models.options import check_judge
 from ldm.modules.weights import without_wrappers
-from ldm.ranges import Count, PositiveInt, Size, Weight
+from ldm.ranges import Count, Size, Weight
 from ldm.util import ConfigError, UserError
 
 WARM_UP_SHARE = 0.05  # of all optimizer steps
@@ -213,7 +213,7 @@ class AttributeJudge(pl.LightningModule):
         return torch.from_numpy(self._words_of.word_labels(values.cpu().numpy())).to(values.device)
 
     @torch.no_grad()
-    def log_images(self, batch: Mapping[str, Any], N: PositiveInt = 16, **options: Any) -> dict[str, Tensor]:
+    def log_images(self, batch: Mapping[str, Any], N: int = 16, **options: Any) -> dict[str, Tensor]:
         """Return the first ``N`` images and their softened versions; other options are ignored."""
         images = self.get_input(batch)[:N]
         return {"inputs": images, "softened": soften(images)}

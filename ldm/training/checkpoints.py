@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from ldm.config.validation import CHECKPOINT
 from ldm.legacy import translate
 from ldm.runs.folder import RunFolder
 from ldm.training.callbacks.last_checkpoint import LastCheckpoint
@@ -17,7 +18,6 @@ from ldm.util import instantiate_from_config
 logger = logging.getLogger(__name__)
 
 _STEP_MONITOR = "train/step_num"
-LIGHTNING = "pytorch_lightning.callbacks.ModelCheckpoint"
 _WORDS = {"min": ("loss", "error", "mse", "lpips", "fid"), "max": ("psnr", "ssim", "accuracy", "score", "_num")}
 
 
@@ -36,12 +36,12 @@ def direction_of(monitor: str) -> str:
     return direction or "min"
 
 
-def build_callback(target: str, params: Mapping[str, Any]) -> pl.Callback:
+def build_callback(config: Mapping[str, Any]) -> pl.Callback:
     """Build the callback of a config; Lightning's ``ModelCheckpoint`` is replaced by this package's."""
-    today, arguments = translate(target, params)
-    if today == LIGHTNING:
-        today = "ldm.training.callbacks.model_checkpoint.ModelCheckpoint"
-    return instantiate_from_config({"target": today, "params": arguments}, "callback")
+    today, params = translate(str(config.get("target")), config.get("params") or {})
+    if today == CHECKPOINT:
+        config = {"target": "ldm.training.callbacks.model_checkpoint.ModelCheckpoint", "params": params}
+    return instantiate_from_config(config, "callback")
 
 
 def with_direction(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,8 +75,8 @@ def build_checkpoints(
         params.pop("every_n_train_steps", None)
     last = LastCheckpoint(str(folder.last), steps, *([] if interval is None else [_seconds(interval)]))
     keeps_last = params.pop("save_last", True)
-    target = (config or {}).get("target", LIGHTNING)
-    numbered = build_callback(target, {**params, "monitor": monitor, "save_last": False})
+    target = (config or {}).get("target", CHECKPOINT)
+    numbered = build_callback({"target": target, "params": {**params, "monitor": monitor, "save_last": False}})
     return [numbered, last] if keeps_last else [numbered]
 
 

@@ -31,6 +31,13 @@ def test_a_discriminator_is_not_deeper_than_its_picture(layers: int, most: int) 
         check("world", "vq", **options)
 
 
+def test_networks_of_own_code_may_mean_something_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_loss.py").write_text("import torch\nclass Loss(torch.nn.Module):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loss = "{target: own_loss.Loss, params: {disc_start: 0, disc_num_layers: auto}}"
+    check("world", "vq", model__params__lossconfig=loss)
+
+
 def test_the_downsampling_of_a_first_stage_divides_the_images() -> None:
     message = r"model.params.ddconfig.ch_mult: expected images of a multiple of 128 pixels, got 64"
     with pytest.raises(ConfigError, match=message):

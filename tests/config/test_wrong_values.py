@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import main as front_door
+from ldm.config.signatures import find_misfit, read_signature
+from ldm.config.trainer_args import misfit_of
 from ldm.training.cli import Options, parse_arguments
 from ldm.training.recipe import load_recipe
 from ldm.util import ConfigError
@@ -75,6 +78,24 @@ def test_values_and_keys(capsys: pytest.CaptureFixture, tmp_path: Path, word: st
 )
 def test_valid_values(word: str) -> None:
     assert front_door.main([*BASE, f"{TRAINER}.{word}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("FrozenCLIPEmbedder", {"layer": "hidden", "layer_idx": -2}),
+        ("SpatialRescaler", {"n_stages": 0}),
+        ("BERTEmbedder", {"n_embed": 640, "n_layer": 32, "embedding_dropout": 0}),
+    ],
+)
+def test_values_of_the_family_are_accepted(name: str, params: dict[str, Any]) -> None:
+    target = f"ldm.modules.encoders.modules.{name}"
+    assert find_misfit(target, params, read_signature(target)) is None
+
+
+@pytest.mark.parametrize("name", ["terminate_on_nan", "checkpoint_callback", "replace_sampler_ddp"])
+def test_null_is_accepted_for_options_of_lightning_1(name: str) -> None:
+    assert misfit_of(name, None) == ""
 
 
 def test_accelerators_of_other_machines(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -159,7 +159,6 @@ def test_other_names_of_the_course_load():
         ({"down_chs": (32, 64)}, "down_chs: expected three"),
         ({"down_chs": (32, 48, 64)}, "multiples of 32"),
         ({"t_embed_dim": 3}, "t_embed_dim: expected an even number"),
-        ({"c_embed_dim": 0}, "c_embed_dim: expected at least 1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(change, message):

@@ -199,8 +199,6 @@ def test_wrong_widths_name_the_keys():
         unet(x, steps, None)
     with pytest.raises(ConfigError, match="latent_unit: .* got 99"):
         UNetModel(**{**TINY, "latent_unit": 99})
-    with pytest.raises(ConfigError, match="unit_chunk"):
-        UNetModel(**TINY, unit_chunk=0)
 
 
 def ldm_checkpoint(path, scale=0.8):

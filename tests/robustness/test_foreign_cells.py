@@ -83,8 +83,8 @@ def test_a_text_in_place_of_a_score(tmp_path: Path, value: object, caplog: pytes
     with caplog.at_level(logging.WARNING):
         rows = collect_rows(tmp_path)
     assert rows[0].figures == {"sap": 0.5}
-    expected = f"10.json: {wrong.key}.{wrong.figure}: expected a number, got {value!r}. Delete the file and score that "
-    expected += "checkpoint again"
+    advice = "Delete the file and score that checkpoint again"
+    expected = f"10.json: {wrong.key}.{wrong.figure}: expected a number, got {value!r}. {advice}"
     assert [record.getMessage().endswith(expected) for record in caplog.records] == [True]
     assert (
         list(read_scores(run, 0)[10]) == list(read_score_file(run / "dis_metrics" / "10.json")) == [METRICS["sap"].key]

@@ -101,7 +101,7 @@ def test_a_new_run_that_fails_before_its_first_step_leaves_no_folder(config: Pat
     if "width" in words[0]:  # fits a new run
         words = ["model.params.ckpt_path=nothing.ckpt", "model.params.no_such=1"]
     assert front_door.main(["-b", str(config), "-t", "-l", str(tmp_path / "logs"), *words]) == 1
-    assert not (tmp_path / "logs").exists() or not list((tmp_path / "logs").iterdir())
+    assert not (tmp_path / "logs").exists()
 
 
 def test_an_interrupt_before_the_first_step_leaves_no_folder(config: Path, tmp_path: Path, monkeypatch) -> None:

@@ -142,6 +142,16 @@ class OwnData(Dataset):
         return {"image": forms.get(self.form, lambda: image)(), "class_label": self.label, "file_path_": f"f{index}"}
 
 
+class Hooked(LatentDiffusion):
+    """A method that changes batches while it trains."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, flipped in training."""
+        if self.trainer.training:
+            batch = {**batch, "image": batch["image"].flip(2)}
+        return super().on_before_batch_transfer(batch, dataloader_idx)
+
+
 class Untraceable(LatentDiffusion):
     """A method whose step needs values."""
 
@@ -243,12 +253,12 @@ PICTURES = "lightning.callbacks.image_logger.params.log_images_kwargs"
 @pytest.mark.parametrize(
     ("base", "word", "message"),
     [
-        (PIXELS, "N=-1", "N: expected an integer .*, got -1"),
-        (PIXELS, "n_row=0", "n_row: expected an integer .*, got 0"),
+        (PIXELS, "N=-1", "N: expected an integer from 1 to 1000000, got -1"),
+        (PIXELS, "n_row=0", "n_row: expected an integer from 1 to 1000000, got 0"),
         (PIXELS, "sample=[1]", "sample: expected true or false, got [1]"),
         (PIXELS, "plot_denoise_row=true", "plot_denoise_row: .* Did you mean 'plot_denoise_rows'?"),
         (PIXELS, "sampler={target: ldm.diffusion.samplers.DDIMSampler, params: {steps: 4}}", "steps"),
-        (AUTOENCODER, "N=many", "N: expected an integer .*, got 'many'"),
+        (AUTOENCODER, "N=many", "N: expected an integer from 1 to 1000000, got 'many'"),
     ],
 )
 def test_options_of_pictures(train, base: dict[str, Any], word: str, message: str) -> None:
@@ -281,6 +291,24 @@ class Mismatched(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         """Return a loss."""
         return self.encoder(batch["image"]).mean()
+
+
+class Flattened(Mismatched):
+    """A model of own code that changes the shapes of batches on the device."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch in the shape that the layer needs."""
+        return {"image": batch["image"].new_zeros(len(batch["image"]), 7)}
+
+
+def test_models_that_change_batches_on_the_device_are_not_traced() -> None:
+    trace = trace_steps(Flattened(), {"train": Batch({"image": torch.zeros(2, 3)}, 2, 4)})
+    assert trace.names == {} and trace.activation_bytes is None
+
+
+def test_own_hooks_have_the_trainer(train) -> None:
+    code, error, _ = train(PIXELS, "model.target=test_preflight.Hooked", "--max_steps=1")
+    assert code == 0, error
 
 
 def test_layers_that_do_not_fit_are_named() -> None:

@@ -94,9 +94,6 @@ class DirectionBench(TestPassCallback):
         options = (tuple(map(float, strengths)), batch_size, seed, own_threshold, leakage_threshold)
         self._plan = BenchPlan(num_samples, self.sampler, *options)
         require_count("num_samples", num_samples, 4)
-        require_count("num_directions", num_directions, or_null=True)
-        for key, value in (("batch_size", batch_size), ("num_images", num_images), ("columns", columns)):
-            require_count(key, value)
         self._build_finders(DirectionSet(torch.zeros(0, 1), "condition", (), "noiseclr"))  # raises for unknown ones
 
     def check_run(self, data: Any, model: pl.LightningModule) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from ldm.data.options import require_count
 from ldm.data.traits import unwrap
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
 from ldm.evaluation.editing import measure
@@ -82,7 +81,6 @@ class EditScore(SampleScore):
         self.scales = list(guidance_scale) if isinstance(guidance_scale, Sequence) else [guidance_scale]
         if not self.scales:
             raise ConfigError("EditScore.guidance_scale: expected a number or a list of numbers, got an empty list")
-        require_count("EditScore.num_guidance_samples", num_guidance_samples)
         self.seed, self.columns = seed, columns
         self.num_guidance_samples, self.replace = num_guidance_samples, replace
         self.ordered = {name: list(map(str, words)) for name, words in (ordered or {}).items()}

@@ -72,8 +72,6 @@ class ScoreWhileTraining(Checkpoint):
         baseline: bool = False,
         seed: Seed = PROTOCOL_SEED,
     ) -> None:
-        if every_n_train_steps is not None and every_n_train_steps < 1:
-            raise ConfigError(f"every_n_train_steps: expected at least 1, got {every_n_train_steps}")
         if split not in ("validation", "train"):
             raise ConfigError(f"split: expected 'validation' or 'train', got {split!r}")
         self.every_n_train_steps, self.split, self.batch_size = every_n_train_steps, split, batch_size

@@ -13,7 +13,6 @@ from torch import Tensor
 from ldm.diffusion.samplers import Hooks, Inpainting, Sampler, SamplerStep
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
-from ldm.ranges import PositiveInt
 from ldm.util import ConfigError, did_you_mean
 
 Pictures = dict[str, Tensor | CaptionedGrid]
@@ -45,8 +44,8 @@ class Trajectory:
 def latent_diffusion_pictures(
     model: Any,
     batch: Mapping[str, Any],
-    N: PositiveInt = 8,
-    n_row: PositiveInt = 4,
+    N: int = 8,
+    n_row: int = 4,
     sample: bool = True,
     sampler: Sampler | Mapping[str, Any] | str | None = None,
     quantize_denoised: bool = True,

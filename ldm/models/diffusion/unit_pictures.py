@@ -15,7 +15,6 @@ from ldm.diffusion.samplers import Sampler
 from ldm.models.diffusion.pictures import Pictures, chosen_pictures, first_samples, latent_diffusion_pictures
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
-from ldm.ranges import PositiveInt
 
 # Pictures of latent_diffusion_pictures that have to be sampled, with its defaults.
 _SAMPLED = {"quantize_denoised": True, "inpaint": True, "plot_denoise_rows": False, "plot_progressive_rows": True}
@@ -24,8 +23,8 @@ _SAMPLED = {"quantize_denoised": True, "inpaint": True, "plot_denoise_rows": Fal
 def unit_pictures(
     model: Any,
     batch: Mapping[str, Any],
-    N: PositiveInt = 8,
-    n_row: PositiveInt = 8,
+    N: int = 8,
+    n_row: int = 8,
     sample: bool = True,
     sampler: Sampler | Mapping[str, Any] | str | None = None,
     guidance_scale: float = 1.0,

@@ -59,10 +59,6 @@ class UnitDiffusion(LatentDiffusion):
         """
         if dis_loss_type not in ("Z", "IM"):
             raise ConfigError(f"model.params.dis_loss_type: expected 'Z' or 'IM', got {dis_loss_type!r}")
-        if dis_batch_size is not None and dis_batch_size < 1:
-            raise ConfigError(
-                f"model.params.dis_batch_size: expected at least 1, or null for all, got {dis_batch_size}"
-            )
         kwargs["conditioning_key"] = None  # the shift U-Net takes the codes itself
         super().__init__(unet_config=unet_config, **kwargs)
         self.model.conditioning_key = None

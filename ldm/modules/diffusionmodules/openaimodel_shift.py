@@ -92,8 +92,6 @@ class UNetModel(openaimodel.UNetModel):
                 "unet_config.params: expected neither `use_spatial_transformer` nor `n_embed` for the shift U-Net, "
                 "whose units condition the residual blocks and whose output is a picture. Remove them."
             )
-        if unit_chunk is not None and unit_chunk < 1:
-            raise ConfigError(f"unet_config.params.unit_chunk: expected at least 1 or null, got {unit_chunk}.")
         self.latent_unit, self.repre_emb_channels = latent_unit, repre_emb_channels
         self.is_separate, self.unit_chunk, self.code_scale = seprate_decoder, unit_chunk, code_scale
         self.requires_grad_(False)

@@ -39,6 +39,11 @@ def build_dataclass(kind: type[Config], params: Mapping[str, Any], where: str) -
         raise ConfigError(f"{where}: {error}. Got the keys {sorted(params)}.") from error
 
 
+def most_discriminator_layers(side: int) -> int:
+    """Return the most downsamplings of a discriminator, whose last two layers need 3 pixels, of images of a side."""
+    return (side // 3).bit_length() - 1
+
+
 def require_groups(channels: int, where: str) -> None:
     """Raise a ``ConfigError`` if a number of channels cannot be normalized in groups."""
     if channels % NUM_GROUPS:
@@ -74,8 +79,6 @@ class AutoencoderShape:
     patch_size: Count = 1  # side of the patches folded into channels; 1 disables the folding
 
     def __post_init__(self) -> None:
-        if self.patch_size < 1:
-            raise ConfigError(f"ddconfig.patch_size: expected at least 1, got {self.patch_size}.")
         if len(self.sides) > 2 or not all(isinstance(side, int) and side >= self.factor for side in self.sides):
             raise ConfigError(
                 f"ddconfig.resolution: expected a number or [height, width], at least {self.factor} pixels, got "
@@ -235,6 +238,3 @@ class CLIPGuidedShape:
             raise ConfigError(f"{where}.down_chs: expected {expected}, got {list(self.down_chs)}.")
         if self.t_embed_dim < 4 or self.t_embed_dim % 2:
             raise ConfigError(f"{where}.t_embed_dim: expected an even number of at least 4, got {self.t_embed_dim}.")
-        for name in ("T", "img_ch", "c_embed_dim"):
-            if vars(self)[name] < 1:
-                raise ConfigError(f"{where}.{name}: expected at least 1, got {vars(self)[name]}.")

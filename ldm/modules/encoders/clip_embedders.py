@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.data.options import require_count
 from ldm.modules.encoders.base import ConditionStageBase, TextStage, sent_to
 from ldm.modules.encoders.clip_loading import ClipSource, find_clip, load_clip, load_tokenizer
 from ldm.modules.weights import grouped, weights_fingerprint
@@ -131,7 +130,7 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
 
     Raises:
         UserError: the CLIP is missing on this machine.
-        ConfigError: both ``n_repeat`` and ``max_phrases`` are set, or ``max_phrases`` is below 1.
+        ConfigError: both ``n_repeat`` and ``max_phrases`` are set.
     """
 
     def __init__(
@@ -149,7 +148,6 @@ class FrozenCLIPTextEmbedder(FrozenModule, ClipTextStage):
         super().__init__()
         if n_repeat is not None and max_phrases is not None:
             raise ConfigError("cond_stage_config.params: expected n_repeat or max_phrases, got both. Remove one.")
-        require_count("cond_stage_config.params.max_phrases", max_phrases, or_null=True)
         source = find_clip(str(version), weights, allow_download)
         self.tokenizer = load_tokenizer(source)
         self.clip = load_clip(source)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.data.options import require_choice, require_count
+from ldm.data.options import require_choice
 from ldm.modules.encoders.base import ConditionStageBase
-from ldm.ranges import Count, Finite, Size
+from ldm.ranges import Count, Finite, OptionalCount, Size
 from ldm.util import UserError
 
 _METHODS = ("nearest", "linear", "bilinear", "trilinear", "bicubic", "area")
@@ -103,12 +103,12 @@ class SpatialRescaler(ConditionStageBase):
         bias: use a bias in the convolution.
 
     Raises:
-        ConfigError: ``n_stages`` is negative or ``method`` is unknown.
+        ConfigError: ``method`` is unknown.
     """
 
     def __init__(
         self,
-        n_stages: Count = 1,
+        n_stages: OptionalCount = 1,
         method: str = "bilinear",
         multiplier: Finite = 0.5,
         in_channels: Size = 3,
@@ -116,7 +116,6 @@ class SpatialRescaler(ConditionStageBase):
         bias: bool = False,
     ) -> None:
         super().__init__()
-        require_count("SpatialRescaler.n_stages", n_stages, least=0)
         require_choice("SpatialRescaler.method", method, _METHODS)
         self.n_stages, self.method, self.multiplier = n_stages, method, multiplier
         self.channel_mapper = None if out_channels is None else nn.Conv2d(in_channels, out_channels, 1, bias=bias)

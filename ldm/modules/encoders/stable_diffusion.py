@@ -25,7 +25,7 @@ from ldm.modules.encoders.base import sent_to
 from ldm.modules.encoders.clip_embedders import ClipTextStage, ImagePreprocessing
 from ldm.modules.encoders.clip_loading import ClipSource, find_clip
 from ldm.modules.weights import NeedsWeights
-from ldm.ranges import Count, OptionalCount
+from ldm.ranges import Count
 from ldm.util import ConfigError, UserError
 
 _HUB_CONFIG, _HUB_WEIGHTS = "config.json", ("model.safetensors", "pytorch_model.bin")  # files of transformers
@@ -228,7 +228,7 @@ class FrozenCLIPEmbedder(SequenceEmbedder):
         max_length: Count = 77,
         freeze: bool = True,
         layer: Literal["last", "penultimate", "hidden", "pooled"] = "last",
-        layer_idx: OptionalCount | None = None,
+        layer_idx: int | None = None,
         weights: str | os.PathLike | None = None,
         allow_download: bool = False,
     ) -> None:

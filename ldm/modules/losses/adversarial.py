@@ -5,8 +5,7 @@ Legend: B batch, C channels, H W space.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from torch import Tensor, nn
 
 from ldm.data.options import require_choice
+from ldm.modules.diffusionmodules.shapes import most_discriminator_layers
 from ldm.modules.lpips import LPIPS
 from ldm.ranges import Count, NonNegativeFloat, OptionalCount, Weight
 from ldm.util import ConfigError, UserError
@@ -40,11 +40,6 @@ _CHOICES: dict[str, dict[str, Callable[..., Any]]] = {
     "pixel_loss": {"l1": F.l1_loss, "l2": F.mse_loss},
     "perceptual_loss": {"lpips": LPIPS},
 }
-
-
-def _most_layers(size: Sequence[int]) -> int:
-    """Return the most downsamplings of a discriminator, whose last two layers need 3 pixels, of images (H, W)."""
-    return int(math.log2(max(1, min(size) / 3)))
 
 
 class AdversarialReconstruction(nn.Module):
@@ -155,11 +150,10 @@ class AdversarialReconstruction(nn.Module):
                 f"lossconfig.params.use_actnorm: expected a single process, got {dist.get_world_size()}. Train on one "
                 "device, or set it to false."
             )
-        if min(images.shape[2:]) < (least := 3 * 2**self.disc_num_layers):
+        if self.disc_num_layers > (most := most_discriminator_layers(min(images.shape[2:]))):
             raise UserError(
-                "model.params.lossconfig.params.disc_num_layers: expected at most "
-                f"{_most_layers(images.shape[2:])} for images of {images.shape[2]} x {images.shape[3]}, got "
-                f"{self.disc_num_layers}, which need {least} pixels. Lower it"
+                f"model.params.lossconfig.params.disc_num_layers: expected at most {most} for images of "
+                f"{images.shape[2]} x {images.shape[3]}, got {self.disc_num_layers}. Lower it"
             )
         return self.discriminator(images if cond is None else torch.cat([images, cond], dim=1))
 

@@ -12,7 +12,7 @@ from ldm.config.validation import CALLBACKS, CHECKPOINT
 from ldm.legacy import resolve_target
 from ldm.runs.folder import RunFolder
 from ldm.training.checkpoints import build_callback, with_direction
-from ldm.util import ConfigError, instantiate_from_config
+from ldm.util import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -104,10 +104,7 @@ def build_callbacks(
         if kind == "ModelCheckpoint":  # Lightning's default folder is another one
             params = {"dirpath": str(folder.checkpoints), **params}
         try:
-            if kind == "ModelCheckpoint":
-                callbacks.append(build_callback(entry["target"], params))
-            else:
-                callbacks.append(instantiate_from_config({**entry, "params": params}, "callback"))
+            callbacks.append(build_callback({**entry, "params": params}))
         except ConfigError as error:
             raise ConfigError(f"lightning.callbacks.{name}: {error}") from error
     return callbacks

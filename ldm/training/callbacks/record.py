@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ldm.ranges import PositiveInt
-from ldm.util import ConfigError
 
 
 class Record:
@@ -19,8 +18,6 @@ class Record:
     """
 
     def __init__(self, plot_image: bool = False, every_step_num: PositiveInt = 200) -> None:
-        if every_step_num < 1:
-            raise ConfigError(f"log_config.params.every_step_num: expected at least 1, got {every_step_num}")
         self.plot_image, self.every_step_num = plot_image, every_step_num
 
     def write(self, run_dir: str | Path, step: int, metrics: Mapping[str, float]) -> None:

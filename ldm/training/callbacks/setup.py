@@ -75,7 +75,7 @@ class SetupCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the size of the model and the step of a resumed run; continue the CSV file from that step."""
-        for message in late_schedules(self.config.get("model") or {}, _planned_steps(trainer)):
+        for message in late_schedules(self.config.get("model") or {}, planned_steps(trainer)):
             logger.warning("%s", message)
         total = sum(parameter.numel() for parameter in pl_module.parameters())
         trained = sum(parameter.numel() for parameter in pl_module.parameters() if parameter.requires_grad)
@@ -120,7 +120,7 @@ class SetupCallback(Callback):
             logger.warning("%s: the status %r could not be written (%s)", self.run_dir, status, error)
 
 
-def _planned_steps(trainer: Trainer) -> float:
+def planned_steps(trainer: Trainer) -> float:
     """Return the optimizer steps of the whole run; infinity if it has no limit."""
     steps = math.inf if trainer.max_steps < 0 else trainer.max_steps
     if (trainer.max_epochs or -1) > 0:

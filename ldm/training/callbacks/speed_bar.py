@@ -15,6 +15,8 @@ from pytorch_lightning.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ldm.training.callbacks.setup import planned_steps
+
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +49,7 @@ class SpeedBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the live bar if the output is a terminal."""
         self._started_at = self._shown_at = self._batch_ended_at = time.monotonic()
-        self._first_step, self._total = trainer.global_step, _all_steps(trainer)
+        self._first_step, self._total = trainer.global_step, planned_steps(trainer)
         if self._enabled and sys.stderr.isatty():
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._live = Progress(*columns, TextColumn("{task.fields[status]}"), console=self._console)
@@ -120,14 +122,6 @@ class SpeedBar(ProgressBar):
             return ""
         seconds = (now - self._started_at) / done * max(0.0, self._total - step)
         return f"  {datetime.timedelta(seconds=round(seconds))} left"
-
-
-def _all_steps(trainer: Trainer) -> float:
-    """Return the optimizer steps of the whole run; infinity if it has no limit."""
-    steps = math.inf if trainer.max_steps < 0 else trainer.max_steps
-    batches = trainer.num_training_batches / trainer.accumulate_grad_batches
-    epochs = trainer.max_epochs or -1
-    return steps if epochs < 0 or batches == math.inf else min(steps, epochs * math.ceil(batches))
 
 
 def _batch_size(batch: Any) -> int:

@@ -1,4 +1,4 @@
-"""Checks of a run before it trains or writes anything: data, shapes, pictures, callbacks, memory and disk."""
+"""Checks of a run before it trains or writes anything: data, shapes, callbacks, memory and disk."""
 
 from ldm.training.preflight.check import preflight
 

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import re
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch.utils.data import DataLoader
 
 from ldm.config.loading import Config
 from ldm.data.collate import collate
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.traits import vocabulary_of
-from ldm.diffusion.noise import kept_random_state
 from ldm.errors import NotPreparedError
 from ldm.models.contracts import ChecksData, ChecksRun, Tokenizes
 from ldm.models.diffusion.latent import has_test_pass
 from ldm.models.inputs import check_item
-from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.monitor_check import check_monitors
 from ldm.training.plan import Plan
-from ldm.training.preflight.pictures import check_picture_options
 from ldm.training.preflight.resources import check_epoch, check_memory, warn_of_full_disk
 from ldm.training.preflight.trace import Batch, trace_steps
 from ldm.util import ConfigError, UserError
@@ -47,79 +43,43 @@ def preflight(plan: Plan, trainer: pl.Trainer, model: pl.LightningModule, data: 
         ConfigError, UserError: the run would fail.
     """
     config, batches = plan.config, {}
-    for name, callback in _named_callbacks(plan, trainer):
-        if isinstance(callback, ImageLogger) and not callback.disabled:
-            with _located(config, f"lightning.callbacks.{name}.params.log_images_kwargs"):
-                check_picture_options(model, callback.log_images_kwargs)
+    model.trainer = trainer  # own hooks for batches may use it
     if isinstance(data, DataModuleFromConfig):
         data.trainer = trainer  # as Lightning sets it; limits and devices determine the batches of an epoch
         for name in filter(data.dataset_configs.__contains__, ("train", "validation")):  # in Lightning's order
             with _located(config, f"data.params.{name}"):
                 data.dataset(name)  # may draw random numbers, as without this check
-        with _kept_random_states():
+        with isolate_rng(torch.cuda.is_initialized()):
             batches = _check_data(config, trainer, model, data)
-            with _with_file(config):
+            with _located(config):
                 data.train_dataloader()  # raises without a whole batch
                 check_epoch(trainer, data.batches_per_epoch())
                 _check_callbacks(trainer, model, data)
-    with _kept_random_states(), _with_file(config):
+    with isolate_rng(torch.cuda.is_initialized()), _located(config):
         traced = trace_steps(model, batches)
     check_monitors(trainer, model, traced.names)
     check_memory(trainer, model, traced.activation_bytes)
     warn_of_full_disk(trainer, model)
 
 
-def _named_callbacks(plan: Plan, trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
-    """Yield the callbacks with the name of their entry in a config; their class if they have none."""
-    targets = {
-        str((entry or {}).get("target", "")).rpartition(".")[2]: name
-        for name, entry in (plan.config.section("lightning").get("callbacks") or {}).items()
-    }
-    for callback in trainer.callbacks:
-        kind = type(callback).__name__
-        yield targets.get(kind, "image_logger" if isinstance(callback, ImageLogger) else kind), callback
-
-
 @contextlib.contextmanager
-def _with_file(config: Config) -> Iterator[None]:
-    """Add the file to errors that begin with a dotted key."""
+def _located(config: Config, key: str = "") -> Iterator[None]:
+    """Add the file, and a dotted key, to errors without it; with a key, an error of own code becomes one line."""
     try:
         yield
     except (ConfigError, UserError) as error:
-        key = _KEY.match(str(error))
-        if key is None:
+        text = str(error) if str(error).startswith(key) else f"{key}: {error}"
+        found = _KEY.match(text)
+        if not key and found is None:
             raise
         kind = UserError if isinstance(error, UserError) else ConfigError
-        raise kind(f"{config.origin(key[1])}: {error}") from error
-
-
-@contextlib.contextmanager
-def _located(config: Config, key: str) -> Iterator[None]:
-    """Add file and dotted key to errors; an error of own code becomes one line with its place."""
-    try:
-        yield
-    except (ConfigError, UserError) as error:
-        kind = UserError if isinstance(error, UserError) else ConfigError
-        text = str(error) if str(error).startswith(key) else f"{key}: {error}"
-        raise kind(f"{config.origin(key)}: {text}") from error
+        raise kind(f"{config.origin(found[1] if found else key)}: {text}") from error
     except Exception as error:
+        if not key:
+            raise
         place = traceback.extract_tb(error.__traceback__)[-1]
-        raise config.error(
-            key,
-            f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno}). Add -d for the "
-            "traceback",
-        ) from error
-
-
-@contextlib.contextmanager
-def _kept_random_states() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()
-    try:
-        with kept_random_state(torch.device("cuda" if torch.cuda.is_initialized() else "cpu")):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        found = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
+        raise config.error(key, f"{found}. Add -d for the traceback") from error
 
 
 def _check_data(

@@ -120,7 +120,8 @@ def _traced(
             num_bytes += storage.nbytes()
         return value
 
-    if not is_overridden(step, clone):
+    changed = (hook for hook in ("transfer_batch_to_device", "on_after_batch_transfer") if is_overridden(hook, clone))
+    if not is_overridden(step, clone) or any(changed):  # batches have other shapes in the step
         return None, None
     clone.log = lambda name, *_, **__: names.add(name)
     values = {key: _grown(mode, value, batch) for key, value in batch.values.items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ldm.data.options import require_choice, require_count
+from ldm.data.options import require_choice
 from ldm.legacy import CLIP_WIDTHS
 from ldm.modules.diffusionmodules.shapes import build_dataclass
 from ldm.ranges import Count, Weight
@@ -41,12 +41,8 @@ class GapOptions:
     def __post_init__(self) -> None:
         where = "model.params.gap"
         require_choice(f"{where}.kind", self.kind, KINDS)
-        require_count(f"{where}.num_images", self.num_images)
-        require_count(f"{where}.num_neighbors", self.num_neighbors)
         if self.num_neighbors > (most := self.num_images):
             raise ConfigError(f"{where}.num_neighbors: expected at most num_images ({most}), got {self.num_neighbors}")
-        if not self.noise >= 0:
-            raise ConfigError(f"{where}.std: expected a number of at least 0, got {self.std}")
 
     @classmethod
     def from_config(cls, given: str | Mapping[str, Any] | None) -> GapOptions:

@@ -14,15 +14,14 @@ from ldm.models.diffusion.pictures import INPUTS_AND_SAMPLES, Pictures, chosen_p
 from ldm.models.diffusion.traversal import decode_in_parts, traversal_grid, unit_captions
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
-from ldm.ranges import PositiveInt
 
 
 def encdiff_pictures(
     model: Any,
     batch: Mapping[str, Any],
-    N: PositiveInt = 8,
+    N: int = 8,
     sampler: Sampler | Mapping[str, Any] | str | None = None,
-    points: PositiveInt = 7,
+    points: int = 7,
     plot_swapped_concepts: bool = True,
     plot_traversals: bool = True,
     plot_attention: bool = True,

@@ -26,7 +26,7 @@ from ldm.models.diffusion.methods.noiseclr.options import ContrastOptions
 from ldm.models.diffusion.methods.noiseclr.pictures import direction_grid
 from ldm.models.inputs import images_from_batch
 from ldm.pictures.grid import CaptionedGrid
-from ldm.ranges import Count, OptionalCount, PositiveFloat, PositiveInt, Share, Weight
+from ldm.ranges import Count, OptionalCount, PositiveFloat, Share, Weight
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 
@@ -188,7 +188,7 @@ class NoiseCLR(pl.LightningModule):
 
     @torch.no_grad()
     def log_images(
-        self, batch: Mapping[str, Any], N: PositiveInt = 4, split: str = "train", **options: Any
+        self, batch: Mapping[str, Any], N: int = 4, split: str = "train", **options: Any
     ) -> dict[str, Tensor | CaptionedGrid]:
         """Return N images of the batch, and samples by direction; ``options`` are those of ``direction_grid``."""
         images = images_from_batch(batch, self.first_stage_key)[:N]

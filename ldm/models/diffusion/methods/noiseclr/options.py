@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
 
 from ldm.data.options import require_count
@@ -34,17 +33,14 @@ class ContrastOptions:
                 f"{where}.directions_per_iteration: expected 1 to {most} (num_directions - 1), got "
                 f"{self.directions_per_iteration}. Compare fewer directions, or learn more"
             )
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"{where}.temperature: expected a positive number, got {self.temperature}")
+        for name in ("temperature", "eps"):
+            if not 0 < vars(self)[name] < math.inf:
+                raise ConfigError(f"{where}.{name}: expected a positive number, got {vars(self)[name]}")
         if not 0 <= self.min_timestep < (math.inf if self.max_timestep is None else self.max_timestep):
             found = [self.min_timestep, self.max_timestep]
             raise ConfigError(f"{where}.min_timestep, max_timestep: expected 0 <= min < max, got {found}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"{where}.weight_decay: expected a number of at least 0, got {self.weight_decay}")
-        if len(self.betas) != 2 or not all(isinstance(each, Real) and 0 <= each < 1 for each in self.betas):
+        if len(self.betas) != 2:
             raise ConfigError(f"{where}.betas: expected two numbers from 0 to below 1, got {list(self.betas)}")
-        if not 0 < self.eps < math.inf:
-            raise ConfigError(f"{where}.eps: expected a positive number, got {self.eps}")
 
 
 def _check(params: Mapping[str, Any]) -> None:
