@@ -6,6 +6,8 @@ import functools
 import itertools
 import logging
 import re
+import traceback
+from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,14 @@ class NotPreparedError(UserError):
 def report_once(message: str, level: int = logging.WARNING) -> None:
     """Log a message once in a process; a run opens its files for each of its parts."""
     logger.log(level, "%s", message)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return type, text and place of an error of own code, in one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = str(error).partition("\n")[0]
+    where = f"{Path(place.filename).name}, line {place.lineno}"
+    return f"{type(error).__name__}: {text} ({where}). Add -d for the traceback"
 
 
 def reason_of(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import IO, Any, SupportsFloat, SupportsIndex, SupportsInt, cast
 
-from ldm.errors import BuildError, ConfigError, MissingTargetError, UserError
+from ldm.errors import BuildError, ConfigError, MissingTargetError, UserError, in_one_line
 from ldm.legacy import resolve_target, translate
 from ldm.ranges import RANGES
 
@@ -28,6 +28,9 @@ PLACEHOLDERS = ("__is_first_stage__", "__is_unconditional__")
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _LOAD_HINT = "Files that use `base:` or ${last_ckpt:...} have to be loaded with ldm.util.load_config"
+
+
+_OF_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 class Interrupted(BaseException):
@@ -255,6 +258,10 @@ def instantiate_from_config(config: Mapping[str, Any] | str | None, kind: str = 
     except BuildError as error:
         error.key = ".".join([*_path_to(params, error.target, ("params",)), error.key])
         raise
+    except (ConfigError, UserError):
+        raise
+    except _OF_VALUES as error:  # of a class of others, or of a value that no annotation excludes
+        raise BuildError(f"{target}: {in_one_line(error)}", target, "params") from error
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

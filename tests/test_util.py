@@ -233,3 +233,17 @@ def test_annotations_of_other_packages_are_remarks(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("Sizes", "Own"):
         assert instantiate_from_config({"target": f"remarks.{name}", "params": {"width": "wide"}}).width == "wide"
+
+
+class Fails:
+    """A class of own code whose constructor does not take every value."""
+
+    def __init__(self, layers: int = 3) -> None:
+        self.layers = [layers / index for index in range(layers)]
+
+
+def test_errors_of_constructors_are_one_line():
+    with pytest.raises(BuildError, match=r"^params: test_util.Fails: ZeroDivisionError: .*\(test_util.py, line \d+\)"):
+        instantiate_from_config({"target": "test_util.Fails"})
+    with pytest.raises(BuildError, match=r"^params: test_util.Fails: TypeError: .*\(test_util.py, line \d+\)"):
+        instantiate_from_config({"target": "test_util.Fails", "params": {"layers": "three"}})

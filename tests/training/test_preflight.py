@@ -21,10 +21,11 @@ import main as front_door
 from ldm.data.module import DataModuleFromConfig
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.runs.folder import RunFolder
+from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.loggers import build_loggers
 from ldm.training.preflight import resources
 from ldm.training.preflight.trace import Batch, trace_steps
-from ldm.util import UserError
+from ldm.util import ConfigError, UserError
 
 OWN = "test_preflight.OwnData"
 UNET = {
@@ -427,3 +428,16 @@ def test_a_full_disk_is_a_warning(train, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(resources.shutil, "disk_usage", lambda _: usage._replace(free=10))
     code, error, _ = train(PIXELS)
     assert code == 0 and re.search("5 checkpoints of .* are kept. Free some space", caplog.text), error
+
+
+class Draws:
+    """A model of own code that draws pictures."""
+
+    def log_images(self, batch: Any, N: int = 4, split: str = "train") -> dict[str, Any]:
+        return {}
+
+
+def test_options_of_pictures_of_own_code() -> None:
+    ImageLogger(10, 4).check_run(None, Draws())
+    with pytest.raises(ConfigError, match=r"log_images_kwargs: Draws.log_images: .*'n_rows'\. Correct or remove"):
+        ImageLogger(10, 4, log_images_kwargs={"n_rows": 2}).check_run(None, Draws())

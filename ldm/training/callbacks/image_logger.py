@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -16,7 +17,7 @@ from ldm.models.contexts import evaluating
 from ldm.pictures.draw import draw_grid, draw_images
 from ldm.pictures.grid import CaptionedGrid
 from ldm.ranges import Count, PositiveFloat
-from ldm.util import instantiate_from_config
+from ldm.util import ConfigError, instantiate_from_config
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,6 +82,16 @@ class ImageLogger(Callback):
         self._early = {split: [2**power for power in range(powers)] for split in ("train", "val")}
         self.record = instantiate_from_config(log_config) if log_config else None
 
+    def check_run(self, data: Any, model: Any) -> None:
+        """Raise a ``ConfigError`` for options that the model does not accept; the config check knows our own models."""
+        if isinstance(model, LogsImages) and not self.disabled:
+            try:
+                inspect.signature(model.log_images).bind(None, **self._options("train"))
+            except TypeError as error:
+                key = "lightning.callbacks.image_logger.params.log_images_kwargs"
+                message = f"{type(model).__name__}.log_images: {error}. Correct or remove the option"
+                raise ConfigError(f"{key}: {message}") from error
+
     def is_due(self, index: int, split: str = "train") -> bool:
         """Return whether pictures are due at this step; each early step is due once."""
         if index % self.batch_frequency == 0:
@@ -121,10 +132,13 @@ class ImageLogger(Callback):
             for run_logger in trainer.loggers:
                 _send(run_logger, f"{split}/{key}", picture, step)
 
+    def _options(self, split: str) -> dict[str, Any]:
+        return {"split": split, "N": self.max_images, **self.log_images_kwargs}
+
     def _draw(self, pl_module: LightningModule, batch: Any, split: str) -> dict[str, Image.Image]:
         """Return the pictures of the model in evaluation mode; its mode and the random state are restored."""
         with torch.no_grad(), evaluating(pl_module, pl_module.device):
-            images = pl_module.log_images(batch, **{"split": split, "N": self.max_images, **self.log_images_kwargs})
+            images = pl_module.log_images(batch, **self._options(split))
         return {key: self._picture(key, value) for key, value in images.items()}
 
     def _picture(self, key: str, value: Tensor | CaptionedGrid) -> Image.Image:

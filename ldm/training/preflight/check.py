@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,7 +17,7 @@ from ldm.config.loading import Config
 from ldm.data.collate import collate
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.traits import vocabulary_of
-from ldm.errors import NotPreparedError
+from ldm.errors import NotPreparedError, in_one_line
 from ldm.models.contracts import ChecksData, ChecksRun, Tokenizes
 from ldm.models.diffusion.latent import has_test_pass
 from ldm.models.inputs import check_item
@@ -77,9 +75,7 @@ def _located(config: Config, key: str = "") -> Iterator[None]:
     except Exception as error:
         if not key:
             raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        found = f"{type(error).__name__}: {error} ({Path(place.filename).name}, line {place.lineno})"
-        raise config.error(key, f"{found}. Add -d for the traceback") from error
+        raise config.error(key, in_one_line(error)) from error
 
 
 def _check_data(
