@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ldm.config.signatures import UnknownNameError, read_signature
+from ldm.config.signatures import UnknownNameError, find_misfit, read_signature
 
 SOURCE = """
 from dataclasses import dataclass
@@ -87,3 +87,24 @@ def test_what_the_source_does_not_tell(package: None, name: str) -> None:
 def test_our_own_names_must_exist() -> None:
     with pytest.raises(UnknownNameError, match="module ldm.errors has no Nothing"):
         read_signature("ldm.errors.Nothing")
+
+
+METHODS = "ldm.models.diffusion.methods"
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (f"{METHODS}.disdiff.model.DisDiff", "dis_batch_size"),
+        (f"{METHODS}.clip_disdiff.model.CLIPDisDiff", "dis_batch_size"),
+        ("ldm.evaluation.editing.callback.EditScore", "num_guidance_samples"),
+        ("ldm.evaluation.directions.callback.DirectionBench", "batch_size"),
+        ("ldm.evaluation.directions.callback.DirectionBench", "num_directions"),
+        ("ldm.evaluation.train_scores.ScoreWhileTraining", "every_n_train_steps"),
+    ],
+)
+def test_numbers_of_things_are_positive(target: str, name: str) -> None:
+    for value in (0, -1, 1.5, True, "one"):
+        misfit = find_misfit(target, {name: value}, read_signature(target), check_required=False)
+        assert misfit is not None and misfit.name == name and "expected an integer" in misfit.message
+    assert find_misfit(target, {name: 3}, read_signature(target), check_required=False) is None

@@ -344,10 +344,9 @@ def test_the_check_before_training_draws_no_random_numbers(tmp_path):
     assert torch.equal(state, torch.get_rng_state()) and "test" in trainer.datamodule.datasets
 
 
-@pytest.mark.parametrize("options", [{"guidance_scale": []}, {"num_guidance_samples": 0}])
-def test_options(options):
-    with pytest.raises(ConfigError, match=next(iter(options))):
-        EditScore("judge", **options)
+def test_guidance_scales_are_needed():
+    with pytest.raises(ConfigError, match="guidance_scale"):
+        EditScore("judge", guidance_scale=[])
 
 
 def test_the_ceiling_prefers_pictures_that_were_not_trained_on(tmp_path):

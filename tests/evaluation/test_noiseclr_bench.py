@@ -174,8 +174,6 @@ def test_settings_out_of_range_and_diverged_images():
         ({"strengths": [0]}, "finite and not 0"),
         ({"num_samples": 3}, "num_samples: expected an integer of at least 4, got 3"),
         ({"num_samples": -1}, "num_samples: expected an integer of at least 4, got -1"),
-        ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
-        ({"num_directions": 0}, "num_directions"),
         ({"finders": ["pca"]}, "finders: expected noiseclr"),
         ({"finders": []}, "finders: .*got none"),
     ):

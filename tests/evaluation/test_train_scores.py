@@ -219,7 +219,6 @@ class NoUnits(Reader):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"every_n_train_steps": 0}, "at least 1"),
         ({"every_n_train_steps": 1, "split": "test"}, "'validation' or 'train'"),
         ({"every_n_train_steps": 1, "metrics": ["mig"], "settings": {"dci": {}}}, "'dci'"),
         ({"every_n_train_steps": 1, "protocol": "quick"}, "quick"),

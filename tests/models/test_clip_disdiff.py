@@ -154,7 +154,6 @@ def test_unknown_options_list_the_known_ones():
     ("options", "words"),
     [
         ({"unet": {"seprate_decoder": False}}, "seprate_decoder"),
-        ({"dis_batch_size": 0}, "at least 1"),
         ({"unset_prob": 1.0}, "probability"),
         ({"cond_stage_trainable": True}, "frozen"),
     ],

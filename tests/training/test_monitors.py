@@ -16,6 +16,7 @@ from ldm.config.loading import Config
 from ldm.config.trainer_args import TrainerSettings
 from ldm.runs.folder import RunFolder
 from ldm.training.callbacks.defaults import SCORES, build_callbacks, scores_for
+from ldm.training.callbacks.monitor_check import MonitorCheck
 from ldm.training.checkpoints import build_checkpoints, direction_of
 from ldm.training.cli import Options
 from ldm.training.plan import Plan
@@ -170,3 +171,15 @@ def test_scores_without_validation_data_are_taken_at_the_end_of_epochs(train) ->
     code, run = train(f"lightning.callbacks.best={best}", "data.params.validation=null")
     assert code == 0
     assert (run / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_a_run_that_is_resumed_after_its_first_step(tmp_path: Path) -> None:
+    """The metrics of the first step are those of the resumed part."""
+
+    options = {"logger": False, "accelerator": "cpu", "enable_progress_bar": False, "default_root_dir": tmp_path}
+    data = torch.utils.data.DataLoader([torch.zeros(1)] * 8)
+    best = ModelCheckpoint(tmp_path, monitor="train/loss", save_last=True, every_n_train_steps=1)
+    for steps, checkpoint in ((1, None), (3, tmp_path / "last.ckpt")):
+        trainer = pl.Trainer(max_steps=steps, callbacks=[MonitorCheck(), best], **options)
+        trainer.fit(Known(), data, ckpt_path=checkpoint)
+    assert trainer.global_step == 3

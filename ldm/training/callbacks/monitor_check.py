@@ -36,6 +36,9 @@ class MonitorCheck(Checkpoint):
     A checkpoint callback, because Lightning runs those after all others; it has to be the first of them.
     """
 
+    def __init__(self) -> None:
+        self._batches = 0  # that this process has begun
+
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the metrics of the sanity validation."""
         self._check(trainer, "val", _is_known(pl_module, trainer))
@@ -46,8 +49,9 @@ class MonitorCheck(Checkpoint):
             self._check(trainer, "val")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Check the metrics of the first step."""
-        if trainer.fit_loop.total_batch_idx == 1 and _is_known(pl_module, trainer):
+        """Check the metrics of the first step, also of a resumed run."""
+        self._batches += 1
+        if self._batches == 2 and _is_known(pl_module, trainer):
             self._check(trainer, "train", suffixes=("_epoch",))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
