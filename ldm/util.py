@@ -83,6 +83,14 @@ def mismatch(annotation: str, value: Any) -> str:
     return f"expected {' or '.join(_described(name, inner, value) for name, inner in parts)}, got {value!r}"
 
 
+def remedy(annotation: str, value: Any) -> str:
+    """Return a suggestion of the nearest choice of a ``Literal``, or to correct the value, for :func:`mismatch`."""
+    choices = [
+        word for name, inner in _alternatives(annotation) if name == "Literal" for word in inner.split("'")[1::2]
+    ]
+    return did_you_mean(value, choices) or " Correct the value"
+
+
 @functools.cache
 def _alternatives(annotation: str) -> list[tuple[str, str]]:
     """Split ``"A[x] | B"`` into ``[("A", "x"), ("B", "")]``."""

@@ -126,6 +126,7 @@ def _range(name: str) -> dict[str, Any]:
     limits = RANGES[name]
     result: dict[str, Any] = {"type": "integer" if limits.kind is int else "number"}
     keys = {"minimum": limits.least, "maximum": limits.most, "exclusiveMinimum": limits.above}
+    result |= {"multipleOf": 1} if limits.is_whole else {}
     return result | {key: limit for key, limit in keys.items() if abs(limit) != float("inf")}
 
 

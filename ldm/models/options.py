@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class ScheduleOptions:
     """
 
     timesteps: Count = 1000
-    beta_schedule: str = "linear"
+    beta_schedule: Literal["linear", "cosine", "sqrt_linear", "sqrt"] = "linear"
     linear_start: Fraction = 1e-4
     linear_end: PositiveFraction = 2e-2
     cosine_s: NonNegativeFloat = 8e-3
@@ -67,7 +67,7 @@ class LossOptions:
             samples (the CLIP-guided DDPM's reference code).
     """
 
-    loss_type: str = "l2"
+    loss_type: Literal["l1", "l2"] = "l2"
     l_simple_weight: Weight = 1.0
     original_elbo_weight: Weight = 0.0
     learn_logvar: bool = False
@@ -104,7 +104,7 @@ class InputOptions:
     image_size: Size | Sequence[Size] = 256
     channels: Size = 3
     clip_denoised: bool = True
-    parameterization: str = "eps"
+    parameterization: Literal["eps", "x0", "v"] = "eps"
     log_every_t: PositiveFloat = 100
 
     def __post_init__(self) -> None:
@@ -182,6 +182,18 @@ def check_clip(params: Mapping[str, Any]) -> None:
         for key, value in (params.get(name) or {}).items():
             if key in _CLIP_SIZES and (problem := mismatch(_CLIP_SIZES[key], value)):
                 raise ConfigError(f"{name}.{key}: {problem}. Correct the value")
+    text, vision = (params.get(name) or {} for name in ("text_cfg", "vision_cfg"))
+    if isinstance(layers := text.get("layers"), Sequence):
+        raise ConfigError(f"text_cfg.layers: expected an integer, got {layers!r}. Only vision_cfg takes a list")
+    parts = [("text_cfg.heads", text.get("heads", 8), "the width", text.get("width", 512))]
+    if not isinstance(vision.get("layers"), Sequence) and "timm_model_name" not in vision:
+        side = vision.get("image_size", 224)
+        sides = [side] if isinstance(side, int) else side
+        parts += [("vision_cfg.patch_size", vision.get("patch_size", 16), "the image_size", side) for side in sides]
+        parts += [("vision_cfg.head_width", vision.get("head_width", 64), "the width", vision.get("width", 768))]
+    for key, value, name, total in parts:
+        if value and total and total % value:
+            raise ConfigError(f"{key}: expected a divisor of {name} {total}, got {value}. Change one of them")
 
 
 # Class of a module of this package -> check of its params, for the check of a config.

@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.diffusion.sampler_names import SAMPLER_CLASSES
 from ldm.diffusion.samplers.base import (
     Denoiser,
     Hooks,
@@ -44,8 +45,7 @@ __all__ = [
     "spaced_timesteps",
 ]
 
-SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "ddpm": DDPMSampler}
-SAMPLERS |= {"plms": PLMSSampler, "dpm_solver": DPMSolverSampler}
+SAMPLERS: dict[str, type[Sampler]] = {name: globals()[kind] for name, kind in SAMPLER_CLASSES.items()}
 
 
 def build_sampler(given: Sampler | Mapping[str, Any] | str) -> Sampler:

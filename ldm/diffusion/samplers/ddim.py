@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers.base import Sampler, SamplerState
 from ldm.diffusion.schedule import NoiseSchedule
-from ldm.ranges import Count, Weight
+from ldm.ranges import Eta, SamplerSteps, Weight
 from ldm.util import ConfigError
 
 
@@ -26,7 +28,11 @@ class DDIMSampler(Sampler):
     """
 
     def __init__(
-        self, num_steps: Count | None = 50, eta: Weight = 0.0, spacing: str = "uniform", temperature: Weight = 1.0
+        self,
+        num_steps: SamplerSteps | None = 50,
+        eta: Eta = 0.0,
+        spacing: Literal["uniform", "quad"] = "uniform",
+        temperature: Weight = 1.0,
     ) -> None:
         super().__init__(num_steps, spacing, temperature)
         if not eta >= 0:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers.base import Sampler, SamplerState
-from ldm.ranges import Count
+from ldm.ranges import SamplerSteps
 
 
 class DPMSolverSampler(Sampler):
@@ -19,7 +21,7 @@ class DPMSolverSampler(Sampler):
         spacing: ``uniform`` or ``quad``, see ``spaced_timesteps``.
     """
 
-    def __init__(self, num_steps: Count = 20, spacing: str = "uniform") -> None:
+    def __init__(self, num_steps: SamplerSteps = 20, spacing: Literal["uniform", "quad"] = "uniform") -> None:
         super().__init__(num_steps, spacing)
 
     def step(self, state: SamplerState) -> Tensor:

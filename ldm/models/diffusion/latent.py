@@ -43,7 +43,7 @@ class LatentDiffusion(DDPM):
         cond_stage_trainable: bool = False,
         concat_mode: bool = True,
         cond_stage_forward: str | None = None,
-        conditioning_key: str | None = None,
+        conditioning_key: Literal["concat", "crossattn", "hybrid", "adm", "hybrid-adm", "crossattn-adm"] | None = None,
         scale_factor: PositiveFloat = 1.0,
         scale_by_std: bool = False,
         clip_denoised: bool = False,

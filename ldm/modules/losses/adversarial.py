@@ -6,7 +6,7 @@ Legend: B batch, C channels, H W space.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -75,9 +75,9 @@ class AdversarialReconstruction(nn.Module):
         use_actnorm: bool = False,
         disc_conditional: bool = False,
         disc_ndf: Count = 64,
-        disc_loss: str = "hinge",
-        perceptual_loss: str = "lpips",
-        pixel_loss: str = "l1",
+        disc_loss: Literal["hinge", "vanilla"] = "hinge",
+        perceptual_loss: Literal["lpips"] = "lpips",
+        pixel_loss: Literal["l1", "l2"] = "l1",
         vgg_weights: str | None = None,
     ) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
         cond_stage_config: Mapping[str, Any] | None = None,
         first_stage_config: Mapping[str, Any] = PIXELS,
         cond_stage_key: str = "clip_embedding",
-        conditioning_key: str = "adm",
+        conditioning_key: Literal["concat", "crossattn", "hybrid", "adm", "hybrid-adm", "crossattn-adm"] = "adm",
         normalize_clip: bool = False,
         gap: str | Mapping[str, Any] | None = None,
         phrase_separator: str | None = None,

@@ -10,7 +10,7 @@ Dimensions: B batch, U units, D width of a token, C, H, W the latent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class EncDiff(LatentDiffusion):
         cond_stage_config: Mapping[str, Any],
         cond_stage_key: str = "image",
         cond_stage_trainable: bool = True,
-        conditioning_key: str = "crossattn",
+        conditioning_key: Literal["crossattn"] = "crossattn",
         eval_name: str | None = None,
         **kwargs: Any,
     ) -> None:
