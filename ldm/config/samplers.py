@@ -7,46 +7,33 @@ from typing import Any
 
 from ldm.config.loading import Config
 from ldm.config.signatures import find_signature
-from ldm.diffusion.sampler_names import SAMPLER_CLASSES
 from ldm.legacy import resolve_target, sampling_options
-from ldm.util import ConfigError, did_you_mean, mismatch
+from ldm.util import ConfigError, mismatch
 
 
 def check_samplers(config: Config) -> None:
-    """Check names of samplers, and numbers of their steps against the time steps of the model.
-
-    Raises:
-        ConfigError: a sampler does not exist or has more steps than the model, or options of the schedule disagree.
-    """
+    """Raise a ``ConfigError`` for unknown samplers, too many steps, or a schedule that contradicts itself."""
     section = config.section("model")
     target, params = resolve_target(str(section.get("target"))), section.get("params") or {}
-    if not target.startswith("ldm."):
-        return
-    signature = find_signature(target)
-    num_timesteps = None
-    if signature is not None and "timesteps" in signature.required:
+    signature, limit = find_signature(target), None
+    if target.startswith("ldm.") and signature is not None and "timesteps" in signature.required:
         _check_schedule(config, params)
         betas = params.get("given_betas")
-        num_timesteps = params.get("timesteps", 1000) if betas is None else len(betas)
-    for key, options in _places(config, params):
+        limit = params.get("timesteps", 1000) if betas is None else len(betas)
+    for key, options in _places(config, params if target.startswith("ldm.") else {}):
         given = options.get("sampler")
-        if isinstance(given, str) and given not in SAMPLER_CLASSES and "." not in given:
-            known = f"{', '.join(SAMPLER_CLASSES)} or a dotted path"
-            hint = did_you_mean(given, SAMPLER_CLASSES) or " Correct the name"
-            raise config.error(f"{key}.sampler", f"expected {known}, got {given!r}.{hint}")
-        steps = {} if key == "model.params" else {name: options.get(name) for name in ("ddim_steps", "num_steps")}
+        if isinstance(given, str) and "." not in given and (problem := mismatch("SamplerName", given)):
+            raise config.error(f"{key}.sampler", f"{problem}. Use one of them, or the dotted path of a class")
         try:
-            sampling_options({} if key == "model.params" else options)
+            given = given if key == "model.params" else sampling_options(options).get("sampler")
         except ConfigError as error:
             raise config.error(key, str(error).removeprefix("sampling: ")) from error
         if isinstance(given, Mapping) and resolve_target(str(given.get("target"))).startswith("ldm."):
-            steps["sampler.params.num_steps"] = (given.get("params") or {}).get("num_steps")
-        for name, count in steps.items():
-            if problem := mismatch("SamplerSteps | None", count):
-                raise config.error(f"{key}.{name}", f"{problem}. Correct the value")
-            if num_timesteps is not None and count is not None and count > num_timesteps:
-                expected = f"expected 2 to {num_timesteps} (the model's timesteps)"
-                raise config.error(f"{key}.{name}", f"{expected}, got {count}. Use fewer steps")
+            name = next((old for old in ("ddim_steps", "num_steps") if old in options), "sampler.params.num_steps")
+            count = (given.get("params") or {}).get("num_steps")
+            if isinstance(count, int) and not 2 <= count <= (limit or count):
+                message = f"expected 2 to {limit} (the model's timesteps), got {count}. Change the number of steps"
+                raise config.error(f"{key}.{name}", message)
 
 
 def _places(config: Config, params: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -56,18 +43,15 @@ def _places(config: Config, params: Mapping[str, Any]) -> Iterator[tuple[str, Ma
         if entry is not None and resolve_target(str(entry.get("target", "ldm."))).startswith("ldm."):
             options = entry.get("params") or {}
             yield f"lightning.callbacks.{name}.params", options
-            if isinstance(pictures := options.get("log_images_kwargs"), Mapping):
-                yield f"lightning.callbacks.{name}.params.log_images_kwargs", pictures
+            yield f"lightning.callbacks.{name}.params.log_images_kwargs", options.get("log_images_kwargs") or {}
 
 
 def _check_schedule(config: Config, params: Mapping[str, Any]) -> None:
-    betas, timesteps = params.get("given_betas"), params.get("timesteps")
-    if betas is not None:
-        if timesteps not in (None, len(betas)):
-            message = f"expected {timesteps} entries (timesteps), got {len(betas)}. Make them match"
-            raise config.error("model.params.given_betas", message)
-    elif params.get("beta_schedule") != "cosine":
-        start, end = params.get("linear_start", 1e-4), params.get("linear_end", 2e-2)
-        if start > end:
-            message = f"expected at most {end} (linear_end), got {start}. Noise grows with the time step"
-            raise config.error("model.params.linear_start", message)
+    betas, steps = params.get("given_betas"), params.get("timesteps")
+    start, end = params.get("linear_start", 1e-4), params.get("linear_end", 2e-2)
+    if betas is not None and steps not in (None, len(betas)):
+        message = f"expected {steps} entries (timesteps), got {len(betas)}. Make them match"
+        raise config.error("model.params.given_betas", message)
+    if betas is None and params.get("beta_schedule") != "cosine" and start > end:
+        message = f"expected at most {end} (linear_end), got {start}. Noise grows with the time step"
+        raise config.error("model.params.linear_start", message)

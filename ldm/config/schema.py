@@ -18,7 +18,7 @@ from ldm.config.targets import KINDS, PART, Found, accepts, read_object
 from ldm.config.trainer_args import KNOWN_ARGS, TRAINER_TYPES
 from ldm.config.validation import LIGHTNING_KEYS, LOGGER_NAMES
 from ldm.legacy import ALIASES, old_params, old_prefixes, resolve_target
-from ldm.ranges import RANGES
+from ldm.ranges import CHOICES, RANGES
 from ldm.util import PLACEHOLDERS
 
 # Functions that a config may name.
@@ -109,6 +109,7 @@ def value_schema(annotation: str) -> dict[str, Any]:
             nodes += [node.left, node.right]
             continue
         name, _, inner = ast.unparse(node).partition("[")
+        name, inner = ("Literal", f"{CHOICES[name]}]") if name in CHOICES else (name, inner)
         if name == "Literal":
             parts.append({"enum": list(ast.literal_eval(f"({inner[:-1]},)"))})
         elif name in RANGES:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ldm.util import did_you_mean, mismatch, remedy, search_working_directory
+from ldm.util import did_you_mean, mismatch, search_working_directory
 
 _MAX_HOPS = 8
 _INTERVAL = "NonNegativeInt | None"
@@ -138,7 +138,8 @@ def find_misfit(
     for name, value in params.items():
         annotation = signature.annotations.get(name, "Any")
         if (problem := mismatch(annotation, value)) and not (value is None and annotation == "bool"):  # null: false
-            return Misfit(name, f"{problem}.{remedy(annotation, value)}")
+            hint = did_you_mean(value, re.findall(r"'(.+?)'", annotation)) or " Correct the value"
+            return Misfit(name, f"{problem}.{hint}")
     return None
 
 

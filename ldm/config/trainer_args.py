@@ -10,17 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ldm.util import did_you_mean, mismatch, remedy
+from ldm.util import did_you_mean, mismatch
 
 _BATCHES, _SOME_BATCHES = "OptionalCount | Fraction | None", "PositiveInt | PositiveFraction | None"
 _ACCELERATORS = "auto cpu gpu cuda mps tpu".split()
-_FIND_UNUSED = ("_find_unused_parameters_false", "_find_unused_parameters_true")
 _STRATEGIES = dict.fromkeys("ddp ddp2 ddp_cpu dp".split(), "ddp") | {"ddp_spawn": "ddp_spawn", "ddp_sharded": "fsdp"}
-_STRATEGY_NAMES = (
-    *(f"ddp{kind}{unused}" for kind in ("", "_spawn", "_fork", "_notebook") for unused in ("", *_FIND_UNUSED)),
-    *"auto dp ddp2 ddp_cpu ddp_sharded fsdp fsdp_cpu_offload single_device single_tpu single_xla xla xla_debug".split(),
-    *"deepspeed deepspeed_stage_1 deepspeed_stage_1_offload deepspeed_stage_2 deepspeed_stage_2_offload".split(),
-    *"deepspeed_stage_3 deepspeed_stage_3_offload deepspeed_stage_3_offload_nvme model_parallel".split(),
+_STRATEGY = re.compile(
+    r"d?dp|ddp(2|_cpu|_sharded|(_spawn|_fork|_notebook)?(_find_unused_parameters_(true|false))?)|fsdp(_cpu_offload)?"
 )
 _PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 _PRECISION_NAMES = (
@@ -101,8 +97,9 @@ def misfit_of(name: str, value: Any) -> str:
     """Return a message with a remedy if the Trainer does not accept a value of an argument, else an empty string."""
     annotation = TRAINER_TYPES.get(name, "Any")
     if problem := mismatch(annotation, value):
-        return f"{problem}.{remedy(annotation, value)}"
-    if name == "strategy" and value not in _STRATEGY_NAMES and (hint := did_you_mean(value, _STRATEGY_NAMES)):
+        choices = annotation.partition("[")[2].split("'")[1::2] if annotation.startswith("Literal") else ()
+        return f"{problem}.{did_you_mean(value, choices) or ' Correct the value'}"
+    if name == "strategy" and not _STRATEGY.fullmatch(value) and (hint := did_you_mean(value, _STRATEGIES)):
         return f"expected a strategy of Lightning, got {value!r}.{hint}"  # others may be registered by own code
     if name in ("devices", "gpus"):
         try:

@@ -70,7 +70,7 @@ _PICTURES = (
 )
 _PICTURE_OPTIONS = {
     **dict.fromkeys(("N", "n_row", "points", "num_images", "num_directions"), "Count"),
-    **dict.fromkeys(("ddim_steps", "num_steps"), "SamplerSteps | None"),
+    **dict.fromkeys(("ddim_steps", "num_steps"), "NumSteps | None"),
     **dict.fromkeys(("ddim_eta", "eta"), "Eta | None"),
     **dict.fromkeys(("unconditional_guidance_scale", "guidance_scale", "strength"), "Finite"),
     **dict.fromkeys(("use_ema_scope", "only_inputs", "plot_ema"), "bool"),

@@ -83,8 +83,6 @@ class LossOptions:
             raise ConfigError(
                 f"model.params.noise_bias: expected a positive number (1 is uniform), got {self.noise_bias}"
             )
-        if not 0 <= self.cond_drop_prob <= 1:
-            raise ConfigError(f"model.params.cond_drop_prob: expected a probability, got {self.cond_drop_prob}")
 
 
 @dataclass(frozen=True)
@@ -180,20 +178,17 @@ def check_clip(params: Mapping[str, Any]) -> None:
     """Raise a ``ConfigError`` for sizes of the networks of an ``AttributeCLIP`` that are not positive integers."""
     for name in ("vision_cfg", "text_cfg"):
         for key, value in (params.get(name) or {}).items():
-            if key in _CLIP_SIZES and (problem := mismatch(_CLIP_SIZES[key], value)):
+            expected = "Count" if (name, key) == ("text_cfg", "layers") else _CLIP_SIZES.get(key, "Any")
+            if problem := mismatch(expected, value):
                 raise ConfigError(f"{name}.{key}: {problem}. Correct the value")
-    text, vision = (params.get(name) or {} for name in ("text_cfg", "vision_cfg"))
-    if isinstance(layers := text.get("layers"), Sequence):
-        raise ConfigError(f"text_cfg.layers: expected an integer, got {layers!r}. Only vision_cfg takes a list")
-    parts = [("text_cfg.heads", text.get("heads", 8), "the width", text.get("width", 512))]
-    if not isinstance(vision.get("layers"), Sequence) and "timm_model_name" not in vision:
-        side = vision.get("image_size", 224)
-        sides = [side] if isinstance(side, int) else side
-        parts += [("vision_cfg.patch_size", vision.get("patch_size", 16), "the image_size", side) for side in sides]
-        parts += [("vision_cfg.head_width", vision.get("head_width", 64), "the width", vision.get("width", 768))]
-    for key, value, name, total in parts:
-        if value and total and total % value:
-            raise ConfigError(f"{key}: expected a divisor of {name} {total}, got {value}. Change one of them")
+    text, vision = ({**(params.get(name) or {})} for name in ("text_cfg", "vision_cfg"))
+    side, patch = vision.get("image_size", 224), vision.get("patch_size") or 1
+    for key, value, total in (
+        ("text_cfg.heads", 1 if "hf_model_name" in text else text.get("heads") or 8, text.get("width") or 512),
+        ("vision_cfg.patch_size", 1 if isinstance(vision.get("layers"), Sequence) else patch, side),
+    ):
+        if isinstance(total, int) and total % value:
+            raise ConfigError(f"{key}: expected a divisor of {total}, got {value}. Change one of them")
 
 
 # Class of a module of this package -> check of its params, for the check of a config.

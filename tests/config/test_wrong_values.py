@@ -10,11 +10,10 @@ import pytest
 import main as front_door
 from ldm.config.signatures import find_misfit, read_signature
 from ldm.config.trainer_args import misfit_of
-from ldm.diffusion.sampler_names import SAMPLER_CLASSES
 from ldm.diffusion.samplers import SAMPLERS
 from ldm.training.cli import Options, parse_arguments
 from ldm.training.recipe import load_recipe
-from ldm.util import ConfigError
+from ldm.util import ConfigError, mismatch
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 BASE = ["--base", str(QUICKSTART / "world.yaml"), str(QUICKSTART / "vq.yaml")]
@@ -156,10 +155,7 @@ SCORE = "{target: ldm.evaluation.editing.callback.EditScore, params: {judge: x, 
         ([f"{KWARGS}.sampler={DDIM}"], "num_steps: expected 2 to 1000 (the model's timesteps), got 5000"),
         ([f"{KWARGS}.sampler={DDIM.replace('5000', '1')}"], "num_steps: expected an integer from 2 to 1000000"),
         ([f"{KWARGS}.sampler={DDIM.replace('num_steps: 5000', 'eta: 5')}"], "eta: expected a number from 0"),
-        (
-            [f"{KWARGS}.sampler=didm"],
-            "sampler: expected ddim, ddpm, plms, dpm_solver or a dotted path, got 'didm'. Did",
-        ),
+        ([f"{KWARGS}.sampler=didm"], "sampler: expected ddim, ddpm, plms, dpm_solver, got 'didm'"),
         (
             [f"lightning.callbacks.edit={SCORE.replace('sampler: %s', 'ddim_steps: 1001')}"],
             "edit.params.ddim_steps: expected 2 to 1000 (the model's timesteps)",
@@ -225,9 +221,9 @@ def test_attention_that_no_level_has(caplog: pytest.LogCaptureFixture, rates: st
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("text_cfg.heads=5", "text_cfg.heads: expected a divisor of the width"),
-        ("text_cfg.layers=[3]", "text_cfg.layers: expected an integer, got [3]"),
-        ("vision_cfg.patch_size=7", "vision_cfg.patch_size: expected a divisor of the image_size"),
+        ("text_cfg.heads=5", "text_cfg.heads: expected a divisor of"),
+        ("text_cfg.layers=[3]", "text_cfg.layers: expected an integer from 1 to 1000000, got [3]"),
+        ("vision_cfg.patch_size=7", "vision_cfg.patch_size: expected a divisor of"),
     ],
 )
 def test_networks_of_a_clip(capsys: pytest.CaptureFixture, word: str, message: str) -> None:
@@ -250,4 +246,4 @@ def test_options_of_a_first_stage(capsys: pytest.CaptureFixture, word: str, mess
 
 
 def test_names_of_samplers_in_the_check_are_those_of_samplers() -> None:
-    assert {name: kind.__name__ for name, kind in SAMPLERS.items()} == SAMPLER_CLASSES
+    assert mismatch("SamplerName", "").startswith(f"expected {', '.join(SAMPLERS)}, got")

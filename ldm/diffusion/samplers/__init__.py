@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.diffusion.sampler_names import SAMPLER_CLASSES
 from ldm.diffusion.samplers.base import (
     Denoiser,
     Hooks,
@@ -45,7 +44,8 @@ __all__ = [
     "spaced_timesteps",
 ]
 
-SAMPLERS: dict[str, type[Sampler]] = {name: globals()[kind] for name, kind in SAMPLER_CLASSES.items()}
+SAMPLERS: dict[str, type[Sampler]] = {"ddim": DDIMSampler, "ddpm": DDPMSampler}
+SAMPLERS |= {"plms": PLMSSampler, "dpm_solver": DPMSolverSampler}
 
 
 def build_sampler(given: Sampler | Mapping[str, Any] | str) -> Sampler:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import NoiseSchedule
-from ldm.ranges import Count, SamplerSteps, Weight
+from ldm.ranges import Count, NumSteps, Spacing, Weight
 from ldm.util import ConfigError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -130,10 +130,7 @@ class Sampler:
     temperature: float = 1.0
 
     def __init__(
-        self,
-        num_steps: SamplerSteps | None = 50,
-        spacing: Literal["uniform", "quad"] = "uniform",
-        temperature: Weight = 1.0,
+        self, num_steps: NumSteps | None = 50, spacing: Spacing = "uniform", temperature: Weight = 1.0
     ) -> None:
         self.num_steps, self.spacing, self.temperature = num_steps, spacing, temperature
 
@@ -162,14 +159,6 @@ class Sampler:
 
     def check(self, schedule: NoiseSchedule, timesteps: np.ndarray) -> None:
         """Raise a ``ConfigError`` if the options do not fit the schedule."""
-
-    def check_schedule(self, schedule: NoiseSchedule, key: str) -> None:
-        """Raise a ``ConfigError`` if the options do not fit, unless a subclass has its own ``sample``."""
-        if type(self).sample is Sampler.sample:
-            try:
-                self.check(schedule, self.timesteps(schedule.num_timesteps))
-            except ConfigError as error:
-                raise ConfigError(f"{key}: {str(error).removeprefix('sampler: ')}") from error
 
     def predict_x0(self, state: SamplerState) -> Tensor:
         """Return the estimate of the clean sample for ``state.eps``."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers.base import Sampler, SamplerState
 from ldm.diffusion.schedule import NoiseSchedule
-from ldm.ranges import Eta, SamplerSteps, Weight
+from ldm.ranges import Eta, NumSteps, Spacing, Weight
 from ldm.util import ConfigError
 
 
@@ -28,11 +26,7 @@ class DDIMSampler(Sampler):
     """
 
     def __init__(
-        self,
-        num_steps: SamplerSteps | None = 50,
-        eta: Eta = 0.0,
-        spacing: Literal["uniform", "quad"] = "uniform",
-        temperature: Weight = 1.0,
+        self, num_steps: NumSteps | None = 50, eta: Eta = 0.0, spacing: Spacing = "uniform", temperature: Weight = 1.0
     ) -> None:
         super().__init__(num_steps, spacing, temperature)
         if not eta >= 0:

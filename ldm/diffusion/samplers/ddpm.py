@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -26,12 +24,7 @@ class DDPMSampler(Sampler):
         ConfigError: ``variance`` is unknown.
     """
 
-    def __init__(
-        self,
-        temperature: Weight = 1.0,
-        clip_denoised: bool = False,
-        variance: Literal["posterior", "previous"] = "posterior",
-    ) -> None:
+    def __init__(self, temperature: Weight = 1.0, clip_denoised: bool = False, variance: str = "posterior") -> None:
         super().__init__(num_steps=None, temperature=temperature)
         require_choice("sampler.params.variance", variance, ("posterior", "previous"))
         self.clip_denoised, self.variance = clip_denoised, variance

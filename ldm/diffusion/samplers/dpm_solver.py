@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers.base import Sampler, SamplerState
-from ldm.ranges import SamplerSteps
+from ldm.ranges import NumSteps, Spacing
 
 
 class DPMSolverSampler(Sampler):
@@ -21,7 +19,7 @@ class DPMSolverSampler(Sampler):
         spacing: ``uniform`` or ``quad``, see ``spaced_timesteps``.
     """
 
-    def __init__(self, num_steps: SamplerSteps = 20, spacing: Literal["uniform", "quad"] = "uniform") -> None:
+    def __init__(self, num_steps: NumSteps = 20, spacing: Spacing = "uniform") -> None:
         super().__init__(num_steps, spacing)
 
     def step(self, state: SamplerState) -> Tensor:

@@ -13,7 +13,6 @@ import numpy as np
 import pytorch_lightning as pl
 
 from ldm.data.traits import unwrap
-from ldm.diffusion.process import DiffusionProcess
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
 from ldm.evaluation.editing import measure
 from ldm.evaluation.editing.editor import build_editor, check_needs
@@ -90,8 +89,6 @@ class EditScore(SampleScore):
         """Load the judge, and see ``check_needs``."""
         self._judge = load_judge(self.judge_path)
         check_needs(dataset, model, self._judge, self.ordered)
-        if isinstance(model, DiffusionProcess):
-            self.sampler.check_schedule(model.schedule, "lightning.callbacks: EditScore.sampler")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sample, judge and write, in the first process only."""

@@ -10,7 +10,6 @@ import pytorch_lightning as pl
 import torch
 
 from ldm.data.traits import unwrap
-from ldm.diffusion.process import DiffusionProcess
 from ldm.diffusion.samplers import DDIMSampler, Sampler, build_sampler
 from ldm.evaluation.editing.editor import judged_vocabulary
 from ldm.evaluation.editing.measure import plain_number
@@ -88,8 +87,6 @@ class PromptScore(SampleScore):
         self._judge = load_judge(self.judge_path)
         judged_vocabulary(dataset, self._judge, "prompt score")
         require(model, SampledFromTexts, "prompt score")
-        if isinstance(model, DiffusionProcess):
-            self.sampler.check_schedule(model.schedule, "lightning.callbacks: PromptScore.sampler")
         self._plan = plan_prompts(dataset, model.latent_shape, self.num_prompts, self.seed, self.template)
         with torch.no_grad():
             model.condition_from_texts(self._plan.texts[:1])  # raises if the model has no text encoder

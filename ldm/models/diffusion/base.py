@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -33,6 +33,7 @@ from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
 from ldm.modules.weights import EMA_PREFIX, read_state_dict
 from ldm.pictures.grid import CaptionedGrid
+from ldm.ranges import ConditioningKey
 from ldm.util import ConfigError, UserError
 
 
@@ -46,7 +47,7 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
     def __init__(
         self,
         unet_config: Mapping[str, Any],
-        conditioning_key: Literal["concat", "crossattn", "hybrid", "adm", "hybrid-adm", "crossattn-adm"] | None = None,
+        conditioning_key: ConditioningKey | None = None,
         monitor: str | None = "val/loss",
         scheduler_config: Mapping[str, Any] | None = None,
         sampler: Sampler | Mapping[str, Any] | str | None = None,
@@ -310,12 +311,6 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
         if given is not None:
             return build_sampler(given)
         return self._sampler or DDIMSampler(min(num_steps, self.num_timesteps), eta)
-
-    def check_pictures(self, options: Mapping[str, Any], key: str) -> None:
-        """Raise a ``ConfigError`` if the sampler of pictures, given by options of ``log_images``, does not fit."""
-        given = sampling_options(options, *self.picture_steps_and_eta).get("sampler")
-        where = "model.params.sampler" if given is None else f"{key}.sampler"
-        self.choose_sampler(given, *self.picture_steps_and_eta).check_schedule(self.schedule, where)
 
     def denoiser(self, cond: Any, guidance_scale: float | Tensor = 1.0, null: Any = None) -> Denoiser:
         """Return the function samplers call: the noise in x_t under a condition, guided as in :meth:`sample`."""

@@ -32,14 +32,6 @@ class LogsImages(Protocol):
 
 
 @runtime_checkable
-class ChecksPictures(Protocol):
-    """A model that checks options of its pictures before training."""
-
-    def check_pictures(self, options: Mapping[str, Any], key: str) -> None:
-        """Raise a ``ConfigError`` for options of ``log_images`` at a key of the config that cannot be used."""
-
-
-@runtime_checkable
 class ShowsImages(Protocol):
     """A logger that displays pictures (Weights & Biases)."""
 
@@ -93,14 +85,12 @@ class ImageLogger(Callback):
     def check_run(self, data: Any, model: Any) -> None:
         """Raise a ``ConfigError`` for options that the model does not accept; the config check knows our own models."""
         if isinstance(model, LogsImages) and not self.disabled:
-            key = "lightning.callbacks.image_logger.params.log_images_kwargs"
             try:
                 inspect.signature(model.log_images).bind(None, **self._options("train"))
             except TypeError as error:
+                key = "lightning.callbacks.image_logger.params.log_images_kwargs"
                 message = f"{type(model).__name__}.log_images: {error}. Correct or remove the option"
                 raise ConfigError(f"{key}: {message}") from error
-            if isinstance(model, ChecksPictures):
-                model.check_pictures(self._options("train"), key)
 
     def is_due(self, index: int, split: str = "train") -> bool:
         """Return whether pictures are due at this step; each early step is due once."""

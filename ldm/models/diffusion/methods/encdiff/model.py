@@ -57,11 +57,6 @@ class EncDiff(LatentDiffusion):
         Raises:
             ConfigError: an option has an unknown value, or encoder and U-Net do not fit each other.
         """
-        if conditioning_key != "crossattn":
-            raise ConfigError(
-                f"model.params.conditioning_key: expected 'crossattn', by which EncDiff's units enter, got "
-                f"{conditioning_key!r}"
-            )
         super().__init__(
             unet_config=unet_config,
             cond_stage_config=cond_stage_config,
