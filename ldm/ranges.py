@@ -10,8 +10,19 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
-PositiveInt = NonNegativeInt = Size = Count = OptionalCount = Seed = int
-PositiveFloat = NonNegativeFloat = Fraction = PositiveFraction = Share = Weight = Finite = LearningRate = Steps = float
+PositiveInt = NonNegativeInt = Size = Count = OptionalCount = Seed = NumSteps = int
+PositiveFloat = NonNegativeFloat = Fraction = PositiveFraction = Share = Weight = Finite = LearningRate = Steps = (
+    Eta
+) = float
+
+Spacing = SamplerName = ConditioningKey = str
+
+# Names of texts -> the entries of their ``Literal``.
+CHOICES = {
+    "Spacing": "'uniform', 'quad'",
+    "SamplerName": "'ddim', 'ddpm', 'plms', 'dpm_solver'",
+    "ConditioningKey": "'concat', 'crossattn', 'hybrid', 'adm', 'hybrid-adm', 'crossattn-adm'",
+}
 
 
 class Range(NamedTuple):
@@ -22,10 +33,13 @@ class Range(NamedTuple):
     least: float = -math.inf
     most: float = math.inf
     above: float = -math.inf  # excluded lower limit
+    is_whole: bool = False
 
     def contains(self, value: Any) -> bool:
         """Return whether a value is a number within the limits; true and false are not numbers."""
         if isinstance(value, bool) or not isinstance(value, SupportsIndex if self.kind is int else SupportsFloat):
+            return False
+        if self.is_whole and not (math.isfinite(value) and float(value).is_integer()):
             return False
         return self.least <= float(value) <= self.most and float(value) > self.above
 
@@ -36,8 +50,10 @@ RANGES = {
     "Size": Range(int, "an integer from 1 to 65536", least=1, most=65536),
     "Count": Range(int, "an integer from 1 to 1000000", least=1, most=10**6),  # of items in memory
     "OptionalCount": Range(int, "an integer from 0 to 1000000", least=0, most=10**6),
+    "NumSteps": Range(int, "an integer from 2 to 1000000", least=2, most=10**6),
     "Seed": Range(int, "an integer from 0 to 4294967295", least=0, most=2**32 - 1),
-    "Steps": Range(float, "a number of at least 1", least=1),  # 1e5 is a float in YAML
+    "Steps": Range(float, "an integer of at least 1", least=1, is_whole=True),  # 1e5 is a float in YAML
+    "Eta": Range(float, "a number from 0 (deterministic) to 1 (as noisy as DDPM)", least=0.0, most=1.4143),  # sqrt(2)
     "PositiveFloat": Range(float, "a number above 0", above=0.0),
     "LearningRate": Range(float, "a number above 0 and at most 10", above=0.0, most=10.0),
     "Weight": Range(float, "a number from 0 to 1000000", least=0.0, most=1e6),

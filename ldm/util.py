@@ -21,7 +21,7 @@ from typing import IO, Any, SupportsFloat, SupportsIndex, SupportsInt, cast
 
 from ldm.errors import BuildError, ConfigError, MissingTargetError, UserError, in_one_line
 from ldm.legacy import resolve_target, translate
-from ldm.ranges import RANGES
+from ldm.ranges import CHOICES, RANGES
 
 # Strings that the LDM family writes in place of a config; they mean "no object of its own".
 PLACEHOLDERS = ("__is_first_stage__", "__is_unconditional__")
@@ -93,6 +93,7 @@ def _alternatives(annotation: str) -> list[tuple[str, str]]:
             nodes += (node.right, node.left)
         else:
             name, _, inner = ast.unparse(node).partition("[")
+            name, inner = ("Literal", f"{CHOICES[name]}]") if name in CHOICES else (name, inner)
             parts.append((name.replace("list", "Sequence").replace("tuple", "Sequence"), inner.removesuffix("]")))
     return parts
 

@@ -18,7 +18,7 @@ from ldm.config.targets import KINDS, PART, Found, accepts, read_object
 from ldm.config.trainer_args import KNOWN_ARGS, TRAINER_TYPES
 from ldm.config.validation import LIGHTNING_KEYS, LOGGER_NAMES
 from ldm.legacy import ALIASES, old_params, old_prefixes, resolve_target
-from ldm.ranges import RANGES
+from ldm.ranges import CHOICES, RANGES
 from ldm.util import PLACEHOLDERS
 
 # Functions that a config may name.
@@ -109,6 +109,7 @@ def value_schema(annotation: str) -> dict[str, Any]:
             nodes += [node.left, node.right]
             continue
         name, _, inner = ast.unparse(node).partition("[")
+        name, inner = ("Literal", f"{CHOICES[name]}]") if name in CHOICES else (name, inner)
         if name == "Literal":
             parts.append({"enum": list(ast.literal_eval(f"({inner[:-1]},)"))})
         elif name in RANGES:
@@ -126,6 +127,7 @@ def _range(name: str) -> dict[str, Any]:
     limits = RANGES[name]
     result: dict[str, Any] = {"type": "integer" if limits.kind is int else "number"}
     keys = {"minimum": limits.least, "maximum": limits.most, "exclusiveMinimum": limits.above}
+    result |= {"multipleOf": 1} if limits.is_whole else {}
     return result | {key: limit for key, limit in keys.items() if abs(limit) != float("inf")}
 
 

@@ -138,7 +138,8 @@ def find_misfit(
     for name, value in params.items():
         annotation = signature.annotations.get(name, "Any")
         if (problem := mismatch(annotation, value)) and not (value is None and annotation == "bool"):  # null: false
-            return Misfit(name, f"{problem}. Correct the value")
+            hint = did_you_mean(value, re.findall(r"'(.+?)'", annotation)) or " Correct the value"
+            return Misfit(name, f"{problem}.{hint}")
     return None
 
 

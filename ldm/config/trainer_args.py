@@ -15,6 +15,9 @@ from ldm.util import did_you_mean, mismatch
 _BATCHES, _SOME_BATCHES = "OptionalCount | Fraction | None", "PositiveInt | PositiveFraction | None"
 _ACCELERATORS = "auto cpu gpu cuda mps tpu".split()
 _STRATEGIES = dict.fromkeys("ddp ddp2 ddp_cpu dp".split(), "ddp") | {"ddp_spawn": "ddp_spawn", "ddp_sharded": "fsdp"}
+_STRATEGY = re.compile(
+    r"d?dp|ddp(2|_cpu|_sharded|(_spawn|_fork|_notebook)?(_find_unused_parameters_(true|false))?)|fsdp(_cpu_offload)?"
+)
 _PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 _PRECISION_NAMES = (
     *(16, 32, 64),
@@ -96,6 +99,8 @@ def misfit_of(name: str, value: Any) -> str:
     if problem := mismatch(annotation, value):
         choices = annotation.partition("[")[2].split("'")[1::2] if annotation.startswith("Literal") else ()
         return f"{problem}.{did_you_mean(value, choices) or ' Correct the value'}"
+    if name == "strategy" and not _STRATEGY.fullmatch(value) and (hint := did_you_mean(value, _STRATEGIES)):
+        return f"expected a strategy of Lightning, got {value!r}.{hint}"  # others may be registered by own code
     if name in ("devices", "gpus"):
         try:
             parse_gpus(value)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ldm import lr_scheduler
 from ldm.config.loading import Config
+from ldm.config.samplers import check_samplers
 from ldm.config.signatures import (
     Signature,
     UnknownNameError,
@@ -69,8 +70,8 @@ _PICTURES = (
 )
 _PICTURE_OPTIONS = {
     **dict.fromkeys(("N", "n_row", "points", "num_images", "num_directions"), "Count"),
-    **dict.fromkeys(("ddim_steps", "num_steps"), "Count | None"),
-    **dict.fromkeys(("ddim_eta", "eta"), "NonNegativeFloat | None"),
+    **dict.fromkeys(("ddim_steps", "num_steps"), "NumSteps | None"),
+    **dict.fromkeys(("ddim_eta", "eta"), "Eta | None"),
     **dict.fromkeys(("unconditional_guidance_scale", "guidance_scale", "strength"), "Finite"),
     **dict.fromkeys(("use_ema_scope", "only_inputs", "plot_ema"), "bool"),
     "split": "str",
@@ -116,6 +117,7 @@ def validate(config: Config, check_files: bool = True, sections: Sequence[str] =
     _check_lightning(config)
     _check_width(config)
     check_sizes(config)
+    check_samplers(config)
     _check_holdout(config)
     if check_files:
         _check_paths(config)
@@ -262,7 +264,13 @@ def _check_networks(config: Config, key: str, today: str, params: Mapping[str, A
                 check_first_stage(name, params)
         elif today.startswith(_UNETS) and today.endswith(".UNetModel"):
             known = [field.name for field in fields(UNetConfig)]
-            UNetConfig.from_params({name: params[name] for name in known if name in params})
+            shape = UNetConfig.from_params({name: params[name] for name in known if name in params})
+            rates = {2**level for level in range(len(shape.channel_mult))}
+            if shape.attention_resolutions and rates.isdisjoint(shape.attention_resolutions):
+                message = (
+                    f"{key}.attention_resolutions: no level has attention: expected some of {sorted(rates)}, got %s"
+                )
+                logger.warning(message, list(shape.attention_resolutions))
         elif today == "ldm.modules.diffusionmodules.clip_guided.UNet":
             build_dataclass(CLIPGuidedShape, params, "unet_config.params")
         elif today.startswith(_SCHEDULERS):

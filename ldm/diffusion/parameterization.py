@@ -1,7 +1,7 @@
 """Parameterizations of the network's output: noise, clean image, or velocity.
 
 One class per parameterization. All maps take x (B, C, H, W) and time steps t (B,) int64. With a new class, add it to
-``PARAMETERIZATIONS``; no other file depends on the names.
+``PARAMETERIZATIONS`` and its name to ``InputOptions``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,7 +30,7 @@ class ScheduleOptions:
     """
 
     timesteps: Count = 1000
-    beta_schedule: str = "linear"
+    beta_schedule: Literal["linear", "cosine", "sqrt_linear", "sqrt"] = "linear"
     linear_start: Fraction = 1e-4
     linear_end: PositiveFraction = 2e-2
     cosine_s: NonNegativeFloat = 8e-3
@@ -67,7 +67,7 @@ class LossOptions:
             samples (the CLIP-guided DDPM's reference code).
     """
 
-    loss_type: str = "l2"
+    loss_type: Literal["l1", "l2"] = "l2"
     l_simple_weight: Weight = 1.0
     original_elbo_weight: Weight = 0.0
     learn_logvar: bool = False
@@ -83,8 +83,6 @@ class LossOptions:
             raise ConfigError(
                 f"model.params.noise_bias: expected a positive number (1 is uniform), got {self.noise_bias}"
             )
-        if not 0 <= self.cond_drop_prob <= 1:
-            raise ConfigError(f"model.params.cond_drop_prob: expected a probability, got {self.cond_drop_prob}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class InputOptions:
     image_size: Size | Sequence[Size] = 256
     channels: Size = 3
     clip_denoised: bool = True
-    parameterization: str = "eps"
+    parameterization: Literal["eps", "x0", "v"] = "eps"
     log_every_t: PositiveFloat = 100
 
     def __post_init__(self) -> None:
@@ -180,8 +178,17 @@ def check_clip(params: Mapping[str, Any]) -> None:
     """Raise a ``ConfigError`` for sizes of the networks of an ``AttributeCLIP`` that are not positive integers."""
     for name in ("vision_cfg", "text_cfg"):
         for key, value in (params.get(name) or {}).items():
-            if key in _CLIP_SIZES and (problem := mismatch(_CLIP_SIZES[key], value)):
+            expected = "Count" if (name, key) == ("text_cfg", "layers") else _CLIP_SIZES.get(key, "Any")
+            if problem := mismatch(expected, value):
                 raise ConfigError(f"{name}.{key}: {problem}. Correct the value")
+    text, vision = ({**(params.get(name) or {})} for name in ("text_cfg", "vision_cfg"))
+    side, patch = vision.get("image_size", 224), vision.get("patch_size") or 1
+    for key, value, total in (
+        ("text_cfg.heads", 1 if "hf_model_name" in text else text.get("heads") or 8, text.get("width") or 512),
+        ("vision_cfg.patch_size", 1 if isinstance(vision.get("layers"), Sequence) else patch, side),
+    ):
+        if isinstance(total, int) and total % value:
+            raise ConfigError(f"{key}: expected a divisor of {total}, got {value}. Change one of them")
 
 
 # Class of a module of this package -> check of its params, for the check of a config.

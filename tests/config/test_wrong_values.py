@@ -10,9 +10,10 @@ import pytest
 import main as front_door
 from ldm.config.signatures import find_misfit, read_signature
 from ldm.config.trainer_args import misfit_of
+from ldm.diffusion.samplers import SAMPLERS
 from ldm.training.cli import Options, parse_arguments
 from ldm.training.recipe import load_recipe
-from ldm.util import ConfigError
+from ldm.util import ConfigError, mismatch
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart"
 BASE = ["--base", str(QUICKSTART / "world.yaml"), str(QUICKSTART / "vq.yaml")]
@@ -52,9 +53,9 @@ TRAINER, PICTURES = "lightning.trainer", "lightning.callbacks.image_logger.param
         (f"{TRAINER}.val_check_interval=often", f"{TRAINER}.val_check_interval: expected a time"),
         (
             f"{TRAINER}.max_epochs=ten",
-            f"{TRAINER}.max_epochs: expected a number of at least 1 or -1 or null, got 'ten'",
+            f"{TRAINER}.max_epochs: expected an integer of at least 1 or -1 or null, got 'ten'",
         ),
-        (f"{TRAINER}.max_epochs=-5", f"{TRAINER}.max_epochs: expected a number of at least 1 or -1 or null, got -5"),
+        (f"{TRAINER}.max_epochs=-5", f"{TRAINER}.max_epochs: expected an integer of at least 1 or -1 or null, got -5"),
         (f"{TRAINER}.precision=bf61", "got 'bf61'. Did you mean 'bf16'?"),
         (f"{TRAINER}.accelerator=cpuu", "got 'cpuu'. Did you mean 'cpu'?"),
         (f"{TRAINER}.devices=x", f"{TRAINER}.devices: expected device indices"),
@@ -140,3 +141,109 @@ def test_recipes(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_recipe(Options(recipe=str(tmp_path / "recipe.yaml")))
     assert message in str(error.value)
+
+
+DIFFUSION = ["--base", *(str(QUICKSTART / f"{name}.yaml") for name in ("world", "latents", "ldm"))]
+UNET, KWARGS = "model.params.unet_config.params", f"{PICTURES}.log_images_kwargs"
+DDIM = "{target: ldm.diffusion.samplers.DDIMSampler, params: {num_steps: 5000}}"
+SCORE = "{target: ldm.evaluation.editing.callback.EditScore, params: {judge: x, sampler: %s}}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([f"{KWARGS}.sampler={DDIM}"], "num_steps: expected 2 to 1000 (the model's timesteps), got 5000"),
+        ([f"{KWARGS}.sampler={DDIM.replace('5000', '1')}"], "num_steps: expected an integer from 2 to 1000000"),
+        ([f"{KWARGS}.sampler={DDIM.replace('num_steps: 5000', 'eta: 5')}"], "eta: expected a number from 0"),
+        ([f"{KWARGS}.sampler=didm"], "sampler: expected ddim, ddpm, plms, dpm_solver, got 'didm'"),
+        (
+            [f"lightning.callbacks.edit={SCORE.replace('sampler: %s', 'ddim_steps: 1001')}"],
+            "edit.params.ddim_steps: expected 2 to 1000 (the model's timesteps)",
+        ),
+        ([f"{KWARGS}.ddim_steps=20"], "log_images_kwargs: expected `sampler` or ddim_steps, got both"),
+        ([f"{KWARGS}.ddim_eta=2"], "log_images_kwargs.ddim_eta: expected a number from 0"),
+        (
+            ["model.params.timesteps=20", f"model.params.sampler={DDIM}"],
+            "model.params.sampler.params.num_steps: expected",
+        ),
+        (["model.params.sampler=ddmp"], "model.params.sampler: expected ddim"),
+        ([f"lightning.callbacks.edit={SCORE % DDIM}"], "edit.params.sampler.params.num_steps: expected 2 to 1000"),
+        ([f"lightning.callbacks.edit={SCORE % 'plsm'}"], "edit.params.sampler: expected ddim"),
+        (
+            ["model.params.timesteps=9", "model.params.given_betas=[0.1,0.2]"],
+            "given_betas: expected 9 entries (timesteps)",
+        ),
+        (["model.params.linear_start=0.03", "model.params.linear_end=0.02"], "linear_start: expected at most 0.02"),
+        (["model.params.conditioning_key=crossatn"], "conditioning_key: expected concat, crossattn, hybrid, adm"),
+        (["model.params.beta_schedule=linaer"], "got 'linaer'. Did you mean 'linear'?"),
+        (["model.params.loss_type=l3"], "model.params.loss_type: expected l1, l2, got 'l3'"),
+        (["model.params.parameterization=noise"], "model.params.parameterization: expected eps, x0, v, got 'noise'"),
+        ([f"{UNET}.channel_mult=[]"], "channel_mult: expected at least one level, got []"),
+        (
+            [f"{TRAINER}.strategy=ddp_spwan"],
+            "strategy: expected a strategy of Lightning, got 'ddp_spwan'. Did you mean",
+        ),
+        ([f"{TRAINER}.max_steps=1.5"], "max_steps: expected an integer of at least 1 or -1 or null, got 1.5"),
+        ([f"{TRAINER}.max_epochs=.inf"], "max_epochs: expected an integer of at least 1"),
+    ],
+)
+def test_options_of_diffusion(capsys: pytest.CaptureFixture, words: list[str], message: str) -> None:
+    assert front_door.main([*DIFFUSION, *words]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [f"{KWARGS}.sampler={DDIM.replace('5000', '1000')}"],
+        [f"{KWARGS}.sampler=plms"],
+        [f"{KWARGS}.sampler=null", "model.params.sampler=ddim"],
+        ["model.params.sampler=own.samplers.Fast"],
+        ["model.params.given_betas=[0.1,0.2]", "model.params.timesteps=2", f"{KWARGS}.sampler=ddpm"],
+        ["model.params.beta_schedule=cosine", "model.params.linear_start=0.5"],
+        *(
+            [f"{TRAINER}.strategy={name}"]
+            for name in ("ddp_notebook", "deepspeed_stage_2", "own", "own.Strategy", "auto")
+        ),
+    ],
+)
+def test_valid_options_of_diffusion(words: list[str]) -> None:
+    assert front_door.main([*DIFFUSION, *words]) == 0
+
+
+@pytest.mark.parametrize(("rates", "count"), [("[64]", 1), ("[1,64]", 0), ("[]", 0)])
+def test_attention_that_no_level_has(caplog: pytest.LogCaptureFixture, rates: str, count: int) -> None:
+    assert front_door.main([*DIFFUSION, f"{UNET}.attention_resolutions={rates}"]) == 0
+    assert caplog.text.count("attention_resolutions: no level has attention") == count
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("text_cfg.heads=5", "text_cfg.heads: expected a divisor of"),
+        ("text_cfg.layers=[3]", "text_cfg.layers: expected an integer from 1 to 1000000, got [3]"),
+        ("vision_cfg.patch_size=7", "vision_cfg.patch_size: expected a divisor of"),
+    ],
+)
+def test_networks_of_a_clip(capsys: pytest.CaptureFixture, word: str, message: str) -> None:
+    base = ["--base", *(str(QUICKSTART / f"{name}.yaml") for name in ("world", "clip"))]
+    assert front_door.main([*base, f"model.params.{word}"]) == 1
+    assert f"model.params.{message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("ddconfig.ch_mult=[]", "ddconfig.ch_mult: expected at least one level, got []"),
+        ("lossconfig.params.pixel_loss=l3", "lossconfig.params.pixel_loss: expected l1, l2, got 'l3'"),
+        ("lossconfig.params.disc_loss=hing", "got 'hing'. Did you mean 'hinge'?"),
+    ],
+)
+def test_options_of_a_first_stage(capsys: pytest.CaptureFixture, word: str, message: str) -> None:
+    assert front_door.main([*BASE, f"model.params.{word}"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_names_of_samplers_in_the_check_are_those_of_samplers() -> None:
+    assert mismatch("SamplerName", "").startswith(f"expected {', '.join(SAMPLERS)}, got")

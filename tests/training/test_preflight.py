@@ -267,6 +267,19 @@ def test_options_of_pictures(train, base: dict[str, Any], word: str, message: st
     assert PICTURES in error and (message in error or re.search(message, error)), error
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        (f"{PICTURES}.sampler=ddim", f"{PICTURES}.sampler: expected num_steps between 2 and 20"),
+        (f"{PICTURES}.ddim_eta=1.3", f"{PICTURES}.sampler: expected"),
+        ("model.params.sampler=plms", "model.params.sampler: expected num_steps between 2 and 20"),
+    ],
+)
+def test_samplers_of_pictures(train, word: str, message: str) -> None:
+    error = refused(train, PIXELS, word, *([f"{PICTURES}.ddim_steps=5"] if "eta" in word else []))
+    assert message in error and "command line" in error
+
+
 def test_options_of_other_models_of_the_family_are_accepted(train) -> None:
     code, error, _ = train(PIXELS, f"{PICTURES}.plot_swapped_concepts=true", f"{PICTURES}.ddim_steps=4")
     assert code == 0, error

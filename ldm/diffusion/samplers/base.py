@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.schedule import NoiseSchedule
-from ldm.ranges import Count, Weight
+from ldm.ranges import Count, NumSteps, Spacing, Weight
 from ldm.util import ConfigError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -129,7 +129,9 @@ class Sampler:
     spacing: str = "uniform"
     temperature: float = 1.0
 
-    def __init__(self, num_steps: Count | None = 50, spacing: str = "uniform", temperature: Weight = 1.0) -> None:
+    def __init__(
+        self, num_steps: NumSteps | None = 50, spacing: Spacing = "uniform", temperature: Weight = 1.0
+    ) -> None:
         self.num_steps, self.spacing, self.temperature = num_steps, spacing, temperature
 
     @property

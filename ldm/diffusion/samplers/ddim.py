@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ldm.diffusion.samplers.base import Sampler, SamplerState
 from ldm.diffusion.schedule import NoiseSchedule
-from ldm.ranges import Count, Weight
+from ldm.ranges import Eta, NumSteps, Spacing, Weight
 from ldm.util import ConfigError
 
 
@@ -26,7 +26,7 @@ class DDIMSampler(Sampler):
     """
 
     def __init__(
-        self, num_steps: Count | None = 50, eta: Weight = 0.0, spacing: str = "uniform", temperature: Weight = 1.0
+        self, num_steps: NumSteps | None = 50, eta: Eta = 0.0, spacing: Spacing = "uniform", temperature: Weight = 1.0
     ) -> None:
         super().__init__(num_steps, spacing, temperature)
         if not eta >= 0:

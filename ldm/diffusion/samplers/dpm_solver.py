@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.samplers.base import Sampler, SamplerState
-from ldm.ranges import Count
+from ldm.ranges import NumSteps, Spacing
 
 
 class DPMSolverSampler(Sampler):
@@ -19,7 +19,7 @@ class DPMSolverSampler(Sampler):
         spacing: ``uniform`` or ``quad``, see ``spaced_timesteps``.
     """
 
-    def __init__(self, num_steps: Count = 20, spacing: str = "uniform") -> None:
+    def __init__(self, num_steps: NumSteps = 20, spacing: Spacing = "uniform") -> None:
         super().__init__(num_steps, spacing)
 
     def step(self, state: SamplerState) -> Tensor:

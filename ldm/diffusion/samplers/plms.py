@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ldm.diffusion.samplers.base import SamplerState
 from ldm.diffusion.samplers.ddim import DDIMSampler
-from ldm.ranges import Count
+from ldm.ranges import NumSteps, Spacing
 
 # Adams-Bashforth coefficients of the newest noise estimates, newest first, and their divisor.
 _COEFFICIENTS = {2: ((3, -1), 2), 3: ((23, -16, 5), 12), 4: ((55, -59, 37, -9), 24)}
@@ -22,7 +22,7 @@ class PLMSSampler(DDIMSampler):
         spacing: ``uniform`` or ``quad``, see ``spaced_timesteps``.
     """
 
-    def __init__(self, num_steps: Count = 50, spacing: str = "uniform") -> None:
+    def __init__(self, num_steps: NumSteps = 50, spacing: Spacing = "uniform") -> None:
         super().__init__(num_steps, eta=0.0, spacing=spacing)
 
     def num_evaluations(self, num_timesteps: int) -> int:

@@ -33,6 +33,7 @@ from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
 from ldm.modules.weights import EMA_PREFIX, read_state_dict
 from ldm.pictures.grid import CaptionedGrid
+from ldm.ranges import ConditioningKey
 from ldm.util import ConfigError, UserError
 
 
@@ -46,7 +47,7 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
     def __init__(
         self,
         unet_config: Mapping[str, Any],
-        conditioning_key: str | None = None,
+        conditioning_key: ConditioningKey | None = None,
         monitor: str | None = "val/loss",
         scheduler_config: Mapping[str, Any] | None = None,
         sampler: Sampler | Mapping[str, Any] | str | None = None,

@@ -25,7 +25,7 @@ from ldm.models.contracts import (
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
 from ldm.modules.encoders.labels import class_labels
-from ldm.ranges import Count, PositiveFloat
+from ldm.ranges import ConditioningKey, Count, PositiveFloat
 from ldm.util import ConfigError, UserError, instantiate_from_config
 
 
@@ -43,7 +43,7 @@ class LatentDiffusion(DDPM):
         cond_stage_trainable: bool = False,
         concat_mode: bool = True,
         cond_stage_forward: str | None = None,
-        conditioning_key: str | None = None,
+        conditioning_key: ConditioningKey | None = None,
         scale_factor: PositiveFloat = 1.0,
         scale_by_std: bool = False,
         clip_denoised: bool = False,

@@ -10,7 +10,7 @@ Dimensions: B batch, U units, D width of a unit's code, C, H, W the latent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class UnitDiffusion(LatentDiffusion):
         self,
         unet_config: Mapping[str, Any],
         dis_loss_flag: bool = True,
-        dis_loss_type: str = "Z",
+        dis_loss_type: Literal["Z", "IM"] = "Z",
         dis_weight: Weight = 0.05,
         dis_batch_size: Count | None = None,
         detach_flag: bool = False,

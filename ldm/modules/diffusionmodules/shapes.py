@@ -79,6 +79,8 @@ class AutoencoderShape:
     patch_size: Count = 1  # side of the patches folded into channels; 1 disables the folding
 
     def __post_init__(self) -> None:
+        if not self.ch_mult:
+            raise ConfigError("ddconfig.ch_mult: expected at least one level, got []. Add one.")
         if len(self.sides) > 2 or not all(isinstance(side, int) and side >= self.factor for side in self.sides):
             raise ConfigError(
                 f"ddconfig.resolution: expected a number or [height, width], at least {self.factor} pixels, got "
@@ -167,6 +169,8 @@ class UNetConfig:
                 f"{FLOAT_CONDITION!r} with it, got {self.num_classes!r} and adm_in_channels {self.adm_in_channels}. "
                 "Set `adm_in_channels` to the width of the condition vectors, or remove it."
             )
+        if not self.channel_mult:
+            raise ConfigError("unet_config.params.channel_mult: expected at least one level, got []. Add one.")
         for name in ("num_res_blocks", "disable_self_attentions"):
             value = vars(self)[name]
             if isinstance(value, Sequence) and len(value) != len(self.channel_mult):
@@ -225,12 +229,10 @@ class CLIPGuidedShape:
     down_chs: Sequence[Size] = (256, 256, 512)
     t_embed_dim: Size = 8
     c_embed_dim: Size = 512
-    arch: str = "package"
+    arch: Literal["package", "dli"] = "package"
 
     def __post_init__(self) -> None:
         where = "unet_config.params"
-        if self.arch not in ("package", "dli"):
-            raise ConfigError(f"{where}.arch: expected 'package' or 'dli', got {self.arch!r}.")
         if self.img_size < 4 or self.img_size % 4:
             raise ConfigError(f"{where}.img_size: expected a multiple of 4, got {self.img_size}.")
         if len(self.down_chs) != 3 or any(c % NUM_GROUPS for c in self.down_chs):

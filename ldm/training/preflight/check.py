@@ -17,10 +17,14 @@ from ldm.config.loading import Config
 from ldm.data.collate import collate
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.traits import vocabulary_of
+from ldm.diffusion.samplers import Sampler
 from ldm.errors import NotPreparedError, in_one_line
+from ldm.legacy import sampling_options
 from ldm.models.contracts import ChecksData, ChecksRun, Tokenizes
+from ldm.models.diffusion.base import DDPM
 from ldm.models.diffusion.latent import has_test_pass
 from ldm.models.inputs import check_item
+from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.monitor_check import check_monitors
 from ldm.training.plan import Plan
 from ldm.training.preflight.resources import check_epoch, check_memory, warn_of_full_disk
@@ -53,6 +57,8 @@ def preflight(plan: Plan, trainer: pl.Trainer, model: pl.LightningModule, data: 
                 data.train_dataloader()  # raises without a whole batch
                 check_epoch(trainer, data.batches_per_epoch())
                 _check_callbacks(trainer, model, data)
+                if isinstance(model, DDPM):
+                    _check_samplers(trainer, model)
     with isolate_rng(torch.cuda.is_initialized()), _located(config):
         traced = trace_steps(model, batches)
     check_monitors(trainer, model, traced.names)
@@ -135,3 +141,22 @@ def _check_callbacks(trainer: pl.Trainer, model: pl.LightningModule, data: DataM
                 callback.check_run(data, model)
             except NotPreparedError as error:  # checked again before the first step
                 logger.debug("%s: not checked before training: %s", type(callback).__name__, error)
+
+
+def _check_samplers(trainer: pl.Trainer, model: DDPM) -> None:
+    """Compare the samplers of pictures and scores with the schedule of the model."""
+    settings, samplers = model.picture_steps_and_eta, {"model.params.sampler": model.choose_sampler(None, 2, 0.0)}
+    for callback in trainer.callbacks:
+        key = f"lightning.callbacks: {type(callback).__name__}.sampler"
+        if isinstance(callback, ImageLogger):
+            key = "lightning.callbacks.image_logger.params.log_images_kwargs.sampler"
+            given = sampling_options(callback.log_images_kwargs, *settings).get("sampler")
+            samplers[key] = model.choose_sampler(given, *settings)
+        elif isinstance(given := vars(callback).get("sampler"), Sampler):
+            samplers[key] = given
+    for key, sampler in samplers.items():
+        if type(sampler).sample is Sampler.sample:  # others may have other rules
+            try:
+                sampler.check(model.schedule, sampler.timesteps(model.num_timesteps))
+            except ConfigError as error:
+                raise ConfigError(f"{key}: {str(error).removeprefix('sampler: ')}") from error

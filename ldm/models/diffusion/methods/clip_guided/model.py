@@ -29,7 +29,7 @@ from ldm.models.diffusion.methods.clip_guided.options import GapOptions, require
 from ldm.models.diffusion.methods.clip_guided.stage import CLIPStage
 from ldm.models.inputs import batch_value, images_from_batch
 from ldm.modules.weights import NETWORK_PREFIX, network_keys
-from ldm.ranges import Weight
+from ldm.ranges import ConditioningKey, Weight
 from ldm.util import ConfigError, UserError
 
 PIXELS = {"target": "ldm.models.autoencoder.IdentityFirstStage"}
@@ -46,7 +46,7 @@ class CLIPGuidedDDPM(LatentDiffusion):
         cond_stage_config: Mapping[str, Any] | None = None,
         first_stage_config: Mapping[str, Any] = PIXELS,
         cond_stage_key: str = "clip_embedding",
-        conditioning_key: str = "adm",
+        conditioning_key: ConditioningKey = "adm",
         normalize_clip: bool = False,
         gap: str | Mapping[str, Any] | None = None,
         phrase_separator: str | None = None,

@@ -10,7 +10,7 @@ Dimensions: B batch, U units, D width of a token, C, H, W the latent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,7 +38,7 @@ class EncDiff(LatentDiffusion):
         cond_stage_config: Mapping[str, Any],
         cond_stage_key: str = "image",
         cond_stage_trainable: bool = True,
-        conditioning_key: str = "crossattn",
+        conditioning_key: Literal["crossattn"] = "crossattn",
         eval_name: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -57,11 +57,6 @@ class EncDiff(LatentDiffusion):
         Raises:
             ConfigError: an option has an unknown value, or encoder and U-Net do not fit each other.
         """
-        if conditioning_key != "crossattn":
-            raise ConfigError(
-                f"model.params.conditioning_key: expected 'crossattn', by which EncDiff's units enter, got "
-                f"{conditioning_key!r}"
-            )
         super().__init__(
             unet_config=unet_config,
             cond_stage_config=cond_stage_config,
