@@ -38,7 +38,7 @@ class SpeedBar(ProgressBar):
         self._console = Console(stderr=True)
         self._live: Progress | None = None
         self._task: Any = None
-        self._images, self._batches, self._shown_batch, self._first_step, self._total = 0, 0, 0, 0, 0.0
+        self._images, self._batches, self._first_step, self._total = 0, 0, 0, 0.0
         self._waited = self._validated = 0.0
         self._started_at = self._shown_at = self._batch_ended_at = time.monotonic()
 
@@ -103,7 +103,7 @@ class SpeedBar(ProgressBar):
 
     def _show(self, trainer: Trainer, pl_module: LightningModule, now: float) -> None:
         elapsed = max(now - self._shown_at - self._validated, 1e-6)
-        is_measured = elapsed >= 1 or self._batches - self._shown_batch >= 2
+        is_measured = elapsed >= 1 or self._batches >= 2
         speed = f"{self._images / elapsed:.0f} images/s" if is_measured else ""
         if is_measured and self._waited > 0.05 * elapsed:
             speed += f", {100 * min(1.0, self._waited / elapsed):.0f} % waiting for data"
@@ -115,8 +115,7 @@ class SpeedBar(ProgressBar):
         else:
             where = trainer.current_epoch, trainer.global_step, "?" if self._total == math.inf else int(self._total)
             logger.info("epoch %d  step %s/%s  %s%s  %s", *where, speed, self._left(trainer.global_step, now), losses)
-        self._images, self._waited, self._validated, self._shown_at = 0, 0.0, 0.0, now
-        self._shown_batch = self._batches
+        self._images, self._batches, self._waited, self._validated, self._shown_at = 0, 0, 0.0, 0.0, now
 
     def _left(self, step: int, now: float) -> str:
         """Return the time left, at the speed of this part of the run."""
