@@ -27,6 +27,7 @@ def configure_logging(debug: bool) -> None:
         os.environ.setdefault("POSSIBLE_USER_WARNINGS", "off")  # Lightning's advice on numbers of workers
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.15
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # true for every resumed run
+        warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # ended before a validation
         warnings.filterwarnings("ignore", message=".*on_before_batch_transfer.*")  # where labels are checked on the CPU
 
 

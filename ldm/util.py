@@ -40,10 +40,12 @@ class Interrupted(BaseException):
 
     Args:
         signal_number: the signal received.
+        command: the one that continues the work.
     """
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+    def __init__(self, signal_number: int, command: str = "") -> None:
+        advice = f". Continue with: {command}" if command else ""
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}{advice}")
         self.exit_code = 128 + signal_number
 
 

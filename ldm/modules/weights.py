@@ -236,8 +236,9 @@ def load_pickled(path: str | Path, map_location: Any = "cpu") -> Any:
         zipfile.BadZipFile: a part of the file has changed since it was written.
         pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError: damaged or not written by torch.
     """
-    is_zip = zipfile.is_zipfile(path)
-    if is_zip:
+    if not Path(path).stat().st_size:
+        raise EOFError("the file is empty")
+    if is_zip := zipfile.is_zipfile(path):
         check_parts(path)
     names = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zip else _names_in_plain_pickle(path)
     stand_ins = {name: _stand_in(name, path) for name in sorted(names)}

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from ldm.errors import report_once
 from ldm.runs.folder import RunFolder, last_checkpoint
@@ -137,18 +143,42 @@ def resolve_resume(given: str | os.PathLike) -> Resume:
         raise UserError(f"-r {given} does not exist.{listing} Name a run folder or a checkpoint file")
     folder = RunFolder(path.absolute().parent.parent if path.is_file() else path)
     configs = tuple(sorted(folder.configs.glob("*.yaml")))
-    if not configs:
+    if not configs and not any(folder.checkpoints.glob("*.ckpt")):
         raise UserError(
             f"-r {given}: expected <logdir>/<time>_<name> or <run>/checkpoints/<file>.ckpt, got a path without "
             f"{folder.configs}/*.yaml. Name the folder of a run"
         )
     checkpoint = path if path.is_file() else last_checkpoint(folder.path)
+    lost = _lost_configs(configs) if configs else [folder.configs]
+    problems, record = [f"{file} is missing or empty" for file in lost], {}
     try:
         record = _read_record(folder.path)
     except UserError as error:
+        problems.append(str(error))
+    if problems:
         from ldm.runs.checkpoint_io import read_checkpoint  # imports torch
 
-        report_once(f"{error}. Using the copy in {checkpoint}")
-        stored = read_checkpoint(checkpoint).get("run")
-        record = {name: stored[name] for name in stored if name != "config"} if isinstance(stored, dict) else {}
+        stored = read_checkpoint(checkpoint).get("run") or {}
+        if lost and "config" not in stored:
+            raise UserError(f"{problems[0]}, and {checkpoint} has no copy. Restore the file")
+        report_once(f"{'. '.join(problems)}. Using the copy in {checkpoint}")
+        record = record or {name: stored[name] for name in stored if name != "config"}
+        configs = (_temporary(stored["config"], checkpoint.name),) if lost else configs
     return Resume(folder, checkpoint, configs, record)
+
+
+def _lost_configs(configs: Sequence[Path]) -> list[Path]:
+    """Return the files of the newest pair of configs, which replace all others, that are missing or empty."""
+    stamp, _, kind = configs[-1].name.rpartition("-")
+    names = ("lightning.yaml", "project.yaml")
+    pair = [configs[-1].with_name(f"{stamp}-{name}") for name in names] if kind in names else [configs[-1]]
+    return [file for file in pair if not file.is_file() or not re.search(rb"(?m)^[^#\s]", file.read_bytes())]
+
+
+def _temporary(content: Any, name: str) -> Path:
+    """Write a config to a file that is deleted at exit."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder, f"{name}.yaml")
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
+    return path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -11,12 +13,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ldm.lr_scheduler import FACTORS
 from ldm.runs.checkpoint_io import read_checkpoint
+from ldm.training.plan import Plan
 from ldm.util import UserError
 
 logger = logging.getLogger(__name__)
 
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")  # of an optimizer: the results are equal
-_ADVICE = "Undo the change, or start a new run from its weights (without -r): model.params.ckpt_path="
+_NEW_RUN = "python main.py --base CONFIG -t model.params.ckpt_path="
+_ADVICE = f"Undo the change, or start a new run from its weights: {_NEW_RUN}"
+_DEFAULT = "the default"
+_LIMITS = {"max_steps": "step", "max_epochs": "epoch"}  # of the Trainer
+_UNLISTED = ("model.base_learning_rate", "lightning.callbacks", "lightning.logger", "lightning.modelcheckpoint")
+_UNLISTED += tuple(f"lightning.trainer.{name}" for name in _LIMITS)
+# Arguments of a model that change the meaning of its weights.
+_MEANING = ("parameterization", "timesteps", "linear_start", "linear_end", "cosine_s", "beta_schedule", "given_betas")
+_MEANING = tuple(f"model.params.{name}" for name in (*_MEANING, "conditioning_key", "first_stage_config"))
 
 
 class ChangedSettings(Callback):
@@ -26,7 +37,8 @@ class ChangedSettings(Callback):
     differs from the one that the earlier part of the run started with; others keep the value of the checkpoint.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._settings: list[list[dict[str, Any]]] = []
         self._earlier: list[list[dict[str, Any]]] | None = None
         self._checkpoint: dict[str, Any] = {}
@@ -45,7 +57,10 @@ class ChangedSettings(Callback):
         self._decays = {name: x.item() for name, x in pl_module.named_buffers() if name.endswith("model_ema.decay")}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the checkpoint, whose optimizer states are restored after ``on_fit_start``."""
+        """Report changes; keep the checkpoint, whose optimizer states are restored after ``on_fit_start``."""
+        _report_changes(checkpoint, self._plan, type(pl_module), str(trainer.ckpt_path))
+        if trainer.training:
+            _report_end(checkpoint, self._plan, {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs})
         self._checkpoint = checkpoint
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -130,20 +145,60 @@ def explain_misfit(error: Exception, path: str, config: Any) -> UserError:
     """
     first, *rest = str(error).splitlines()
     earlier = read_checkpoint(path).get("run", {}).get("config", {}).get("model")
-    changes = [key for key in _differences(earlier, config, "model") if ".scheduler_config" not in key]
+    found_changes = _differences(earlier, config, "model")
+    changes = [f"{key}: expected {old}, got {new}" for key, old, new in found_changes if ".scheduler_config" not in key]
     shown = f" Changed since it was written: {'; '.join(changes[:4])}." if earlier and changes else ""
     found = rest[0].strip() if rest else first
     found = found if len(found) < 160 else f"{found[:160]}..."
     return UserError(f"{path}: expected the weights of this model, got others ({found}).{shown} {_ADVICE}{path}")
 
 
-def _differences(earlier: Any, now: Any, key: str) -> Iterator[str]:
-    """Yield ``key: expected <earlier>, got <now>`` for every value that differs; None is a default."""
-    if earlier == now or key == "model.base_learning_rate":
+def _report_changes(checkpoint: Mapping[str, Any], plan: Plan, model: type, path: str) -> None:
+    """Log what differs from the config of a checkpoint; raise ``UserError`` for another parameterization."""
+    record = checkpoint.get("run") or {}
+    now, listed, severe = {**plan.config.content, "seed": plan.seed}, [], []
+    arguments = [inspect.signature(kind.__init__).parameters for kind in reversed(model.__mro__)]
+    defaults = {f"model.params.{name}": each.default for part in arguments for name, each in part.items()}
+    for key, *sides in _differences({**record.get("config", now), "seed": record.get("seed", plan.seed)}, now):
+        old, new = (defaults.get(key, side) if side == _DEFAULT else side for side in sides)
+        if old != new:
+            (severe if key.startswith(_MEANING) else listed).append(f"{key}: {old!s:.80} is now {new!s:.80}")
+    if severe:
+        text = f"changed since the checkpoint, whose weights were trained with the other value: {'; '.join(severe)}"
+        if any(line.startswith("model.params.parameterization:") for line in severe):
+            raise UserError(f"{text}. {_ADVICE}{path}")
+        logger.warning("%s", text)
+    if listed:
+        more = f"; and {len(listed) - 8} more" if listed[8:] else ""
+        logger.info("changed since the checkpoint: %s%s", "; ".join(listed[:8]), more)
+
+
+def _report_end(checkpoint: Mapping[str, Any], plan: Plan, limits: Mapping[str, int | None]) -> None:
+    """Log that the last step or epoch is reached; raise ``UserError`` if a limit of an unfinished run was changed."""
+    earlier = (checkpoint.get("run") or {}).get("config", {}).get("lightning") or {}
+    before, now = (side.get("trainer") or {} for side in (earlier, plan.config.section("lightning")))
+    is_finished = plan.resume is not None and plan.resume.record.get("status") == "finished"
+    for name, unit in _LIMITS.items():
+        reached, limit = checkpoint["global_step" if unit == "step" else "epoch"], limits[name]
+        if limit not in (None, -1) and reached >= limit:
+            text = f"already at {unit} {reached} of {limit}: nothing to train; raise lightning.trainer.{name}"
+            if not is_finished and any(before.get(each) != now.get(each) for each in _LIMITS):
+                raise UserError(text)
+            logger.info("%s", text)
+
+
+def _differences(earlier: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield the key, the earlier and the present value where two configs differ; None is a default.
+
+    Moved files, whose last three folders are equal, and settings without effect on the results are left out.
+    """
+    if earlier == now or key in _UNLISTED or key.endswith(".num_workers"):
         return
-    if all(side is None or isinstance(side, Mapping) for side in (earlier, now)):
+    has_target = any(isinstance(side, Mapping) and "target" in side for side in (earlier, now))
+    is_part = None in (earlier, now) and has_target  # added or removed
+    if all(side is None or isinstance(side, Mapping) for side in (earlier, now)) and not is_part:
         for name in dict.fromkeys((*(earlier or ()), *(now or ()))):
-            yield from _differences((earlier or {}).get(name), (now or {}).get(name), f"{key}.{name}")
-    else:
-        old, new = ("the default" if side is None else side for side in (earlier, now))
-        yield f"{key}: expected {old}, got {new}"
+            yield from _differences((earlier or {}).get(name), (now or {}).get(name), f"{key}.{name}".lstrip("."))
+    elif not (isinstance(earlier, str) and isinstance(now, str)) or Path(earlier).parts[-3:] != Path(now).parts[-3:]:
+        old, new = (side.get("target", side) if isinstance(side, Mapping) else side for side in (earlier, now))
+        yield key, *(_DEFAULT if side is None else side for side in (old, new))

@@ -101,7 +101,7 @@ def build_trainer(
     if devices.count > 1 and arguments.get("strategy", "auto") in ("auto", "ddp", None):
         find_unused = settings.find_unused or not model.automatic_optimization
         arguments["strategy"] = DDPStrategy(find_unused_parameters=find_unused)
-    callbacks, scores, checkpoints = [StepSeed(plan.seed), windows, ChangedSettings(), *callbacks], None, []
+    callbacks, scores, checkpoints = [StepSeed(plan.seed), windows, ChangedSettings(plan), *callbacks], None, []
     if arguments.get("enable_checkpointing", True):
         callbacks += [NonFiniteGuard(str(folder.checkpoints)), MonitorCheck()]
         _, params = translate(described["target"], described.get("params"))

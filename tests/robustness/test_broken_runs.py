@@ -220,12 +220,47 @@ def test_a_broken_record_is_left_out_and_restored_from_the_checkpoint(run: Path,
     }
 
 
-@pytest.mark.parametrize("content", ["model: {target: [", "- a\n- b\n", b"\x00\xff\xfe", "model:\n\ttarget: x\n", ""])
+@pytest.mark.parametrize("content", ["model: {target: [", "- a\n- b\n", b"\x00\xff\xfe", "model:\n\ttarget: x\n"])
 def test_a_broken_config(run: Path, capsys, content) -> None:
     project = next((run / "configs").glob("*-project.yaml"))
     write(content)(project)
     assert front_door.main(["-r", str(run), "-t"]) == 1
-    one_line(capsys.readouterr().err, "model" if content == "" else str(project))
+    one_line(capsys.readouterr().err, str(project))
+
+
+@pytest.mark.parametrize("kinds", [["lightning"], ["project"], ["lightning", "project"]], ids="-".join)
+@pytest.mark.parametrize(
+    "damage", [write(""), write("# learning rate\n\n"), Path.unlink], ids=["empty", "head", "gone"]
+)
+def test_a_lost_config_is_taken_from_the_checkpoint(run: Path, capsys, caplog, kinds: list[str], damage) -> None:
+    (stamp,) = {path.name.removesuffix("-project.yaml") for path in (run / "configs").glob("*-project.yaml")}
+    for kind in kinds:
+        damage(run / "configs" / f"{stamp}-{kind}.yaml")
+    with caplog.at_level("INFO"):
+        assert front_door.main(["-r", str(run), "-t", "lightning.trainer.max_epochs=2"]) == 0
+    (line,) = [text for text in caplog.messages if "Using the copy in" in text]
+    assert str(run / "configs") in line and "is missing or empty" in line and str(run / "checkpoints") in line
+    assert not [text for text in caplog.messages if text.startswith("changed since the checkpoint")]
+    assert json.loads((run / "run.json").read_text())["name"] == "tiny"
+    newest = max((run / "configs").glob("*-lightning.yaml"))
+    assert "max_epochs: 2" in newest.read_text()
+
+
+def test_a_lost_config_without_a_copy_is_one_line(run: Path, capsys) -> None:
+    last, project = run / "checkpoints" / "last.ckpt", next((run / "configs").glob("*-project.yaml"))
+    content = torch.load(last, weights_only=True)
+    del content["run"]
+    torch.save(content, last)
+    project.unlink()
+    assert front_door.main(["-r", str(run), "-t"]) == 1
+    one_line(capsys.readouterr().err, f"{project} is missing or empty, and {last} has no copy")
+
+
+def test_an_empty_checkpoint_is_called_empty(run: Path, capsys) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    last.write_bytes(b"")
+    assert front_door.main(["-r", str(run), "-t", "lightning.trainer.max_epochs=2"]) == 1
+    one_line(capsys.readouterr().err, f"{last} is damaged or truncated (the file is empty)")
 
 
 @pytest.mark.parametrize("damage", [cut(0.5), flip, write(b""), pickle_code], ids=["cut", "flip", "empty", "code"])

@@ -79,7 +79,7 @@ def test_resume_from_a_folder_or_a_file(tmp_path: Path) -> None:
     run = tmp_path / "now_x"
     for file in ("configs/1-lightning.yaml", "configs/1-project.yaml", "checkpoints/last.ckpt", "checkpoints/a.ckpt"):
         (run / file).parent.mkdir(parents=True, exist_ok=True)
-        (run / file).write_text("")
+        (run / file).write_text("model: {}\n")
     update_run(run, name="x", seed=5)
     resume = resolve_resume(run)
     assert resume.checkpoint == run / "checkpoints" / "last.ckpt"

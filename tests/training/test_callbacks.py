@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks.model_checkpoint import warning_cache
 from tiny_training import TinyDataset, TinyModel
 from torch.utils.data import DataLoader
 
@@ -221,7 +222,7 @@ def test_progress_counts_the_batches_of_a_run_limited_by_steps(tmp_path: Path, c
     trainer = pl.Trainer(max_epochs=-1, max_steps=3, limit_val_batches=0, callbacks=[bar], **options)
     with caplog.at_level("INFO", "ldm"):
         trainer.fit(TinyModel(), DataLoader(TinyDataset(), batch_size=4))
-    shown = [record.args[1:3] for record in caplog.records if "images/s" in record.getMessage()]
+    shown = [record.args[1:3] for record in caplog.records if "  step " in record.getMessage()]
     assert shown == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -233,5 +234,45 @@ def test_progress_of_an_epoch_that_is_resumed(tmp_path: Path, caplog) -> None:
     trainer = pl.Trainer(max_epochs=1, callbacks=[SpeedBar(line_seconds=0.0)], enable_checkpointing=False, **options)
     with caplog.at_level("INFO", "ldm"):
         trainer.fit(TinyModel(), loader, ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
-    shown = [record.args[1:3] for record in caplog.records if "images/s" in record.getMessage()]
+    shown = [record.args[1:3] for record in caplog.records if "  step " in record.getMessage()]
     assert shown == [(batch, len(loader)) for batch in range(3, len(loader) + 1)]
+
+
+def test_progress_shows_a_speed_once_it_is_measured(tmp_path: Path, caplog) -> None:
+    """Neither one quick step is a measurement, nor is the time of the sanity validation subtracted from a step."""
+    options = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}
+    loader = DataLoader(TinyDataset(), batch_size=4)
+    for rate in (1, 2):
+        bar = SpeedBar(refresh_rate=rate, line_seconds=0.0)
+        bar._batch_ended_at -= 1000.0  # a long start
+        trainer = pl.Trainer(max_steps=4, callbacks=[bar], **options)
+        with caplog.at_level("INFO", "ldm"):
+            trainer.fit(TinyModel(), loader, loader)
+    lines = [text for text in caplog.messages if "  step " in text]
+    assert len(lines) == 6
+    assert not any("images/s" in text or "waiting" in text for text in lines[:4])
+    assert all(int(text.split(" images/s")[0].split()[-1]) < 1_000_000 for text in lines[4:])
+
+
+def test_the_best_checkpoints_of_a_moved_run_are_kept(train, caplog, recwarn) -> None:
+    keep = "lightning.modelcheckpoint.params.save_top_k=2"
+    code, run = train(keep)
+    moved = run.parent / "elsewhere" / run.name
+    moved.parent.mkdir()
+    run.rename(moved)
+    with caplog.at_level("INFO"):
+        assert front_door.main(["-r", str(moved), "-t", "lightning.trainer.max_epochs=4"]) == 0
+    kept = sorted(path.name for path in (moved / "checkpoints").glob("epoch=*.ckpt"))
+    assert len(kept) == 2 and not run.exists()
+    next((moved / "checkpoints").glob("epoch=*.ckpt")).unlink()
+    moved.rename(run)
+    with caplog.at_level("INFO"):
+        assert front_door.main(["-r", str(run), "-t", "lightning.trainer.max_epochs=5"]) == 0
+    assert len([text for text in caplog.messages if "selecting the best checkpoints anew" in text]) == 1
+    assert not [warning for warning in recwarn if "dirpath has changed" in str(warning.message)]
+
+
+def test_a_run_that_ends_before_its_first_validation_has_no_warning_of_lightning(train, recwarn) -> None:
+    warning_cache.clear()
+    assert train("--max_steps", "2")[0] == 0
+    assert not [warning for warning in recwarn if "could not find the monitored key" in str(warning.message)]

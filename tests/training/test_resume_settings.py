@@ -9,10 +9,11 @@ import pytest
 import pytorch_lightning as pl
 import tiny_training
 import torch
-from test_resume import CONFIG, curve, train
+from test_resume import CONFIG, curve, record, train
 
 import main as front_door
 from ldm.lr_scheduler import with_schedule
+from ldm.runs.records import update_run
 
 
 class Scheduled(tiny_training.TinyModel):
@@ -129,3 +130,119 @@ def test_rows_of_a_run_resumed_twice_from_one_checkpoint(resume) -> None:
     assert front_door.main(["-r", str(resume.folder / "checkpoints/last.ckpt"), "-t", "--max_steps", "12"]) == 0
     assert [step for step, _ in curve(resume.folder)] == list(range(12))
     assert curve(resume.folder)[:8] == once
+
+
+class Diffusion(Scheduled):
+    """Arguments of a diffusion model."""
+
+    def __init__(
+        self,
+        parameterization: str = "eps",
+        timesteps: int = 1000,
+        note: Any = "",
+        signal_step: int = -1,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.signal_step = signal_step
+
+
+@pytest.fixture
+def diffusion(tmp_path: Path):
+    """Train 4 steps and return a function that resumes the run."""
+    config = tmp_path / "c.yaml"
+    text = CONFIG.replace("tiny_training.TinyModel", "test_resume_settings.Diffusion").replace("max_epochs: 3", "")
+    config.write_text(text.replace("trainer: {,", "trainer: {"))
+
+    def run(*first: str, steps: int = 4, code: int = 0):
+        assert train(config, tmp_path / "logs", "--max_steps", str(steps), *first)[0] == code
+        (run.folder,) = (tmp_path / "logs").iterdir()
+        return lambda *words: front_door.main(["-r", str(run.folder), "-t", *words])
+
+    return run
+
+
+def changed(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [text for text in caplog.messages if text.startswith("changed since the checkpoint")]
+
+
+def test_an_unchanged_run_reports_no_changes(diffusion, caplog, tmp_path) -> None:
+    resume = diffusion("model.params.scheduler_config=" + LINEAR % 20, "model.params.betas=[0.8,0.99]")
+    with caplog.at_level("INFO"):
+        assert resume("--max_steps", "8", "data.params.num_workers=0", "model.params.parameterization=eps") == 0
+    assert changed(caplog) == []
+
+
+def test_every_changed_setting_is_in_one_line(diffusion, caplog) -> None:
+    resume = diffusion("model.params.scheduler_config=" + LINEAR % 20, "model.params.note=/a/run/checkpoints/x.ckpt")
+    words = ["--max_steps", "8", "-s", "5", "data.params.train.params.size=16", "--accumulate_grad_batches", "2"]
+    words += ["model.params.scheduler_config=null", "model.params.note=b/run/checkpoints/x.ckpt"]
+    with caplog.at_level("INFO"):
+        assert resume(*words) == 0
+    (line,) = changed(caplog)
+    assert line == (
+        "changed since the checkpoint: model.params.scheduler_config: ldm.lr_scheduler.LambdaLinearScheduler is now "
+        "None; data.params.train.params.size: the default is now 16; "
+        "lightning.trainer.accumulate_grad_batches: the default is now 2; seed: 23 is now 5"
+    )
+
+
+def test_many_changes_are_counted(diffusion, caplog) -> None:
+    resume = diffusion()
+    with caplog.at_level("INFO"):
+        assert resume("--max_steps", "5", *(f"model.params.note.n{number}=1" for number in range(11))) == 0
+    (line,) = changed(caplog)
+    assert line.count(" is now ") == 8 and line.endswith("; and 3 more")
+
+
+def test_settings_that_give_weights_another_meaning_are_warned_of(diffusion, caplog) -> None:
+    resume = diffusion()
+    assert resume("--max_steps", "8", "model.params.timesteps=500") == 0
+    (line,) = [entry.getMessage() for entry in caplog.records if entry.levelname == "WARNING"]
+    assert "weights were trained with the other value: model.params.timesteps: 1000 is now 500" in line
+
+
+@pytest.mark.parametrize(("first", "then"), [(["x0"], "eps"), ([], "v")])
+def test_another_parameterization_is_refused(diffusion, capsys, first, then) -> None:
+    resume = diffusion(*(f"model.params.parameterization={value}" for value in first))
+    before = {path: path.read_bytes() for path in diffusion.folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert resume("--max_steps", "8", f"model.params.parameterization={then}") == 1
+    message = capsys.readouterr().err
+    assert f"model.params.parameterization: {first[0] if first else 'eps'} is now {then}" in message
+    assert f"python main.py --base CONFIG -t model.params.ckpt_path={diffusion.folder}" in message
+    assert before == {path: path.read_bytes() for path in before}
+    assert resume("--max_steps", "8") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "unit"),
+    [("--max_steps 5", "step 8 of 5"), ("--max_steps 8", "step 8 of 8"), ("--max_epochs 1", "epoch 1 of 1")],
+)
+def test_an_interrupted_run_that_is_past_its_end_stays_interrupted(diffusion, capsys, words, unit) -> None:
+    resume = diffusion("model.params.signal_step=7", steps=9, code=130)
+    before = {path: path.read_bytes() for path in diffusion.folder.rglob("*") if path.is_file()}
+    assert f"Continue with: python main.py -r {diffusion.folder} -t" in capsys.readouterr().err
+    assert resume("model.params.signal_step=-1", *words.split()) == 1
+    message = capsys.readouterr().err
+    assert f"error: already at {unit}" in message
+    assert f"nothing to train; raise lightning.trainer.{words[2:11].strip()}" in message
+    assert {path: path.read_bytes() for path in diffusion.folder.rglob("*") if path.is_file()} == before
+    assert resume("model.params.signal_step=-1") == 0
+
+
+def test_a_run_that_was_killed_after_its_last_step_is_finished(diffusion, caplog) -> None:
+    resume = diffusion()
+    update_run(diffusion.folder, status="running")
+    with caplog.at_level("INFO"):
+        assert resume() == 0
+    assert "already at step 4 of 4: nothing to train; raise lightning.trainer.max_steps" in caplog.messages
+    assert record(diffusion.folder)["status"] == "finished"
+
+
+def test_a_finished_run_with_a_lower_limit_is_one_line(diffusion, caplog) -> None:
+    resume = diffusion()
+    with caplog.at_level("INFO"):
+        assert resume("--max_steps", "2") == 0
+    assert "already at step 4 of 2: nothing to train; raise lightning.trainer.max_steps" in caplog.messages
+    assert record(diffusion.folder)["status"] == "finished"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import signal
 import threading
 import time
@@ -78,14 +79,14 @@ class LastCheckpoint(Checkpoint):
             with between_batches(trainer):
                 self._save(trainer)
         if stop:
-            raise Interrupted(self._stop_signal or signal.SIGTERM)
+            raise self._interrupted()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of every epoch; stop if a signal was received."""
         self._boundary_step = trainer.global_step
         self._save(trainer)
         if self._agreed(trainer, bool(self._stop_signal)):
-            raise Interrupted(self._stop_signal or signal.SIGTERM)
+            raise self._interrupted()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save unless the error is ours, or occurred after the first batch of a step or in a save."""
@@ -104,6 +105,10 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         self._old_handlers = {}
+
+    def _interrupted(self) -> Interrupted:
+        command = f"python main.py -r {shlex.quote(str(self.path.parents[1]))} -t"
+        return Interrupted(self._stop_signal or signal.SIGTERM, command)
 
     def _is_due(self, trainer: Trainer) -> bool:
         steps = trainer.fit_loop.epoch_loop._batches_that_stepped  # global_step counts every optimizer

@@ -49,6 +49,7 @@ class SpeedBar(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the live bar if the output is a terminal."""
         self._started_at = self._shown_at = self._batch_ended_at = time.monotonic()
+        self._validated = 0.0  # without the sanity validation
         self._first_step, self._total = trainer.global_step, planned_steps(trainer)
         if self._enabled and sys.stderr.isatty():
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -102,8 +103,9 @@ class SpeedBar(ProgressBar):
 
     def _show(self, trainer: Trainer, pl_module: LightningModule, now: float) -> None:
         elapsed = max(now - self._shown_at - self._validated, 1e-6)
-        speed = f"{self._images / elapsed:.0f} images/s"
-        if self._waited > 0.05 * elapsed:
+        is_measured = elapsed >= 1 or self._batches >= 2
+        speed = f"{self._images / elapsed:.0f} images/s" if is_measured else ""
+        if is_measured and self._waited > 0.05 * elapsed:
             speed += f", {100 * min(1.0, self._waited / elapsed):.0f} % waiting for data"
         metrics = {key: x for key, x in self.get_metrics(trainer, pl_module).items() if isinstance(x, float)}
         losses = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "v_num")
@@ -113,7 +115,7 @@ class SpeedBar(ProgressBar):
         else:
             where = trainer.current_epoch, trainer.global_step, "?" if self._total == math.inf else int(self._total)
             logger.info("epoch %d  step %s/%s  %s%s  %s", *where, speed, self._left(trainer.global_step, now), losses)
-        self._images, self._waited, self._validated, self._shown_at = 0, 0.0, 0.0, now
+        self._images, self._batches, self._waited, self._validated, self._shown_at = 0, 0, 0.0, 0.0, now
 
     def _left(self, step: int, now: float) -> str:
         """Return the time left, at the speed of this part of the run."""
