@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,13 @@ logger = logging.getLogger(__name__)
 
 COMMAND_LINE = "command line"
 INCLUDE_KEY = "base"
+# Messages of OmegaConf about ``${...}`` -> ours.
+_REFERENCES = {
+    r"Interpolation key '(.+)' not found": "${{{0}}}: this config has no key {0}. Correct the reference or add the key",
+    r"Environment variable '(.+)' not found": "the variable {0} is not set. Export it, or use ${{env:{0},default}}",
+    r"Unsupported interpolation type (\S+)": "expected ${{env:, ${{data:, ${{last_run: or ${{last_ckpt:, got ${{{0}:",
+    r"(?:input|error at:) '(.*)'": "expected ${{a.b}}, or \\${{ for plain text, got {0!r}. Correct it",
+}
 
 
 @dataclass
@@ -93,6 +101,7 @@ def load_config(
     overrides: Sequence[str] = (),
     roots: Sequence[str | os.PathLike] = ("logs",),
     allow_pending: bool = False,
+    kind: str = "",
 ) -> Config:
     """Merge files from left to right, then ``a.b=c`` overrides, and resolve every ``${...}``.
 
@@ -104,6 +113,7 @@ def load_config(
         overrides: dotted assignments.
         roots: folders searched by ``${last_run:NAME}`` and ``${last_ckpt:NAME}``, in order of precedence.
         allow_pending: keep references to runs that do not exist yet as text instead of raising.
+        kind: "config", "recipe" or "file of own data", if others are refused.
 
     Raises:
         UserError: a file or a referenced run does not exist.
@@ -128,6 +138,8 @@ def load_config(
         keys = _dotted_keys(OmegaConf.to_container(layer, resolve=False))
         config.origins.update(dict.fromkeys(keys, origin))
         merged = OmegaConf.merge(without_foreign_params(merged, layer), layer)
+    if kind:
+        _check_kind(config, OmegaConf.to_container(merged, resolve=False), kind)
     _register_resolvers([str(root) for root in roots], config, allow_pending)
     config.content = _resolve(merged, config)
     return config
@@ -145,6 +157,10 @@ def find_config_file(given: str) -> Path:
     path = Path(given)
     if path.is_file():
         return path
+    if path.is_dir():
+        inside = ", ".join(map(str, sorted(path.glob("*.yaml"))[:5]))
+        step = f"Name one in it: {inside}" if inside else f"For images, name a file that contains path: {given}"
+        raise UserError(f"{given}: expected a .yaml file, got a folder. {step}")
     wanted = path.name.replace("-", "_")
     siblings = sorted(path.parent.glob("*.yaml"))
     for sibling in siblings:
@@ -156,6 +172,19 @@ def find_config_file(given: str) -> Path:
     raise UserError(f"config file {given} does not exist.{hint}")
 
 
+def _check_kind(config: Config, content: Mapping[str, Any], expected: str) -> None:
+    """Raise ``ConfigError`` if a file is for another flag of ``main.py``."""
+    kinds = {
+        ("recipe", "stages", "--recipe {}"): isinstance(content.get("stages"), list),
+        ("config", "model", "--base {}"): any(isinstance(content.get(name), Mapping) for name in ("model", "data")),
+        ("file of own data", "path", "--recipe configs/own_data/recipe.yaml data={}"): "path" in content,
+    }
+    kind, key, flags = next((kind for kind, is_found in kinds.items() if is_found), (expected, "", ""))
+    if kind != expected:
+        file = config.origin(key)
+        raise ConfigError(f"{file}: expected a {expected}, got a {kind}. Run: python main.py {flags.format(file)}")
+
+
 def parse_overrides(overrides: Sequence[str]) -> DictConfig:
     """Parse ``a.b=c`` words; values are YAML (``1e-4``, ``true``, ``[1, 2]``)."""
     for word in overrides:
@@ -164,7 +193,9 @@ def parse_overrides(overrides: Sequence[str]) -> DictConfig:
     try:
         return OmegaConf.from_dotlist(list(overrides))
     except Exception as error:  # YAML and grammar errors come from two libraries
-        raise ConfigError(f"command line: the overrides {' '.join(overrides)} cannot be read: {error}") from error
+        raise ConfigError(
+            f"command line: the overrides {' '.join(overrides)} cannot be read: {_in_words(error)}"
+        ) from error
 
 
 def allowed_names(layer: Mapping[str, Any]) -> list[str]:
@@ -208,7 +239,7 @@ def _read_yaml(path: Path) -> DictConfig:
     except Exception as error:  # YAML scanner errors and OmegaConf's own; both contain line and column
         layer = _read_mended(path, error)
         if layer is None:
-            raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
+            raise ConfigError(f"{path} cannot be read as YAML: {_in_words(error)}") from error
     if not isinstance(layer, DictConfig):
         raise ConfigError(f"{path}: expected a mapping with `model` and `data`, got a list")
     return layer
@@ -264,9 +295,11 @@ def _register_resolvers(roots: list[str], config: Config, allow_pending: bool) -
         from ldm.data.describe import describe  # imports torch, which configs without ``${data:...}`` do not need
 
         sections = OmegaConf.to_container(_root_.get("data") or {}, resolve=True).get("params") or {}
-        name = next((name for name in ("train", "test", "validation") if sections.get(name)), None)
+        named = {name: part for name, part in sections.items() if isinstance(part, dict) and "target" in part}
+        name = next((name for name in ("train", "test", "validation") if name in named), None)
         if name is None:
-            raise ConfigError(f"${{data:{key}}}: expected a section data.params.train, got none. Add data")
+            step = "Merge a file with `data`, such as configs/quickstart/world.yaml, with -b"
+            raise ConfigError(f"${{data:{key}}}: expected a `data` section with a data set, got none. {step}")
         try:
             if not opened:
                 opened["data"] = instantiate_from_config(sections[name], "dataset")
@@ -297,10 +330,17 @@ def _resolve(merged: DictConfig, config: Config) -> dict[str, Any]:
         while cause is not None and not isinstance(cause, (ConfigError, UserError)):
             cause = cause.__cause__ or cause.__context__
         if cause is None:
-            raise config.error(key, str(error).splitlines()[0]) from error
+            raise config.error(key, _in_words(error)) from error
         if isinstance(cause, BuildError):  # of a data set
             raise config.error(cause.key, cause.args[0]) from error
         raise type(cause)(f"{config.origin(key)}: {key}: {cause}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """Return the message of an error of reading or resolving; that of a reference with the next step."""
+    text = " ".join(str(error).partition("\n    full_key")[0].split())
+    found = ((re.search(pattern, text), message) for pattern, message in _REFERENCES.items())
+    return next((message.format(*match.groups()) for match, message in found if match), text)
 
 
 def save_config(path: Path, content: dict[str, Any], comment: str = "") -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 from pathlib import Path
 
-from ldm.config.signatures import find_source, ours
-from ldm.legacy import ALIASES, resolve_target
+from ldm.config.signatures import definitions, find_source, ours
+from ldm.legacy import ALIASES, OLD_MODULES, resolve_target
 from ldm.util import did_you_mean
+
+_FORKS = ("ldm", "taming", *OLD_MODULES)  # packages of the references, which forks extend
 
 
 def near_class(target: str) -> str:
@@ -30,7 +33,22 @@ def _is_slip(given: str, name: str) -> bool:
     return given[:1] == name[:1] and digits[0] == digits[1] and unmatched <= 3
 
 
-def advice_for_forks(target: str) -> str:
+def advice_for_missing(target: str, today: str) -> str:
+    """Return the sentences after the message that a module has no such name: ``target``, or ``today``."""
+    module, _, name = today.rpartition(".")
+    path = find_source(module)
+    if target.partition(".")[0] in _FORKS or path is None:
+        hint = near_class(target)
+        more = f" {'Otherwise it' if hint else 'It'} is {_advice_for_forks(target)}"
+        return hint if module in OLD_MODULES else hint + more
+    nodes, imports = definitions(path, module)
+    classes = [known for known, node in nodes.items() if isinstance(node, ast.ClassDef)]
+    public = [known for known in (*classes, *imports) if not known.startswith("_") and known[:1].isupper()]
+    listing = f" It has {', '.join(public[:6])}{', ...' * (len(public) > 6)}." if public else ""
+    return did_you_mean(name, public) or f"{listing} Correct the name, or add the class to {path}"
+
+
+def _advice_for_forks(target: str) -> str:
     """Return where to put the file of a class that this package does not have, and its name there."""
     module, _, name = target.rpartition(".")
     stem, theirs, source = module.rpartition(".")[2], Path(*module.split(".")).with_suffix(".py"), find_source(module)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ldm.config.signatures import definitions, find_source, lacks_name, origin_of
+from ldm.config.suggestions import advice_for_missing
 from ldm.legacy import NOT_SHIPPED_CLASS, resolve_target
 from ldm.util import search_working_directory
 
@@ -45,6 +46,7 @@ class Kind(NamedTuple):
     methods: tuple[str, ...] = ()
 
 
+_SCHEDULE = "ldm.lr_scheduler.LambdaLinearScheduler"
 _MODULES = ("torch Module", "lightning LightningModule")
 KINDS = {
     "model": Kind("a LightningModule", ("lightning LightningModule",)),
@@ -56,7 +58,7 @@ KINDS = {
     "checkpoint": Kind("a Checkpoint callback of Lightning", ("lightning Checkpoint",)),
     "logger": Kind("a Logger of Lightning", ("lightning Logger",)),
     "module": Kind("an nn.Module", _MODULES),
-    "callable": Kind("a class with __call__", _MODULES, ("__call__",)),
+    "callable": Kind(f"a class whose objects map a step to a factor, such as {_SCHEDULE}", _MODULES, ("__call__",)),
 }
 _PARTS = (
     *("torch Optimizer", "torch LRScheduler", "torch Sampler", "torch Distribution", "ldm Sampler", "ldm Finder"),
@@ -137,8 +139,11 @@ def refusal(target: str, today: str, kind: str = PART, imported: Any = None) -> 
     if found is None or accepts(found, kind) or (not found.is_complete and place_of(found.module) != _STANDARD):
         return ""
     place = place_of(found.module)
-    owner = f" of {place}" if place in (_STANDARD, _FOREIGN) else "" if found.is_class else ", which is not a class"
-    advice = "Annotate what it returns. " if not found.is_class and place == _OWN else ""
+    if kind != PART and found.is_class and place in _KNOWN:  # allowed, it would fail in its place
+        return f"expected {wanted.text}, got {target}. Set another target"
+    owner = f" of {place}" if place in (_STANDARD, _FOREIGN) else "" if found.is_class else ", a function"
+    is_plain = not found.is_class and place == _OWN
+    advice = "Name a class, or annotate the function with the class that it returns. " if is_plain else ""
     return f"expected {wanted.text}, got {target}{owner}. {advice}{_how_to_allow(target)}"
 
 
@@ -154,7 +159,7 @@ def check_import(path: str, today: str) -> str:
         owner = _STANDARD if place_of(module) == _STANDARD else "a command"
         return f"expected a class of a model, data set or callback, got {path} of {owner}. {_how_to_allow(path)}"
     if not module.startswith("ldm.") and lacks_name(today):
-        return f"{path!r}: module {module!r} has no {today.rpartition('.')[2]!r}"
+        return f"{path!r}: module {module!r} has no {today.rpartition('.')[2]!r}.{advice_for_missing(path, today)}"
     return ""
 
 

@@ -24,7 +24,7 @@ from ldm.config.signatures import (
     read_signature,
 )
 from ldm.config.sizes import check_sizes
-from ldm.config.suggestions import advice_for_forks, near_class
+from ldm.config.suggestions import advice_for_missing
 from ldm.config.targets import find_refused
 from ldm.config.trainer_args import KNOWN_ARGS, misfit_of
 from ldm.legacy import LIST_KEYS, NOT_SHIPPED_CLASS, OLD_MODULES, resolve_target, translate
@@ -344,9 +344,7 @@ def _look_up(config: Config, key: str, target: str, today: str) -> Signature | N
             raise UnknownNameError(f"module {module} has no {today.rpartition('.')[2]}")
         return signature
     except UnknownNameError as error:
-        hint = near_class(target)
-        advice = "" if module in OLD_MODULES else f" {'Otherwise it' if hint else 'It'} is {advice_for_forks(target)}"
-        raise config.error(key, f"{target!r}: {error}.{hint}{advice}") from error
+        raise config.error(key, f"{target!r}: {error}.{advice_for_missing(target, today)}") from error
 
 
 def _check_paths(config: Config) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ldm.config.trainer_args import KNOWN_ARGS, TRAINER_ARGS
@@ -40,6 +41,7 @@ _EXAMPLES = """examples:
 """
 
 _OVERRIDE = re.compile(r"^[A-Za-z_][\w\-]*(\.[\w\-]+|\[\d+\])*=")
+_NO_FILE = re.compile(r"=.*|true|false|null|-?[\d.]\S*|[A-Za-z_]\w*(\.\w+)+(?<!\.yaml)(?<!\.yml)")
 _ALLOW = "allow_targets="
 # Options with a free text value, which may contain "=".
 _TEXT_OPTIONS = "-n --name -r --resume -p --project -f --postfix -l --logdir --recipe -dt --dis_loss_type".split()
@@ -91,7 +93,7 @@ def parse_bool(text: str) -> bool:
     try:
         return _BOOLEANS[text.lower()]
     except KeyError as error:
-        raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}") from error
+        raise argparse.ArgumentTypeError(f"expected true, false or key=value without spaces, got {text!r}") from error
 
 
 def parse_seed(text: str) -> int:
@@ -174,6 +176,9 @@ def parse_arguments(arguments: Sequence[str]) -> Options:
     for flag, text in (("-n/--name", options.name), ("-f/--postfix", options.postfix)):
         if problem := name_problem(text, is_suffix=flag.startswith("-f")):
             raise ConfigError(f"command line: {flag}: {problem}")
+    for word in options.base:
+        if _NO_FILE.fullmatch(word) and not Path(word).exists():
+            raise ConfigError(f"command line: expected a .yaml file or key=value without spaces, got {word!r}")
     if options.name and options.resume:
         raise ConfigError(
             "command line: -n/--name and -r/--resume exclude each other, because a resumed run keeps its folder. To "

@@ -49,7 +49,7 @@ def read_own_data(file: str) -> OwnData:
     from ldm.data.describe import describe  # imports torch
     from ldm.data.traits import position_space_of
 
-    config = load_config([file])
+    config = load_config([file], kind="file of own data")
     content = {"target": FOLDER, **config.content}
     if not isinstance(content["target"], str):
         raise config.error("target", f"expected the dotted path of a class, got {content['target']!r}")

@@ -68,7 +68,7 @@ def make_plan(options: Options) -> Plan:
     will_train = options.train or resume is not None
     beside = [str(Path(options.resume).absolute().parent)] if resume else []
     roots = list(dict.fromkeys([options.log_root, *beside, DEFAULT_LOGDIR]))
-    config = load_config(files, options.overrides, roots, allow_pending=not will_train)
+    config = load_config(files, options.overrides, roots, allow_pending=not will_train, kind="config")
     _apply_flags(config, options)
     # A model alone can be validated: configs for inference have no data.
     sections = ("model", "data") if will_train or "data" in config.content else ("model",)

@@ -82,7 +82,7 @@ def load_recipe(options: Options, on_folder: Callable[[Path], None] = lambda fol
         ConfigError: a key or stage is unknown or missing.
         UserError: a file does not exist.
     """
-    config = load_config([str(options.recipe)])
+    config = load_config([str(options.recipe)], kind="recipe")
     path, content = config.files[0], config.content
     known = ("name", "logdir", "seed", "data", "stages", "score")
     check_keys(config, "", content, known, required=("name", "stages"))
