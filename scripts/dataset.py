@@ -190,6 +190,11 @@ def run_convert(options: argparse.Namespace) -> int:
 
 def run_write(options: argparse.Namespace) -> int:
     """Run ``write``."""
+    if options.target.suffix not in ("", ".lmdb", *H5_SUFFIXES):
+        formats = ", ".join((".lmdb", *H5_SUFFIXES))
+        raise ConfigError(
+            f"{options.target}: expected a folder without suffix or a name that ends in {formats}. Rename it"
+        )
     if options.world is None:
         samples, count = _pictures(options.images, options.attributes)
     else:
@@ -214,7 +219,15 @@ def _pictures(folder: Path, attributes: Path | None) -> tuple[Iterable[tuple[Ima
         table, _ = match_pictures(read_table(attributes), folder, everything)
         names, texts = table.pictures, table.cells
     files = [folder / name for name in names]
-    return ((decode_picture(file, str(file)), text) for file, text in zip(files, texts)), len(files)
+    return ((_decode(file), text) for file, text in zip(files, texts)), len(files)
+
+
+def _decode(file: Path) -> Image.Image:
+    """Return an image; errors do not name the option of data sets that leaves it out."""
+    try:
+        return decode_picture(file, str(file))
+    except UserError as error:
+        raise UserError(f"{str(error).partition(';')[0]}, or remove it from the folder and the table") from error
 
 
 def _world_samples(count: int) -> Iterator[tuple[np.ndarray, list[str]]]:

@@ -140,6 +140,7 @@ def _attributes(images: ImageDataset, vocabulary: AttributeVocabulary) -> list[t
         more = f", ... ({len(words)} words)" if len(words) > _SHOWN_WORDS else ""
         unknown, absent = int((column == UNKNOWN).sum()), len(words) - len(set(column.tolist()) - {UNKNOWN})
         notes = [f"unknown for {unknown:,} images"] * (unknown > 0) + [f"{absent} words without images"] * (absent > 0)
+        notes += ["the same for all images: remove the column"] * (len(words) == 1)
         facts.append((f"attribute {name}", "; ".join([", ".join(map(str, words[:_SHOWN_WORDS])) + more, *notes])))
     possible = math.prod(map(len, vocabulary.words))
     counts = Counter(row.tobytes() for row in labels[(labels != UNKNOWN).all(axis=1)])

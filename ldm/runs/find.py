@@ -20,6 +20,7 @@ from ldm.runs.records import RUN_FILE, read_json
 from ldm.util import UserError
 
 _ENTRIES = {"name": str, "status": str, "configs": list, "seed": int, "seconds": (int, float), "started": str}
+_ROOT = Path(__file__).resolve().parents[2]
 _DATA_FILES = ("world.yaml", "data.yaml")  # configs of data in the commands of other configs
 
 
@@ -103,15 +104,19 @@ def _command_for(name: str, files: Sequence[str], data_file: str | None) -> str:
     Configs beside the files at hand are preferred; these and ``data_file`` replace data and first stage there.
     """
     beside = {Path(file).parent.name for file in files} or {"quickstart"}
-    found = sorted(Path("configs").rglob(f"{name}.yaml"), key=lambda path: (path.parent.name not in beside, path))
+    roots = [Path(), *(above for file in files for above in Path(file).absolute().parents), _ROOT]
+    root = next((root for root in roots if any(root.glob(f"configs/**/{name}.yaml"))), Path())
+    found = sorted(root.glob(f"configs/**/{name}.yaml"), key=lambda path: (path.parent.name not in beside, path))
     if not found:
-        return f"python main.py --base {f'{data_file} ' if data_file else ''}CONFIG.yaml -t -n {name}"
+        words = f"{name}.yaml -t" if "/" in name else f"CONFIG.yaml -t -n {name}"  # a name with "/" is that of a config
+        return f"python main.py --base {f'{data_file} ' if data_file else ''}{words}"
     lines = found[0].read_text(encoding="utf-8").splitlines()
     comments = (line.lstrip("# ") for line in lines if line.startswith("#"))
     command = next((line for line in comments if line.startswith("python main.py")), "")
     words = command.split() or f"python main.py --base {found[0]} -t".split()
     at_hand = {key: file for file in files if (key := _alternatives(file))} | {"data": data_file}
-    return " ".join(at_hand.get(_alternatives(word)) or word for word in words)
+    words = [at_hand.get(_alternatives(word)) or word for word in words]
+    return " ".join(str(root / word) if (root / word).is_file() else word for word in words)
 
 
 def _alternatives(file: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from ldm.config.signatures import Signature, find_signature
 from ldm.config.validation import check_keys
 from ldm.legacy import resolve_target
 from ldm.util import ConfigError, UserError, did_you_mean, instantiate_from_config
+
+logger = logging.getLogger(__name__)
 
 SETTINGS = ("target", "first_stage", "stages")
 FOLDER = "ldm.data.formats.folder.ImageFolder"
@@ -47,7 +50,7 @@ def read_own_data(file: str) -> OwnData:
         UserError: the file, the images or the table are missing or malformed.
     """
     from ldm.data.describe import describe  # imports torch
-    from ldm.data.traits import position_space_of
+    from ldm.data.traits import position_space_of, vocabulary_of
 
     config = load_config([file], kind="file of own data")
     content = {"target": FOLDER, **config.content}
@@ -80,6 +83,10 @@ def read_own_data(file: str) -> OwnData:
         raise config.error("image_size", f"expected a multiple of {_SIDE_UNIT}, got {side}")
     if count < EPOCH and "repeat" in signature.required:
         train["params"].setdefault("repeat", -(-EPOCH // count))
+    vocabulary = vocabulary_of(images)
+    columns = zip(vocabulary.factor_names, vocabulary.words) if vocabulary is not None else ()
+    for name in (name for name, words in columns if len(words) == 1):
+        logger.warning("%s: %s is the same for all images, so nothing is learned about it", config.files[0], name)
     space = position_space_of(whole)
     parts = {part: {**train, "params": {**others, "split": split}} for part, split in _SPLITS.items()}
     module = {"batch_size": 32, **parts, "train": train}

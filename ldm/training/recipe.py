@@ -36,7 +36,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ldm.config.loading import Config, load_config, save_config
+from ldm.config.loading import COMMAND_LINE, Config, load_config, save_config
 from ldm.config.validation import check_keys, check_values
 from ldm.runs.disk import require_writable
 from ldm.runs.find import list_runs
@@ -45,7 +45,7 @@ from ldm.runs.lock import exclusive
 from ldm.runs.records import RESULTS_FILE, RUN_FILE, read_json, utc_now, write_json
 from ldm.training.cli import Options, stop_signals
 from ldm.training.own_data import OwnData, read_own_data
-from ldm.training.plan import make_plan
+from ldm.training.plan import Plan, make_plan
 from ldm.util import ConfigError, Interrupted, UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class Recipe:
     score: Mapping[str, Any] | None
     figures: Mapping[str, None] = field(default_factory=dict)  # figures of stages that are left out
     notes: tuple[str, ...] = ()  # reasons why figures are missing
+    sources: Mapping[str, str] = field(default_factory=dict)  # stage.key of overrides -> file and key above it
 
 
 def load_recipe(options: Options, on_folder: Callable[[Path], None] = lambda folder: None) -> Recipe:
@@ -102,6 +103,10 @@ def load_recipe(options: Options, on_folder: Callable[[Path], None] = lambda fol
     logdir = options.logdir or str(content.get("logdir") or f"logs/{content['name']}")
     common = Options(train=True, logdir=logdir, seed=seed, trainer=options.trainer)
     stages = [replace(common, **entry) for entry in _stages(config, own.first_stage if own else None)]
+    given = [(path, stage.name, stage.overrides) for stage in stages]
+    given += [(own.file, *item) for item in own.overrides.items()] if own else []
+    sources = {f"{name}.{word}".partition("=")[0]: f"{file}: stages." for file, name, words in given for word in words}
+    sources |= {word.partition("=")[0]: "command line: " for word in options.overrides}
     stages = [replace(stage, overrides=(*stage.overrides, *extra.pop(stage.name, ()))) for stage in stages]
     if extra:
         names, unknown = [stage.name for stage in stages], next(iter(extra))
@@ -111,7 +116,7 @@ def load_recipe(options: Options, on_folder: Callable[[Path], None] = lambda fol
             f"{did_you_mean(unknown, names)} Overrides of a recipe have the form {names[0]}.model.params.x=1"
         )
     on_folder(Path(logdir))
-    recipe = Recipe(str(content["name"]), logdir, seed, tuple(stages), content.get("score"))
+    recipe = Recipe(str(content["name"]), logdir, seed, tuple(stages), content.get("score"), sources=sources)
     return recipe if own is None else _with_own_data(recipe, own)
 
 
@@ -180,7 +185,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _run_recipe(recipe: Recipe, options: Options) -> Path:
     again = shlex.join(["python", *options.command])
     for stage in recipe.stages:
-        make_plan(replace(stage, train=False))
+        _plan(replace(stage, train=False), recipe.sources)
     runs = {stage.name: _run_stage(stage, again) for stage in recipe.stages}
     seconds = {name: float(read_json(run / RUN_FILE).get("seconds") or 0.0) for name, run in runs.items()}
     if recipe.score is not None:
@@ -189,6 +194,18 @@ def _run_recipe(recipe: Recipe, options: Options) -> Path:
         _call([sys.executable, str(_ROOT / "run_para_metrics.py"), *flags], "scoring", again)
         seconds["score"] = round(time.monotonic() - started, 1)
     return gather(recipe, runs, seconds)
+
+
+def _plan(stage: Options, sources: Mapping[str, str]) -> Plan:
+    """Return the plan of a stage; errors of overrides name it and the file."""
+    try:
+        return make_plan(stage)
+    except (ConfigError, UserError) as error:
+        text = f"{stage.name}.{str(error).removeprefix(f'{COMMAND_LINE}: ')}"
+        source = next((sources[key] for key in sources if text.startswith((f"{key}:", f"{key}."))), None)
+        if source is None:
+            raise
+        raise ConfigError(f"{source}{text}") from error
 
 
 def _run_stage(stage: Options, again: str) -> Path:

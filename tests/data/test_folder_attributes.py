@@ -331,6 +331,7 @@ def test_all_splits_of_a_sub_folder_are_its_images(tmp_path):
     [
         ("image hue\n000.png red\n", "with commas, semicolons or tabs .* got 1 lines below the header 'image hue'"),
         ("image,hue\n\n\n", "got 0 lines below the header 'image, hue'"),
+        ("image\n000.png\n", "got 1 lines below the header 'image' and no column of attributes"),
         ("", "got 0 lines"),
         ('image,hue\n000.png,"red\n' + 140_000 * "x", "larger than field limit"),
         ("image,hue\n\n000.png,red\n\n001.png\n", "line 5: expected 2 fields"),

@@ -114,6 +114,24 @@ def test_the_hint_how_to_train_a_missing_run_is_the_command_in_the_head_of_its_c
         find_run("nothing", [str(tmp_path)])
 
 
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_the_hint_is_complete_in_another_folder(tmp_path, monkeypatch, is_beside):
+    """Configs are searched beside the files at hand, else beside the package; -n cannot contain a slash."""
+    root = tmp_path / "copy" if is_beside else Path(__file__).parents[2]
+    if is_beside:
+        (root / "configs" / "folder").mkdir(parents=True)
+        (root / "configs" / "folder" / "stage-1.yaml").write_text(
+            "# python main.py --base configs/folder/stage-1.yaml -t"
+        )
+    name = "folder/stage-1" if is_beside else "latent-diffusion/shapes3d-vq-4-16"
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"main.py --base {root}/configs/{name}.yaml -t ") as error:
+        find_run(name, ["logs"], [str(root / "configs" / "mine.yaml")])
+    assert " -n " not in str(error.value) and "CONFIG.yaml" not in str(error.value)
+    with pytest.raises(UserError, match="python main.py --base other/none.yaml -t -l logs"):
+        find_run("other/none", ["logs"])
+
+
 def test_the_hint_names_the_data_at_hand(tmp_path, monkeypatch):
     """Own data take the place of the world, and configs beside those at hand are preferred."""
     monkeypatch.chdir(Path(__file__).parents[2])

@@ -110,6 +110,20 @@ def test_write_and_check_an_lmdb(run, tmp_path):
     assert status == 1 and "no key 'length'" in said
 
 
+@pytest.mark.parametrize("name", ["y.zip", "y.tar.gz", "y.csv"])
+def test_write_refuses_unknown_suffixes(run, tmp_path, name):
+    status, said = run(f"write {name} --world 3")
+    assert status == 1 and "expected a folder without suffix or a name that ends in .lmdb, .h5" in said
+    assert not (tmp_path / name).exists()
+
+
+def test_write_does_not_advise_an_option_of_data_sets(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_text("broken")
+    status, said = run("write y --images photos")
+    assert status == 1 and "Replace it, or remove it from the folder and the table" in said and "skip" not in said
+
+
 def test_write_without_texts_or_from_the_world(run, tmp_path):
     write_photos(tmp_path / "photos")
     assert run("write bare.lmdb --images photos --resolution 32")[0] == 0

@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw
 from script_modules import load_script
 
 import main as front_door
+from ldm.data.check import check_dataset
+from ldm.data.formats.folder import ImageFolder
 from ldm.training import recipe as recipe_module
 from ldm.training.cli import parse_arguments
 from ldm.training.own_data import read_own_data
@@ -102,6 +104,33 @@ def test_overrides_of_stages(images: Path) -> None:
     expected = ["lightning.trainer.max_steps=5", "model.params.betas=[1, 2]", "model.params.ckpt_path=null"]
     assert sorted(stage.overrides[:-1]) == expected
     assert stage.overrides[-1] == "lightning.trainer.max_steps=6"
+
+
+SLIP = {"lightning": {"trainer": {"max_stepz": 5}}}
+
+
+@pytest.mark.parametrize(
+    ("stages", "words", "message"),
+    [
+        ({"clip": SLIP}, [], "mine.yaml: stages.clip.lightning.trainer.max_stepz: unknown key 'max_stepz'"),
+        ({}, ["clip.lightning.trainer.max_step=1"], "^command line: clip.lightning.trainer.max_step: unknown key"),
+        ({"clip": SLIP}, ["clip.lightning.trainer.max_stepz=1"], "^command line: clip.lightning.trainer.max_stepz: "),
+    ],
+)
+def test_slips_in_overrides_name_stage_and_source(images: Path, stages: dict, words: list[str], message: str) -> None:
+    recipe = load(images, *words, stages=stages)
+    with pytest.raises(ConfigError, match=message):
+        recipe_module._run_recipe(recipe, parse_arguments(["--recipe", "unused.yaml"]))
+
+
+def test_columns_with_one_word_are_reported(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines = (images / "table.csv").read_text().splitlines()
+    added = ["thing", *["same"] * (len(lines) - 1)]
+    (images / "same.csv").write_text("".join(f"{line},{word}\n" for line, word in zip(lines, added)))
+    load(images, attributes="same.csv")
+    assert "mine.yaml: thing is the same for all images" in caplog.text and caplog.text.count("the same for") == 1
+    facts = dict(check_dataset(ImageFolder(images / "pictures", attributes=images / "same.csv"), is_quick=True).facts)
+    assert facts["attribute thing"] == "same; the same for all images: remove the column"
 
 
 @pytest.mark.parametrize(

@@ -183,7 +183,8 @@ def _from_csv(path: Path) -> _Content:
     if len(lines) < 2 or len(header) < 2:
         raise UserError(
             f"{path}: expected a header (image, attribute, ...) and one line per image, with commas, semicolons or "
-            f"tabs between the cells; got {max(len(lines) - 1, 0)} lines below the header {', '.join(header)!r}."
+            f"tabs between the cells; got {max(len(lines) - 1, 0)} lines below the header {', '.join(header)!r}"
+            f"{' and no column of attributes' if len(header) == 1 < len(lines) else ''}."
         )
     columns, num_rows = list(zip(*(line for _, line in lines[1:]))), len(lines) - 1
     numbers = [("",) * num_rows, *(tuple(str(rank + start) for rank in range(num_rows)) for start in (0, 1))]

@@ -63,12 +63,12 @@ def warn_of_full_disk(trainer: pl.Trainer, model: pl.LightningModule) -> None:
     free = shutil.disk_usage(folder).free
     if counts and kept * stored > free:
         logger.warning(
-            "%s: %.1f GiB are free, but %d checkpoints of %.2f GiB are kept. Free some space, choose another folder "
+            "%s: %.0f MB are free, but %d checkpoints of %.1f MB are kept. Free some space, choose another folder "
             "with -l, or lower lightning.modelcheckpoint.params.save_top_k",
             folder,
-            free / _GIB,
+            free / 1e6,
             kept,
-            stored / _GIB,
+            stored / 1e6,
         )
 
 
