@@ -28,6 +28,7 @@ def configure_logging(debug: bool) -> None:
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 on torch 2.15
         warnings.filterwarnings("ignore", message=".*exists and is not empty.*")  # true for every resumed run
         warnings.filterwarnings("ignore", message=".*could not find the monitored key.*")  # ended before a validation
+        warnings.filterwarnings("ignore", message="The dirpath has changed.*")  # best files are selected anew
         warnings.filterwarnings("ignore", message=".*on_before_batch_transfer.*")  # where labels are checked on the CPU
 
 

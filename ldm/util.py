@@ -40,11 +40,10 @@ class Interrupted(BaseException):
 
     Args:
         signal_number: the signal received.
-        command: the one that continues the work.
+        advice: how to continue.
     """
 
-    def __init__(self, signal_number: int, command: str = "") -> None:
-        advice = f". Continue with: {command}" if command else ""
+    def __init__(self, signal_number: int, advice: str = "") -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}{advice}")
         self.exit_code = 128 + signal_number
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import re
 import shutil
@@ -11,8 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from ldm.errors import report_once
 from ldm.runs.folder import RunFolder, last_checkpoint
@@ -168,7 +167,10 @@ def resolve_resume(given: str | os.PathLike) -> Resume:
             raise UserError(f"{problems[0]}, and {checkpoint} has no copy. Restore the file")
         report_once(f"{'. '.join(problems)}. Using the copy in {checkpoint}")
         record = record or {name: stored[name] for name in stored if name != "config"}
-        configs = (_temporary(stored["config"], checkpoint.name),) if lost else configs
+        if lost:
+            configs = (Path(tempfile.mkdtemp(), f"{checkpoint.name}.yaml"),)
+            atexit.register(shutil.rmtree, configs[0].parent, ignore_errors=True)
+            configs[0].write_text(json.dumps(stored["config"]), encoding="utf-8")
     return Resume(folder, checkpoint, configs, record)
 
 
@@ -178,12 +180,3 @@ def _lost_configs(configs: Sequence[Path]) -> list[Path]:
     names = ("lightning.yaml", "project.yaml")
     pair = [configs[-1].with_name(f"{stamp}-{name}") for name in names] if kind in names else [configs[-1]]
     return [file for file in pair if not file.is_file() or not re.search(rb"(?m)^[^#\s]", file.read_bytes())]
-
-
-def _temporary(content: Any, name: str) -> Path:
-    """Write a config to a file that is deleted at exit."""
-    folder = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = Path(folder, f"{name}.yaml")
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(content)), encoding="utf-8")
-    return path

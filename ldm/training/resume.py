@@ -19,12 +19,10 @@ from ldm.util import UserError
 logger = logging.getLogger(__name__)
 
 _IMPLEMENTATION = ("fused", "foreach", "capturable", "differentiable")  # of an optimizer: the results are equal
-_NEW_RUN = "python main.py --base CONFIG -t model.params.ckpt_path="
-_ADVICE = f"Undo the change, or start a new run from its weights: {_NEW_RUN}"
+_ADVICE = "Undo the change, or start a run from its weights: python main.py --base CONFIG -t model.params.ckpt_path="
 _DEFAULT = "the default"
-_LIMITS = {"max_steps": "step", "max_epochs": "epoch"}  # of the Trainer
 _UNLISTED = ("model.base_learning_rate", "lightning.callbacks", "lightning.logger", "lightning.modelcheckpoint")
-_UNLISTED += tuple(f"lightning.trainer.{name}" for name in _LIMITS)
+_UNLISTED += ("lightning.trainer.max_steps", "lightning.trainer.max_epochs")
 # Arguments of a model that change the meaning of its weights.
 _MEANING = ("parameterization", "timesteps", "linear_start", "linear_end", "cosine_s", "beta_schedule", "given_betas")
 _MEANING = tuple(f"model.params.{name}" for name in (*_MEANING, "conditioning_key", "first_stage_config"))
@@ -177,26 +175,22 @@ def _report_end(checkpoint: Mapping[str, Any], plan: Plan, limits: Mapping[str, 
     """Log that the last step or epoch is reached; raise ``UserError`` if a limit of an unfinished run was changed."""
     earlier = (checkpoint.get("run") or {}).get("config", {}).get("lightning") or {}
     before, now = (side.get("trainer") or {} for side in (earlier, plan.config.section("lightning")))
-    is_finished = plan.resume is not None and plan.resume.record.get("status") == "finished"
-    for name, unit in _LIMITS.items():
-        reached, limit = checkpoint["global_step" if unit == "step" else "epoch"], limits[name]
+    is_kept = all(before.get(name) == now.get(name) for name in limits)
+    for (name, limit), unit in zip(limits.items(), ("step", "epoch")):
+        reached = checkpoint["global_step" if unit == "step" else unit]
         if limit not in (None, -1) and reached >= limit:
             text = f"already at {unit} {reached} of {limit}: nothing to train; raise lightning.trainer.{name}"
-            if not is_finished and any(before.get(each) != now.get(each) for each in _LIMITS):
+            if not is_kept and (plan.resume is None or plan.resume.record.get("status") != "finished"):
                 raise UserError(text)
             logger.info("%s", text)
 
 
 def _differences(earlier: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield the key, the earlier and the present value where two configs differ; None is a default.
-
-    Moved files, whose last three folders are equal, and settings without effect on the results are left out.
-    """
+    """Yield key and values where configs differ, except moved files and settings without effect on the results."""
     if earlier == now or key in _UNLISTED or key.endswith(".num_workers"):
         return
-    has_target = any(isinstance(side, Mapping) and "target" in side for side in (earlier, now))
-    is_part = None in (earlier, now) and has_target  # added or removed
-    if all(side is None or isinstance(side, Mapping) for side in (earlier, now)) and not is_part:
+    are_sections = all(side is None or isinstance(side, Mapping) for side in (earlier, now))
+    if are_sections and not (None in (earlier, now) and "target" in (earlier or now or ())):  # a part added or removed
         for name in dict.fromkeys((*(earlier or ()), *(now or ()))):
             yield from _differences((earlier or {}).get(name), (now or {}).get(name), f"{key}.{name}".lstrip("."))
     elif not (isinstance(earlier, str) and isinstance(now, str)) or Path(earlier).parts[-3:] != Path(now).parts[-3:]:

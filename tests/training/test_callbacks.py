@@ -254,21 +254,18 @@ def test_progress_shows_a_speed_once_it_is_measured(tmp_path: Path, caplog) -> N
     assert all(int(text.split(" images/s")[0].split()[-1]) < 1_000_000 for text in lines[4:])
 
 
-def test_the_best_checkpoints_of_a_moved_run_are_kept(train, caplog, recwarn) -> None:
+def test_the_best_checkpoints_of_a_moved_run_are_kept(train, recwarn) -> None:
     keep = "lightning.modelcheckpoint.params.save_top_k=2"
     code, run = train(keep)
     moved = run.parent / "elsewhere" / run.name
     moved.parent.mkdir()
     run.rename(moved)
-    with caplog.at_level("INFO"):
-        assert front_door.main(["-r", str(moved), "-t", "lightning.trainer.max_epochs=4"]) == 0
+    assert front_door.main(["-r", str(moved), "-t", "lightning.trainer.max_epochs=4"]) == 0
     kept = sorted(path.name for path in (moved / "checkpoints").glob("epoch=*.ckpt"))
     assert len(kept) == 2 and not run.exists()
     next((moved / "checkpoints").glob("epoch=*.ckpt")).unlink()
     moved.rename(run)
-    with caplog.at_level("INFO"):
-        assert front_door.main(["-r", str(run), "-t", "lightning.trainer.max_epochs=5"]) == 0
-    assert len([text for text in caplog.messages if "selecting the best checkpoints anew" in text]) == 1
+    assert front_door.main(["-r", str(run), "-t", "lightning.trainer.max_epochs=5"]) == 0
     assert not [warning for warning in recwarn if "dirpath has changed" in str(warning.message)]
 
 

@@ -39,6 +39,7 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(path)
         self.every_n_train_steps = every_n_train_steps
         self.interval_seconds = interval_seconds
+        self._advice = f". Continue with: python main.py -r {shlex.quote(str(self.path.parent.parent))} -t"
         self.saved_step: int | None = None
         self._saved_at = time.monotonic()
         self._boundary_step = 0
@@ -79,14 +80,14 @@ class LastCheckpoint(Checkpoint):
             with between_batches(trainer):
                 self._save(trainer)
         if stop:
-            raise self._interrupted()
+            raise Interrupted(self._stop_signal or signal.SIGTERM, self._advice)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save at the end of every epoch; stop if a signal was received."""
         self._boundary_step = trainer.global_step
         self._save(trainer)
         if self._agreed(trainer, bool(self._stop_signal)):
-            raise self._interrupted()
+            raise Interrupted(self._stop_signal or signal.SIGTERM, self._advice)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save unless the error is ours, or occurred after the first batch of a step or in a save."""
@@ -105,10 +106,6 @@ class LastCheckpoint(Checkpoint):
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         self._old_handlers = {}
-
-    def _interrupted(self) -> Interrupted:
-        command = f"python main.py -r {shlex.quote(str(self.path.parents[1]))} -t"
-        return Interrupted(self._stop_signal or signal.SIGTERM, command)
 
     def _is_due(self, trainer: Trainer) -> bool:
         steps = trainer.fit_loop.epoch_loop._batches_that_stepped  # global_step counts every optimizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
@@ -10,8 +9,6 @@ import pytorch_lightning as pl
 from pytorch_lightning import LightningModule, Trainer
 
 from ldm.training.callbacks.last_checkpoint import between_batches
-
-logger = logging.getLogger(__name__)
 
 
 class ModelCheckpoint(pl.callbacks.ModelCheckpoint):
@@ -25,18 +22,11 @@ class ModelCheckpoint(pl.callbacks.ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state; the best files of a moved run are those of its new folder, if all of them are there."""
-        old, new = str(state_dict.get("dirpath")), str(self.dirpath)
-
-        def moved(path: str) -> str:
-            return new + path.removeprefix(old) if path.startswith(old + os.sep) else path
-
-        paths = {key: moved(path) for key, path in state_dict.items() if key.endswith("_path")}
-        best = {moved(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        old, new = (f"{folder}{os.sep}" for folder in (state_dict.get("dirpath"), self.dirpath))
+        paths = {key: path.replace(old, new) for key, path in state_dict.items() if key.endswith("_path")}
+        best = {path.replace(old, new): score for path, score in state_dict.get("best_k_models", {}).items()}
         if all(map(os.path.exists, best)):
             state_dict = {**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath}
-        elif old != new:
-            logger.info("%s: selecting the best checkpoints anew, because those in %s have other files", new, old)
-            state_dict = {**state_dict, "best_k_models": {}, "kth_best_model_path": "", "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
 
     def on_train_batch_end(
