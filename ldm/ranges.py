@@ -11,18 +11,12 @@ import math
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 PositiveInt = NonNegativeInt = Size = Count = OptionalCount = Seed = NumSteps = int
-PositiveFloat = NonNegativeFloat = Fraction = PositiveFraction = Share = Weight = Finite = LearningRate = Steps = (
-    Eta
-) = float
-
+PositiveFloat = NonNegativeFloat = Fraction = PositiveFraction = Share = Weight = Finite = LearningRate = Steps = float
+Eta = float
 Spacing = SamplerName = ConditioningKey = str
-
-# Names of texts -> the entries of their ``Literal``.
-CHOICES = {
-    "Spacing": "'uniform', 'quad'",
-    "SamplerName": "'ddim', 'ddpm', 'plms', 'dpm_solver'",
-    "ConditioningKey": "'concat', 'crossattn', 'hybrid', 'adm', 'hybrid-adm', 'crossattn-adm'",
-}
+# Names of texts -> entries of their ``Literal``
+CHOICES = {"Spacing": "'uniform', 'quad'", "SamplerName": "'ddim', 'ddpm', 'plms', 'dpm_solver'"}
+CHOICES["ConditioningKey"] = "'concat', 'crossattn', 'hybrid', 'adm', 'hybrid-adm', 'crossattn-adm'"
 
 
 class Range(NamedTuple):
@@ -39,9 +33,8 @@ class Range(NamedTuple):
         """Return whether a value is a number within the limits; true and false are not numbers."""
         if isinstance(value, bool) or not isinstance(value, SupportsIndex if self.kind is int else SupportsFloat):
             return False
-        if self.is_whole and not (math.isfinite(value) and float(value).is_integer()):
-            return False
-        return self.least <= float(value) <= self.most and float(value) > self.above
+        is_within = self.least <= float(value) <= self.most and float(value) > self.above
+        return is_within and not (self.is_whole and float(value) % 1)
 
 
 RANGES = {
@@ -53,7 +46,7 @@ RANGES = {
     "NumSteps": Range(int, "an integer from 2 to 1000000", least=2, most=10**6),
     "Seed": Range(int, "an integer from 0 to 4294967295", least=0, most=2**32 - 1),
     "Steps": Range(float, "an integer of at least 1", least=1, is_whole=True),  # 1e5 is a float in YAML
-    "Eta": Range(float, "a number from 0 (deterministic) to 1 (as noisy as DDPM)", least=0.0, most=1.4143),  # sqrt(2)
+    "Eta": Range(float, "a number from 0 (deterministic) to 1 (as DDPM)", least=0.0, most=1.4143),  # at most sqrt(2)
     "PositiveFloat": Range(float, "a number above 0", above=0.0),
     "LearningRate": Range(float, "a number above 0 and at most 10", above=0.0, most=10.0),
     "Weight": Range(float, "a number from 0 to 1000000", least=0.0, most=1e6),

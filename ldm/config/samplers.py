@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ldm.config.loading import Config
@@ -20,7 +20,12 @@ def check_samplers(config: Config) -> None:
         _check_schedule(config, params)
         betas = params.get("given_betas")
         limit = params.get("timesteps", 1000) if betas is None else len(betas)
-    for key, options in _places(config, params if target.startswith("ldm.") else {}):
+    places = {"model.params": params if target.startswith("ldm.") else {}}
+    for name, entry in (config.section("lightning").get("callbacks") or {}).items():
+        if entry is not None and resolve_target(str(entry.get("target", "ldm."))).startswith("ldm."):
+            key, options = f"lightning.callbacks.{name}.params", entry.get("params") or {}
+            places |= {key: options, f"{key}.log_images_kwargs": options.get("log_images_kwargs") or {}}
+    for key, options in places.items():
         given = options.get("sampler")
         if isinstance(given, str) and "." not in given and (problem := mismatch("SamplerName", given)):
             raise config.error(f"{key}.sampler", f"{problem}. Use one of them, or the dotted path of a class")
@@ -34,16 +39,6 @@ def check_samplers(config: Config) -> None:
             if isinstance(count, int) and not 2 <= count <= (limit or count):
                 message = f"expected 2 to {limit} (the model's timesteps), got {count}. Change the number of steps"
                 raise config.error(f"{key}.{name}", message)
-
-
-def _places(config: Config, params: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the options that may contain a sampler, with their keys."""
-    yield "model.params", params
-    for name, entry in (config.section("lightning").get("callbacks") or {}).items():
-        if entry is not None and resolve_target(str(entry.get("target", "ldm."))).startswith("ldm."):
-            options = entry.get("params") or {}
-            yield f"lightning.callbacks.{name}.params", options
-            yield f"lightning.callbacks.{name}.params.log_images_kwargs", options.get("log_images_kwargs") or {}
 
 
 def _check_schedule(config: Config, params: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ldm.data.options import require_choice
 from ldm.diffusion.schedule import NoiseSchedule, extract
-from ldm.util import ConfigError, did_you_mean
 
 
 class Parameterization(ABC):
@@ -135,11 +135,7 @@ def parameterization(name: str) -> Parameterization:
     Raises:
         ConfigError: the name is unknown.
     """
-    if name not in PARAMETERIZATIONS:
-        raise ConfigError(
-            f"model.params.parameterization: expected one of {', '.join(PARAMETERIZATIONS)}, got {name!r}."
-            f"{did_you_mean(name, PARAMETERIZATIONS)}"
-        )
+    require_choice("model.params.parameterization", name, PARAMETERIZATIONS)
     return PARAMETERIZATIONS[name]
 
 

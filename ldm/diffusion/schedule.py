@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.util import ConfigError, did_you_mean
+from ldm.data.options import require_choice
 
 SCHEDULES = ("linear", "cosine", "sqrt_linear", "sqrt")
 
@@ -35,20 +35,17 @@ def make_beta_schedule(
     Raises:
         ConfigError: the name is unknown.
     """
+    require_choice("beta_schedule", schedule, SCHEDULES)
     if schedule == "linear":
         return np.linspace(linear_start**0.5, linear_end**0.5, num_timesteps, dtype=np.float64) ** 2
     if schedule == "sqrt_linear":
         return np.linspace(linear_start, linear_end, num_timesteps, dtype=np.float64)
     if schedule == "sqrt":
         return np.linspace(linear_start, linear_end, num_timesteps, dtype=np.float64) ** 0.5
-    if schedule == "cosine":
-        steps = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps + cosine_s
-        signal = np.cos(steps / (1 + cosine_s) * np.pi / 2) ** 2
-        signal = signal / signal[0]
-        return np.clip(1 - signal[1:] / signal[:-1], 0, 0.999)
-    raise ConfigError(
-        f"beta_schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}.{did_you_mean(schedule, SCHEDULES)}"
-    )
+    steps = np.arange(num_timesteps + 1, dtype=np.float64) / num_timesteps + cosine_s
+    signal = np.cos(steps / (1 + cosine_s) * np.pi / 2) ** 2
+    signal = signal / signal[0]
+    return np.clip(1 - signal[1:] / signal[:-1], 0, 0.999)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,8 @@ class LossOptions:
             raise ConfigError(
                 f"model.params.noise_bias: expected a positive number (1 is uniform), got {self.noise_bias}"
             )
+        if not 0 <= self.cond_drop_prob <= 1:
+            raise ConfigError(f"model.params.cond_drop_prob: expected a probability, got {self.cond_drop_prob}")
 
 
 @dataclass(frozen=True)

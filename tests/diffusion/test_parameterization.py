@@ -47,5 +47,5 @@ def test_a_sub_gradient_of_x0_and_of_v_changes_the_clean_image_alike(state):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ConfigError, match="expected one of eps, x0, v, got 'epss'. Did you mean 'eps'"):
+    with pytest.raises(ConfigError, match="expected one of eps, x0, v; got 'epss'. Did you mean 'eps'"):
         parameterization("epss")

@@ -157,7 +157,7 @@ def test_config_errors_name_the_key(caplog):
         UNetModel(**{**PLAIN_UNET, "num_heads": 5})
     with pytest.raises(ConfigError, match="num_hedas"):
         UNetModel(**PLAIN_UNET, num_hedas=4)
-    with pytest.raises(ConfigError, match="dims: expected 1, 2 or 3, got 4"):
+    with pytest.raises(ConfigError, match="dims: expected 1, 2, 3, got 4"):
         UNetModel(**PLAIN_UNET, dims=4)
     UNetModel(**PLAIN_UNET, use_fp16=True)
     assert "use_fp16" in caplog.text

@@ -270,9 +270,9 @@ def test_options_of_pictures(train, base: dict[str, Any], word: str, message: st
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        (f"{PICTURES}.sampler=ddim", f"{PICTURES}.sampler: expected num_steps between 2 and 20"),
-        (f"{PICTURES}.ddim_eta=1.3", f"{PICTURES}.sampler: expected"),
-        ("model.params.sampler=plms", "model.params.sampler: expected num_steps between 2 and 20"),
+        (f"{PICTURES}.sampler=ddim", f"{PICTURES}.sampler: sampler: expected num_steps between 2 and 20"),
+        (f"{PICTURES}.ddim_eta=1.3", f"{PICTURES}.sampler: sampler: expected"),
+        ("model.params.sampler=plms", "model.params.sampler: sampler: expected num_steps between 2 and 20"),
     ],
 )
 def test_samplers_of_pictures(train, word: str, message: str) -> None:

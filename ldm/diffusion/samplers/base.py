@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.data.options import require_choice
 from ldm.diffusion.schedule import NoiseSchedule
 from ldm.ranges import Count, NumSteps, Spacing, Weight
 from ldm.util import ConfigError
@@ -231,12 +232,11 @@ def spaced_timesteps(num_steps: Count, num_timesteps: int, spacing: str = "unifo
             f"sampler: expected num_steps between 2 and {num_timesteps} (the model's timesteps), got {num_steps}. "
             "Change sampler.params.num_steps, or -c on command lines"
         )
+    require_choice("sampler.params.spacing", spacing, ("uniform", "quad"))
     if spacing == "uniform":
         steps = np.arange(0, num_timesteps, num_timesteps // num_steps) + 1
-    elif spacing == "quad":
-        steps = (np.linspace(0, np.sqrt(num_timesteps * 0.8), num_steps) ** 2).astype(np.int64) + 1
     else:
-        raise ConfigError(f"sampler: expected spacing 'uniform' or 'quad', got {spacing!r}. Use one of them")
+        steps = (np.linspace(0, np.sqrt(num_timesteps * 0.8), num_steps) ** 2).astype(np.int64) + 1
     return np.unique(steps[steps < num_timesteps])
 
 

@@ -127,7 +127,7 @@ class UNetConfig:
     dropout: Fraction = 0.0
     channel_mult: Sequence[Count] = (1, 2, 4, 8)  # width of each level in units of model_channels
     conv_resample: bool = True  # convolve when resampling; unused with resblock_updown
-    dims: int = 2  # spatial axes of the input: 1, 2 or 3
+    dims: Literal[1, 2, 3] = 2  # spatial axes of the input: 1, 2 or 3
     num_classes: Count | str | None = None  # classes of the labels y, or "sequential": y is a float vector
     adm_in_channels: Count | None = None  # width of the float vectors y, with num_classes: sequential
     use_checkpoint: bool = False  # recompute activations in the backward pass: less memory, more time
@@ -178,8 +178,6 @@ class UNetConfig:
                     f"unet_config.params.{name}: expected one entry for each of the {len(self.channel_mult)} levels of "
                     f"`channel_mult`, got {list(value)}. Make the lengths match."
                 )
-        if self.dims not in (1, 2, 3):
-            raise ConfigError(f"unet_config.params.dims: expected 1, 2 or 3, got {self.dims}. Use 2 for images.")
         for level, width in enumerate(self.widths):
             require_groups(width, "unet_config.params.model_channels")
             if 2**level in self.attention_resolutions or level == len(self.widths) - 1:

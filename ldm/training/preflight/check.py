@@ -57,8 +57,8 @@ def preflight(plan: Plan, trainer: pl.Trainer, model: pl.LightningModule, data: 
                 data.train_dataloader()  # raises without a whole batch
                 check_epoch(trainer, data.batches_per_epoch())
                 _check_callbacks(trainer, model, data)
-                if isinstance(model, DDPM):
-                    _check_samplers(trainer, model)
+        if isinstance(model, DDPM):
+            _check_samplers(config, trainer, model, "test" in data.dataset_configs)
     with isolate_rng(torch.cuda.is_initialized()), _located(config):
         traced = trace_steps(model, batches)
     check_monitors(trainer, model, traced.names)
@@ -143,20 +143,17 @@ def _check_callbacks(trainer: pl.Trainer, model: pl.LightningModule, data: DataM
                 logger.debug("%s: not checked before training: %s", type(callback).__name__, error)
 
 
-def _check_samplers(trainer: pl.Trainer, model: DDPM) -> None:
+def _check_samplers(config: Config, trainer: pl.Trainer, model: DDPM, is_tested: bool) -> None:
     """Compare the samplers of pictures and scores with the schedule of the model."""
-    settings, samplers = model.picture_steps_and_eta, {"model.params.sampler": model.choose_sampler(None, 2, 0.0)}
+    samplers, settings = {"model.params.sampler": model.default_sampler}, model.picture_steps_and_eta
     for callback in trainer.callbacks:
-        key = f"lightning.callbacks: {type(callback).__name__}.sampler"
-        if isinstance(callback, ImageLogger):
+        given = vars(callback).get("sampler")
+        if isinstance(callback, ImageLogger) and (pictures := sampling_options(callback.log_images_kwargs, *settings)):
             key = "lightning.callbacks.image_logger.params.log_images_kwargs.sampler"
-            given = sampling_options(callback.log_images_kwargs, *settings).get("sampler")
-            samplers[key] = model.choose_sampler(given, *settings)
-        elif isinstance(given := vars(callback).get("sampler"), Sampler):
-            samplers[key] = given
+            samplers[key] = model.choose_sampler(pictures.get("sampler"), *settings)
+        elif isinstance(given, Sampler) and is_tested:
+            samplers[f"lightning.callbacks: {type(callback).__name__}.sampler"] = given
     for key, sampler in samplers.items():
         if type(sampler).sample is Sampler.sample:  # others may have other rules
-            try:
+            with _located(config, key):
                 sampler.check(model.schedule, sampler.timesteps(model.num_timesteps))
-            except ConfigError as error:
-                raise ConfigError(f"{key}: {str(error).removeprefix('sampler: ')}") from error
