@@ -146,6 +146,8 @@ def test_bad_batches_are_explained(batch, words):
 def test_unknown_options_list_the_known_ones():
     with pytest.raises(ConfigError, match="aligned, sampled, reference"):
         build(dis_mode="alinged")
+    with pytest.raises(ConfigError, match="'Z' or 'IM'"):
+        build(dis_loss_type="X")
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_other_names_of_the_course_load():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"arch": "dlii"}, "arch: expected package, dli"),
+        ({"arch": "dlii"}, "arch: expected 'package' or 'dli'"),
         ({"img_size": 30}, "img_size: expected a multiple of 4, got 30"),
         ({"down_chs": (32, 64)}, "down_chs: expected three"),
         ({"down_chs": (32, 48, 64)}, "multiples of 32"),

@@ -57,6 +57,8 @@ class UnitDiffusion(LatentDiffusion):
         Raises:
             ConfigError: an option has an unknown value.
         """
+        if dis_loss_type not in ("Z", "IM"):
+            raise ConfigError(f"model.params.dis_loss_type: expected 'Z' or 'IM', got {dis_loss_type!r}")
         kwargs["conditioning_key"] = None  # the shift U-Net takes the codes itself
         super().__init__(unet_config=unet_config, **kwargs)
         self.model.conditioning_key = None

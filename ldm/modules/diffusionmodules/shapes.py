@@ -231,6 +231,8 @@ class CLIPGuidedShape:
 
     def __post_init__(self) -> None:
         where = "unet_config.params"
+        if self.arch not in ("package", "dli"):
+            raise ConfigError(f"{where}.arch: expected 'package' or 'dli', got {self.arch!r}.")
         if self.img_size < 4 or self.img_size % 4:
             raise ConfigError(f"{where}.img_size: expected a multiple of 4, got {self.img_size}.")
         if len(self.down_chs) != 3 or any(c % NUM_GROUPS for c in self.down_chs):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from torch import Tensor, nn
 
+from ldm.data.options import require_choice
 from ldm.modules.diffusionmodules.shapes import most_discriminator_layers
 from ldm.modules.lpips import LPIPS
 from ldm.ranges import Count, NonNegativeFloat, OptionalCount, Weight
@@ -37,6 +38,7 @@ def vanilla_d_loss(real: Tensor, fake: Tensor) -> Tensor:
 _CHOICES: dict[str, dict[str, Callable[..., Any]]] = {
     "disc_loss": {"hinge": hinge_d_loss, "vanilla": vanilla_d_loss},
     "pixel_loss": {"l1": F.l1_loss, "l2": F.mse_loss},
+    "perceptual_loss": {"lpips": LPIPS},
 }
 
 
@@ -74,11 +76,14 @@ class AdversarialReconstruction(nn.Module):
         disc_conditional: bool = False,
         disc_ndf: Count = 64,
         disc_loss: Literal["hinge", "vanilla"] = "hinge",
-        perceptual_loss: Literal["lpips"] = "lpips",
+        perceptual_loss: str = "lpips",
         pixel_loss: Literal["l1", "l2"] = "l1",
         vgg_weights: str | None = None,
     ) -> None:
         super().__init__()
+        chosen = {"disc_loss": disc_loss, "pixel_loss": pixel_loss, "perceptual_loss": perceptual_loss}
+        for key, value in chosen.items():
+            require_choice(f"lossconfig.params.{key}", value, _CHOICES[key])
         self.pixel_loss, self.disc_loss = _CHOICES["pixel_loss"][pixel_loss], _CHOICES["disc_loss"][disc_loss]
         self.disc_start, self.disc_factor, self.disc_weight = disc_start, disc_factor, disc_weight
         self.disc_num_layers = disc_num_layers
