@@ -339,11 +339,7 @@ def test_resumed_training_is_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-<<<<<<< HEAD
-=======
         ({"dis_loss_type": "X"}, "'Z' or 'IM'"),
-        ({"dis_batch_size": 0}, "at least 1"),
->>>>>>> c-enum
         ({"unet": {"latent_unit": 5}}, r"5 x 4 = 20, got 12"),
         ({"cond_stage_config": "__is_unconditional__"}, "image encoder"),
     ],
