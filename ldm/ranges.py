@@ -43,7 +43,7 @@ RANGES = {
     "Size": Range(int, "an integer from 1 to 65536", least=1, most=65536),
     "Count": Range(int, "an integer from 1 to 1000000", least=1, most=10**6),  # of items in memory
     "OptionalCount": Range(int, "an integer from 0 to 1000000", least=0, most=10**6),
-    "NumSteps": Range(int, "an integer from 2 to 1000000", least=2, most=10**6),
+    "NumSteps": Range(int, "an integer from 1 to 1000000", least=1, most=10**6),
     "Seed": Range(int, "an integer from 0 to 4294967295", least=0, most=2**32 - 1),
     "Steps": Range(float, "an integer of at least 1", least=1, is_whole=True),  # 1e5 is a float in YAML
     "Eta": Range(float, "a number from 0 (deterministic) to 1 (as DDPM)", least=0.0, most=1.4143),  # at most sqrt(2)

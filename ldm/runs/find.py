@@ -163,9 +163,12 @@ def resolve_resume(given: str | os.PathLike) -> Resume:
         from ldm.runs.checkpoint_io import read_checkpoint  # imports torch
 
         stored = read_checkpoint(checkpoint).get("run") or {}
-        if lost and "config" not in stored:
-            raise UserError(f"{problems[0]}, and {checkpoint} has no copy. Restore the file")
-        report_once(f"{'. '.join(problems)}. Using the copy in {checkpoint}")
+        if lost and "config" not in stored:  # written by LDM, which has runs without a file for lightning
+            if any(file.exists() or file.name.endswith("project.yaml") for file in lost):
+                raise UserError(f"{problems[0]}, and {checkpoint} has no copy. Restore the file")
+            problems, lost = problems[len(lost) :], []
+        if problems:
+            report_once(f"{'. '.join(problems)}. Using the copy in {checkpoint}")
         record = record or {name: stored[name] for name in stored if name != "config"}
         if lost:
             configs = (Path(tempfile.mkdtemp(), f"{checkpoint.name}.yaml"),)

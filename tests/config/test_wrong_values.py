@@ -153,7 +153,7 @@ SCORE = "{target: ldm.evaluation.editing.callback.EditScore, params: {judge: x, 
     ("words", "message"),
     [
         ([f"{KWARGS}.sampler={DDIM}"], "num_steps: expected 2 to 1000 (the model's timesteps), got 5000"),
-        ([f"{KWARGS}.sampler={DDIM.replace('5000', '1')}"], "num_steps: expected an integer from 2 to 1000000"),
+        ([f"{KWARGS}.sampler={DDIM.replace('5000', '1')}"], "num_steps: expected 2 to 1000 (the model's timesteps)"),
         ([f"{KWARGS}.sampler={DDIM.replace('num_steps: 5000', 'eta: 5')}"], "eta: expected a number from 0"),
         ([f"{KWARGS}.sampler=didm"], "sampler: expected ddim, ddpm, plms, dpm_solver, got 'didm'"),
         (

@@ -110,7 +110,6 @@ def test_state_dict_goes_round_and_has_the_family_s_keys():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"conditioning_key": "concat"}, "crossattn"),
         ({"eval_name": "shapes3"}, "shapes3d"),
         ({"cond_stage_config": {**ENCODER, "params": {**ENCODER["params"], "latent_unit": 4}}}, "latent_unit"),
         ({"cond_stage_config": {**ENCODER, "params": {**ENCODER["params"], "context_dim": 4}}}, "context_dim"),
