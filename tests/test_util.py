@@ -77,9 +77,9 @@ def test_wrong_targets(target: str, message: str) -> None:
 
 
 def test_a_module_that_needs_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "needs_more.py").write_text("import a_package_nobody_has\n\nclass Thing: ...\n")
+    (tmp_path / "needs_more.py").write_text("import a_missing_package\n\nclass Thing: ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(UserError, match="needs the package 'a_package_nobody_has'"):
+    with pytest.raises(UserError, match="needs the package 'a_missing_package'"):
         get_obj_from_str("needs_more.Thing")
 
 
