@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from ldm.modules.diffusionmodules.convolution import convolve
 from ldm.modules.diffusionmodules.util import (
     AVERAGE_POOLS,
     CONVOLUTIONS,
@@ -25,7 +26,7 @@ from ldm.modules.diffusionmodules.util import (
 )
 from ldm.util import ConfigError
 
-_CONVOLVE = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}  # by the number of axes of a batch
+_CONVOLVE = {3: F.conv1d, 4: convolve, 5: F.conv3d}  # by the number of axes of a batch
 
 
 def repeat_for_units(x: Tensor, batch: int) -> Tensor:
@@ -217,7 +218,7 @@ class AttentionBlock(nn.Module):
         self.num_heads = num_heads
         self.use_checkpoint = use_checkpoint
         order = "(n h d)" if use_new_attention_order else "(h n d)"
-        self.split_pattern = f"b {order} l -> n b h l d"
+        self.split_pattern = f"b l {order} -> n b h l d"
         self.norm = normalization(channels)
         self.qkv = nn.Conv1d(channels, channels * 3, 1)
         self.proj_out = zero_module(nn.Conv1d(channels, channels, 1))
@@ -228,9 +229,11 @@ class AttentionBlock(nn.Module):
 
     def _forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(2)  # (B, C, L)
-        qkv = rearrange(self.qkv(self.norm(flat)), self.split_pattern, n=3, h=self.num_heads)
-        h = attend(*qkv.contiguous().unbind())  # (B, heads, L, C/heads)
-        return (flat + self.proj_out(rearrange(h, "b h l d -> b (h d) l"))).view(x.shape)
+        rows = F.linear(self.norm(flat).transpose(1, 2), self.qkv.weight.squeeze(-1), self.qkv.bias)  # (B, L, 3 C)
+        h = attend(*rearrange(rows, self.split_pattern, n=3, h=self.num_heads).contiguous().unbind())
+        h = rearrange(h, "b h l d -> b l (h d)")  # from (B, heads, L, C/heads)
+        h = F.linear(h, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        return (flat + h.transpose(1, 2)).view(x.shape)
 
 
 class UNetStage(nn.Sequential):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.blocks import Upsample
 from ldm.modules.diffusionmodules.shapes import AutoencoderShape
+from ldm.modules.diffusionmodules.convolution import Conv2d
 from ldm.modules.diffusionmodules.util import at_least_float32, normalization
 
 GROUP_NORM_EPS = 1e-6
@@ -49,10 +50,10 @@ class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
         self.norm1 = normalization(in_channels, GROUP_NORM_EPS)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = normalization(out_channels, GROUP_NORM_EPS)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv2d(out_channels, out_channels, 3, padding=1)
         is_same = in_channels == out_channels
         self.nin_shortcut = nn.Identity() if is_same else nn.Conv2d(in_channels, out_channels, 1)
 

@@ -14,12 +14,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm import util
+from ldm.modules.diffusionmodules.convolution import Conv2d
 from ldm.modules.diffusionmodules.shapes import NUM_GROUPS, require_groups
 
 __getattr__ = util.__getattr__  # for functions that scripts import from this module
 
 # Layers by the number of spatial axes.
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS = {1: nn.Conv1d, 2: Conv2d, 3: nn.Conv3d}
 AVERAGE_POOLS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
@@ -37,7 +38,12 @@ class GroupNorm32(nn.GroupNorm):
 
 
 def group_norm32(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Compute ``F.group_norm`` in at least float32, for exact statistics of half-precision inputs."""
+    """Compute ``F.group_norm`` with statistics in at least float32.
+
+    The CPU kernel computes bfloat16 inputs in float32 itself, without the two copies of a conversion.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        return F.group_norm(x, num_groups, weight.float(), bias.float(), eps)
     wide = at_least_float32(x)
     return F.group_norm(wide, num_groups, weight.to(wide.dtype), bias.to(wide.dtype), eps).to(x.dtype)
 
