@@ -21,7 +21,7 @@ _STRATEGY = re.compile(
 _PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 _PRECISION_NAMES = (
     *(16, 32, 64),
-    *"16 bf16 32 64 16-mixed bf16-mixed 16-true bf16-true 32-true 64-true".split(),
+    *"auto 16 bf16 32 64 16-mixed bf16-mixed 16-true bf16-true 32-true 64-true".split(),
     *("transformer-engine", "transformer-engine-float16"),
 )
 

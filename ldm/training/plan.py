@@ -70,6 +70,8 @@ def make_plan(options: Options) -> Plan:
     roots = list(dict.fromkeys([options.log_root, *beside, DEFAULT_LOGDIR]))
     config = load_config(files, options.overrides, roots, allow_pending=not will_train, kind="config")
     _apply_flags(config, options)
+    if resume is None:
+        _choose_precision(config)
     # A model alone can be validated: configs for inference have no data.
     sections = ("model", "data") if will_train or "data" in config.content else ("model",)
     validate(config, check_files=will_train, sections=sections)
@@ -82,13 +84,25 @@ def make_plan(options: Options) -> Plan:
     return Plan(options, config, settings, seed, resume)
 
 
+def _choose_precision(config: Config) -> None:
+    """Set the default precision of a new run, ``auto`` for models of this package; a resumed run keeps its own."""
+    lightning = config.section("lightning")
+    trainer = lightning.get("trainer") or {}
+    if _is_own(config) and isinstance(trainer, Mapping) and trainer.get("precision") is None:
+        config.content["lightning"] = {**lightning, "trainer": {**trainer, "precision": "auto"}}
+
+
+def _is_own(config: Config) -> bool:
+    """Return whether the model is one of this package."""
+    return translate(str(config.section("model").get("target")))[0].startswith("ldm.")
+
+
 def _check_precision(config: Config, precision: str) -> None:
     """Refuse a type of number for all weights: the models of this package convert images and schedules to float32."""
-    target = translate(str(config.section("model").get("target")))[0]
-    if target.startswith("ldm.") and precision.endswith(("-true", "engine")) and precision != "32-true":
+    if _is_own(config) and precision.endswith(("-true", "engine")) and precision != "32-true":
         raise config.error(
             "lightning.trainer.precision",
-            f"expected 32-true, bf16-mixed or 16-mixed for models of this package, got {precision}. Use "
+            f"expected auto, 32-true, bf16-mixed or 16-mixed for models of this package, got {precision}. Use "
             f"{'32-true' if precision.startswith('64') else 'bf16-mixed'}",
         )
 

@@ -78,6 +78,29 @@ def choose_devices(arguments: Mapping[str, Any]) -> Devices:
     return Devices(accelerator, devices, count * int(arguments.get("num_nodes") or 1))
 
 
+def choose_precision(arguments: Mapping[str, Any], devices: Devices) -> str:
+    """Return ``precision`` of Trainer arguments; ``auto`` is bf16-mixed where the hardware computes in bfloat16."""
+    given = str(arguments.get("precision") or "32-true")
+    if given != "auto":
+        return given
+    if devices.accelerator in ("gpu", "cuda"):
+        is_fast = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    else:
+        is_fast = devices.accelerator == "cpu" and _cpu_has_bfloat16()
+    chosen = "bf16-mixed" if is_fast else "32-true"
+    logger.info("precision %s (auto)", chosen)
+    return chosen
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Return whether the processor multiplies bfloat16 matrices; False if torch does not report it."""
+    try:
+        found = torch.cpu.get_capabilities()
+    except AttributeError:  # before torch 2.11
+        return False
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
 def build_trainer(
     plan: Plan, devices: Devices, model: pl.LightningModule, folder: RunFolder, callbacks: Sequence[pl.Callback] = ()
 ) -> pl.Trainer:
@@ -98,6 +121,7 @@ def build_trainer(
     windows = AccumulationWindows(int(arguments.get("accumulate_grad_batches") or 1))
     _adapt_to_manual_optimization(arguments, model)
     arguments.update(accelerator=devices.accelerator, devices=devices.devices)
+    arguments["precision"] = choose_precision(arguments, devices)
     if devices.count > 1 and arguments.get("strategy", "auto") in ("auto", "ddp", None):
         find_unused = settings.find_unused or not model.automatic_optimization
         arguments["strategy"] = DDPStrategy(find_unused_parameters=find_unused)

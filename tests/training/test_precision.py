@@ -25,7 +25,7 @@ ADVERSARIAL = {"target": "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminat
 def test_other_types_of_all_weights_are_refused_by_name(precision: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert front_door.main(["-b", *QUICKSTART, "--precision", precision]) == 1
     message = capsys.readouterr().err
-    assert "lightning.trainer.precision: expected 32-true, bf16-mixed or 16-mixed" in message
+    assert "lightning.trainer.precision: expected auto, 32-true, bf16-mixed or 16-mixed" in message
     assert f"got {precision.removesuffix('-true')}" in message and "Traceback" not in message
 
 

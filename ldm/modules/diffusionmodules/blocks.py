@@ -181,10 +181,11 @@ class ResBlock(nn.Module):
         norm, rest = self.out_layers[0], self.out_layers[1:]
         if not self.use_scale_shift_norm:
             return rest(norm(repeat_for_units(h, emb.shape[0]) + sum(embeddings)))
-        h = repeat_for_units(norm(h), emb.shape[0])
-        for embedding in embeddings:
-            scale, shift = embedding.chunk(2, dim=1)
-            h = h * (1 + scale) + shift
+        scale, shift = 1.0, 0.0
+        for embedding in embeddings:  # small; the features are read once
+            own_scale, own_shift = embedding.chunk(2, dim=1)
+            scale, shift = scale * (1 + own_scale), shift * (1 + own_scale) + own_shift
+        h = torch.addcmul(shift, repeat_for_units(norm(h), emb.shape[0]), scale)
         return rest(h)
 
 
