@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader
 
 import main as front_door
 from ldm.models.autoencoder import VQModel
+from ldm.training.cli import Options
+from ldm.training.plan import make_plan
+from ldm.training.trainer import Devices, choose_precision
 
 QUICKSTART = [str(Path(__file__).parents[2] / f"configs/quickstart/{name}.yaml") for name in ("world", "vq")]
 DDCONFIG = {"double_z": False, "z_channels": 3, "resolution": 8, "in_channels": 3, "out_ch": 3, "ch": 32}
@@ -29,9 +32,37 @@ def test_other_types_of_all_weights_are_refused_by_name(precision: str, capsys: 
     assert f"got {precision.removesuffix('-true')}" in message and "Traceback" not in message
 
 
-@pytest.mark.parametrize("precision", ["16", "32", "bf16", "32-true", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", ["auto", "16", "32", "bf16", "32-true", "bf16-mixed", "16-mixed"])
 def test_mixed_precision_is_accepted(precision: str) -> None:
     assert front_door.main(["-b", *QUICKSTART, "--precision", precision]) == 0
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "expected"),
+    [("cpu", True, "bf16-mixed"), ("cpu", False, "32-true"), ("gpu", True, "32-true"), ("mps", True, "32-true")],
+)
+def test_auto_follows_the_hardware(device, has_bfloat16, expected, monkeypatch) -> None:
+    capabilities = {"amx_bf16": False, "avx512_bf16": has_bfloat16}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "gpu")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert choose_precision({"precision": "auto"}, Devices(device, 1, 1)) == expected
+    assert choose_precision({"precision": "16-mixed"}, Devices(device, 1, 1)) == "16-mixed"
+    assert choose_precision({}, Devices(device, 1, 1)) == "32-true"
+
+
+def test_auto_takes_bfloat16_of_newer_gpus_and_float32_of_older_versions(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert choose_precision({"precision": "auto"}, Devices("gpu", "0,", 1)) == "bf16-mixed"
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert choose_precision({"precision": "auto"}, Devices("cpu", 1, 1)) == "32-true"
+
+
+def test_auto_is_the_default_of_new_runs_of_own_models() -> None:
+    assert make_plan(Options(base=QUICKSTART)).settings.arguments["precision"] == "auto"
+    chosen = make_plan(Options(base=QUICKSTART, trainer={"precision": "32"}))
+    assert chosen.settings.arguments["precision"] == "32-true"
 
 
 class Norms(pl.Callback):
