@@ -17,6 +17,7 @@ from ldm.lr_scheduler import with_schedule
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.inputs import images_from_batch
+from ldm.models.optimizers import fused
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
 from ldm.ranges import Weight
@@ -227,9 +228,9 @@ class Autoencoder(pl.LightningModule):
         """Return Adam(0.5, 0.9) for the autoencoder and, if the loss has one, for the discriminator."""
         rates = {"betas": (0.5, 0.9)}
         generator = self.generator_parameters()
-        optimizers = [torch.optim.Adam(generator, lr=self.lr_g_factor * self.learning_rate, **rates)]
+        optimizers = [fused(torch.optim.Adam, generator, lr=self.lr_g_factor * self.learning_rate, **rates)]
         if self.discriminator is not None:
-            optimizers.append(torch.optim.Adam(self.discriminator.parameters(), lr=self.learning_rate, **rates))
+            optimizers.append(fused(torch.optim.Adam, self.discriminator.parameters(), lr=self.learning_rate, **rates))
         return with_schedule(optimizers, self.scheduler_config)
 
     def ema_scope(self, context: str | None = None) -> contextlib.AbstractContextManager[None]:

@@ -22,6 +22,7 @@ from ldm.losses.contrastive import caption_matches, multi_positive_loss
 from ldm.lr_scheduler import with_schedule
 from ldm.models.attribute_accuracy import AttributeAccuracy
 from ldm.models.inputs import attribute_values, batch_value, check_image_size, check_words, images_from_batch
+from ldm.models.optimizers import fused
 from ldm.modules.encoders import clip_loading
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
 from ldm.modules.encoders.zero_shot import attribute_hits, attribute_probabilities
@@ -265,7 +266,7 @@ class AttributeCLIP(pl.LightningModule):
         others = [p for p in self.clip.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         # The contrastive loss varies quickly between batches; beta2 is below the default, as in CLIP.
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
+        optimizer = fused(torch.optim.AdamW, groups, lr=self.learning_rate, betas=(0.9, 0.98))
         return with_schedule([optimizer], self.scheduler_config)
 
     @torch.no_grad()
