@@ -98,6 +98,10 @@ class Autoencoder(pl.LightningModule):
         """Discriminator of the loss, None for a loss without one."""
         return getattr(self.loss, "discriminator", None)
 
+    def networks_to_compile(self) -> list[nn.Module]:
+        """See ``ldm.training.compiling.Compilable``."""
+        return [self.encoder, self.decoder]
+
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the reconstruction of images (B, 3, H, W) in [-1, 1], and the bottleneck's input to the loss."""
         raise NotImplementedError(f"{type(self).__name__} must implement reconstruct()")

@@ -120,6 +120,10 @@ class AttributeCLIP(pl.LightningModule):
             value = torch.tensor(self.pixels_cfg[name]).view(1, 3, 1, 1) * factor + offset
             self.register_buffer(f"pixel_{name}", value, persistent=False)
 
+    def networks_to_compile(self) -> list[torch.nn.Module]:
+        """See ``ldm.training.compiling.Compilable``; texts vary in number."""
+        return [self.clip.visual]
+
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the images of a batch, (B, 3, H, W) in [-1, 1].
 

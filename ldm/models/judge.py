@@ -136,6 +136,10 @@ class AttributeJudge(pl.LightningModule):
         self.image_size, self.weight_decay, self.image_key = image_size, weight_decay, image_key
         self.learning_rate = 3e-3
 
+    def networks_to_compile(self) -> list[nn.Module]:
+        """See ``ldm.training.compiling.Compilable``."""
+        return [self.network]
+
     def get_labels(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the values of the attributes of a batch, (B, U) int64, ``UNKNOWN`` where not known."""
         return attribute_values(batch, self.names, self.sizes)

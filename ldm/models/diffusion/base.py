@@ -139,6 +139,10 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
                 module.eval()
         return self
 
+    def networks_to_compile(self) -> list[nn.Module]:
+        """See ``ldm.training.compiling.Compilable``."""
+        return [self.model.diffusion_model]
+
     def network_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the network that train."""
         return [p for p in self.model.parameters() if p.requires_grad]
