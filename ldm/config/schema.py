@@ -16,7 +16,7 @@ from typing import Any
 from ldm.config.signatures import Signature, find_signature, ours
 from ldm.config.targets import KINDS, PART, Found, accepts, read_object
 from ldm.config.trainer_args import KNOWN_ARGS, TRAINER_TYPES
-from ldm.config.validation import LIGHTNING_KEYS, LOGGER_NAMES
+from ldm.config.validation import LIGHTNING_VALUES, LOGGER_NAMES
 from ldm.legacy import ALIASES, old_params, old_prefixes, resolve_target
 from ldm.ranges import CHOICES, RANGES
 from ldm.util import PLACEHOLDERS
@@ -172,7 +172,7 @@ def _config() -> dict[str, Any]:
     kinds = {name: {"$ref": f"#/$defs/{name}"} for name in ("model", "data")}
     trainer = {name: value_schema(TRAINER_TYPES.get(name, "Any")) for name in sorted(KNOWN_ARGS)}
     lightning = {
-        **dict.fromkeys(LIGHTNING_KEYS, value_schema("bool | None")),
+        **{name: value_schema(f"{kind} | None") for name, kind in LIGHTNING_VALUES.items()},
         "trainer": {"type": ["object", "null"], "properties": trainer, "additionalProperties": False},
         "callbacks": {"type": ["object", "null"], "additionalProperties": {"$ref": "#/$defs/callback"}},
         "logger": {"anyOf": [{"enum": [*LOGGER_NAMES, None]}, {"$ref": "#/$defs/logger"}]},

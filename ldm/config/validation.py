@@ -35,7 +35,12 @@ from ldm.util import BuildError, ConfigError, UserError, did_you_mean, mismatch
 logger = logging.getLogger(__name__)
 
 TOP_LEVEL = ("base", "model", "data", "lightning")
-LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", "scale_lr", "find_unused_parameters")
+LIGHTNING_VALUES = {  # keys beside the trainer -> annotation of their values
+    **dict.fromkeys(("scale_lr", "find_unused_parameters"), "bool"),
+    "compile": "bool | Literal['regional']",
+    "compile_mode": "Literal['default', 'reduce-overhead', 'max-autotune']",
+}
+LIGHTNING_KEYS = ("trainer", "callbacks", "logger", "modelcheckpoint", *LIGHTNING_VALUES)
 OBJECT_KEYS = ("target", "params")
 CHECKPOINT = "pytorch_lightning.callbacks.ModelCheckpoint"
 # Callbacks of every run by name, and one that a config enables by name; a config may change their params alone.
@@ -158,7 +163,7 @@ def check_values(config: Config, prefix: str, content: Mapping[str, Any], annota
 def _check_lightning(config: Config) -> None:
     lightning = config.section("lightning")
     check_keys(config, "lightning", lightning, LIGHTNING_KEYS)
-    check_values(config, "lightning", lightning, dict.fromkeys(("scale_lr", "find_unused_parameters"), "bool"))
+    check_values(config, "lightning", lightning, LIGHTNING_VALUES)
     trainer = lightning.get("trainer") or {}
     check_keys(config, "lightning.trainer", trainer, sorted(KNOWN_ARGS))
     for name, value in trainer.items():

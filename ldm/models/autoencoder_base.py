@@ -17,6 +17,7 @@ from ldm.lr_scheduler import with_schedule
 from ldm.models.averaging import AverageWeights
 from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.inputs import images_from_batch
+from ldm.models.optimizers import fused
 from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.ema import LitEma
 from ldm.ranges import Weight
@@ -96,6 +97,10 @@ class Autoencoder(pl.LightningModule):
     def discriminator(self) -> nn.Module | None:
         """Discriminator of the loss, None for a loss without one."""
         return getattr(self.loss, "discriminator", None)
+
+    def networks_to_compile(self) -> list[nn.Module]:
+        """See ``ldm.training.compiling.Compilable``."""
+        return [self.encoder, self.decoder]
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the reconstruction of images (B, 3, H, W) in [-1, 1], and the bottleneck's input to the loss."""
@@ -227,9 +232,9 @@ class Autoencoder(pl.LightningModule):
         """Return Adam(0.5, 0.9) for the autoencoder and, if the loss has one, for the discriminator."""
         rates = {"betas": (0.5, 0.9)}
         generator = self.generator_parameters()
-        optimizers = [torch.optim.Adam(generator, lr=self.lr_g_factor * self.learning_rate, **rates)]
+        optimizers = [fused(torch.optim.Adam, generator, lr=self.lr_g_factor * self.learning_rate, **rates)]
         if self.discriminator is not None:
-            optimizers.append(torch.optim.Adam(self.discriminator.parameters(), lr=self.learning_rate, **rates))
+            optimizers.append(fused(torch.optim.Adam, self.discriminator.parameters(), lr=self.learning_rate, **rates))
         return with_schedule(optimizers, self.scheduler_config)
 
     def ema_scope(self, context: str | None = None) -> contextlib.AbstractContextManager[None]:

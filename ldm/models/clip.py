@@ -22,6 +22,7 @@ from ldm.losses.contrastive import caption_matches, multi_positive_loss
 from ldm.lr_scheduler import with_schedule
 from ldm.models.attribute_accuracy import AttributeAccuracy
 from ldm.models.inputs import attribute_values, batch_value, check_image_size, check_words, images_from_batch
+from ldm.models.optimizers import fused
 from ldm.modules.encoders import clip_loading
 from ldm.modules.encoders.tokenizer import WORDS_FILE, WordTokenizer, split_words
 from ldm.modules.encoders.zero_shot import attribute_hits, attribute_probabilities
@@ -118,6 +119,10 @@ class AttributeCLIP(pl.LightningModule):
         for name, (factor, offset) in {"mean": (2, -1), "std": (2, 0)}.items():  # of pixels in [-1, 1]
             value = torch.tensor(self.pixels_cfg[name]).view(1, 3, 1, 1) * factor + offset
             self.register_buffer(f"pixel_{name}", value, persistent=False)
+
+    def networks_to_compile(self) -> list[torch.nn.Module]:
+        """See ``ldm.training.compiling.Compilable``; texts vary in number."""
+        return [self.clip.visual]
 
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the images of a batch, (B, 3, H, W) in [-1, 1].
@@ -265,7 +270,7 @@ class AttributeCLIP(pl.LightningModule):
         others = [p for p in self.clip.parameters() if p.ndim < 2]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         # The contrastive loss varies quickly between batches; beta2 is below the default, as in CLIP.
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
+        optimizer = fused(torch.optim.AdamW, groups, lr=self.learning_rate, betas=(0.9, 0.98))
         return with_schedule([optimizer], self.scheduler_config)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from ldm.errors import reason_of
 from ldm.lr_scheduler import LambdaWarmUpCosineScheduler
 from ldm.models.attribute_accuracy import AttributeAccuracy
 from ldm.models.inputs import attribute_values, check_image_size, check_words, images_from_batch
+from ldm.models.optimizers import fused
 from ldm.models.options import check_judge
 from ldm.modules.weights import without_wrappers
 from ldm.ranges import Count, Size, Weight
@@ -135,6 +136,10 @@ class AttributeJudge(pl.LightningModule):
         self.image_size, self.weight_decay, self.image_key = image_size, weight_decay, image_key
         self.learning_rate = 3e-3
 
+    def networks_to_compile(self) -> list[nn.Module]:
+        """See ``ldm.training.compiling.Compilable``."""
+        return [self.network]
+
     def get_labels(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the values of the attributes of a batch, (B, U) int64, ``UNKNOWN`` where not known."""
         return attribute_values(batch, self.names, self.sizes)
@@ -225,7 +230,8 @@ class AttributeJudge(pl.LightningModule):
             raise ConfigError(
                 "AttributeJudge: expected a limit of steps. Set lightning.trainer.max_steps or max_epochs."
             )
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        options = {"lr": self.learning_rate, "weight_decay": self.weight_decay}
+        optimizer = fused(torch.optim.AdamW, self.parameters(), **options)
         warm_up = max(1, round(WARM_UP_SHARE * steps))
         rates = {"lr_min": 0.0, "lr_max": 1.0, "lr_start": 0.05}
         factor = LambdaWarmUpCosineScheduler(warm_up, max_decay_steps=max(2, int(steps)), **rates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,7 @@ class LitEma(nn.Module):
         self.register_buffer("decay", torch.tensor(decay, dtype=torch.float32))
         self.register_buffer("num_updates", torch.tensor(0 if use_num_updates else -1, dtype=torch.int))
         self._extra: dict[str, Part] = {}  # a dict is not registered: the parts stay out of the state dict
+        self._found: list[Any] = []  # network, names of the averages, owners of the parameters
         self._register(model)
 
     def add(self, name: str, part: Part) -> None:
@@ -43,14 +45,16 @@ class LitEma(nn.Module):
         self._register(None)
 
     def _register(self, model: nn.Module | None) -> None:
-        for name, parameter in self._named(model):
+        self._found = []
+        for name, owner, key in self._owners(model):
+            parameter = owner[key]
             if parameter.requires_grad and name not in self._buffers:
                 self.register_buffer(name, parameter.detach().clone())
 
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
         """Move the averages towards the parameters: average -= (1 - decay) (average - parameter)."""
-        averages, parameters = self._pairs(model)
+        averages, parameters = self._pairs(model, reuse=True)
         counts = self.num_updates >= 0
         self.num_updates += counts.to(self.num_updates.dtype)
         warm_up = (1 + self.num_updates) / (10 + self.num_updates)
@@ -76,17 +80,24 @@ class LitEma(nn.Module):
         finally:
             torch._foreach_copy_(parameters, trained)
 
-    def _named(self, model: nn.Module | None) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield the parameters of the network, if given, and of the extra parts with the names of their buffers."""
+    def _owners(self, model: nn.Module | None) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """Yield the name of the buffer, and the dictionary and the key, of every parameter that may be averaged."""
         for prefix, part in {"": model, **self._extra}.items():
             if isinstance(part, nn.Parameter):
-                yield prefix, part
+                yield prefix, self._extra, prefix
             elif part is not None:
-                for name, parameter in part.named_parameters():
-                    yield prefix + name.replace(".", ""), parameter
+                for name, _ in part.named_parameters():
+                    owner, _, key = name.rpartition(".")
+                    yield prefix + name.replace(".", ""), part.get_submodule(owner)._parameters, key
 
-    def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the averages and the parameters in the same order."""
-        buffers = dict(self.named_buffers())
-        averaged = [(name, parameter) for name, parameter in self._named(model) if name in buffers]
-        return [buffers[name] for name, _ in averaged], [parameter.detach() for _, parameter in averaged]
+    def _pairs(self, model: nn.Module, reuse: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the averages and the parameters in the same order.
+
+        With ``reuse``, the names that the last call has found for the same network are used again: every step of
+        training takes less time. Tensors may have been replaced since, by a move to a device or by loading.
+        """
+        if not (reuse and self._found and self._found[0] is model):
+            found = [owner for owner in self._owners(model) if owner[0] in self._buffers]
+            self._found = [model, [name for name, _, _ in found], [owner[1:] for owner in found]]
+        _, names, owners = self._found
+        return [self._buffers[name] for name in names], [owner[key].detach() for owner, key in owners]

@@ -26,6 +26,7 @@ from ldm.runs.lock import exclusive
 from ldm.runs.records import RUN_FILE, collect_versions, git_state, utc_now, write_json
 from ldm.training.callbacks.results import figures_of
 from ldm.training.callbacks.setup import SetupCallback
+from ldm.training.compiling import compilation_advice
 from ldm.training.loggers import MetricsCSVLogger
 from ldm.training.plan import Plan, scale_learning_rate
 from ldm.training.preflight import preflight
@@ -208,6 +209,8 @@ def _fit_and_test(
         path = trainer.default_root_dir
         raise UserError(full_message(error, [path], f"then continue with: python main.py -r {path} -t")) from error
     except RuntimeError as error:
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise UserError(compilation_advice(error)) from error
         if checkpoint is None or "loading state_dict" not in str(error):
             raise
         raise explain_misfit(error, checkpoint, plan.config.section("model")) from error

@@ -22,6 +22,7 @@ from ldm.training.callbacks.non_finite import NonFiniteGuard
 from ldm.training.callbacks.speed_bar import SpeedBar
 from ldm.training.callbacks.step_seed import StepSeed
 from ldm.training.checkpoints import build_checkpoints
+from ldm.training.compiling import compiling_callbacks
 from ldm.training.loggers import build_loggers
 from ldm.training.plan import Plan
 from ldm.training.resume import ChangedSettings
@@ -125,7 +126,8 @@ def build_trainer(
     if devices.count > 1 and arguments.get("strategy", "auto") in ("auto", "ddp", None):
         find_unused = settings.find_unused or not model.automatic_optimization
         arguments["strategy"] = DDPStrategy(find_unused_parameters=find_unused)
-    callbacks, scores, checkpoints = [StepSeed(plan.seed), windows, ChangedSettings(plan), *callbacks], None, []
+    callbacks = [StepSeed(plan.seed), *compiling_callbacks(lightning), windows, ChangedSettings(plan), *callbacks]
+    scores, checkpoints = None, []
     if arguments.get("enable_checkpointing", True):
         callbacks += [NonFiniteGuard(str(folder.checkpoints)), MonitorCheck()]
         _, params = translate(described["target"], described.get("params"))

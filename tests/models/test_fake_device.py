@@ -115,11 +115,13 @@ def test_training_step(method, clip_stage):
     mode = fake_mode()
     on_fake_cuda(model, mode).train()
     with mode:
-        optimizer = torch.optim.AdamW(model.trained_parameters(), lr=1e-3)
+        optimizer = model.configure_optimizers()
+        assert optimizer.param_groups[0]["fused"] is True
         loss, terms, size = model.shared_step(fake_batch(batch, mode))
         assert loss.device == CUDA and size == 2
         assert all(value.device == CUDA for value in terms.values())
         backward(loss, model)
+        torch.nn.utils.clip_grad_norm_(model.trained_parameters(), 1.0)
         optimizer.step()
         model.model_ema(model.model)
 

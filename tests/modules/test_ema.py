@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -88,3 +90,37 @@ def test_extra_parts_are_averaged_with_the_network():
 def test_bad_decay():
     with pytest.raises(ConfigError, match="1.5"):
         LitEma(make_model(), decay=1.5)
+
+
+def test_replaced_tensors_and_added_parts_are_found_again():
+    """Names are found once per network; a move to a device or loading replaces tensors."""
+    model = make_model()
+    ema = LitEma(model, decay=0.5, use_num_updates=False)
+    ema(model)
+    model[1].bias = nn.Parameter(torch.full((1,), 2.0))
+    ema._buffers["1bias"] = torch.zeros(1)
+    ema(model)
+    assert ema.get_buffer("1bias").item() == 1.0
+    extra = nn.Parameter(torch.zeros(3))
+    ema.add("extra", extra)
+    with torch.no_grad():
+        extra.add_(4.0)
+    ema(model)
+    assert ema.get_buffer("extra").tolist() == [2.0] * 3
+    double = model.double(), ema.double()
+    double[1](double[0])
+    assert ema.get_buffer("1bias").item() == 1.75 and ema.get_buffer("1bias").dtype == torch.float64
+
+
+def test_another_network_and_copies_are_averaged_as_their_own():
+    model = make_model()
+    ema = LitEma(model, decay=0.5, use_num_updates=False)
+    ema(model)
+    others = copy.deepcopy(nn.ModuleList([model, ema]))
+    for network, average in (others, (make_model(), ema)):
+        before = average.get_buffer("1bias").clone()
+        with torch.no_grad():
+            network[1].bias.fill_(5.0)
+        average(network)
+        torch.testing.assert_close(average.get_buffer("1bias"), (before + 5) / 2)
+    assert model[1].bias.item() != 5.0

@@ -143,6 +143,7 @@ def test_mode_and_random_state_are_restored_if_pictures_fail() -> None:
 def test_noise_depends_on_seed_step_stage_and_rank() -> None:
     class FakeTrainer:
         global_rank = 0
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
 
     def draw(seed: int, stage: int, counter: int, rank: int = 0) -> tuple[float, float]:
         FakeTrainer.global_rank = rank

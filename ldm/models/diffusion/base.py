@@ -28,6 +28,7 @@ from ldm.models.checkpoints import load_into, strip_prefix
 from ldm.models.diffusion.pictures import latent_diffusion_pictures
 from ldm.models.diffusion.sizes import DataSize, read_size
 from ldm.models.inputs import images_from_batch
+from ldm.models.optimizers import fused
 from ldm.models.options import InputOptions, LossOptions, ScheduleOptions, WeightOptions, group_options
 from ldm.modules.diffusionmodules.wrapper import DiffusionWrapper
 from ldm.modules.ema import LitEma
@@ -137,6 +138,10 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
             if (module := self._modules.get(name)) is not None:
                 module.eval()
         return self
+
+    def networks_to_compile(self) -> list[nn.Module]:
+        """See ``ldm.training.compiling.Compilable``."""
+        return [self.model.diffusion_model]
 
     def network_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the network that train."""
@@ -292,11 +297,7 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW with torch's defaults (weight decay 0.01), and the learning-rate multiplier if configured."""
-        # On a CPU one fused kernel replaces a dozen small ones per tensor; with it, Lightning refuses to clip gradients
-        # in mixed precision.
-        is_mixed = self._trainer is not None and "mixed" in str(self._trainer.precision)
-        fused = True if self.device.type == "cpu" and not is_mixed else None
-        optimizer = torch.optim.AdamW(self.trained_parameters(), lr=self.learning_rate, fused=fused)
+        optimizer = fused(torch.optim.AdamW, self.trained_parameters(), lr=self.learning_rate)
         return with_schedule([optimizer], self.scheduler_config)
 
     # Sampling ----------------------------------------------------------------------------------------------------

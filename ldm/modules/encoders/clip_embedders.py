@@ -299,6 +299,10 @@ class FrozenClipImageEmbedder(FrozenModule, ImagePreprocessing):
         self.visual = load_clip(source).visual
         self.set_preprocessing(self.visual.image_size, source, antialias)
 
+    def networks_to_compile(self) -> list[nn.Module]:
+        """See ``ldm.training.compiling.Compilable``."""
+        return [self.visual]
+
     def forward(self, x: Tensor) -> Tensor:
         """Map images ``x`` (B, 3, H, W) in [-1, 1] to embeddings, float32 (B, D), not normalized."""
         return self.embed_images(self.visual, x)

@@ -48,6 +48,10 @@ class ImageEncoder(ConditionStageBase):
     latent_dim: int | None = None
     is_random = False
 
+    def networks_to_compile(self) -> list[nn.Module]:
+        """See ``ldm.training.compiling.Compilable``."""
+        return [self]
+
     def mean_code(self, x: Tensor) -> Tensor:
         """Return the output of :meth:`forward` without randomness, (B, U*D)."""
         return self(x)

@@ -71,7 +71,7 @@ class SpeedBar(ProgressBar):
     ) -> None:
         """Count images; update the output if due."""
         self._batch_ended_at = now = time.monotonic()
-        self._images += _batch_size(batch) * trainer.world_size
+        self._images += num_images(batch) * trainer.world_size
         self._batches += 1
         is_checked = self._enabled and self._batches % self.refresh_rate == 0
         if is_checked and now - self._shown_at >= (0.5 if self._live else self.line_seconds):
@@ -126,7 +126,7 @@ class SpeedBar(ProgressBar):
         return f"  {datetime.timedelta(seconds=round(seconds))} left"
 
 
-def _batch_size(batch: Any) -> int:
+def num_images(batch: Any) -> int:
     """Return the number of images of a batch; 0 if it is unknown."""
     images = batch.get("image") if isinstance(batch, Mapping) else batch
     if isinstance(images, (list, tuple)) and images:

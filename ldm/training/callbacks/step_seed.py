@@ -29,7 +29,10 @@ class StepSeed(Callback):
         words = np.random.SeedSequence([self.seed, stage, counter, trainer.global_rank]).generate_state(3)
         random.seed(int(words[0]))
         np.random.seed(int(words[1]))
-        torch.manual_seed(int(words[2]))
+        if trainer.strategy.root_device.type == "cpu":  # torch.manual_seed formats the call stack for unused devices
+            torch.default_generator.manual_seed(int(words[2]))
+        else:
+            torch.manual_seed(int(words[2]))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed by the number of training batches so far, over all epochs."""

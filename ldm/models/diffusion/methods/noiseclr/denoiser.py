@@ -120,6 +120,10 @@ class FrozenDenoiser(NeedsWeights):
         """Return the denoising network."""
         raise NotImplementedError
 
+    def networks_to_compile(self) -> list[nn.Module]:
+        """See ``ldm.training.compiling.Compilable``."""
+        return [self.network()]
+
     def fingerprint(self) -> str:
         """Return a hash of some values of all weights of the network; equal for equal weights in every precision."""
         return weights_fingerprint(self.network())

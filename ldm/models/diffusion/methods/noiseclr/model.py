@@ -25,6 +25,7 @@ from ldm.models.diffusion.methods.noiseclr.files import token_names
 from ldm.models.diffusion.methods.noiseclr.options import ContrastOptions
 from ldm.models.diffusion.methods.noiseclr.pictures import direction_grid
 from ldm.models.inputs import images_from_batch
+from ldm.models.optimizers import fused
 from ldm.pictures.grid import CaptionedGrid
 from ldm.ranges import Count, OptionalCount, PositiveFloat, Share, Weight
 from ldm.util import ConfigError, UserError, instantiate_from_config
@@ -196,7 +197,7 @@ class NoiseCLR(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return AdamW on the rows, and the learning-rate multiplier if configured."""
-        optimizer = torch.optim.AdamW([self.rows], lr=self.learning_rate, **self.optimizer_options)
+        optimizer = fused(torch.optim.AdamW, [self.rows], lr=self.learning_rate, **self.optimizer_options)
         return with_schedule([optimizer], self.scheduler_config)
 
 
