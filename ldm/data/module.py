@@ -136,7 +136,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
             self.datasets[name] = WrappedDataset(dataset) if self.wrap else dataset
         return self.datasets[name]
 
-    def _loader(self, dataset: Any, loader: type[DataLoader] = DataLoader, **options: Any) -> DataLoader:
+    def loader(self, dataset: Any, loader: type[DataLoader] = DataLoader, **options: Any) -> DataLoader:
+        """Return a loader of a data set in its order, with the workers of this module; see ``DataLoader``."""
         workers = self.num_workers
         if workers is None:
             workers = 0 if is_in_memory(dataset) else max(0, min(_MAX_WORKERS, usable_cpus() - 1))
@@ -173,19 +174,19 @@ class DataModuleFromConfig(pl.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=world_size,
         )
-        return self._loader(dataset, _ResumableLoader, sampler=sampler, batch_size=self.batch_size)
+        return self.loader(dataset, _ResumableLoader, sampler=sampler, batch_size=self.batch_size)
 
     def val_dataloader(self) -> DataLoader:
         """Return the loader of validation batches."""
-        return self._loader(self.dataset("validation"), shuffle=self.shuffle_val_dataloader)
+        return self.loader(self.dataset("validation"), shuffle=self.shuffle_val_dataloader)
 
     def test_dataloader(self) -> DataLoader:
         """Return the loader of all test batches in order: row i of a result belongs to image i."""
-        return self._loader(self.dataset("test"), shuffle=self.shuffle_test_loader)
+        return self.loader(self.dataset("test"), shuffle=self.shuffle_test_loader)
 
     def predict_dataloader(self) -> DataLoader:
         """Return the loader of all prediction batches in order."""
-        return self._loader(self.dataset("predict"), shuffle=False)
+        return self.loader(self.dataset("predict"), shuffle=False)
 
     def batches_per_epoch(self) -> int:
         """Return the number of training batches per epoch and device, with the trainer's ``limit_train_batches``."""
