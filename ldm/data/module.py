@@ -69,6 +69,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
             checkpoints.
         eval_batch_size: batch size of validation, test and prediction; None takes ``batch_size``.
 
+    Attributes:
+        views: section -> data set that the loader reads in place of the own one, such as one with stored latents.
+
     Raises:
         ConfigError: a batch size or the number of workers is out of range.
     """
@@ -97,6 +100,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         sections = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.dataset_configs = {name: config for name, config in sections.items() if config is not None}
         self.datasets: dict[str, Any] = {}
+        self.views: dict[str, Any] = {}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.wrap = wrap
         self.num_workers = num_workers
@@ -157,7 +161,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         Raises:
             ConfigError: there is no ``train`` section, or not one batch of images for every device.
         """
-        dataset = self.dataset("train")
+        dataset = self.views.get("train", self.dataset("train"))
         world_size = self.trainer.world_size if self.trainer else 1
         if len(dataset) < self.batch_size * world_size:
             devices = f" on each of {world_size} devices" if world_size > 1 else ""
@@ -176,9 +180,18 @@ class DataModuleFromConfig(pl.LightningDataModule):
         )
         return self.loader(dataset, _ResumableLoader, sampler=sampler, batch_size=self.batch_size)
 
+    def with_images(self, batch: Any, section: str) -> Any:
+        """Return a batch with its images, which are read if a view without them is loaded."""
+        view = self.views.get(section)
+        if view is None or view.reads_images:
+            return batch
+        rows = batch["index"]
+        return {**batch, "image": torch.from_numpy(view.images(rows.cpu().numpy())).to(rows.device)}
+
     def val_dataloader(self) -> DataLoader:
         """Return the loader of validation batches."""
-        return self.loader(self.dataset("validation"), shuffle=self.shuffle_val_dataloader)
+        dataset = self.views.get("validation", self.dataset("validation"))
+        return self.loader(dataset, shuffle=self.shuffle_val_dataloader)
 
     def test_dataloader(self) -> DataLoader:
         """Return the loader of all test batches in order: row i of a result belongs to image i."""

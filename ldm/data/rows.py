@@ -216,8 +216,12 @@ def append_npy(path: Path, shape: tuple[int, ...], block: int, blocks: Callable[
         done = max(0, written - start) // (block * row) * block
         stream.truncate(start + done * row)  # an incomplete block
         for values in blocks(done):
-            stream.write(np.ascontiguousarray(values, "<f4").data)
-            stream.flush()
+            try:
+                stream.write(np.ascontiguousarray(values, "<f4").data)
+                stream.flush()
+            except OSError:  # leaves the disk to the run
+                part.unlink()
+                raise
         os.fsync(stream.fileno())
         part.replace(path)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ldm.data.dataset import ImageDataset
@@ -45,15 +45,6 @@ class StoredLatents:
             return None
         values = batch[ENTRY] if self.table is None else self.table[batch[ENTRY]]
         return DiagonalGaussian(values) if self.is_gaussian else values
-
-
-@runtime_checkable
-class StoresLatents(Protocol):
-    """A model that encodes images by a frozen first stage, or takes stored outputs of it."""
-
-    first_stage_model: nn.Module
-    first_stage_key: str  # entry of the batch with the images
-    stored_latents: StoredLatents | None
 
 
 class LatentLabels:
@@ -102,7 +93,7 @@ def encode_images(model: Any, images: Tensor) -> tuple[Tensor, bool]:
     """Return what a model's first stage makes of images, to be stored: (n, C or 2C, h, w) float32 on the device.
 
     Args:
-        model: see ``StoresLatents``.
+        model: latent diffusion model.
         images: (n, H, W, 3) uint8.
 
     Returns:

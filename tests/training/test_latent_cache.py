@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 
+from ldm.data.dataset import ImageDataset
 from ldm.data.module import DataModuleFromConfig
 from ldm.data.rows import append_npy, map_npy
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.stored_latents import ENTRY
 from ldm.training.callbacks import latent_cache
+from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.latent_cache import LatentCache
 from ldm.training.callbacks.step_seed import StepSeed
 from ldm.util import ConfigError, UserError
@@ -56,7 +59,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def build_model(kind: str = "kl", **options: Any) -> LatentDiffusion:
+def build_model(kind: str = "kl", condition: Any = "__is_unconditional__", **options: Any) -> LatentDiffusion:
     """A small model with random weights, the same in every call."""
     torch.manual_seed(0)
     name, params = STAGES[kind]
@@ -64,7 +67,7 @@ def build_model(kind: str = "kl", **options: Any) -> LatentDiffusion:
     network |= {"num_res_blocks": 1, "attention_resolutions": [], "num_heads": 1}
     model = LatentDiffusion(
         first_stage_config={"target": f"ldm.models.autoencoder.{name}", "params": params},
-        cond_stage_config="__is_unconditional__",
+        cond_stage_config=condition,
         unet_config={"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": network},
         image_size=8,
         channels=4,
@@ -103,13 +106,14 @@ def train(
     use: Any,
     steps: int = 6,
     checkpoint: str | None = None,
+    callbacks: Sequence[pl.Callback] = (),
     **options: Any,
 ) -> tuple[Losses, dict[str, float], pl.Trainer]:
     """Train for some steps; return losses of training and validation, and the trainer."""
     losses = Losses()
     trainer = pl.Trainer(
         max_steps=steps,
-        callbacks=[StepSeed(0), LatentCache(use), losses],
+        callbacks=[StepSeed(0), LatentCache(use), losses, *callbacks],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -186,7 +190,7 @@ def test_a_file_with_other_latents_is_replaced(
     paths[0].write_bytes(paths[0].read_bytes()[:500])
     losses, _, _ = train(build_model(), build_data(pictures), tmp_path, use=True)
     assert losses.values == expected.values
-    assert "building it again" in caplog.text and "truncated" in caplog.text
+    assert "Building them again" in caplog.text and "truncated" in caplog.text
 
 
 def _rows(values: np.ndarray, block: int, killed_at: int | None = None):
@@ -319,11 +323,86 @@ def test_a_first_stage_that_draws_its_latents_is_refused(pictures: Path, tmp_pat
     model = build_model()
     encode = model.first_stage_model.encode
     model.first_stage_model.encode = lambda x: encode(x).sample()
-    with pytest.raises(UserError, match="expected equal results for equal images.*DiagonalGaussian"):
+    with pytest.raises(UserError, match="expected equal latents for equal rows.*DiagonalGaussian"):
         train(model, build_data(pictures), tmp_path, use=True)
     model.first_stage_model.encode = lambda x: (encode(x), None)
     with pytest.raises(UserError, match="expected a float tensor or a DiagonalGaussian, got tuple"):
         train(model, build_data(pictures), tmp_path, use=True)
+
+
+class OwnImages(ImageDataset):
+    """Images of own code that differ in every call."""
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        return np.random.default_rng().integers(256, size=(len(rows), SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def test_own_images_that_differ_in_every_call_are_refused(pictures: Path, tmp_path: Path, cache: Path) -> None:
+    data = build_data(pictures)
+    data.datasets["train"] = OwnImages(np.arange(COUNT))
+    with pytest.raises(UserError, match="OwnImages.images and .*got others in a second call"):
+        train(build_model(), data, tmp_path, use=True)
+    assert not [name for name in files(cache) if name.startswith("latents")]
+
+
+def test_auto_leaves_most_of_the_disk(
+    pictures: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(latent_cache, "_LEAST", 0)
+    monkeypatch.setattr(latent_cache, "free_bytes", lambda folder: 9 * 4 * COUNT * 8 * 8 * 8)
+    losses, _, _ = train(build_model(), build_data(pictures), tmp_path, use="auto")
+    assert ENTRY not in losses.entries and "expected at most 10% of the 0.0 GB" in caplog.text
+    losses, _, _ = train(build_model(), build_data(pictures), tmp_path, use=True)
+    assert ENTRY in losses.entries
+
+
+def test_images_that_are_not_used_are_not_read(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures read those that they show."""
+    expected, _, _ = train(build_model(), build_data(pictures), tmp_path / "a", use=False)
+    monkeypatch.setattr(Losses, "__module__", "ldm.losses")
+    shown: list[torch.Tensor] = []
+
+    def log_images(self: Any, batch: Any, **_: Any) -> dict[str, torch.Tensor]:
+        shown.append(batch["image"])
+        torch.testing.assert_close(
+            batch["image"], torch.from_numpy(data.dataset("train").images(batch["index"].numpy()))
+        )
+        return {}
+
+    monkeypatch.setattr(LatentDiffusion, "log_images", log_images)
+    data = build_data(pictures)
+    pictures_logger = ImageLogger(batch_frequency=2, max_images=4)
+    losses, _, _ = train(build_model(), data, tmp_path / "b", use=True, callbacks=[pictures_logger])
+    assert "image" not in losses.entries and "image" in expected.entries
+    np.testing.assert_allclose(losses.values, expected.values, rtol=1e-4)
+    assert len(shown) >= 4  # of training and validation
+    assert "image" in data.dataset("train")[0] and not data.views
+    own = build_model()
+    own.__class__ = type("Own", (LatentDiffusion,), {})
+    for model, needs_images in (
+        (build_model(), False),
+        (build_model(condition=IDENTITY, conditioning_key="adm"), True),
+        (build_model(condition=IDENTITY, conditioning_key="adm", cond_stage_key="class_label"), False),
+        (own, True),
+    ):
+        assert model.needs_images == needs_images
+
+
+def test_a_full_disk_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    def blocks(done: int) -> Iterator[np.ndarray]:
+        yield np.zeros((4, 2), np.float32)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (170, hard))
+        yield np.zeros((4, 2), np.float32)
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(UserError, match="could not be written"):
+            append_npy(tmp_path / "x.npy", (100, 2), 4, blocks)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_loader_processes_read_the_file(pictures: Path, tmp_path: Path) -> None:

@@ -166,6 +166,12 @@ class LatentDiffusion(DDPM):
             return self._scaled(stored, self.stored_latents.image_size)
         return self.encode_first_stage(images_from_batch(batch, self.first_stage_key))
 
+    @property
+    def needs_images(self) -> bool:
+        """Whether training steps need images whose latents are stored; a method that needs none overrides it."""
+        is_condition = self._encode_condition is not None and self.cond_stage_key == self.first_stage_key
+        return type(self) is not LatentDiffusion or is_condition or bool(self.concat_keys)
+
     def _scaled(self, encoded: Any, pixels: Sequence[int]) -> Tensor:
         """Return scaled latents from the output of the first stage for images of H x W pixels."""
         z = encoded if isinstance(encoded, Tensor) else encoded.sample()

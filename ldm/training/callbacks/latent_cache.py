@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import logging
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.model_helpers import is_overridden
+from pytorch_lightning.utilities.seed import isolate_rng
 from rich.console import Console
 from rich.progress import track
 from torch.utils.data import DataLoader
@@ -24,11 +26,11 @@ from ldm.data.module import DataModuleFromConfig
 from ldm.data.paths import cache_folder
 from ldm.data.rows import BLOCK, PerProcess, append_npy, explained_writing, map_npy
 from ldm.data.traits import unwrap
-from ldm.diffusion.noise import kept_random_state
 from ldm.models.diffusion.latent import LatentDiffusion
-from ldm.models.stored_latents import ImageRows, LatentLabels, StoredLatents, StoresLatents, encode_images
+from ldm.models.stored_latents import ImageRows, LatentLabels, StoredLatents, encode_images
 from ldm.modules.weights import exact_fingerprint
 from ldm.ranges import Fraction
+from ldm.runs.disk import free_bytes
 from ldm.runs.lock import exclusive
 from ldm.util import ConfigError, UserError
 
@@ -38,6 +40,7 @@ _KEY = "lightning.callbacks.latent_cache.params.use"
 _SECTIONS = ("train", "validation")
 _TIMES = 2  # "auto": images drawn in training per image of the set, below which a new cache does not pay off
 _LEAST = 20_000  # "auto": images drawn in training, below which encoding takes seconds
+_MOST_OF_DISK = 0.1  # "auto": share of the free disk space that a new file may take
 _PROBES = 8  # images whose latents are compared with those of a file
 _TOLERANCE = 0.05  # deviations of all latents; a difference in the weights or the images is larger than one in rounding
 
@@ -52,14 +55,13 @@ class LatentCache(Callback):
     Args:
         use: true builds the file; false uses none; "auto" uses one that exists, and builds one if training draws at
             least 20,000 images and more than twice as many as the set has: building encodes each once, and reads it
-            twice.
+            twice. The new file takes at most a tenth of the free disk space.
         memory_share: share of the free memory of a GPU that the latents may take. If they fit, a step reads them
             there; else the data loader reads them from the file.
     """
 
     def __init__(self, use: bool | Literal["auto"] = "auto", memory_share: Fraction = 0.25) -> None:
         self.use, self.memory_share = use, memory_share
-        self._labelled: list[tuple[ImageDataset, LatentLabels]] = []
 
     def check_run(self, data: Any, model: Any) -> None:
         """Raise a ``ConfigError`` if latents are to be stored (``use: true``) and cannot be."""
@@ -77,23 +79,22 @@ class LatentCache(Callback):
             return
         files: dict[str, Path] = {}
         if trainer.is_global_zero:
-            with kept_random_state(pl_module.device):  # training draws the same numbers as without the files
-                try:
+            try:
+                with isolate_rng():  # training draws the same numbers as without the files
                     files = self._find(trainer, pl_module, data)
-                except UserError as error:
-                    if self.use is True:
-                        raise
-                    logger.warning("latents are not stored; each step encodes its images. %s", error)
+            except UserError as error:
+                if self.use is True:
+                    raise
+                logger.warning("latents are not stored; each step encodes its images. %s", error)
         files = trainer.strategy.broadcast(files)
         if files:
-            self._attach(pl_module, data, files)
+            self._attach(trainer, pl_module, data, files)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Release the latents."""
-        for dataset, labels in self._labelled:
-            dataset.more_labels = tuple(each for each in dataset.more_labels if each is not labels)
-        if self._labelled:
-            pl_module.stored_latents, self._labelled = None, []
+        if isinstance(pl_module, LatentDiffusion) and pl_module.stored_latents is not None:
+            pl_module.stored_latents = None
+            trainer.datamodule.views.clear()
 
     def _find(self, trainer: Trainer, model: Any, data: DataModuleFromConfig) -> dict[str, Path]:
         """Return the file of each section; without one for the training images, none for the validation images."""
@@ -110,19 +111,18 @@ class LatentCache(Callback):
             path = cache_folder() / f"{start}-{_images_fingerprint(data, dataset)}.npy"
             if path.exists() and not _agrees(path, model, dataset):
                 path.unlink()
-            if not path.exists():
-                if not is_built:
-                    break
-                _build(path, model, data, dataset)
+            if not (is_built or path.exists()):
+                break
+            _build(path, model, data, dataset, most_of_disk=1.0 if self.use is True else _MOST_OF_DISK)
             files[section] = path
         return files
 
-    def _attach(self, model: Any, data: DataModuleFromConfig, files: dict[str, Path]) -> None:
-        """Let batches contain latents, or positions in a table on the device."""
+    def _attach(
+        self, trainer: Trainer, model: LatentDiffusion, data: DataModuleFromConfig, files: dict[str, Path]
+    ) -> None:
+        """Let batches contain latents, or positions in a table on the device, in place of images that are not used."""
         arrays = {section: map_npy(path) for section, path in files.items()}
-        datasets = {section: unwrap(data.dataset(section)) for section in files}
-        probe = torch.from_numpy(datasets["train"].images(datasets["train"].rows[:1]))
-        is_gaussian = encode_images(model, probe)[1]
+        is_own = all(type(each).__module__.startswith(("ldm.", "pytorch_lightning.")) for each in trainer.callbacks)
         num_bytes = sum(array.nbytes for array in arrays.values())
         table, offset = None, 0
         if num_bytes <= self.memory_share * free_memory(model.device):
@@ -134,11 +134,12 @@ class LatentCache(Callback):
                     part = torch.from_numpy(np.array(array[start : start + BLOCK]))
                     table[offset + start : offset + start + len(part)].copy_(part)
             values = PerProcess(functools.partial(map_npy, files[section])) if table is None else None
-            labels = LatentLabels(_rows(datasets[section]), values, offset)
-            datasets[section].more_labels = (*datasets[section].more_labels, labels)
-            self._labelled.append((datasets[section], labels))
+            data.views[section] = view = copy.copy(unwrap(data.dataset(section)))
+            view.more_labels = (*view.more_labels, LatentLabels(_rows(view), values, offset))
+            view.reads_images = model.needs_images or not is_own
             offset += len(array)
-        model.stored_latents = StoredLatents(is_gaussian, tuple(probe.shape[1:3]), table)
+        image = torch.from_numpy(data.views["train"].images(data.views["train"].rows[:1]))
+        model.stored_latents = StoredLatents(encode_images(model, image)[1], tuple(image.shape[1:3]), table)
         place = "the file" if table is None else f"the memory of {model.device}"
         logger.info("latents (%.2f GB) are read from %s: %s", num_bytes / 1e9, place, files["train"])
 
@@ -150,7 +151,7 @@ def free_memory(device: torch.device) -> int:
 
 def _obstacle(data: Any, model: Any, section: str = "train") -> str:
     """Return why the latents of a section cannot be stored, or ""."""
-    if not isinstance(model, StoresLatents) or is_overridden("get_input", model, LatentDiffusion):
+    if not isinstance(model, LatentDiffusion) or is_overridden("get_input", model, LatentDiffusion):
         return f"{type(model).__name__} does not take stored latents"
     if next(model.first_stage_model.parameters(), None) is None:
         return f"{type(model.first_stage_model).__name__} has no weights"
@@ -185,37 +186,61 @@ def _images_fingerprint(data: DataModuleFromConfig, dataset: ImageDataset) -> st
     return digest.hexdigest()
 
 
-def _agrees(path: Path, model: Any, dataset: ImageDataset) -> bool:
+def _probe(model: LatentDiffusion, dataset: ImageDataset, rows: np.ndarray, step: int = 1) -> np.ndarray:
+    """Return the latents of some rows, which are read in reverse order if ``step`` is -1."""
+    images = dataset.images(rows[:: _stride(rows)][::step])
+    return encode_images(model, torch.from_numpy(images))[0].cpu().numpy()[::step]
+
+
+def _stride(rows: np.ndarray) -> int:
+    return max(1, len(rows) // _PROBES)
+
+
+def _are_close(first: np.ndarray, second: np.ndarray) -> bool:
+    return first.shape == second.shape and bool(np.abs(first - second).max() <= _TOLERANCE * second.std())
+
+
+def _agrees(path: Path, model: LatentDiffusion, dataset: ImageDataset) -> bool:
     """Return whether a file has the latents of some images, up to rounding: the code of a first stage may change."""
     rows = _rows(dataset)
-    some = np.linspace(0, len(rows) - 1, min(len(rows), _PROBES)).round().astype(int)
-    new = encode_images(model, torch.from_numpy(dataset.images(rows[some])))[0].cpu().numpy()
     try:
-        array = map_npy(path)
-        old = np.array(array[some]) if len(array) == len(rows) else new[:0]
+        stored = map_npy(path)
     except UserError as error:
         logger.warning("%s", error)
         return False
-    agrees = old.shape == new.shape and np.abs(old - new).max() <= _TOLERANCE * new.std()
-    if not agrees:
-        logger.warning("%s: other latents than those of %s; building it again", path, type(model).__name__)
-    return bool(agrees)
+    if len(stored) == len(rows) and _are_close(stored[:: _stride(rows)], _probe(model, dataset, rows)):
+        return True
+    logger.warning("%s: expected the latents of %s, got others. Building them again", path, type(model).__name__)
+    return False
 
 
-def _build(path: Path, model: Any, data: DataModuleFromConfig, dataset: ImageDataset) -> None:
-    """Write the latents of all images of a data set; wait if another process does."""
+def _build(
+    path: Path, model: LatentDiffusion, data: DataModuleFromConfig, dataset: ImageDataset, most_of_disk: float
+) -> None:
+    """Write the latents of all images of a data set, unless the file exists; wait if another process writes it.
+
+    Raises:
+        UserError: the file is larger than a share of the free disk space, or cannot be written, or images or their
+            latents differ in a second call.
+    """
     rows, size = _rows(dataset), data.batch_size
     with explained_writing(path, 0), exclusive(path.with_suffix(".lock"), f"latents {path.name}", wait=True):
-        if path.exists():  # written by the other process
+        if path.exists():
             return
-        first, second = (encode_images(model, torch.from_numpy(dataset.images(rows[:2])))[0] for _ in range(2))
-        if not torch.allclose(first, second, rtol=0.01, atol=0.01):
+        probe = _probe(model, dataset, rows)
+        if not _are_close(_probe(model, dataset, rows, -1), probe):
             raise UserError(
-                f"{type(model.first_stage_model).__name__}.encode: expected equal results for equal images, got others "
-                "in a second call. Return a DiagonalGaussian in place of a sample of it"
+                f"{type(dataset).__name__}.images and {type(model.first_stage_model).__name__}.encode: expected equal "
+                "latents for equal rows, got others in a second call. Return a DiagonalGaussian in place of a sample, "
+                "or set lightning.callbacks.latent_cache=null"
             )
-        shape = (len(rows), *first.shape[1:])
-        logger.info("encoding %s images once (%.2f GB): %s", f"{len(rows):,}", 4 * np.prod(shape) / 1e9, path)
+        shape, free = (len(rows), *probe.shape[1:]), free_bytes(path.parent) / 1e9
+        if (needed := 4e-9 * float(np.prod(shape))) > most_of_disk * free:
+            raise UserError(
+                f"{path}: expected at most {most_of_disk:.0%} of the {free:.1f} GB that are free, got {needed:.1f} GB. "
+                f"To store them nevertheless, set {_KEY}=true"
+            )
+        logger.info("encoding %s images once (%.2f GB): %s", f"{len(rows):,}", needed, path)
 
         def blocks(done: int) -> Iterator[np.ndarray]:
             loader = data.loader(ImageRows(dataset, rows[done:]), batch_size=size)
