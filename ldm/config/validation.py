@@ -50,6 +50,7 @@ CALLBACKS = {
     "cuda_callback": "ldm.training.callbacks.cuda.CUDACallback",
     "results_writer": "ldm.training.callbacks.results.ResultsWriter",
     "representation_writer": "ldm.evaluation.representation.RepresentationWriter",
+    "latent_cache": "ldm.training.callbacks.latent_cache.LatentCache",
     "metrics_over_trainsteps_checkpoint": CHECKPOINT,
 }
 LOGGER_NAMES = ("csv", "testtube", "tensorboard", "wandb")

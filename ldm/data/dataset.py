@@ -95,7 +95,7 @@ def held_out_rows(
 class ImageDataset(Dataset):
     """Images that are read by row. Items and batches are dicts:
 
-    * image: (H, W, 3) or (B, H, W, 3) uint8;
+    * image: (H, W, 3) or (B, H, W, 3) uint8, unless ``reads_images`` is False;
     * index: row in the whole set, int or (B,) int64;
     * the entries that ``labels`` of the subclass adds.
 
@@ -116,7 +116,8 @@ class ImageDataset(Dataset):
         missing_vocabulary: reason why attributes in the files do not make a vocabulary, without a full stop; or "".
         in_memory: whether reading images costs so little that loader processes would only slow it down.
         path: file or folder of the images, or None.
-        more_labels: function of rows like ``labels``, set by ``with_embeddings``; or None.
+        reads_images: whether batches contain the images.
+        more_labels: functions of rows like ``labels``, of embeddings and latents that were computed before.
         attribute_texts: labels and texts of the attributes; None without a vocabulary.
         holdout: share of the combinations of words that the training split does not contain.
         decoding: how ``original`` is decoded, if it is an encoded file.
@@ -132,7 +133,8 @@ class ImageDataset(Dataset):
     missing_vocabulary = ""
     in_memory = False
     path: Path | None = None
-    more_labels: Callable[[np.ndarray], dict[str, Any]] | None = None
+    reads_images = True
+    more_labels: Sequence[Callable[[np.ndarray], dict[str, Any]]] = ()
     attribute_texts: AttributeTexts | None = None
     holdout: float = 0.0
     decoding = Decoding()
@@ -192,6 +194,12 @@ class ImageDataset(Dataset):
         """Return an image as it is stored: an encoded file, or (H, W, 3) uint8 before it is resized."""
         return self.images(np.array([row]))[0]
 
+    @property
+    def random_options(self) -> tuple[str, ...]:
+        """Options with which an image of a row differs from one reading to the next."""
+        given = {"do_augment": self.do_augment, "augment": self._transforms}
+        return tuple(name for name, value in given.items() if value)
+
     def row_name(self, row: int) -> str:
         """Return the name by which files of embeddings refer to a row: the path of its image, or its number."""
         return f"image_{row:06d}"
@@ -220,14 +228,19 @@ class ImageDataset(Dataset):
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
         """Return a whole batch, already collated."""
         rows = self.rows[np.asarray(positions, dtype=np.int64)]
+        batch = {"image": torch.from_numpy(self._pixels(rows))} if self.reads_images else {}
+        batch |= {"index": torch.from_numpy(rows), **self.labels(rows)}
+        for labels in self.more_labels:
+            batch |= labels(rows)
+        return batch
+
+    def _pixels(self, rows: np.ndarray) -> np.ndarray:
+        """Return the images of rows with all random changes: (n,) int -> (n, H, W, 3) uint8."""
         pixels = self.images(rows)
         if self.do_augment:
             mirrored = self._rng(rows, _MIRROR_SEED).random(len(rows)) < 0.5
             pixels[mirrored] = pixels[mirrored][:, :, ::-1]
-        if self._transforms:
-            pixels = self._augmented(pixels, rows)
-        batch = {"image": torch.from_numpy(pixels), "index": torch.from_numpy(rows), **self.labels(rows)}
-        return batch if self.more_labels is None else batch | self.more_labels(rows)
+        return self._augmented(pixels, rows) if self._transforms else pixels
 
     def _augmented(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return transformed images: (n, H, W, 3) uint8 -> (n, H, W, 3) uint8."""

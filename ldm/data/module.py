@@ -69,6 +69,9 @@ class DataModuleFromConfig(pl.LightningDataModule):
             checkpoints.
         eval_batch_size: batch size of validation, test and prediction; None takes ``batch_size``.
 
+    Attributes:
+        views: section -> data set that the loader reads in place of the own one, such as one with stored latents.
+
     Raises:
         ConfigError: a batch size or the number of workers is out of range.
     """
@@ -97,6 +100,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         sections = {"train": train, "validation": validation, "test": test, "predict": predict}
         self.dataset_configs = {name: config for name, config in sections.items() if config is not None}
         self.datasets: dict[str, Any] = {}
+        self.views: dict[str, Any] = {}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.wrap = wrap
         self.num_workers = num_workers
@@ -136,7 +140,8 @@ class DataModuleFromConfig(pl.LightningDataModule):
             self.datasets[name] = WrappedDataset(dataset) if self.wrap else dataset
         return self.datasets[name]
 
-    def _loader(self, dataset: Any, loader: type[DataLoader] = DataLoader, **options: Any) -> DataLoader:
+    def loader(self, dataset: Any, loader: type[DataLoader] = DataLoader, **options: Any) -> DataLoader:
+        """Return a loader of a data set in its order, with the workers of this module; see ``DataLoader``."""
         workers = self.num_workers
         if workers is None:
             workers = 0 if is_in_memory(dataset) else max(0, min(_MAX_WORKERS, usable_cpus() - 1))
@@ -156,7 +161,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
         Raises:
             ConfigError: there is no ``train`` section, or not one batch of images for every device.
         """
-        dataset = self.dataset("train")
+        dataset = self.views.get("train", self.dataset("train"))
         world_size = self.trainer.world_size if self.trainer else 1
         if len(dataset) < self.batch_size * world_size:
             devices = f" on each of {world_size} devices" if world_size > 1 else ""
@@ -173,19 +178,28 @@ class DataModuleFromConfig(pl.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=world_size,
         )
-        return self._loader(dataset, _ResumableLoader, sampler=sampler, batch_size=self.batch_size)
+        return self.loader(dataset, _ResumableLoader, sampler=sampler, batch_size=self.batch_size)
+
+    def with_images(self, batch: Any, section: str) -> Any:
+        """Return a batch with its images, which are read if a view without them is loaded."""
+        view = self.views.get(section)
+        if view is None or view.reads_images:
+            return batch
+        rows = batch["index"]
+        return {**batch, "image": torch.from_numpy(view.images(rows.cpu().numpy())).to(rows.device)}
 
     def val_dataloader(self) -> DataLoader:
         """Return the loader of validation batches."""
-        return self._loader(self.dataset("validation"), shuffle=self.shuffle_val_dataloader)
+        dataset = self.views.get("validation", self.dataset("validation"))
+        return self.loader(dataset, shuffle=self.shuffle_val_dataloader)
 
     def test_dataloader(self) -> DataLoader:
         """Return the loader of all test batches in order: row i of a result belongs to image i."""
-        return self._loader(self.dataset("test"), shuffle=self.shuffle_test_loader)
+        return self.loader(self.dataset("test"), shuffle=self.shuffle_test_loader)
 
     def predict_dataloader(self) -> DataLoader:
         """Return the loader of all prediction batches in order."""
-        return self._loader(self.dataset("predict"), shuffle=False)
+        return self.loader(self.dataset("predict"), shuffle=False)
 
     def batches_per_epoch(self) -> int:
         """Return the number of training batches per epoch and device, with the trainer's ``limit_train_batches``."""

@@ -6,6 +6,7 @@ If a file is missing, damaged or cannot be written, the functions raise a ``User
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import shutil
@@ -187,6 +188,42 @@ def write_npy(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) 
         np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
         for block in blocks:
             stream.write(np.ascontiguousarray(block).data)
+
+
+def append_npy(path: Path, shape: tuple[int, ...], block: int, blocks: Callable[[int], Iterable[np.ndarray]]) -> None:
+    """Write a .npy of float32 block by block. If the process is killed, the next call continues after the last block.
+
+    Until it is complete, the file is hidden beside ``path``. The caller excludes a second process.
+
+    Args:
+        path: file to write.
+        shape: shape of the array.
+        block: rows of a block.
+        blocks: function of the number of finished rows, which yields the blocks after them, (block, ...) float32 each.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    part, header = path.with_name(f".{path.name}.part"), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    start, row = len(header.getvalue()), 4 * int(np.prod(shape[1:]))
+    written = part.stat().st_size if part.exists() else 0
+    with explained_writing(path, shape[0] * row - written), open(part, "a+b") as stream:
+        stream.seek(0)
+        if stream.read(start) != header.getvalue():
+            stream.truncate(0)
+            written = stream.write(header.getvalue())
+        done = max(0, written - start) // (block * row) * block
+        stream.truncate(start + done * row)  # an incomplete block
+        for values in blocks(done):
+            try:
+                stream.write(np.ascontiguousarray(values, "<f4").data)
+                stream.flush()
+            except OSError:  # leaves the disk to the run
+                part.unlink()
+                raise
+        os.fsync(stream.fileno())
+        part.replace(path)
 
 
 def write_h5(

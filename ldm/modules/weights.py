@@ -121,6 +121,15 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def exact_fingerprint(model: nn.Module) -> str:
+    """Return a hash of the class of a model and of all values of its weights."""
+    digest = hashlib.blake2b(f"{type(model).__module__}.{type(model).__qualname__}".encode(), digest_size=8)
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 class NeedsWeights(nn.Module):
     """Base class of modules whose pretrained weights may be missing at construction.
 

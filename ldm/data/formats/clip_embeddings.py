@@ -166,16 +166,17 @@ def with_embeddings(data: Mapping[str, Any], embeddings: AnyPath) -> ImageDatase
         logger.warning("%s: %d images were left out, because they cannot be read", table.path, sum(~is_known))
     view = copy.copy(dataset)
     view.rows = dataset.rows[np.isin(dataset.rows, rows[is_known])]
-    view.more_labels = RowEmbeddings(table, dict(zip(rows[is_known].tolist(), found[is_known].tolist())))
-    _compare_images(dataset, view.more_labels)
+    labels = RowEmbeddings(table, dict(zip(rows[is_known].tolist(), found[is_known].tolist())))
+    view.more_labels = (*dataset.more_labels, labels)
+    _compare_images(dataset, labels)
     return view
 
 
 def table_of(dataset: Any) -> EmbeddingTable | None:
     """Return the file that the embeddings of a data set come from; None without embeddings."""
     images = unwrap(dataset)
-    labels = images.more_labels if isinstance(images, ImageDataset) else None
-    return labels.table if isinstance(labels, RowEmbeddings) else None
+    labels = images.more_labels if isinstance(images, ImageDataset) else ()
+    return next((each.table for each in labels if isinstance(each, RowEmbeddings)), None)
 
 
 def _compare_images(dataset: ImageDataset, labels: RowEmbeddings) -> None:

@@ -238,6 +238,10 @@ class ImageFolder(AttributeImages, EncodedImages):
         offsets = self._rng(rows, _CROP_SEED).random((len(rows), 2)).tolist()
         return np.stack([self._image(row, offset=offset) for row, offset in zip(rows.tolist(), offsets)])
 
+    @property
+    def random_options(self) -> tuple[str, ...]:
+        return (*super().random_options, *(["fit: random_crop"] if self.fit == "random_crop" else []))
+
     def _image(self, row: int, **options: Any) -> np.ndarray:
         return to_array(_FITS[self.fit](self.decode(row), self.image_size, **options))
 

@@ -188,7 +188,7 @@ class DDPM(ScriptMethods, DiffusionProcess, DataSize, pl.LightningModule):
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
         """Return what is denoised, (B, C, H, W)."""
         images = images_from_batch(batch, self.first_stage_key)
-        return self.checked(images, images)
+        return self.checked(images, images.shape[-2:])
 
     def get_condition(self, batch: Mapping[str, Any]) -> Condition | None:
         """Return the condition of a batch; ``None`` for an unconditional model."""

@@ -24,6 +24,7 @@ from ldm.models.contracts import (
 )
 from ldm.models.diffusion.base import DDPM
 from ldm.models.inputs import batch_value, images_from_batch, mask_from_batch
+from ldm.models.stored_latents import StoredLatents
 from ldm.modules.encoders.labels import class_labels
 from ldm.ranges import ConditioningKey, Count, PositiveFloat
 from ldm.util import ConfigError, UserError, instantiate_from_config
@@ -33,6 +34,7 @@ class LatentDiffusion(DDPM):
     """DDPM on the latents of a frozen first stage, with or without a condition."""
 
     lowest_of_masks = -1.0  # value of concatenated masks outside of the part to fill
+    stored_latents: StoredLatents | None = None  # encodings of the training images, set by a callback
 
     def __init__(
         self,
@@ -148,15 +150,32 @@ class LatentDiffusion(DDPM):
         """Measure the latents' deviation before the very first step; all processes use that of rank zero."""
         first = self.current_epoch == 0 and self.global_step == 0 and batch_idx == 0
         if self.scale_by_std and first and not self._has_scale:
-            z = self.encode_first_stage(images_from_batch(batch, self.first_stage_key)) / self.scale_factor
+            z = self.encode_batch(batch) / self.scale_factor
             self.scale_factor.fill_(self.trainer.strategy.broadcast((1.0 / z.flatten().std()).item()))
 
     @torch.no_grad()
     def encode_first_stage(self, x: Tensor) -> Tensor:
         """Return the scaled latents (B, C, h, w) of images (B, 3, H, W) in [-1, 1]."""
-        encoded = self.first_stage_model.encode(x)
+        return self._scaled(self.first_stage_model.encode(x), x.shape[-2:])
+
+    @torch.no_grad()
+    def encode_batch(self, batch: Mapping[str, Any]) -> Tensor:
+        """Return the scaled latents of the batch's images, (B, C, h, w), from stored encodings if there are any."""
+        stored = None if self.stored_latents is None else self.stored_latents.of(batch)
+        if stored is not None:
+            return self._scaled(stored, self.stored_latents.image_size)
+        return self.encode_first_stage(images_from_batch(batch, self.first_stage_key))
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether training steps need images whose latents are stored; a method that needs none overrides it."""
+        is_condition = self._encode_condition is not None and self.cond_stage_key == self.first_stage_key
+        return type(self) is not LatentDiffusion or is_condition or bool(self.concat_keys)
+
+    def _scaled(self, encoded: Any, pixels: Sequence[int]) -> Tensor:
+        """Return scaled latents from the output of the first stage for images of H x W pixels."""
         z = encoded if isinstance(encoded, Tensor) else encoded.sample()
-        return self.scale_factor * self.checked(z, x)
+        return self.scale_factor * self.checked(z, pixels)
 
     def decode_first_stage(self, z: Tensor, force_not_quantize: bool = False) -> Tensor:
         """Return images (B, 3, H, W) of scaled latents (B, C, h, w); gradients pass."""
@@ -174,7 +193,7 @@ class LatentDiffusion(DDPM):
 
     def get_input(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the scaled latents of the batch's images, (B, C, h, w)."""
-        return self.encode_first_stage(images_from_batch(batch, self.first_stage_key))
+        return self.encode_batch(batch)
 
     # Conditions --------------------------------------------------------------------------------------------------
 

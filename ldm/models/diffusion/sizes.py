@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,13 +50,13 @@ class DataSize(nn.Module):
         shape = batch_value(batch, self.first_stage_key).shape[1:]
         return self.latent_size(*(shape[1:] if is_channel_first(shape) else shape[:2]))
 
-    def checked(self, z: Tensor, images: Tensor) -> Tensor:
-        """Return latents z (B, C, h, w) of images (B, c, H, W); in training, their size becomes that of the model.
+    def checked(self, z: Tensor, pixels: Sequence[int]) -> Tensor:
+        """Return latents z (B, C, h, w) of images of H x W pixels; in training, their size becomes that of the model.
 
         Raises:
             UserError: the channels, the size, or the size of images without a first stage do not fit the model.
         """
-        options, size, pixels = self.input_options, tuple(z.shape[-2:]), tuple(images.shape[-2:])
+        options, size, pixels = self.input_options, tuple(z.shape[-2:]), tuple(pixels)
         if z.shape[1] != options.channels:
             raise UserError(
                 f"model.params.channels: expected the {z.shape[1]} channels of the data, got {options.channels}. Make "

@@ -27,6 +27,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda_callback": {},
     "results_writer": {},
     "representation_writer": {},
+    "latent_cache": {},
 }
 
 

@@ -13,6 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from torch import Tensor
 
+from ldm.data.module import DataModuleFromConfig
 from ldm.models.contexts import evaluating
 from ldm.pictures.draw import draw_grid, draw_images
 from ldm.pictures.grid import CaptionedGrid
@@ -124,6 +125,8 @@ class ImageLogger(Callback):
         is_due = not self.disabled and self.is_due(index, split)
         if not is_due or not isinstance(pl_module, LogsImages) or not trainer.is_global_zero:
             return
+        if isinstance(trainer.datamodule, DataModuleFromConfig):
+            batch = trainer.datamodule.with_images(batch, "train" if split == "train" else "validation")
         stamp = f"gs-{step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}"
         for key, picture in self._draw(pl_module, batch, split).items():
             path = Path(trainer.default_root_dir) / "images" / split / f"{key}_{stamp}.png"

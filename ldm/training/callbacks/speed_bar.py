@@ -128,7 +128,7 @@ class SpeedBar(ProgressBar):
 
 def num_images(batch: Any) -> int:
     """Return the number of images of a batch; 0 if it is unknown."""
-    images = batch.get("image") if isinstance(batch, Mapping) else batch
+    images = batch.get("image", batch.get("index")) if isinstance(batch, Mapping) else batch
     if isinstance(images, (list, tuple)) and images:
         images = images[0]
     return len(images) if isinstance(images, Sized) else 0

@@ -115,6 +115,11 @@ class CLIPDisDiff(UnitDiffusion):
         """Return the embeddings of the batch's texts."""
         return self.encode_text(batch_value(batch, self.cond_stage_key))
 
+    @property
+    def needs_images(self) -> bool:
+        """See the base class: the disentangling loss compares decoded predictions."""
+        return type(self) is not CLIPDisDiff
+
     def condition_in_training(self, cond: UnitCodes) -> UnitCodes:
         """Return the condition with some units left unset at random (``unset_prob``) in training."""
         if not self.training or self.unset_prob == 0:
