@@ -1,0 +1,535 @@
+"""Compare training steps of ``ldm`` with the plain way, and with what the machine can do.
+
+    python scripts/bench_training.py                                   # everything, half an hour on a CPU
+    python scripts/bench_training.py --networks --steps 5              # the references' four networks, 16 images
+    python scripts/bench_training.py --stages clip_disdiff vq --parts  # two stages of the quickstart and their parts
+    python scripts/bench_training.py --stages full_disdiff --device cuda --batch-size 128 --json speed.json
+
+A network is trained alone: forward and backward pass, optimizer, moving average. A stage is the whole training step of
+a shipped config, with frozen first stage, condition and disentangling loss, on a batch of its data (``full_...``: in
+the size of the references). Weights are random. The plain way (``plain_training.py``) has the same weights and inputs:
+float32, one pass per unit, attention by einsum, loops over parameters. Steps of all ways alternate within one process,
+after steps that are not counted; times and ratios are medians. Operations are those of matrix products and
+convolutions, as executed; the peak is that of a matrix product in the same precision. The last two columns are the
+relative differences of loss and gradients in float32 from the plain way, before the first update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import logging
+import math
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_cases import NETWORKS, PLAIN, PRECISIONS, STAGES, Bench, Case, Way
+
+from ldm.models.autoencoder_base import Autoencoder
+from ldm.models.contexts import chosen_device
+from ldm.models.diffusion.base import DDPM
+from ldm.models.diffusion.latent import LatentDiffusion
+from ldm.modules.diffusionmodules import openaimodel, openaimodel_shift
+from ldm.modules.ema import LitEma
+from ldm.runs.folder import RunFolder
+from ldm.training.cli import run_command
+from ldm.training.throughput import OperationCounter, device_time, measure_peak, precision_dtype, share_of_peak
+from ldm.training.trainer import build_trainer, choose_devices
+from ldm.util import UserError
+
+WIDTH = 150  # of the tables, at least
+WARM_UP = 2  # steps of each way before those that are measured
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
+
+@dataclass
+class Result:
+    """Figures of one way of a case; NaN or None where they do not apply."""
+
+    case: str
+    way: str
+    batch_size: int
+    seconds: float
+    images_per_second: float
+    operations: float
+    share_of_peak: float
+    convolution_share: float  # of the peak, during convolutions alone
+    convolution_time: float  # share of the time of a step
+    memory_bytes: int
+    ratio: float  # seconds of the plain way / seconds, median over rounds
+    loss_difference: float | None = None
+    gradient_difference: float | None = None
+    parts: dict[str, float] | None = None  # seconds
+
+
+Clock = Callable[[], float]
+
+
+def make_clock(device: torch.device, kind: str) -> Clock:
+    """Return a clock in seconds that waits for the device: by the wall, or of the processor per thread."""
+
+    def wall() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return functools.partial(device_time, device) if kind == "processor" else wall
+
+
+# Measurements ------------------------------------------------------------------------------------------------------
+
+
+def differences(way: Way, plain: Way, batch: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the relative differences of the losses and of all gradients of two ways on a batch."""
+    losses, gradients = [], []
+    for each in (way, plain):
+        torch.manual_seed(1)
+        losses.append(torch.stack([loss.float() for loss in each.step(batch, updates=False)]))
+        gradients.append(each.gradients())
+    ours, theirs = gradients
+    if ours.keys() != theirs.keys():
+        raise UserError(f"{way.name}: expected gradients of {len(theirs)} parameters, got {len(ours)}")
+    squares = sum((ours[name] - theirs[name]).double().square().sum() for name in theirs)
+    norm = sum(gradient.double().square().sum() for gradient in theirs.values())
+    loss = ((losses[0] - losses[1]).abs() / losses[1].abs()).max()
+    return float(loss), float((squares / norm).sqrt())
+
+
+class StepTrace(TorchDispatchMode):
+    """Context that measures the time of convolutions and the largest size of all tensors, which both take time.
+
+    Attributes:
+        seconds: of the convolutions.
+        largest: bytes of the tensors that were allocated in the context and in use at the same time.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.seconds, self.largest = 0.0, 0
+        self._clock, self._current, self._known = clock, 0, weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation."""
+        is_timed = func in CONVOLUTIONS
+        start = self._clock() if is_timed else 0.0
+        result = func(*args, **(kwargs or {}))
+        if is_timed:
+            self.seconds += self._clock() - start
+        for each in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(each, Tensor):
+                self._add(each.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            self._current += storage.nbytes()
+            self.largest = max(self.largest, self._current)
+            weakref.finalize(storage, self._release, storage.nbytes())
+
+    def _release(self, num_bytes: int) -> None:
+        self._current -= num_bytes
+
+
+def traced_step(way: Way, batch: Mapping[str, Any], clock: Clock) -> tuple[OperationCounter, float, int]:
+    """Return the operations of a step, the seconds of its convolutions, and the largest size of all tensors."""
+    with OperationCounter() as counter:
+        way.step(batch)
+    states = [value for each in way.optimizers for state in each.state.values() for value in state.values()]
+    resident = [*way.model.parameters(), *way.model.buffers(), *(each for each in states if isinstance(each, Tensor))]
+    with StepTrace(clock) as trace:
+        way.step(batch)
+    return counter, trace.seconds, trace.largest + sum(each.numel() * each.element_size() for each in resident)
+
+
+def measure(
+    case: Case,
+    ways: Sequence[Way],
+    batch: Mapping[str, Any],
+    peaks: Mapping[str, float],
+    steps: int,
+    clock: Clock,
+    advance: Callable[[], None],
+) -> list[Result]:
+    """Time the steps of all ways in turn."""
+    by_name, found = {way.name: way for way in ways}, []
+    plain, size = by_name[PLAIN], len(batch["image"])
+    compared = differences(by_name["fp32"], plain, batch) if "fp32" in by_name else (None, None)
+    traces = {}
+    for way in ways:
+        way.step(batch)
+        traces[way.name] = traced_step(way, batch, clock)
+        advance()
+    for round_index in range(WARM_UP - 1 + steps):
+        for way in ways:
+            start = clock()
+            way.step(batch)
+            if round_index >= WARM_UP - 1:
+                way.seconds.append(clock() - start)
+        advance()
+    for way in ways:
+        counter, convolution_seconds, memory = traces[way.name]
+        seconds, peak = statistics.median(way.seconds), peaks["fp32" if way.is_plain else way.name]
+        found.append(
+            Result(
+                case.title,
+                way.name,
+                size,
+                seconds,
+                size / seconds,
+                counter.total,
+                share_of_peak(counter.total, seconds, peak),
+                share_of_peak(counter.of_convolutions, convolution_seconds, peak),
+                convolution_seconds / seconds,
+                memory,
+                statistics.median(theirs / ours for theirs, ours in zip(plain.seconds, way.seconds)),
+                *(compared if way.name == "fp32" else (None, None)),
+            )
+        )
+    return found
+
+
+# Parts of a step ---------------------------------------------------------------------------------------------------
+
+
+def named_parts(model: pl.LightningModule) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the parts of a model with their names; parts of one name are added."""
+    if isinstance(model, Autoencoder):
+        yield from (("encoder", model.encoder), ("codebook", model.quantize), ("decoder", model.decoder))
+        for name in ("perceptual_loss", "discriminator"):
+            part = model.loss.get_submodule(name) if vars(model.loss)["_modules"].get(name) is not None else None
+            if part is not None:
+                yield name.replace("_", " "), part
+    elif isinstance(model, DDPM):
+        yield from _parts_of_network(model.model.diffusion_model)
+        if isinstance(model, LatentDiffusion):
+            stage = dict(model.first_stage_model.named_children())
+            yield from (("first stage", stage[name]) for name in ("encoder", "quant_conv") if name in stage)
+            yield from (
+                ("decoder of the loss", stage[name]) for name in ("decoder", "post_quant_conv") if name in stage
+            )
+            towers = dict(model.cond_stage_model.named_children()) if model.cond_stage_model is not None else {}
+            if "image_encoder" in towers and towers["image_encoder"] is not None:
+                yield "CLIP", towers["image_encoder"]
+            if towers:
+                yield "condition", towers.get("text_encoder") or model.cond_stage_model
+    else:
+        yield from model.named_children()
+
+
+def _parts_of_network(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    if not isinstance(network, openaimodel.UNetModel):
+        yield "U-Net", network
+        return
+    is_frozen = isinstance(network, openaimodel_shift.UNetModel)
+    yield from (("frozen U-Net" if is_frozen else "U-Net encoder", block) for block in network.input_blocks)
+    decoder = [network.middle_block, *network.output_blocks, network.out]
+    yield from (("frozen U-Net" if is_frozen else "U-Net decoder", block) for block in decoder)
+    if is_frozen:
+        shift = [network.shift_middle_block, *network.shift_output_blocks, network.shift_out]
+        yield from (("U-Net decoder", block) for block in shift)
+
+
+class Parts:
+    """Divides the time of a step among the parts of a model, in the forward and in the backward pass.
+
+    In the backward pass a part begins when the gradient of its output arrives, and ends when another one begins.
+    """
+
+    def __init__(self, model: pl.LightningModule, clock: Clock) -> None:
+        self.seconds: dict[str, float] = {}
+        self._clock, self._stack, self._now, self._since = clock, [], "", 0.0
+        self._handles = []
+        for name, part in named_parts(model):
+            self._handles.append(part.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
+            self._handles.append(part.register_forward_hook(lambda _, __, out, name=name: self._leave(name, out)))
+
+    def mark(self, name: str) -> None:
+        """Begin a part; "" ends the last one."""
+        now = self._clock()
+        if self._now:
+            self.seconds[self._now] = self.seconds.get(self._now, 0.0) + now - self._since
+        self._now, self._since = (
+            {"forward": "loss, other layers", "backward": "loss, other layers"}.get(name, name),
+            now,
+        )
+
+    def _enter(self, name: str) -> None:
+        self._stack.append(self._now)
+        self.mark(name)
+
+    def _leave(self, name: str, output: Any) -> None:
+        self.mark(self._stack.pop())
+        outputs = output if isinstance(output, (tuple, list)) else [output]
+        for each in outputs:
+            if isinstance(each, Tensor) and each.requires_grad:
+                each.register_hook(lambda _: self.mark(name))
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def seconds_of_parts(way: Way, batch: Mapping[str, Any], clock: Clock, steps: int) -> dict[str, float]:
+    """Return the mean seconds of each part of a step."""
+    parts = Parts(way.model, clock)
+    try:
+        for _ in range(steps):
+            way.step(batch, parts.mark)
+    finally:
+        parts.close()
+    return {name: seconds / steps for name, seconds in parts.seconds.items()}
+
+
+class _Repeated:
+    """A loader that returns one batch again and again."""
+
+    def __init__(self, batch: Mapping[str, Any], count: int) -> None:
+        self.batch, self.count = batch, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return itertools.repeat(self.batch, self.count)
+
+
+class StepTimer(pl.Callback):
+    """Divides the time of the steps of a Trainer between the model and Lightning.
+
+    Forward and backward pass, clipping, optimizer and moving average count as the model's, everything else, such as
+    loops, callbacks, logging and the hooks of manual optimization, as Lightning's.
+
+    Attributes:
+        seconds: of Lightning per step.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.seconds: list[float] = []
+        self._clock, self._since, self._sum, self._is_lightning = clock, 0.0, 0.0, True
+
+    def _switch(self, is_lightning: bool) -> bool:
+        now, was_lightning = self._clock(), self._is_lightning
+        self._sum += now - self._since if was_lightning else 0.0
+        self._since, self._is_lightning = now, is_lightning
+        return was_lightning
+
+    def _timed(self, function: Callable[..., Any], is_lightning: bool) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            before = self._switch(is_lightning)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._switch(before)
+
+        return call
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wrap the functions of the model, and those of Lightning that it calls."""
+        own = {"training_step": False, "backward": False, "configure_gradient_clipping": False}
+        hooks = ("log", "log_dict", "toggle_optimizer", "untoggle_optimizer", "optimizers", "lr_schedulers")
+        for name, is_lightning in {**own, **dict.fromkeys(hooks, True)}.items():
+            setattr(pl_module, name, self._timed(getattr(pl_module, name), is_lightning))
+        for average in (module for module in pl_module.modules() if isinstance(module, LitEma)):
+            average.forward = self._timed(average.forward, is_lightning=False)
+        for optimizer in trainer.optimizers:
+            step = self._timed(optimizer.step, is_lightning=False)
+            optimizer.step = functools.partial(self._step, step)
+
+    def _step(self, step: Callable[..., Any], closure: Callable[[], Any] | None = None) -> Any:
+        return step(closure if closure is None else self._timed(closure, is_lightning=True))
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """End a step and begin the next one."""
+        self._switch(is_lightning=True)
+        self.seconds.append(self._sum)
+        self._sum = 0.0
+
+
+def lightning_seconds(bench: Bench, case: Case, batch: Mapping[str, Any], way: Way, clock: Clock, steps: int) -> float:
+    """Return the seconds of Lightning per step of a run, without checkpoints and pictures, on one repeated batch."""
+    keys = {"limit_val_batches": 0, "enable_checkpointing": "false", "accumulate_grad_batches": 1}
+    keys |= {"max_steps": steps + WARM_UP + 1, "precision": PRECISIONS[way.name]}
+    words = [f"lightning.trainer.{name}={value}" for name, value in keys.items()]
+    plan = bench.plan(case, *words, "lightning.callbacks.image_logger=null")
+    plan.settings.arguments["accelerator"] = "gpu" if bench.device.type == "cuda" else bench.device.type
+    model, data, timer = bench.build(case)[0], plan.config.build("data"), StepTimer(clock)
+    data.train_dataloader = lambda: _Repeated(batch, steps + WARM_UP + 1)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(plan, choose_devices(plan.settings.arguments), model, RunFolder(Path(folder)), [timer])
+        trainer.fit(model, datamodule=data)
+    return statistics.median(timer.seconds[WARM_UP + 1 :])
+
+
+def data_seconds(bench: Bench, case: Case, clock: Clock, count: int = 10) -> float:
+    """Return the mean seconds until the next batch of the data of a case."""
+    batches = iter(bench.plan(case).config.build("data").train_dataloader())
+    next(batches)
+    start = clock()
+    for _ in range(count):
+        next(batches)
+    return (clock() - start) / count
+
+
+def add_parts(
+    bench: Bench,
+    case: Case,
+    ways: Sequence[Way],
+    batch: Mapping[str, Any],
+    results: list[Result],
+    clock: Clock,
+    steps: int,
+) -> None:
+    """Measure the parts of our ways."""
+    for way, result in zip(ways, results):
+        if not way.is_plain:
+            result.parts = seconds_of_parts(way, batch, clock, steps)
+            if not case.is_network:
+                result.parts["Lightning"] = lightning_seconds(bench, case, batch, way, clock, steps)
+                result.parts["data"] = data_seconds(bench, case, clock)
+
+
+# Output ------------------------------------------------------------------------------------------------------------
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """Return processor or GPU, threads and versions."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    found = {"processor": names[0] if names else platform.processor(), "threads": str(torch.get_num_threads())}
+    if device.type == "cuda":
+        found["GPU"] = torch.cuda.get_device_name(device)
+    return {**found, "python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__}
+
+
+def _share(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.2f}"
+
+
+def show(results: Sequence[Result], console: Console) -> None:
+    """Print the table of all steps."""
+    headings = ("case", "B", "way", "s / step", "images/s", "GFLOP", "of peak", "convolutions", "their time", "MiB")
+    table = Table(*headings, "ratio", "loss", "gradient", title="training steps")
+    for column in table.columns[3:]:
+        column.justify = "right"
+    for index, found in enumerate(results):
+        if index and results[index - 1].case != found.case:
+            table.add_section()
+        compared = (found.loss_difference, found.gradient_difference)
+        table.add_row(
+            found.case,
+            str(found.batch_size),
+            found.way,
+            f"{found.seconds:.3f}",
+            f"{found.images_per_second:.0f}" if found.images_per_second >= 10 else f"{found.images_per_second:.1f}",
+            f"{found.operations / 1e9:.1f}",
+            _share(found.share_of_peak),
+            _share(found.convolution_share),
+            _share(found.convolution_time),
+            f"{found.memory_bytes / 2**20:.0f}",
+            f"{found.ratio:.2f}x",
+            *("" if each is None else f"{each:.0e}" for each in compared),
+        )
+    console.print(table)
+
+
+def show_parts(results: Sequence[Result], console: Console) -> None:
+    """Print a table of the parts of each step."""
+    for found in results:
+        if found.parts:
+            whole = sum(found.parts.values())
+            table = Table("part", "ms", "share", title=f"{found.case}, {found.way}")
+            for name, seconds in sorted(found.parts.items(), key=lambda each: -each[1]):
+                table.add_row(name, f"{seconds * 1e3:.1f}", f"{seconds / whole:.3f}")
+            console.print(table)
+
+
+def read_options(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = {"networks": [case.name for case in NETWORKS], "stages": [case.name for case in STAGES]}
+    for group, choices in names.items():
+        text = f"by default all: {', '.join(choices)}"
+        parser.add_argument(f"--{group}", nargs="*", choices=choices, metavar="NAME", help=text)
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, default=["fp32", "bf16"], help="of our steps (default: fp32 bf16)"
+    )
+    parser.add_argument("--steps", type=int, default=5, help="measured steps of each way (default: 5)")
+    parser.add_argument("--batch-size", type=int, help="default: that of the config, and 16 in the references' sizes")
+    parser.add_argument("--parts", action="store_true", help="also divide the time of a step among its parts")
+    parser.add_argument("--device", help="default: the GPU if there is one")
+    parser.add_argument("--threads", type=int, help="of torch on the CPU (default: one per core)")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: for busy machines")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="keys of all configs, after `--`")
+    options = parser.parse_args(words)
+    if options.steps < 1 or (options.threads or 1) < 1:
+        parser.error("--steps, --threads: expected at least 1")
+    return options
+
+
+def chosen_cases(options: argparse.Namespace) -> list[Case]:
+    """Return the named networks and stages; all of them if neither option is given."""
+    groups = ((options.networks, NETWORKS), (options.stages, STAGES))
+    is_all = options.networks is None and options.stages is None
+    found = [(case, named) for named, cases in groups for case in cases if is_all or named is not None]
+    return [case for case, named in found if not named or case.name in named]
+
+
+def run(options: argparse.Namespace) -> None:
+    for name in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device, console, cases, results = chosen_device(options.device), Console(), chosen_cases(options), []
+    console.width, clock, about = max(console.width, WIDTH), make_clock(device, options.clock), machine(device)
+    dtypes = {name: precision_dtype(PRECISIONS[name]) for name in dict.fromkeys(["fp32", *options.precision])}
+    peaks = {name: measure_peak(device, dtype, seconds=0.5) for name, dtype in dtypes.items()}
+    console.print(", ".join(f"{key} {value}" for key, value in about.items()), highlight=False)
+    shown = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
+    console.print(f"peak of a matrix product: {shown}", highlight=False)
+    with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
+        bench = Bench(device, Path(folder), options.overrides, options.batch_size)
+        rounds = options.steps + WARM_UP - 1 + len(options.precision) + 1
+        task = progress.add_task("", total=rounds * len(cases))
+        for case in cases:
+            progress.update(task, description=case.title)
+            ways, batch = bench.ways(case, options.precision)
+            found = measure(case, ways, batch, peaks, options.steps, clock, lambda: progress.advance(task))
+            if options.parts:
+                add_parts(bench, case, ways, batch, found, clock, options.steps)
+            results += found
+    show(results, console)
+    show_parts(results, console)
+    if options.json:
+        figures = [asdict(found) for found in results]
+        options.json.write_text(json.dumps({"machine": about, "peaks": peaks, "results": figures}, indent=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = read_options(arguments)
+    return run_command(lambda: run(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
