@@ -206,7 +206,7 @@ def _rows(values: np.ndarray, block: int, killed_at: int | None = None):
 def test_a_killed_build_continues(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(23, 3, 2)).astype(np.float32)
     path = tmp_path / "x.npy"
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     child = context.Process(target=append_npy, args=(path, values.shape, 4, _rows(values, 4, killed_at=12)))
     child.start()
     child.join()
@@ -238,7 +238,7 @@ def _train_once(pictures: Path, folder: Path, queue: Any) -> None:
 
 
 def test_two_processes_build_one_file(pictures: Path, tmp_path: Path, cache: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     children = [context.Process(target=_train_once, args=(pictures, tmp_path / f"{n}", queue)) for n in range(2)]
     for child in children:
