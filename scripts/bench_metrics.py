@@ -2,9 +2,10 @@
 
     python scripts/bench_metrics.py                        # full protocol at 6 and 20 codes: 15 minutes
     python scripts/bench_metrics.py --codes 20 --metrics dci
+    python scripts/bench_metrics.py --space mpi3d cars3d --codes 20 --metrics dci      # many classes: 20 minutes
     python scripts/bench_metrics.py --quick                # a twentieth of the samples: a minute
 
-Both versions run in turn in this process on the same codes of the factor space of Shapes3D, with one thread. Times are
+Both versions run in turn in this process on the same codes of the factor space (Shapes3D), with one thread. Times are
 processor times of the whole metric, including the draws; imports, compilation and a first run on few samples are
 excluded. ``--seeds`` also reports the difference between two seeds of scikit-learn's DCI, which break ties between
 splits differently.
@@ -13,7 +14,9 @@ splits differently.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import platform
 import time
 import warnings
@@ -105,9 +108,9 @@ def suite(results: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
     return {"seconds": seconds, "plain_seconds": plain_seconds, "ratio": plain_seconds / seconds}
 
 
-def show(results: Sequence[Mapping[str, Any]], num_units: int, console: Console) -> None:
-    """Print the table of one number of codes."""
-    table = Table(title=f"{num_units} codes")
+def show(results: Sequence[Mapping[str, Any]], title: str, console: Console) -> None:
+    """Print the table of one space and number of codes."""
+    table = Table(title=title)
     for heading in ("metric", "s", "plain s", "ratio", "figure", "ours", "plain", "largest difference"):
         table.add_column(heading, justify="left" if heading in ("metric", "figure") else "right")
     for found in results:
@@ -144,27 +147,30 @@ def machine() -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codes", type=int, nargs="+", default=[6, 20], help="numbers of codes (at least 2)")
+    parser.add_argument("--space", nargs="+", default=["shapes3d"], metavar="NAME", help="data sets (shapes3d)")
     parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=list(METRICS), metavar="NAME")
     parser.add_argument("--quick", action="store_true", help=f"1/{QUICK} of the samples")
     parser.add_argument("--seeds", action="store_true", help="also run DCI of scikit-learn with another seed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     options = parser.parse_args(arguments)
-    console, space = Console(), factor_space("shapes3d")
+    console = Console()
     console.width = max(console.width, WIDTH)
     about = machine()
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), highlight=False)
     console.print("one thread, processor time, warmed up" + (f", 1/{QUICK} of the samples" if options.quick else ""))
     every = []
-    for num_units in options.codes:
-        codes, results = make_codes(space, num_units), []
-        for name in options.metrics:
-            with console.status(f"{name}, {num_units} codes"):
-                results.append(compare(name, codes, space, QUICK if options.quick else 1, options.seeds))
-        show(results, num_units, console)
-        every.append({"codes": num_units, "suite": suite(results), "metrics": results})
+    for name, num_units in itertools.product(options.space, options.codes):
+        space, title, results = factor_space(name), f"{name}, {num_units} codes", []
+        codes = make_codes(space, num_units)
+        for metric in options.metrics:
+            with console.status(f"{metric}, {title}"):
+                results.append(compare(metric, codes, space, QUICK if options.quick else 1, options.seeds))
+        show(results, title, console)
+        every.append({"space": name, "codes": num_units, "suite": suite(results), "metrics": results})
     if options.json:
         options.json.write_text(json.dumps({"machine": about, "quick": options.quick, "results": every}, indent=1))
 
 
 if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the boosted trees
     main()

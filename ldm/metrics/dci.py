@@ -26,7 +26,7 @@ def dci(
     *,
     num_train: int = 10000,
     num_test: int = 5000,
-    num_threads: int = 1,
+    num_threads: int | None = None,
 ) -> dict[str, float]:
     """Return all three DCI scores.
 
@@ -36,7 +36,8 @@ def dci(
         representation, sampler, random_state: see ``ldm.metrics.common``.
         num_train: labelled codes that the classifiers are fitted on.
         num_test: labelled codes of ``informativeness_test``.
-        num_threads: threads that share the classes of a factor; the scores do not depend on it.
+        num_threads: threads that share the classes of a factor (all cores, or OMP_NUM_THREADS); the scores do not
+            depend on it.
 
     Returns:
         ``informativeness_train``, ``informativeness_test`` (mean accuracy over factors), ``disentanglement``
@@ -58,7 +59,7 @@ def dci_factor(
     *,
     num_train: int = 10000,
     num_test: int = 5000,
-    num_threads: int = 1,
+    num_threads: int | None = None,
 ) -> dict[str, Any]:
     """Return the part of one factor in ``dci``, with the same draws, for ``scores_from_importances``."""
     samples = _draw(representation, sampler, num_train, num_test, random_state)
@@ -83,7 +84,7 @@ def factor_importance(
     test_codes: np.ndarray,
     test_labels: np.ndarray,
     factor: int,
-    num_threads: int = 1,
+    num_threads: int | None = None,
 ) -> dict[str, Any]:
     """Fit boosted trees (100 stages, depth 3, rate 0.1) that predict one factor from the codes.
 
@@ -93,7 +94,7 @@ def factor_importance(
         test_codes: (m, K) float.
         test_labels: (m, F) int.
         factor: column of the labels.
-        num_threads: threads that share the classes.
+        num_threads: threads that share the classes (all cores, or OMP_NUM_THREADS).
 
     Returns:
         ``importance``: list of K shares that sum to 1 (0 if no unit is informative), ``train_accuracy`` and

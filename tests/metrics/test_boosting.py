@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 from sklearn.ensemble import GradientBoostingClassifier
 
 from ldm.metrics import MetricError
-from ldm.metrics.boosting.classifier import fit_boosted_trees, sort_codes
+from ldm.metrics.boosting.classifier import default_threads, fit_boosted_trees, sort_codes
+from ldm.scoring import engine
 
 
 def on_levels(num: int, num_units: int, num_classes: int, num_levels: int, seed: int = 0) -> tuple:
@@ -84,6 +86,19 @@ def test_threads_change_nothing(num_classes):
     shared = fit_boosted_trees(sort_codes(codes), labels, num_threads=3)
     assert np.array_equal(alone.importances, shared.importances)
     assert np.array_equal(alone.value, shared.value)
+
+
+@pytest.mark.parametrize(("openmp", "of_numba", "expected"), [("1", 8, 1), ("4", 8, 4), ("8", 1, 1), ("2,1", 1, 1)])
+def test_threads_are_limited_as_those_of_other_libraries(openmp, of_numba, expected, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", openmp)
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", of_numba)
+    assert default_threads() == expected
+
+
+def test_workers_of_scores_use_one_thread(monkeypatch):
+    for name, value in engine._SETTINGS["distributed.nanny.pre-spawn-environ"].items():
+        monkeypatch.setenv(name, value)
+    assert default_threads() == 1
 
 
 def test_one_sorting_serves_many_labels():

@@ -9,9 +9,11 @@ scikit-learn's choice depends on its seed and on rounding, ours on a fixed rule 
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from ldm.metrics.boosting import trees
@@ -47,13 +49,13 @@ class BoostedTrees:
         return self.classes[_winners(raw)]
 
 
-def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int = 1) -> BoostedTrees:
+def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int | None = None) -> BoostedTrees:
     """Fit the classifier.
 
     Args:
         codes: n samples, from ``sort_codes``.
         labels: (n,) of at least two distinct values.
-        num_threads: threads that share the trees of a stage; the result does not depend on it.
+        num_threads: threads that share the trees of a stage (``default_threads``); the result does not depend on it.
 
     Raises:
         MetricError: the labels have another length, or a single value.
@@ -64,10 +66,8 @@ def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int =
     classes, encoded = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise MetricError(f"boosted trees: expected at least two classes, but all {num} labels are {classes[0]}.")
-    is_class = (encoded == np.arange(len(classes))[:, None]).astype(np.float64)  # (C, n)
-    prior = _prior_predictions(is_class.mean(axis=1))
-    targets = is_class if len(classes) > 2 else is_class[1:]  # (R, n)
-    rows = len(targets)
+    prior = _prior_predictions(np.bincount(encoded) / num)
+    rows = len(prior)
     raw = np.repeat(prior[:, None], num, axis=1)
     feature = np.full((NUM_STAGES, rows, LEAVES), -1)
     threshold = np.zeros((NUM_STAGES, rows, LEAVES))
@@ -75,7 +75,7 @@ def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int =
     importance = np.zeros((rows, num_units))
     residuals = np.empty_like(raw)
     scale = 1.0 if rows == 1 else (rows - 1) / rows
-    num_threads = min(rows, max(1, num_threads))
+    num_threads = min(rows, max(1, num_threads or default_threads()))
     shares_of_rows = [np.arange(first, rows, num_threads) for first in range(num_threads)]
     spaces = [workspace(codes) for _ in range(num_threads)]
 
@@ -85,7 +85,7 @@ def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int =
 
     with ThreadPoolExecutor(num_threads) as pool:
         for stage in range(NUM_STAGES):
-            _residuals(targets, raw, residuals)
+            _residuals(encoded, raw, residuals)
             if num_threads == 1:  # a pool costs a tenth of the time
                 grow(shares_of_rows[0], spaces[0], stage)
             else:
@@ -95,6 +95,12 @@ def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int =
     return BoostedTrees(shares, classes, classes[_winners(raw)], prior, feature, threshold, value)
 
 
+def default_threads() -> int:
+    """Return the number of cores, or less if NUMBA_NUM_THREADS or OMP_NUM_THREADS is set, as in workers of scores."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(numba.config.NUMBA_NUM_THREADS, int(limit) if limit.isdigit() else os.cpu_count() or 1)
+
+
 def _prior_predictions(shares: np.ndarray) -> np.ndarray:
     """Return the raw predictions (R,) whose probabilities are the shares (C,) of the classes."""
     tiny = np.finfo(np.float64).eps
@@ -102,16 +108,20 @@ def _prior_predictions(shares: np.ndarray) -> np.ndarray:
     return logs[1:] - logs[:1] if len(shares) == 2 else logs - logs.mean()
 
 
-def _residuals(targets: np.ndarray, raw: np.ndarray, out: np.ndarray) -> None:
-    """Subtract the softmax of raw predictions (R, n), or the logistic function of a single row, from the targets."""
+def _residuals(encoded: np.ndarray, raw: np.ndarray, out: np.ndarray) -> None:
+    """Subtract the softmax of raw predictions (R, n), or the logistic function of a single row, from 0 or 1.
+
+    Args:
+        encoded: (n,) class numbers of the samples: their rows are subtracted from 1.
+    """
     if len(raw) == 1:
         with np.errstate(over="ignore"):  # exp(-raw) may be infinite: probability 0
-            np.subtract(targets, 1.0 / (1.0 + np.exp(-raw)), out=out)
+            np.subtract(encoded, 1.0 / (1.0 + np.exp(-raw)), out=out)
         return
     np.subtract(raw, raw.max(axis=0), out=out)
     np.exp(out, out=out)
-    np.divide(out, out.sum(axis=0), out=out)
-    np.subtract(targets, out, out=out)
+    np.divide(out, -out.sum(axis=0), out=out)
+    out[encoded, np.arange(len(encoded))] += 1.0
 
 
 def _winners(raw: np.ndarray) -> np.ndarray:

@@ -95,10 +95,11 @@ def workspace(codes: SortedCodes) -> Workspace:
         spare_residuals=np.empty(num),
         node=np.empty(num, dtype=np.uint8),
         sums=np.zeros((NUM_SLOTS, 3, num_units, most + 1)),
-        promising=np.zeros(most, dtype=np.bool_),
+        promising=np.zeros(-(-most // 8) * 8, dtype=np.uint8),
         members=np.empty(num, dtype=np.uint32),
         starts=np.zeros(2 * LEAVES, dtype=np.int64),
         stops=np.zeros(2 * LEAVES, dtype=np.int64),
         wanted=np.zeros(LEAVES, dtype=np.bool_),
+        means=np.zeros(2 * LEAVES),
         slots=np.zeros(LEAVES, dtype=np.int64),
     )

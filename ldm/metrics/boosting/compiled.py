@@ -6,10 +6,8 @@ from collections.abc import Callable
 
 import numba
 
-EXACT = {"nnan", "nsz"}  # floating-point rules under which maxima may be vectorised; results do not depend on them
 
-
-def compiled(finite: bool = False) -> Callable[[Callable], Callable]:
+def compiled() -> Callable[[Callable], Callable]:
     """Return a decorator that compiles a function on its first call; it then runs without the interpreter lock.
 
     The machine code is cached beside the source or in the home folder; if neither can be written, every process
@@ -18,13 +16,10 @@ def compiled(finite: bool = False) -> Callable[[Callable], Callable]:
 
     Sums are never reordered: machine code that is compiled and machine code that is read from the cache may differ in
     the order, and scores would differ in their last digits.
-
-    Args:
-        finite: NaN cannot occur, which makes maxima faster.
     """
 
     def decorate(function: Callable) -> Callable:
-        options = {"nogil": True, "error_model": "numpy", "fastmath": EXACT if finite else False}
+        options = {"nogil": True, "error_model": "numpy"}
         try:
             return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # no folder for the machine code

@@ -54,11 +54,12 @@ class Workspace(NamedTuple):
     spare_residuals: np.ndarray  # (n,)
     node: np.ndarray  # (n,) uint8: node of each sample while its children may still be split
     sums: np.ndarray  # (4, 3, K, B + 1): count, g and g^2 up to each bucket's end; a slot for each node of a level
-    promising: np.ndarray  # (B,) bool: buckets to be searched
+    promising: np.ndarray  # (B, rounded up to eights) uint8: 1 for buckets to be searched
     members: np.ndarray  # (n,) uint32: ranks of a node's samples in a bucket
     starts: np.ndarray  # (16,) int64, by node: its samples are starts to stops - 1 of the list
     stops: np.ndarray  # (16,) int64
     wanted: np.ndarray  # (8,) bool: nodes to split, whose sums are valid
+    means: np.ndarray  # (16,) mean residuals of the nodes
     slots: np.ndarray  # (8,) int64: slot of their sums
 
 
@@ -92,43 +93,31 @@ def _sum_root(order, starts, num_buckets, residuals, count, total, square):
         square[b + 1] = all_square
 
 
-@compiled(finite=True)
-def _best_boundary(count, total, num_buckets, mean, size):
-    """Return the largest gain over the bucket ends of one unit; 0 if no end splits the node."""
-    best = 0.0
+@compiled()
+def _count_ends(count, total, num_buckets, mean, size, bar):
+    """Return how many bucket ends of one unit have a gain of at least ``bar``; LLVM vectorises counts, not maxima."""
+    found = 0
     for b in range(1, num_buckets):
         n = count[b]
         excess, weight = total[b] - mean * n, n * (size - n)
-        best = max(best, excess * excess / max(weight, 1.0) if weight > 0.0 else 0.0)
-    return best
+        found += (excess * excess >= bar * weight) & (weight > 0.0)
+    return found
 
 
-@compiled(finite=True)
-def _mark_promising(count, total, square, splittable, num_buckets, mean, size, error, best, promising):
-    """Mark the buckets of one unit that may contain a threshold at least as good as ``best``.
+@compiled()
+def _mark_promising(count, total, square, splittable, num_buckets, mean, size, error, bar, promising):
+    """Mark the buckets of one unit that may contain a threshold with a gain of at least ``bar``.
 
-    With excess e at the ends of the bucket and deviation d inside, the gain is at most (|e| + d)^2 / weight, and
-    (|e| + d)^2 <= 9/8 e^2 + 9 d^2 avoids the square root here.
+    With excess e at the ends of a bucket and deviation d inside, the gain is at most (|e| + d)^2 / weight.
     """
     for b in range(num_buckets):
         n0, n1 = count[b], count[b + 1]
         excess0, excess1 = total[b] - mean * n0, total[b + 1] - mean * n1
         m, t = n1 - n0, total[b + 1] - total[b]
         spread = m * (square[b + 1] - square[b] + error) - t * t  # 4 d^2
-        reach = 1.125 * max(excess0 * excess0, excess1 * excess1) + 2.25 * spread
+        reach = max(abs(excess0), abs(excess1)) + 0.5 * np.sqrt(max(spread, 0.0))
         weight = min((n0 + 1.0) * (size - n0 - 1.0), (n1 - 1.0) * (size - n1 + 1.0))
-        promising[b] = (1.000001 * reach >= best * weight) & (m > 1.5) & splittable[b]
-
-
-@compiled()
-def _bound(count, total, square, b, mean, size, error):
-    """Return an upper bound of the gain inside a bucket, tighter than that of ``_mark_promising``."""
-    n0, n1 = count[b], count[b + 1]
-    m, t = n1 - n0, total[b + 1] - total[b]
-    spread = m * (square[b + 1] - square[b] + error) - t * t
-    reach = max(abs(total[b] - mean * n0), abs(total[b + 1] - mean * n1)) + 0.5 * np.sqrt(max(spread, 0.0))
-    weight = min((n0 + 1.0) * (size - n0 - 1.0), (n1 - 1.0) * (size - n1 + 1.0))
-    return 1.000001 * reach * reach / weight
+        promising[b] = (1.000001 * reach * reach >= bar * weight) & (m > 1.5) & splittable[b]
 
 
 @compiled()
@@ -156,14 +145,12 @@ def _consider(best, gain, unit, rank, seed, mark):
 
 
 @compiled()
-def _search_bucket(codes, work, residuals, unit, b, node, count, total, mean, size, seed, best):
-    """Consider every threshold between two samples of the node in one bucket."""
-    order, values, members = codes.order[unit], codes.values[unit], work.members
+def _search_bucket(order, values, span, nodes, members, residuals, unit, node, n, s, mean, size, seed, mark, best):
+    """Consider every threshold between two samples of the node in one bucket; n and s are the sums up to its start."""
     num = 0
-    for rank in range(codes.starts[unit, b], codes.starts[unit, b + 1]):
+    for rank in range(span[0], span[1]):
         members[num] = rank
-        num += work.node[order[rank]] == node
-    n, s = count[b], total[b]
+        num += nodes[order[rank]] == node
     for k in range(num - 1):
         rank = members[k]
         n += 1.0
@@ -171,7 +158,7 @@ def _search_bucket(codes, work, residuals, unit, b, node, count, total, mean, si
         excess = s - mean * n
         weight = n * (size - n)
         if excess * excess >= best[0] * (1.0 - TIE) * weight and values[members[k + 1]] > values[rank] + MIN_GAP:
-            _consider(best, excess * excess / weight, unit, rank, seed, codes.marks[unit])
+            _consider(best, excess * excess / weight, unit, rank, seed, mark)
 
 
 @compiled()
@@ -180,24 +167,30 @@ def _search(codes, work, residuals, node, mean, size, error, seed, best):
     best[:] = -1.0
     slot = work.slots[node]
     counts, totals, squares = work.sums[slot, 0], work.sums[slot, 1], work.sums[slot, 2]
+    promising, nodes, members = work.promising, work.node, work.members
+    eights = promising.view(np.uint64)  # most are 0: no bucket of eight is promising
     for unit in range(len(codes.num_buckets)):
         count, total, num_buckets = counts[unit], totals[unit], codes.num_buckets[unit]
-        largest = _best_boundary(count, total, num_buckets, mean, size)
-        if largest < best[0] * (1.0 - TIE):
+        if _count_ends(count, total, num_buckets, mean, size, best[0] * (1.0 - TIE)) == 0:
             continue
         for b in range(1, num_buckets):
             n = count[b]
             excess, weight = total[b] - mean * n, n * (size - n)
-            if excess * excess >= largest * (1.0 - TIE) * weight and weight > 0.0 and n > count[b - 1]:
+            if excess * excess >= best[0] * (1.0 - TIE) * weight and weight > 0.0 and n > count[b - 1]:
                 _consider(best, excess * excess / weight, unit, int(codes.starts[unit, b]) - 1, seed, codes.marks[unit])
     for unit in range(len(codes.num_buckets)):
         count, total, square, num_buckets = counts[unit], totals[unit], squares[unit], codes.num_buckets[unit]
-        _mark_promising(
-            count, total, square, codes.splittable[unit], num_buckets, mean, size, error, best[0], work.promising
-        )
-        for b in range(num_buckets):
-            if work.promising[b] and _bound(count, total, square, b, mean, size, error) >= best[0] * (1.0 - TIE):
-                _search_bucket(codes, work, residuals, unit, b, node, count, total, mean, size, seed, best)
+        splittable, bar = codes.splittable[unit], best[0] * (1.0 - TIE)
+        _mark_promising(count, total, square, splittable, num_buckets, mean, size, error, bar, promising)
+        order, values, starts, mark = codes.order[unit], codes.values[unit], codes.starts[unit], codes.marks[unit]
+        for first in range(0, num_buckets, 8):
+            if not eights[first // 8]:
+                continue
+            for b in range(first, min(first + 8, num_buckets)):
+                if promising[b]:
+                    span, sums = (starts[b], starts[b + 1]), (count[b], total[b])
+                    own = order, values, span, nodes, members, residuals, unit, node
+                    _search_bucket(*own, *sums, mean, size, seed, mark, best)
 
 
 @compiled()
@@ -240,10 +233,10 @@ def _sum_node(bucket, num_buckets, samples, residuals, start, stop, count, total
         count[b] += 1.0
         total[b] += g
         square[b] += g * g
-    for b in range(num_buckets):
-        count[b + 1] += count[b]
-        total[b + 1] += total[b]
-        square[b + 1] += square[b]
+    n = t = q = 0.0  # in registers: `count[b + 1] += count[b]` waits for memory
+    for b in range(1, num_buckets + 1):
+        n, t, q = n + count[b], t + total[b], q + square[b]
+        count[b], total[b], square[b] = n, t, q
 
 
 @compiled()
@@ -279,7 +272,8 @@ def _sum_children(codes, work, node):
         start, stop = work.starts[child], work.stops[child]
         total, square = _sum_and_squares(work.residuals, start, stop)
         size = stop - start
-        work.wanted[child] = size > 1 and square / size - (total / size) ** 2 > PURE
+        work.means[child] = total / size
+        work.wanted[child] = size > 1 and square / size - work.means[child] ** 2 > PURE
         for j in range(start, stop):
             work.node[work.samples[j]] = child
     work.slots[large] = work.slots[node]
@@ -296,9 +290,8 @@ def _split(codes, work, residuals, node, error, seed, feature, threshold, import
     """Split one node, unless no unit varies in it."""
     start, stop = work.starts[node], work.stops[node]
     size = stop - start
-    mean = _sum_and_squares(work.residuals, start, stop)[0] / size
     best = np.empty(4)
-    _search(codes, work, residuals, node, mean, float(size), error, seed, best)
+    _search(codes, work, residuals, node, work.means[node], float(size), error, seed, best)
     if best[1] < 0.0:
         return
     unit, rank = int(best[1]), int(best[2])
@@ -324,7 +317,8 @@ def _plant(codes, work, residuals):
     work.wanted[:] = False
     work.stops[1], work.slots[1] = num, 0
     total, square = _sum_and_squares(residuals, 0, num)
-    work.wanted[1] = num > 1 and square / num - (total / num) ** 2 > PURE
+    work.means[1] = total / num
+    work.wanted[1] = num > 1 and square / num - work.means[1] ** 2 > PURE
     if work.wanted[1]:
         for unit in range(len(codes.num_buckets)):
             count, sums, squares = work.sums[0, 0, unit], work.sums[0, 1, unit], work.sums[0, 2, unit]
