@@ -21,7 +21,6 @@ import functools
 import itertools
 import json
 import logging
-import math
 import platform
 import statistics
 import sys
@@ -41,6 +40,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 from training_cases import NETWORKS, PLAIN, PRECISIONS, STAGES, Bench, Case, Way
 
 from ldm.models.autoencoder_base import Autoencoder
@@ -51,7 +51,7 @@ from ldm.modules.diffusionmodules import openaimodel, openaimodel_shift
 from ldm.modules.ema import LitEma
 from ldm.runs.folder import RunFolder
 from ldm.training.cli import run_command
-from ldm.training.throughput import OperationCounter, device_time, measure_peak, precision_dtype, share_of_peak
+from ldm.training.throughput import device_time, measure_peak, precision_dtype
 from ldm.training.trainer import build_trainer, choose_devices
 from ldm.util import UserError
 
@@ -62,7 +62,7 @@ CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_b
 
 @dataclass
 class Result:
-    """Figures of one way of a case; NaN or None where they do not apply."""
+    """Figures of one way of a case; None where they do not apply."""
 
     case: str
     way: str
@@ -71,7 +71,7 @@ class Result:
     images_per_second: float
     operations: float
     share_of_peak: float
-    convolution_share: float  # of the peak, during convolutions alone
+    convolution_share: float | None  # of the peak, during convolutions alone
     convolution_time: float  # share of the time of a step
     memory_bytes: int
     ratio: float  # seconds of the plain way / seconds, median over rounds
@@ -113,6 +113,12 @@ def differences(way: Way, plain: Way, batch: Mapping[str, Any]) -> tuple[float, 
     return float(loss), float((squares / norm).sqrt())
 
 
+def operations_of_convolutions(counter: FlopCounterMode) -> int:
+    """Return the operations of the convolutions among those that were counted."""
+    counts = counter.get_flop_counts().get("Global", {})
+    return sum(count for kind, count in counts.items() if "conv" in str(kind))
+
+
 class StepTrace(TorchDispatchMode):
     """Context that measures the time of convolutions and the largest size of all tensors, which both take time.
 
@@ -149,9 +155,9 @@ class StepTrace(TorchDispatchMode):
         self._current -= num_bytes
 
 
-def traced_step(way: Way, batch: Mapping[str, Any], clock: Clock) -> tuple[OperationCounter, float, int]:
+def traced_step(way: Way, batch: Mapping[str, Any], clock: Clock) -> tuple[FlopCounterMode, float, int]:
     """Return the operations of a step, the seconds of its convolutions, and the largest size of all tensors."""
-    with OperationCounter() as counter:
+    with FlopCounterMode(display=False) as counter:
         way.step(batch)
     states = [value for each in way.optimizers for state in each.state.values() for value in state.values()]
     resident = [*way.model.parameters(), *way.model.buffers(), *(each for each in states if isinstance(each, Tensor))]
@@ -195,9 +201,9 @@ def measure(
                 size,
                 seconds,
                 size / seconds,
-                counter.total,
-                share_of_peak(counter.total, seconds, peak),
-                share_of_peak(counter.of_convolutions, convolution_seconds, peak),
+                counter.get_total_flops(),
+                counter.get_total_flops() / seconds / peak,
+                operations_of_convolutions(counter) / convolution_seconds / peak if convolution_seconds else None,
                 convolution_seconds / seconds,
                 memory,
                 statistics.median(theirs / ours for theirs, ours in zip(plain.seconds, way.seconds)),
@@ -422,8 +428,8 @@ def machine(device: torch.device) -> dict[str, str]:
     return {**found, "python": platform.python_version(), "torch": torch.__version__, "lightning": pl.__version__}
 
 
-def _share(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2f}"
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def show(results: Sequence[Result], console: Console) -> None:

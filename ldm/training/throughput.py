@@ -1,39 +1,20 @@
 """Operations of a training step, and their share of those that the device can do.
 
-The limit is measured, not looked up: a matrix product in the precision of the run, for a fraction of a second, once at
-the start of training. Matrix products and convolutions are counted, as is usual for the share of the peak of a GPU;
+The limit is measured, not looked up: a matrix product in the precision of the run, for a tenth of a second, when the
+speed is first shown. Matrix products and convolutions are counted, as is usual for the share of the peak of a GPU;
 a multiplication and an addition are two operations.
 """
 
 from __future__ import annotations
 
-import math
 import time
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-_SIDES = {"cpu": 2048, "cuda": 8192}  # of the matrices
+_SIDES = {"cpu": 1024, "cuda": 8192}  # of the matrices
 _DTYPES = {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}  # by the first part of a precision
-
-
-class OperationCounter(FlopCounterMode):
-    """Context in which the operations of both passes are counted, on real tensors and on those without values."""
-
-    def __init__(self) -> None:
-        super().__init__(display=False)
-
-    @property
-    def total(self) -> int:
-        """Operations of all matrix products and convolutions."""
-        return self.get_total_flops()
-
-    @property
-    def of_convolutions(self) -> int:
-        """Operations of the convolutions."""
-        counts = self.get_flop_counts().get("Global", {})
-        return sum(count for kind, count in counts.items() if "conv" in str(kind))
 
 
 def precision_dtype(precision: str | int) -> torch.dtype:
@@ -41,8 +22,8 @@ def precision_dtype(precision: str | int) -> torch.dtype:
     return _DTYPES.get(str(precision).partition("-")[0], torch.float32)
 
 
-def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.06) -> float:
-    """Return the operations per second of a matrix product; a few times ``seconds`` are spent, and random states kept.
+def measure_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.05) -> float:
+    """Return the operations per second of a matrix product, of which several are computed for ``seconds``.
 
     The best of several products is taken, and on a CPU the processor time per thread instead of the wall-clock time, so
     that other work on the machine has little influence.
@@ -72,8 +53,38 @@ def device_time(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def share_of_peak(operations: float | None, seconds: float, peak: float | None) -> float:
-    """Return the share of ``peak`` (operations per second) that was reached; NaN if a part is not known."""
-    if operations is None or not peak or seconds <= 0:
-        return math.nan
-    return operations / seconds / peak
+@dataclass
+class Throughput:
+    """Images, time and waiting of a part of a training.
+
+    Attributes:
+        images: on all devices.
+        seconds: without validations.
+        waited: seconds in which the next batch was not ready.
+        batches: on each device.
+    """
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    batches: int = 0
+
+    def __iadd__(self, other: Throughput) -> Throughput:
+        """Add another part."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
+
+    def describe(self, operations_per_image: float | None = None, peak: float | None = None) -> str:
+        """Return images per second, the share of the ``peak`` of all devices, if known, and the share of waiting.
+
+        Empty for a single batch of less than a second, which includes preparations.
+        """
+        if self.seconds < 1 and self.batches < 2:
+            return ""
+        seconds = max(self.seconds, 1e-6)
+        speed, waiting = self.images / seconds, min(1.0, self.waited / seconds)
+        shown = [f"{speed:.0f} images/s", f"{100 * waiting:.0f} % waiting for data"]
+        if operations_per_image is not None and peak is not None:
+            shown.insert(1, f"{100 * operations_per_image * speed / peak:.0f} % of peak")
+        return ", ".join(shown)

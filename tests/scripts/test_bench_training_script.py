@@ -112,10 +112,10 @@ def test_operations_convolutions_and_memory_of_a_step(script):
     layer = torch.nn.Conv2d(4, 8, 3, padding=1, bias=False)
     image = torch.randn(2, 4, 16, 16, requires_grad=True)
     trace = script.StepTrace(script.make_clock(torch.device("cpu"), "wall"))
-    with script.OperationCounter() as counter, trace:
+    with script.FlopCounterMode(display=False) as counter, trace:
         layer(image).sum().backward()
-    once = 2 * (2 * 8 * 16 * 16) * (4 * 9)
-    assert counter.of_convolutions == counter.total == 3 * once  # output, gradients of input and of weight
+    once = 2 * (2 * 8 * 16 * 16) * (4 * 9)  # for the output, for the gradient of the input, and for that of the weight
+    assert script.operations_of_convolutions(counter) == counter.get_total_flops() == 3 * once
     assert trace.seconds > 0
     output, gradients = 2 * 8 * 16 * 16 * 4, (image.numel() + layer.weight.numel()) * 4
     assert output < trace.largest <= 2 * output + gradients + 64

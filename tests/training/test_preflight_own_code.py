@@ -66,3 +66,25 @@ def test_options_of_pictures_of_own_code() -> None:
     ImageLogger(10, 4).check_run(None, Draws())
     with pytest.raises(ConfigError, match=r"log_images_kwargs: Draws.log_images: .*'n_rows'\. Correct or remove"):
         ImageLogger(10, 4, log_images_kwargs={"n_rows": 2}).check_run(None, Draws())
+
+
+def test_a_backward_pass_that_cannot_be_traced_is_no_error() -> None:
+    class NeedsValues(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("shape mismatch")
+
+    class Model(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            return NeedsValues.apply(self.layer(batch["image"])).sum()
+
+    trace = trace_steps(Model(), {"train": Batch({"image": torch.zeros(2, 3)}, 2, 4)})
+    assert trace.operations is None and trace.names == {}

@@ -16,19 +16,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ldm.training.callbacks.setup import planned_steps
+from ldm.training.throughput import Throughput, measure_peak, precision_dtype
 
 logger = logging.getLogger(__name__)
 
 
 class SpeedBar(ProgressBar):
-    """Shows epoch, step of all steps, images per second, waiting for data, time left, and the losses.
+    """Shows epoch, step, images per second, share of the peak, waiting for data, time left, and the losses.
 
-    Losses are transferred from the device only when they are shown.
+    Losses are transferred from the device only when they are shown. At the end of training the means of the speed are
+    logged.
 
     Args:
         refresh_rate: batches between two checks of the clock.
         line_seconds: seconds between two log lines, over epochs and validations, if the output is not a terminal.
+
+    Attributes:
+        operations_per_image: of a training step, see ``ldm.training.throughput``; ``None`` if they are not known.
     """
+
+    operations_per_image: float | None = None
 
     def __init__(self, refresh_rate: int = 1, line_seconds: float = 10.0) -> None:
         super().__init__()
@@ -38,8 +45,9 @@ class SpeedBar(ProgressBar):
         self._console = Console(stderr=True)
         self._live: Progress | None = None
         self._task: Any = None
-        self._images, self._batches, self._first_step, self._total = 0, 0, 0, 0.0
-        self._waited = self._validated = 0.0
+        self._first_step, self._total, self._validated = 0, 0.0, 0.0
+        self._speed, self._whole = Throughput(), Throughput()
+        self._peak: float | None = None  # of all devices, operations per second
         self._started_at = self._shown_at = self._batch_ended_at = time.monotonic()
 
     def disable(self) -> None:
@@ -64,16 +72,16 @@ class SpeedBar(ProgressBar):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Add the time since the last batch to the time spent waiting for data."""
-        self._waited += time.monotonic() - self._batch_ended_at
+        self._speed.waited += time.monotonic() - self._batch_ended_at
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count images; update the output if due."""
         self._batch_ended_at = now = time.monotonic()
-        self._images += num_images(batch) * trainer.world_size
-        self._batches += 1
-        is_checked = self._enabled and self._batches % self.refresh_rate == 0
+        self._speed.images += num_images(batch) * trainer.world_size
+        self._speed.batches += 1
+        is_checked = self._enabled and self._speed.batches % self.refresh_rate == 0
         if is_checked and now - self._shown_at >= (0.5 if self._live else self.line_seconds):
             self._show(trainer, pl_module, now)
 
@@ -87,6 +95,14 @@ class SpeedBar(ProgressBar):
         now = time.monotonic()
         self._validated += now - self._batch_ended_at
         self._batch_ended_at = now
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means of the speed, without validations."""
+        self._close()
+        self._end_part(time.monotonic())
+        speed = self._whole.describe(self.operations_per_image, self._peak)
+        if self._enabled and speed:
+            logger.info("trained %d batches: %s", self._whole.batches, speed)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the live bar."""
@@ -102,11 +118,12 @@ class SpeedBar(ProgressBar):
             self._live = None
 
     def _show(self, trainer: Trainer, pl_module: LightningModule, now: float) -> None:
-        elapsed = max(now - self._shown_at - self._validated, 1e-6)
-        is_measured = elapsed >= 1 or self._batches >= 2
-        speed = f"{self._images / elapsed:.0f} images/s" if is_measured else ""
-        if is_measured and self._waited > 0.05 * elapsed:
-            speed += f", {100 * min(1.0, self._waited / elapsed):.0f} % waiting for data"
+        part = self._end_part(now)
+        if self.operations_per_image is not None and self._peak is None:
+            dtype = precision_dtype(trainer.precision)
+            self._peak = measure_peak(pl_module.device, dtype) * trainer.world_size
+            self._shown_at = time.monotonic()  # without the measurement
+        speed = part.describe(self.operations_per_image, self._peak)
         metrics = {key: x for key, x in self.get_metrics(trainer, pl_module).items() if isinstance(x, float)}
         losses = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name != "v_num")
         if self._live is not None:
@@ -115,7 +132,14 @@ class SpeedBar(ProgressBar):
         else:
             where = trainer.current_epoch, trainer.global_step, "?" if self._total == math.inf else int(self._total)
             logger.info("epoch %d  step %s/%s  %s%s  %s", *where, speed, self._left(trainer.global_step, now), losses)
-        self._images, self._batches, self._waited, self._validated, self._shown_at = 0, 0, 0.0, 0.0, now
+
+    def _end_part(self, now: float) -> Throughput:
+        """Return the speed since the last call, and add it to that of the whole training."""
+        part, self._speed = self._speed, Throughput()
+        part.seconds = max(0.0, now - self._shown_at - self._validated)
+        self._whole += part
+        self._validated, self._shown_at = 0.0, now
+        return part
 
     def _left(self, step: int, now: float) -> str:
         """Return the time left, at the speed of this part of the run."""

@@ -26,6 +26,7 @@ from ldm.models.diffusion.latent import has_test_pass
 from ldm.models.inputs import check_item
 from ldm.training.callbacks.image_logger import ImageLogger
 from ldm.training.callbacks.monitor_check import check_monitors
+from ldm.training.callbacks.speed_bar import SpeedBar
 from ldm.training.plan import Plan
 from ldm.training.preflight.resources import check_epoch, check_memory, warn_of_full_disk
 from ldm.training.preflight.trace import Batch, trace_steps
@@ -63,6 +64,9 @@ def preflight(plan: Plan, trainer: pl.Trainer, model: pl.LightningModule, data: 
         traced = trace_steps(model, batches)
     check_monitors(trainer, model, traced.names)
     check_memory(trainer, model, traced.activation_bytes)
+    bar = trainer.progress_bar_callback
+    if isinstance(bar, SpeedBar) and traced.operations is not None:
+        bar.operations_per_image = traced.operations / batches["train"].size
     warn_of_full_disk(trainer, model)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -22,8 +23,12 @@ import torch
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.errors import NotPreparedError
+from ldm.models.autoencoder_base import Autoencoder
+from ldm.models.contracts import Tokenizes
 from ldm.util import ConfigError, UserError
 
 logger = logging.getLogger(__name__)
@@ -60,10 +65,12 @@ class Trace:
     Attributes:
         names: split ("train", "val") -> logged metrics, for steps that were traced from beginning to end.
         activation_bytes: memory of a training step for the tensors of its backward pass; ``None`` if not known.
+        operations: of the matrix products and convolutions of a training step; ``None`` if not known.
     """
 
     names: dict[str, set[str]] = field(default_factory=dict)
     activation_bytes: int | None = None
+    operations: int | None = None
 
 
 def trace_steps(model: pl.LightningModule, batches: Mapping[str, Batch]) -> Trace:
@@ -73,23 +80,54 @@ def trace_steps(model: pl.LightningModule, batches: Mapping[str, Batch]) -> Trac
         ConfigError, UserError: a step raises one, or the shapes in a network do not match.
     """
     trace, began, mode = Trace(), time.monotonic(), FakeTensorMode(allow_non_fake_inputs=True)
+    counter, uncounted = FlopCounterMode(display=False), contextlib.nullcontext()
     try:
         with FakeCopyMode(mode):
             clone = copy.deepcopy(model)
     except Exception as error:  # own code may have parts that cannot be copied
         logger.debug("shapes were not checked before training: %s", error)
         return trace
+    for module in clone.modules():
+        if isinstance(module, Tokenizes):
+            module.tokenize = _with_values(module.tokenize)
     if "train" in batches:
         step = "training_step" if model.automatic_optimization else "validation_step"
-        names, trace.activation_bytes = _traced(mode, clone, step, "train", batches["train"])
+        if isinstance(clone, Autoencoder):
+            _run_backward_passes(clone)
+        names, trace.activation_bytes = _traced(mode, clone, step, "train", batches["train"], counter)
+        trace.operations = None if names is None else counter.get_total_flops() or None
         if names is not None and model.automatic_optimization:
             trace.names["train"] = names
     if "validation" in batches:
-        names, _ = _traced(mode, clone, "validation_step", "validation", batches["validation"])
+        names, _ = _traced(mode, clone, "validation_step", "validation", batches["validation"], uncounted)
         if names is not None:
             trace.names["val"] = names
     logger.debug("traced the shapes in %.2f s", time.monotonic() - began)
     return trace
+
+
+def _with_values(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that is run on values although the step around it is traced, as texts have values."""
+
+    @functools.wraps(function)
+    def call(*inputs: Any) -> Any:
+        with _disable_current_modes():
+            return function(*inputs)
+
+    return call
+
+
+def _run_backward_passes(clone: Autoencoder) -> None:
+    """Let the losses of a clone with manual optimization compute their gradients, in the place of its training step."""
+    loss_terms = clone.loss_terms
+
+    def with_gradients(*inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, log = loss_terms(*inputs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=True)
+        return loss, log
+
+    clone.loss_terms = with_gradients
 
 
 @contextlib.contextmanager
@@ -105,9 +143,17 @@ def _quiet() -> Iterator[None]:
 
 
 def _traced(
-    mode: FakeTensorMode, clone: pl.LightningModule, step: str, section: str, batch: Batch
+    mode: FakeTensorMode,
+    clone: pl.LightningModule,
+    step: str,
+    section: str,
+    batch: Batch,
+    counter: contextlib.AbstractContextManager,
 ) -> tuple[set[str] | None, int | None]:
-    """Run a step; return the names of logged metrics and the bytes kept for the backward pass, or ``None`` for both."""
+    """Run a step; return the names of logged metrics and the bytes kept for the backward pass, or ``None`` for both.
+
+    ``counter`` counts the operations of the step and of the backward pass of its loss.
+    """
     names: set[str] = set()
     kept = {parameter.untyped_storage()._cdata for parameter in clone.parameters()}
     num_bytes = 0
@@ -127,16 +173,20 @@ def _traced(
     values = {key: _grown(mode, value, batch) for key, value in batch.values.items()}
     clone.train(section == "train")
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value)
+    loss = None
     try:
-        with _quiet(), mode, torch.set_grad_enabled(section == "train"), hooks:
-            getattr(clone, step)(values, 0)
+        with _quiet(), mode, torch.set_grad_enabled(section == "train"), counter:
+            with hooks:
+                loss = getattr(clone, step)(values, 0)
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                loss.backward()
     except NotPreparedError as error:
         logger.debug("%s was not traced: %s", step, error)
     except (ConfigError, UserError) as error:
         is_of_data = "image" in str(error) and not str(error).startswith("model.params.")
         raise type(error)(f"data.params.{section}: {error}" if is_of_data else str(error)) from error
     except Exception as error:
-        if _SHAPE_ERROR.search(str(error)):
+        if loss is None and _SHAPE_ERROR.search(str(error)):  # else the backward pass failed
             raise UserError(_located(error, clone)) from error
         logger.debug("%s was not traced: %s: %s", step, type(error).__name__, error)
     else:
