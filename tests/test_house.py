@@ -30,7 +30,7 @@ LAYERS = {
 # ldm.util.load_config is the one call that users need; it imports the loader when it is called.
 EXEMPT = {("ldm.util", "ldm.config")}
 FILES = sorted((ROOT / "ldm").rglob("*.py"))
-MOST_LINES = {"ldm": 41_080, "scoring evaluation runs pictures": 9_480, "scoring": 3_900}
+MOST_LINES = {"ldm": 42_100, "scoring evaluation runs pictures": 9_480, "scoring": 3_900}
 MOST_PROBES = 25  # lines with hasattr or getattr
 
 

@@ -14,8 +14,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.modules.diffusionmodules.blocks import Upsample
-from ldm.modules.diffusionmodules.shapes import AutoencoderShape
 from ldm.modules.diffusionmodules.convolution import Conv2d
+from ldm.modules.diffusionmodules.shapes import AutoencoderShape
 from ldm.modules.diffusionmodules.util import at_least_float32, normalization
 
 GROUP_NORM_EPS = 1e-6
