@@ -1,6 +1,8 @@
 """``scripts/sample_diffusion.py``: latent-diffusion's flags, samplers, files and errors."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,18 @@ def checkpoint(tmp_path):
     torch.save({"global_step": 3, "state_dict": model.state_dict()}, tmp_path / "zoo" / "model.ckpt")
     (tmp_path / "ldm.yaml").write_text(yaml.safe_dump({"model": MODEL}))
     return tmp_path / "zoo" / "model.ckpt"
+
+
+def test_start_up_imports_no_packages_of_scores_or_clip():
+    code = (
+        "import sys; sys.path.insert(0, 'scripts'); import sample_diffusion; "
+        "print(*{'dask', 'distributed', 'numba', 'open_clip', 'pandas', 'sklearn', 'IPython'} & set(sys.modules))"
+    )
+    root = Path(__file__).parents[2]
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+        == "\n"
+    )
 
 
 def test_the_flags_of_latent_diffusion(script, checkpoint, tmp_path, capsys):
