@@ -13,7 +13,6 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from ldm.metrics.boosting import trees
@@ -97,8 +96,8 @@ def fit_boosted_trees(codes: SortedCodes, labels: np.ndarray, num_threads: int |
 
 def default_threads() -> int:
     """Return the number of cores, or less if NUMBA_NUM_THREADS or OMP_NUM_THREADS is set, as in workers of scores."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    return min(numba.config.NUMBA_NUM_THREADS, int(limit) if limit.isdigit() else os.cpu_count() or 1)
+    limits = [os.environ.get(name, "") for name in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")]
+    return min([os.cpu_count() or 1, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _prior_predictions(shares: np.ndarray) -> np.ndarray:
