@@ -17,6 +17,7 @@ relative differences of loss and gradients in float32 from the plain way, before
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
@@ -501,10 +502,21 @@ def chosen_cases(options: argparse.Namespace) -> list[Case]:
     return [case for case, named in found if not named or case.name in named]
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out the messages and warnings of Lightning, which are meant for a run."""
+    lightning = logging.getLogger("pytorch_lightning")
+    level = lightning.level
+    lightning.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        lightning.setLevel(level)
+
+
 def run(options: argparse.Namespace) -> None:
-    for name in ("pytorch_lightning", "lightning.pytorch"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
     if options.threads:
         torch.set_num_threads(options.threads)
     device, console, cases, results = chosen_device(options.device), Console(), chosen_cases(options), []
@@ -514,7 +526,7 @@ def run(options: argparse.Namespace) -> None:
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), highlight=False)
     shown = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
     console.print(f"peak of a matrix product: {shown}", highlight=False)
-    with tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
+    with quiet(), tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
         bench = Bench(device, Path(folder), options.overrides, options.batch_size)
         rounds = options.steps + WARM_UP - 1 + len(options.precision) + 1
         task = progress.add_task("", total=rounds * len(cases))

@@ -51,6 +51,7 @@ ADDED = {
     "dataset": "",
     "bench_metrics": "--quick --codes 2 --metrics mig",
     "bench_directions": "-K 4 -M 2 -B 2 -n 1",
+    "bench_training": "--networks unet --stages judge --precision fp32 --steps 1 --batch-size 2 --device cpu",
     "train": "data.params.num_workers=0 lightning.trainer.max_steps=1 --accelerator cpu --no-test",
 }
 ADDED_IF = {  # by a word of the command
