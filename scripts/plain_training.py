@@ -316,9 +316,9 @@ def update_average(self: LitEma, network: nn.Module) -> None:
     self.num_updates += 1
     decay = min(float(self.decay), (1 + int(self.num_updates)) / (10 + int(self.num_updates)))
     averages = dict(self.named_buffers())
-    for name, parameter in self._named(network):
+    for name, owner, key in self._owners(network):
         if name in averages:
-            averages[name].sub_((1 - decay) * (averages[name] - parameter))
+            averages[name].sub_((1 - decay) * (averages[name] - owner[key]))
 
 
 FORWARDS: dict[type[nn.Module], Callable[..., object]] = {

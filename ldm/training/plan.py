@@ -70,11 +70,11 @@ def make_plan(options: Options) -> Plan:
     roots = list(dict.fromkeys([options.log_root, *beside, DEFAULT_LOGDIR]))
     config = load_config(files, options.overrides, roots, allow_pending=not will_train, kind="config")
     _apply_flags(config, options)
-    if resume is None:
-        _choose_precision(config)
     # A model alone can be validated: configs for inference have no data.
     sections = ("model", "data") if will_train or "data" in config.content else ("model",)
     validate(config, check_files=will_train, sections=sections)
+    if resume is None:
+        _choose_precision(config)
     earlier = resume.record if resume else {}
     seed = int(earlier.get("seed", DEFAULT_SEED)) if options.seed is None else options.seed
     lightning = config.section("lightning")

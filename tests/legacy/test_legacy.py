@@ -140,6 +140,7 @@ def test_old_trainer_arguments_are_mapped_or_named(tmp_path):
         "detect_anomaly": True,
         "enable_model_summary": True,
         "benchmark": True,
+        "precision": "auto",
     }
     assert settings.dropped == ["amp_level", "track_grad_norm"]
 

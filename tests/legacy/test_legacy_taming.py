@@ -265,7 +265,7 @@ def test_unused_parameters_at_both_places(tmp_path: Path, lightning: dict[str, A
     OmegaConf.save(OmegaConf.create({"model": kl(), "lightning": lightning}), tmp_path / "c.yaml")
     plan = make_plan(parse_arguments(["-b", str(tmp_path / "c.yaml")]))
     assert plan.settings.find_unused is finds
-    assert plan.settings.arguments == {} and plan.settings.dropped in ([], ["enable_autocast"])
+    assert plan.settings.arguments == {"precision": "auto"} and plan.settings.dropped in ([], ["enable_autocast"])
 
 
 @pytest.mark.parametrize("key", ["training_images_list_file", "list_file"])

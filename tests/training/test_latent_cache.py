@@ -206,7 +206,7 @@ def _rows(values: np.ndarray, block: int, killed_at: int | None = None):
 def test_a_killed_build_continues(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(23, 3, 2)).astype(np.float32)
     path = tmp_path / "x.npy"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     child = context.Process(target=append_npy, args=(path, values.shape, 4, _rows(values, 4, killed_at=12)))
     child.start()
     child.join()
@@ -232,21 +232,24 @@ def test_a_part_of_another_shape_is_begun_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(map_npy(tmp_path / "x.npy"), values)
 
 
-def _train_once(pictures: Path, folder: Path, queue: Any) -> None:
+def _train_once(pictures: Path, folder: Path) -> None:
     losses, _, _ = train(build_model(), build_data(pictures), folder, use=True, steps=2)
-    queue.put(losses.values)
+    np.save(folder / "losses.npy", losses.values)
 
 
 def test_two_processes_build_one_file(pictures: Path, tmp_path: Path, cache: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    children = [context.Process(target=_train_once, args=(pictures, tmp_path / f"{n}", queue)) for n in range(2)]
+    context = multiprocessing.get_context("fork")
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    children = [context.Process(target=_train_once, args=(pictures, folder)) for folder in folders]
     for child in children:
         child.start()
-    first, second = queue.get(timeout=120), queue.get(timeout=120)
     for child in children:
         child.join()
-    assert first == second and all(child.exitcode == 0 for child in children)
+    assert [child.exitcode for child in children] == [0, 0]
+    first, second = (np.load(folder / "losses.npy").tolist() for folder in folders)
+    assert first == second
     assert len(files(cache)) == 2
 
 
