@@ -42,7 +42,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from training_cases import NETWORKS, PLAIN, PRECISIONS, STAGES, Bench, Case, Way
+from bench_cases import NETWORKS, PLAIN, PRECISIONS, STAGES, Bench, Case, Way
 
 from ldm.models.autoencoder_base import Autoencoder
 from ldm.models.contexts import chosen_device

@@ -61,7 +61,7 @@ def folder(tmp_path_factory):
 def cases():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SCRIPTS))
-        module = importlib.import_module("training_cases")
+        module = importlib.import_module("bench_cases")
     for case in [*module.NETWORKS, *module.STAGES]:
         name = f"{case.name}-{'network' if case.is_network else 'stage'}"
         is_fast = case.name in FAST or name in FAST
