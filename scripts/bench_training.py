@@ -526,22 +526,24 @@ def run(options: argparse.Namespace) -> None:
     console.print(", ".join(f"{key} {value}" for key, value in about.items()), highlight=False)
     shown = ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
     console.print(f"peak of a matrix product: {shown}", highlight=False)
-    with quiet(), tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
-        bench = Bench(device, Path(folder), options.overrides, options.batch_size)
-        rounds = options.steps + WARM_UP - 1 + len(options.precision) + 1
-        task = progress.add_task("", total=rounds * len(cases))
-        for case in cases:
-            progress.update(task, description=case.title)
-            ways, batch = bench.ways(case, options.precision)
-            found = measure(case, ways, batch, peaks, options.steps, clock, lambda: progress.advance(task))
-            if options.parts:
-                add_parts(bench, case, ways, batch, found, clock, options.steps)
-            results += found
-    show(results, console)
-    show_parts(results, console)
-    if options.json:
-        figures = [asdict(found) for found in results]
-        options.json.write_text(json.dumps({"machine": about, "peaks": peaks, "results": figures}, indent=1))
+    try:
+        with quiet(), tempfile.TemporaryDirectory() as folder, Progress(console=console, transient=True) as progress:
+            bench = Bench(device, Path(folder), options.overrides, options.batch_size)
+            rounds = options.steps + WARM_UP - 1 + len(options.precision) + 1
+            task = progress.add_task("", total=rounds * len(cases))
+            for case in cases:
+                progress.update(task, description=case.title)
+                ways, batch = bench.ways(case, options.precision)
+                found = measure(case, ways, batch, peaks, options.steps, clock, lambda: progress.advance(task))
+                if options.parts:
+                    add_parts(bench, case, ways, batch, found, clock, options.steps)
+                results += found
+    finally:  # also if it is interrupted
+        show(results, console)
+        show_parts(results, console)
+        if options.json:
+            figures = [asdict(found) for found in results]
+            options.json.write_text(json.dumps({"machine": about, "peaks": peaks, "results": figures}, indent=1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
