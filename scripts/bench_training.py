@@ -36,13 +36,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from bench_cases import NETWORKS, PLAIN, PRECISIONS, STAGES, Bench, Case, Way
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from bench_cases import NETWORKS, PLAIN, PRECISIONS, STAGES, Bench, Case, Way
 
 from ldm.models.autoencoder_base import Autoencoder
 from ldm.models.contexts import chosen_device

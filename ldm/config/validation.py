@@ -170,6 +170,12 @@ def _check_lightning(config: Config) -> None:
     for name, value in trainer.items():
         if problem := misfit_of(name, value):
             raise config.error(f"lightning.trainer.{name}", problem)
+    accumulated = trainer.get("accumulate_grad_batches") or 1
+    if lightning.get("compile") and lightning.get("compile_mode", "default") != "default" and accumulated > 1:
+        expected = (
+            f"expected default with accumulate_grad_batches={accumulated}, because CUDA graphs overwrite gradients"
+        )
+        raise config.error("lightning.compile_mode", f"{expected}, got {lightning['compile_mode']}. Change one of them")
     callbacks = lightning.get("callbacks") or {}
     if not isinstance(callbacks, Mapping):
         raise config.error("lightning.callbacks", f"expected a mapping name -> {{target, params}}, got {callbacks!r}")

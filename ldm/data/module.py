@@ -152,6 +152,7 @@ class DataModuleFromConfig(pl.LightningDataModule):
             collate_fn=collate,
             worker_init_fn=pl_worker_init_function if self.use_worker_init_fn else None,
             pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,  # else started anew, with their imports, in every epoch and validation
             **options,
         )
 

@@ -99,8 +99,12 @@ class Autoencoder(pl.LightningModule):
         return getattr(self.loss, "discriminator", None)
 
     def networks_to_compile(self) -> list[nn.Module]:
-        """See ``ldm.training.compiling.Compilable``."""
-        return [self.encoder, self.decoder]
+        """See ``ldm.training.compiling.Compilable``.
+
+        Losses are balanced at the last layer: from there on, parts of the graph are run backwards on their own, which
+        compiled code cannot do.
+        """
+        return [self.encoder, self.decoder.mid, *self.decoder.up]
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Any]:
         """Return the reconstruction of images (B, 3, H, W) in [-1, 1], and the bottleneck's input to the loss."""

@@ -123,6 +123,8 @@ def build_trainer(
     _adapt_to_manual_optimization(arguments, model)
     arguments.update(accelerator=devices.accelerator, devices=devices.devices)
     arguments["precision"] = choose_precision(arguments, devices)
+    if devices.accelerator in ("gpu", "cuda"):  # sizes are fixed: the fastest convolutions are searched once
+        arguments.setdefault("benchmark", not arguments.get("deterministic"))
     if devices.count > 1 and arguments.get("strategy", "auto") in ("auto", "ddp", None):
         find_unused = settings.find_unused or not model.automatic_optimization
         arguments["strategy"] = DDPStrategy(find_unused_parameters=find_unused)

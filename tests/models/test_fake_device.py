@@ -18,10 +18,13 @@ from test_legacy_conditions import BATCH as CONDITIONED_BATCH
 from test_legacy_conditions import build as build_conditioned
 from test_legacy_conditions import words as words
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ldm.data.world import world_vocabulary
 from ldm.diffusion.samplers import DDIMSampler, named_sampler
 from ldm.models.clip import AttributeCLIP
+from ldm.training.compiling import networks_of
 
 CUDA = torch.device("cuda", 0)
 CLIP_GUIDED = {
@@ -124,6 +127,37 @@ def test_training_step(method, clip_stage):
         torch.nn.utils.clip_grad_norm_(model.trained_parameters(), 1.0)
         optimizer.step()
         model.model_ema(model.model)
+
+
+class Creations(TorchDispatchMode):
+    """Collects operations that return a tensor of the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if any(x.device.type == "cpu" for x in tree_leaves(result) if isinstance(x, torch.Tensor)):
+            self.found.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_networks_create_no_tensors_on_the_host(method, clip_stage):
+    """Such a tensor keeps torch from recording a compiled network as a CUDA graph."""
+    model, batch = models(clip_stage)[method]()
+    mode, creations = fake_mode(), Creations()
+    on_fake_cuda(model, mode).train()
+    networks = list(networks_of(model))
+    for network in networks:
+        network.register_forward_pre_hook(lambda *_: creations.__enter__() and None)
+        network.register_forward_hook(lambda *_: creations.__exit__(None, None, None))
+    calls = [0]
+    networks[0].register_forward_pre_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    with mode:
+        model.shared_step(fake_batch(batch, mode))
+    assert calls[0] and not creations.found
 
 
 def backward(loss, model):

@@ -238,7 +238,7 @@ def _train_once(pictures: Path, folder: Path) -> None:
 
 
 def test_two_processes_build_one_file(pictures: Path, tmp_path: Path, cache: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     folders = [tmp_path / name for name in ("first", "second")]
     for folder in folders:
         folder.mkdir()

@@ -95,10 +95,6 @@ class AdversarialReconstruction(nn.Module):
             discriminator = NLayerDiscriminator(disc_in_channels, disc_ndf, disc_num_layers, use_actnorm)
             self.discriminator = discriminator.apply(weights_init)
 
-    def networks_to_compile(self) -> list[nn.Module]:
-        """See ``ldm.training.compiling.Compilable``."""
-        return [part for part in (self.perceptual_loss, self.discriminator) if part is not None]
-
     def reconstruction_error(self, inputs: Tensor, reconstructions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the error of each value, (B, C, H, W), and its perceptual term, (B, 1, 1, 1) or a scalar 0."""
         error = self.pixel_loss(inputs, reconstructions, reduction="none")
