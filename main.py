@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ldm.config.targets import allow
 from ldm.training.cli import Options, parse_arguments, run_command
+from ldm.util import uncollected
 
 _SHOWN = ("ldm", "pytorch_lightning.callbacks.model_summary")
 
@@ -53,7 +54,8 @@ def dispatch(options: Options) -> None:
     elif not options.train and plan.resume is None:
         report_config(plan)
     else:
-        from ldm.training.run import run
+        with uncollected():
+            from ldm.training.run import run
 
         run(plan)
 

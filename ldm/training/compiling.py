@@ -50,7 +50,7 @@ class CompileNetworks(Callback):
     """Compiles the networks of a model when training starts, and selects compiled code batch by batch.
 
     Args:
-        is_regional: compile the repeated blocks of networks, equal ones once, which takes a fraction of the time.
+        is_regional: compile the repeated blocks of networks, equal ones once.
         mode: ``mode`` of ``torch.compile``.
         backend: ``backend`` of ``torch.compile``.
     """

@@ -117,7 +117,10 @@ def run(folder: Path, config: dict[str, Any], words: str) -> dict[str, torch.Ten
     return torch.load(saved, weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("kind", ["version 1", "version 2", "image variations"])
+_SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("version 1", "image variations")]
+
+
+@pytest.mark.parametrize("kind", ["version 2", *_SLOW])
 def test_legacy_stable_diffusion_from_checkpoint_to_continued_run(kind, tmp_path, caplog):
     config, shapes = case(kind, tmp_path)
     state = save(tmp_path / "sd.ckpt", shapes, config)
