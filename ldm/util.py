@@ -36,15 +36,18 @@ _OF_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueErro
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Context without garbage collection, for imports: they allocate much and release nothing.
+    """Context of imports that garbage collection skips, then and later.
 
-    Collections take a sixth of the 5 seconds that importing Lightning takes.
+    Imports allocate much and release nothing. Of the 5 seconds of a command that only imports Lightning, collections
+    took 0.7 seconds, and visiting its modules again at the end 1.2 seconds.
     """
-    was_enabled = gc.isenabled()
+    was_enabled, known = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
+        if len(sys.modules) > known:  # else nothing was imported, and what exists may become garbage
+            gc.freeze()
         if was_enabled:
             gc.enable()
 

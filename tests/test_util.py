@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import os
 import subprocess
 import sys
@@ -258,6 +259,18 @@ def test_garbage_collection_pauses_and_returns():
         assert not gc.isenabled()
         raise ImportError
     assert gc.isenabled()
+
+
+def test_what_is_imported_without_garbage_collection_is_not_visited_again(monkeypatch: pytest.MonkeyPatch):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(len(sys.modules)))
+    with uncollected():
+        importlib.import_module("sys")
+    assert not frozen
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with uncollected():
+        importlib.import_module("colorsys")
+    assert len(frozen) == 1
 
 
 def test_disabled_garbage_collection_stays_disabled():
