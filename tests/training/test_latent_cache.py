@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import resource
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from PIL import Image
 
 from ldm.data.dataset import ImageDataset
 from ldm.data.module import DataModuleFromConfig
-from ldm.data.rows import append_npy, map_npy
 from ldm.models.diffusion.latent import LatentDiffusion
 from ldm.models.stored_latents import ENTRY
 from ldm.training.callbacks import latent_cache
@@ -193,45 +190,6 @@ def test_a_file_with_other_latents_is_replaced(
     assert "Building them again" in caplog.text and "truncated" in caplog.text
 
 
-def _rows(values: np.ndarray, block: int, killed_at: int | None = None):
-    def blocks(done: int) -> Iterator[np.ndarray]:
-        for start in range(done, len(values), block):
-            if start == killed_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield values[start : start + block]
-
-    return blocks
-
-
-def test_a_killed_build_continues(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).normal(size=(23, 3, 2)).astype(np.float32)
-    path = tmp_path / "x.npy"
-    context = multiprocessing.get_context("fork")
-    child = context.Process(target=append_npy, args=(path, values.shape, 4, _rows(values, 4, killed_at=12)))
-    child.start()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL and not path.exists()
-    with open(tmp_path / ".x.npy.part", "ab") as stream:
-        stream.write(b"an incomplete block")
-    starts = []
-
-    def rest(done: int) -> Iterator[np.ndarray]:
-        starts.append(done)
-        return _rows(values, 4)(done)
-
-    append_npy(path, values.shape, 4, rest)
-    assert starts == [12]
-    np.testing.assert_array_equal(map_npy(path), values)
-    assert [each.name for each in tmp_path.iterdir()] == ["x.npy"]
-
-
-def test_a_part_of_another_shape_is_begun_again(tmp_path: Path) -> None:
-    values = np.arange(12, dtype=np.float32).reshape(6, 2)
-    (tmp_path / ".x.npy.part").write_bytes(b"something else" * 20)
-    append_npy(tmp_path / "x.npy", values.shape, 4, _rows(values, 4))
-    np.testing.assert_array_equal(map_npy(tmp_path / "x.npy"), values)
-
-
 def _train_once(pictures: Path, folder: Path) -> None:
     losses, _, _ = train(build_model(), build_data(pictures), folder, use=True, steps=2)
     np.save(folder / "losses.npy", losses.values)
@@ -389,23 +347,6 @@ def test_images_that_are_not_used_are_not_read(pictures: Path, tmp_path: Path, m
         (own, True),
     ):
         assert model.needs_images == needs_images
-
-
-def test_a_full_disk_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    def blocks(done: int) -> Iterator[np.ndarray]:
-        yield np.zeros((4, 2), np.float32)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (170, hard))
-        yield np.zeros((4, 2), np.float32)
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        with pytest.raises(UserError, match="could not be written"):
-            append_npy(tmp_path / "x.npy", (100, 2), 4, blocks)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
-    assert not list(tmp_path.iterdir())
 
 
 def test_loader_processes_read_the_file(pictures: Path, tmp_path: Path) -> None:
