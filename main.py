@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from ldm.config.targets import allow
 from ldm.training.cli import Options, parse_arguments, run_command
-from ldm.util import uncollected
 
 _SHOWN = ("ldm", "pytorch_lightning.callbacks.model_summary")
 
@@ -54,8 +53,7 @@ def dispatch(options: Options) -> None:
     elif not options.train and plan.resume is None:
         report_config(plan)
     else:
-        with uncollected():
-            from ldm.training.run import run
+        from ldm.training.run import run
 
         run(plan)
 

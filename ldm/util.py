@@ -7,7 +7,6 @@ import contextlib
 import difflib
 import errno
 import functools
-import gc
 import importlib
 import inspect
 import os
@@ -32,24 +31,6 @@ _LOAD_HINT = "Files that use `base:` or ${last_ckpt:...} have to be loaded with 
 
 
 _OF_VALUES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-
-
-@contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Context of imports that garbage collection skips, then and later.
-
-    Imports allocate much and release nothing. Of the 5 seconds of a command that only imports Lightning, collections
-    took 0.7 seconds, and visiting its modules again at the end 1.2 seconds.
-    """
-    was_enabled, known = gc.isenabled(), len(sys.modules)
-    gc.disable()
-    try:
-        yield
-    finally:
-        if len(sys.modules) > known:  # else nothing was imported, and what exists may become garbage
-            gc.freeze()
-        if was_enabled:
-            gc.enable()
 
 
 class Interrupted(BaseException):

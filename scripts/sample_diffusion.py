@@ -27,18 +27,15 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ldm.diffusion.samplers import SAMPLERS, build_sampler
+from ldm.evaluation.sampling.job import SamplingJob, write_samples
+from ldm.evaluation.sampling.request import Request, choose_sampler, split_text
+from ldm.models.contexts import chosen_device
+from ldm.models.contracts import Samplable
+from ldm.runs.disk import require_writable
+from ldm.runs.folder import now_text
+from ldm.runs.load import load_run
 from ldm.training.cli import run_command, split_overrides
-from ldm.util import uncollected
-
-with uncollected():
-    from ldm.diffusion.samplers import SAMPLERS, build_sampler
-    from ldm.evaluation.sampling.job import SamplingJob, write_samples
-    from ldm.evaluation.sampling.request import Request, choose_sampler, split_text
-    from ldm.models.contexts import chosen_device
-    from ldm.models.contracts import Samplable
-    from ldm.runs.disk import require_writable
-    from ldm.runs.folder import now_text
-    from ldm.runs.load import load_run
 
 DDIM = {"num_steps": 50, "eta": 1.0}
 

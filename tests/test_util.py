@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import importlib
 import os
 import subprocess
 import sys
@@ -28,7 +26,6 @@ from ldm.util import (
     instantiate_from_config,
     load_config,
     mismatch,
-    uncollected,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -251,33 +248,3 @@ def test_errors_of_constructors_are_one_line():
         instantiate_from_config({"target": "test_util.Fails"})
     with pytest.raises(BuildError, match=r"^params: test_util.Fails: TypeError: .*\(test_util.py, line \d+\)"):
         instantiate_from_config({"target": "test_util.Fails", "params": {"layers": "three"}})
-
-
-def test_garbage_collection_pauses_and_returns():
-    assert gc.isenabled()
-    with pytest.raises(ImportError), uncollected():
-        assert not gc.isenabled()
-        raise ImportError
-    assert gc.isenabled()
-
-
-def test_what_is_imported_without_garbage_collection_is_not_visited_again(monkeypatch: pytest.MonkeyPatch):
-    frozen = []
-    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(len(sys.modules)))
-    with uncollected():
-        importlib.import_module("sys")
-    assert not frozen
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    with uncollected():
-        importlib.import_module("colorsys")
-    assert len(frozen) == 1
-
-
-def test_disabled_garbage_collection_stays_disabled():
-    gc.disable()
-    try:
-        with uncollected():
-            pass
-        assert not gc.isenabled()
-    finally:
-        gc.enable()
