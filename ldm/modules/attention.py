@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -142,7 +143,6 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         inner = num_heads * dim_head
-        self.use_linear = use_linear
         self.norm = normalization(in_channels, GROUP_NORM_EPS)
         self.proj_in = nn.Linear(in_channels, inner) if use_linear else nn.Conv2d(in_channels, inner, 1)
         options = dropout, context_dim, use_checkpoint, use_self_attention, disable_self_attn
@@ -153,14 +153,15 @@ class SpatialTransformer(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``x`` (B, C, H, W) to (B, C, H, W), with ``context`` (B, S, context_dim) or (B, context_dim)."""
-        height = x.shape[2]
-        h = self.norm(x)
-        if self.use_linear:
-            h = self.proj_in(rearrange(h, "b c h w -> b (h w) c"))
-        else:
-            h = rearrange(self.proj_in(h), "b c h w -> b (h w) c")
+        h = _project(self.proj_in, rearrange(self.norm(x), "b c h w -> b (h w) c"))
         for block in self.transformer_blocks:
             h = block(h, context)
-        if self.use_linear:
-            return x + rearrange(self.proj_out(h), "b (h w) c -> b c h w", h=height)
-        return x + self.proj_out(rearrange(h, "b (h w) c -> b c h w", h=height))
+        return x + rearrange(_project(self.proj_out, h), "b (h w) c -> b c h w", h=x.shape[2])
+
+
+def _project(layer: nn.Linear | nn.Conv2d, h: Tensor) -> Tensor:
+    """Apply a linear layer or a 1x1 convolution to h (B, L, C).
+
+    The convolution would leave its channels apart in memory, and the layers that follow would copy them.
+    """
+    return F.linear(h, layer.weight.flatten(1), layer.bias)

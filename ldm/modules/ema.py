@@ -18,7 +18,7 @@ class LitEma(nn.Module):
     """Averages of trainable parameters, stored as buffers that are named after the parameters without dots.
 
     After n updates the decay is ``min(decay, (1 + n) / (10 + n))``, so that early averages follow the weights quickly.
-    An update consists of three fused operations on the device, without synchronization.
+    An update consists of at most three fused operations on the device, without synchronization.
 
     Args:
         model: the network; parameters that do not require a gradient at construction are not averaged.
@@ -59,8 +59,13 @@ class LitEma(nn.Module):
         self.num_updates += counts.to(self.num_updates.dtype)
         warm_up = (1 + self.num_updates) / (10 + self.num_updates)
         decay = torch.where(counts, torch.minimum(self.decay, warm_up), self.decay)
+        rate = 1 - decay
+        dtypes = {tensor.dtype for tensor in (*averages, *parameters)}
+        if rate.device.type == "cpu" and dtypes == {rate.dtype}:  # loops over the tensors there: one instead of three
+            torch._foreach_lerp_(averages, parameters, [rate] * len(averages))
+            return
         steps = torch._foreach_sub(averages, parameters)
-        torch._foreach_mul_(steps, 1 - decay)
+        torch._foreach_mul_(steps, rate)
         torch._foreach_sub_(averages, steps)
 
     @torch.no_grad()
