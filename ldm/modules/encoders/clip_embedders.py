@@ -9,6 +9,7 @@ with their parent module but are excluded from its checkpoints, as in published 
 from __future__ import annotations
 
 import bisect
+import contextlib
 import logging
 import os
 import re
@@ -266,8 +267,14 @@ class ImagePreprocessing(ConditionStageBase):
         return ((x + 1) / 2 - self.mean) / self.std
 
     def embed_images(self, tower: nn.Module, x: Tensor) -> Tensor:
-        """Map images ``x`` (B, 3, H, W) in [-1, 1] to the tower's embeddings, float32 (B, D), not normalized."""
-        features = tower(self.preprocess(x).to(next(tower.parameters()).dtype))
+        """Map images ``x`` (B, 3, H, W) in [-1, 1] to the tower's embeddings, float32 (B, D), not normalized.
+
+        On CPUs the tower is not autocast: its attention is much slower in half precision (ViT-B/32, 8 images, both
+        passes, one thread of a Xeon with AMX: 1.7 s in float32, 3.9 s in bfloat16).
+        """
+        images = self.preprocess(x).to(next(tower.parameters()).dtype)
+        with torch.autocast("cpu", enabled=False) if x.device.type == "cpu" else contextlib.nullcontext():
+            features = tower(images)
         features = features[0] if isinstance(features, tuple) else features  # CoCa also returns its tokens
         return features.float()
 
