@@ -26,7 +26,7 @@ GROUP_NORM_EPS = 1e-6
 
 def feed_forward(channels: int, dropout: float = 0.0) -> nn.Sequential:
     """Return a two-layer perceptron with a gated hidden layer of four times the width."""
-    hidden = nn.Sequential(OrderedDict(proj=nn.Linear(channels, 8 * channels), gate=GatedGELU()))
+    hidden = nn.Sequential(OrderedDict(proj=GatedGELU(channels, 4 * channels)))
     return sequence_in("net", hidden, nn.Dropout(dropout), nn.Linear(4 * channels, channels))
 
 

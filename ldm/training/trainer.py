@@ -16,6 +16,7 @@ from ldm.legacy import translate
 from ldm.runs.checkpoint_io import AtomicCheckpointIO
 from ldm.runs.folder import RunFolder
 from ldm.training.accumulation import AccumulationWindows, WindowLoop
+from ldm.training.allocator import keep_freed_memory
 from ldm.training.callbacks.defaults import build_callbacks, monitors_of, scores_for
 from ldm.training.callbacks.monitor_check import MonitorCheck
 from ldm.training.callbacks.non_finite import NonFiniteGuard
@@ -125,6 +126,8 @@ def build_trainer(
     arguments["precision"] = choose_precision(arguments, devices)
     if devices.accelerator in ("gpu", "cuda"):  # sizes are fixed: the fastest convolutions are searched once
         arguments.setdefault("benchmark", not arguments.get("deterministic"))
+    elif devices.accelerator == "cpu":
+        keep_freed_memory()
     if devices.count > 1 and arguments.get("strategy", "auto") in ("auto", "ddp", None):
         find_unused = settings.find_unused or not model.automatic_optimization
         arguments["strategy"] = DDPStrategy(find_unused_parameters=find_unused)
