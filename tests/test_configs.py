@@ -279,11 +279,13 @@ def losses_of(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("quickstart")])
-def test_resumed_equals_uninterrupted(name, clip_folder, tmp_path):
+def test_resumed_equals_uninterrupted(name, precision, clip_folder, tmp_path):
     """Six steps at once, and three steps and three more after a resume, in the midst of an epoch."""
 
     six = [
+        f"lightning.trainer.precision={precision}",
         "lightning.trainer.max_steps=6",
         "lightning.trainer.limit_val_batches=0",
         "lightning.modelcheckpoint.params.every_n_train_steps=1",

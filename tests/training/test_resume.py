@@ -91,6 +91,16 @@ def test_ctrl_c_saves_a_whole_step_and_resuming_continues_exactly(
     assert_same(run, reference)
 
 
+def test_resuming_in_bfloat16_continues_exactly(tiny_yaml: Path, tmp_path: Path) -> None:
+    words = ["--precision", "bf16-mixed"]
+    code, whole = train(tiny_yaml, tmp_path / "whole", *words)
+    assert code == 0
+    code, run = train(tiny_yaml, tmp_path / "stopped", *words, "model.params.signal_step=7")
+    assert code == 130
+    assert front_door.main(["-r", str(run), "-t", "model.params.signal_step=-1"]) == 0
+    assert_same(run, whole)
+
+
 def test_an_error_in_a_step_leaves_a_checkpoint_of_the_step_before(
     tiny_yaml: Path, tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
