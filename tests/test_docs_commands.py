@@ -22,14 +22,14 @@ from ldm.training import recipe as recipes
 from ldm.util import UserError
 
 # Slow are recipes of many stages, of the sizes of the papers, of the emoji, of other methods on other images, and those
-# that are repeated with another seed and folder; and the commands in the heads of configs that other fast tests train:
-# stages, which the recipes train, configs that a command on a page trains, and variants of a config for other data sets
-# and first stages, which test_configs.py trains.
+# that are repeated with another seed and folder; benchmarks, which have tests of their own; and the commands in the
+# heads of configs that other fast tests train: stages, which the recipes train, configs that a command on a page
+# trains, and variants of a config for other data sets and first stages, which test_configs.py trains.
 # scripts/quickstart.sh, scripts/test.sh and .ci/run create an environment and take the whole quickstart, or all tests:
 # they are run with a Python that records its words. The recorded recipe is then run as any other.
 SLOW_STAGES, SLOW_RECIPE = 6, r"size=64|full_size"
 SLOW_HEAD = r"configs/(quickstart|own_data|emoji)/(?!recipe)|configs/.*(cars3d|mpi3d|celeba|_kl|-kl)"
-SLOW_WORDS = r"logs/SEED|own_data/recipe_|emoji/recipe"
+SLOW_WORDS = r"logs/SEED|own_data/recipe_|emoji/recipe|bench_training"
 ON_PAGES = {word for command in commands() if command.page.suffix == ".md" for word in command.words}
 
 

@@ -195,6 +195,7 @@ def _train_once(pictures: Path, folder: Path) -> None:
     np.save(folder / "losses.npy", losses.values)
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_file(pictures: Path, tmp_path: Path, cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     folders = [tmp_path / name for name in ("first", "second")]
