@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     """Let the C library keep freed memory of this process instead of returning it to the system.
 
     Every training step allocates and frees tensors of the same sizes. By default glibc returns large ones at once, and
-    the next step waits for the system to clear new pages. The memory in use at one time changes by a few percent.
+    the next step waits for the system to clear new pages. Peak memory increases by a few percent.
 
     Returns:
         Whether the allocator was set. It is left alone where the user has set it (``MALLOC_TRIM_THRESHOLD_``,

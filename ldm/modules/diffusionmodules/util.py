@@ -61,8 +61,8 @@ def normalization(channels: int, eps: float = 1e-5) -> GroupNorm32:
 class GatedGELU(nn.Linear):
     """Linear layer whose first half of outputs is multiplied by the GELU of the second half (Shazeer 2020, GEGLU).
 
-    The halves are computed apart, so that no operation reads or writes half of a tensor: cutting one output costs a
-    concatenation in the backward pass, and both halves would lie apart in memory.
+    The halves are computed by two products: slices of one output are not contiguous, and their backward pass
+    concatenates the gradients.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:

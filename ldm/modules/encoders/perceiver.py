@@ -53,7 +53,7 @@ class PreNorm(nn.Module):
 def _pair(width: int, heads: int, dim_head: int, context_dim: int | None = None) -> nn.ModuleList:
     """Return attention (cross-attention with ``context_dim``) and feed-forward blocks."""
     attention = Attention(width, context_dim or width, heads, dim_head)
-    hidden = GatedGELU(width, 4 * width), nn.Identity()  # the reference's second layer, which has no weights
+    hidden = GatedGELU(width, 4 * width), nn.Identity()  # the last layer is net.2 in published checkpoints
     feed_forward = sequence_in("net", *hidden, nn.Linear(4 * width, width))
     return nn.ModuleList([PreNorm(width, attention, context_dim), PreNorm(width, feed_forward)])
 
