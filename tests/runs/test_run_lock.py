@@ -23,9 +23,17 @@ HOLD = (
     "with exclusive(Path(sys.argv[1]), 'run'): print('locked', flush=True); time.sleep(float(sys.argv[2]))"
 )
 
+# The child prints, not the parent: at its first line it has closed its copy of the lock's descriptor.
+HOLD_AND_FORK = (
+    "import os, sys, time; from pathlib import Path; from ldm.runs.lock import exclusive\n"
+    "with exclusive(Path(sys.argv[1]), 'run'):\n"
+    "    if os.fork(): time.sleep(60)\n"
+    "    print('locked', flush=True); time.sleep(3); os._exit(0)"
+)
 
-def hold(path: Path, seconds: float = 60) -> subprocess.Popen:
-    command = [sys.executable, "-c", HOLD, str(path), str(seconds)]
+
+def hold(path: Path, seconds: float = 60, code: str = HOLD) -> subprocess.Popen:
+    command = [sys.executable, "-c", code, str(path), str(seconds)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert process.stdout.readline() == "locked\n"
     return process
@@ -46,11 +54,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path: Path) -
 
 def test_processes_of_a_killed_owner_do_not_keep_the_lock(tmp_path: Path) -> None:
     """Loader workers outlive a killed training by some seconds."""
-    fork = "import multiprocessing as mp, time; mp.get_context('fork').Process(target=time.sleep, args=(3,)).start()"
-    code = HOLD.replace("print('locked'", f"exec({fork!r}); print('locked'")
-    command = [sys.executable, "-c", code, str(tmp_path / ".lock"), "60"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert process.stdout.readline() == "locked\n"
+    process = hold(tmp_path / ".lock", code=HOLD_AND_FORK)
     process.send_signal(signal.SIGKILL)
     process.wait()
     with exclusive(tmp_path / ".lock", "run") as was_held:

@@ -17,11 +17,11 @@ from ldm.training.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 def step():
-    for _ in range(4):
-        (torch.ones(2**21) + 1).sum()  # two tensors of 8 MiB
-step()
+    (torch.ones(2**24) + 1).sum()  # two tensors of 64 MiB, which glibc maps and unmaps by default
+for _ in range(3):
+    step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(20):
+for _ in range(10):
     step()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -35,7 +35,8 @@ def page_faults(mode: str) -> int:
 
 @pytest.mark.skipif(not allocator.keep_freed_memory(), reason="needs glibc with its default settings")
 def test_repeated_steps_reuse_their_pages() -> None:
-    assert page_faults("keep") < page_faults("default") / 10
+    """The heap may still have to grow once or twice; by default every step needs all of its pages again."""
+    assert page_faults("keep") < page_faults("default") / 3
 
 
 @pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"])
